@@ -1,0 +1,1 @@
+//! Event loops, the external gate and I/O engines of Sluice.

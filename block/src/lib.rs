@@ -1,0 +1,1 @@
+//! Block graph, drained sections and block jobs of Sluice.

@@ -1,0 +1,1 @@
+//! Device models of Sluice: legacy PC, PCI, IDE and virtio.

@@ -1,0 +1,1 @@
+//! The disk writer that runs inside the demo guest.

@@ -1,0 +1,1 @@
+//! The Sluice virtual machine monitor.
