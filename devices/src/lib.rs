@@ -1,1 +1,9 @@
 //! Device models of Sluice: legacy PC, PCI, IDE and virtio.
+//!
+//! Devices know nothing of KVM: interrupts ([`irq`]), doorbells ([`doorbell`]) and address spaces
+//! ([`bus`]) are traits and tables that the machine fills in.
+
+pub mod bus;
+pub mod doorbell;
+pub mod irq;
+pub mod reset;

@@ -1,0 +1,48 @@
+//! Interrupts as devices see them: a line with a level, and a message-signalled vector.
+//!
+//! The machine implements these on KVM's in-kernel interrupt controllers, or on the qtest
+//! server's recorder; devices know neither.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// Why no interrupt could be had.
+#[derive(Debug, Error)]
+pub enum IrqError {
+    /// Every vector of the machine is taken.
+    #[error("the machine has no message-signalled interrupt vector left (limit {limit})")]
+    Exhausted {
+        /// How many vectors the machine has.
+        limit: usize,
+    },
+    /// The host refused to make the vector.
+    #[error("the host cannot provide a message-signalled interrupt: {0}")]
+    Host(#[from] std::io::Error),
+}
+
+/// One input of the interrupt controller. Any thread.
+pub trait IrqLine: Send + Sync {
+    /// Drives the input. Setting the level it already has does nothing.
+    fn set(&self, level: bool);
+}
+
+/// One message-signalled interrupt vector (an MSI or MSI-X entry). Any thread.
+pub trait MsiVector: Send + Sync {
+    /// Sets the message (PCI Local Bus 3.0 §6.8.1: address and data) that the vector sends and
+    /// whether it may. Takes effect before it returns. A masked vector sends nothing: the
+    /// *pending* bit is kept by the caller, which triggers again after unmasking.
+    fn configure(&self, address: u64, data: u32, masked: bool);
+
+    /// Sends the message. One eventfd write under KVM; never waits.
+    fn trigger(&self);
+}
+
+/// Hands out message-signalled vectors. Any thread.
+pub trait MsiController: Send + Sync {
+    /// A new vector, masked until configured; it is given back when the last reference is dropped.
+    ///
+    /// # Errors
+    /// [`IrqError`] when the machine or the host has none left.
+    fn allocate(&self) -> Result<Arc<dyn MsiVector>, IrqError>;
+}
