@@ -1,1 +1,3 @@
 //! The Sluice virtual machine monitor.
+
+pub mod control;
