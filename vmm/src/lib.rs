@@ -1,3 +1,4 @@
 //! The Sluice virtual machine monitor.
 
 pub mod control;
+pub mod qmp;

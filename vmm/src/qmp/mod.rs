@@ -1,0 +1,3 @@
+//! QMP: the machine protocol on a Unix socket, in QEMU's wire format.
+
+pub mod json;
