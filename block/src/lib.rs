@@ -1,1 +1,3 @@
 //! Block graph, drained sections and block jobs of Sluice.
+
+pub mod dirty;

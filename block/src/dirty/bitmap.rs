@@ -1,0 +1,350 @@
+//! The bitmap itself: two levels of atomic words.
+//!
+//! Any method may be called from any thread at any time; none waits, none takes a lock.
+
+use std::fmt;
+use std::iter;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use super::geometry::{BitmapError, Geometry, Granularity};
+
+/// Bits in one word of either level.
+const WORD_BITS: usize = u64::BITS as usize;
+
+/// A dirty bitmap over a disk.
+///
+/// # What a copier may rely on
+/// A writer marks a range *after* its write has completed ([`record`](Self::record)); a copier
+/// clears a chunk *before* it reads the chunk's data ([`clear`](Self::clear)). Marking and
+/// clearing are read-modify-writes of the same word, so one of them comes first:
+///
+/// - the mark came first: the clear has read it and so happens after the write that was marked;
+///   the copier's read sees that write;
+/// - the clear came first: the mark stays, and the chunk is found dirty again.
+///
+/// So no write is forgotten: it is in the copy or still marked. A mark is never skipped because the
+/// bit is set already; a plain look at the bit would not order the write before the next clear.
+///
+/// # Accuracy of the count
+/// A mark is counted before its bit is set, and a clear after its bit went away. The count
+/// therefore never falls short of the bits that are set: [`is_clean`](Self::is_clean) does not
+/// say yes while a completed mark stands. While a call to mark runs it may be too high by that
+/// call's range; when nobody marks or clears it is exact.
+///
+/// # The summary
+/// One bit of the upper level says that a word of the lower level may hold marks. A marker sets
+/// its word and then looks at the summary bit; a clearer that emptied a word drops the summary bit
+/// and then looks at the word again. Both do this in the one total order of `SeqCst`, so at
+/// least one of them sees the other and the summary bit stands in the end. For the moment between
+/// dropping and looking again, the clearer shows that it is at it (`scrubs_started`,
+/// `scrubs_finished`); a search which came up empty while that was so looks at all words.
+pub struct DirtyBitmap {
+    geometry: Geometry,
+    words: Box<[AtomicU64]>,
+    summary: Box<[AtomicU64]>,
+    dirty_chunks: AtomicU64,
+    recording: AtomicBool,
+    scrubs_started: AtomicU64,
+    scrubs_finished: AtomicU64,
+}
+
+impl DirtyBitmap {
+    /// A clean bitmap for a disk of `size` bytes; recording is on.
+    ///
+    /// # Errors
+    /// [`BitmapError::OutOfMemory`].
+    pub fn new(size: u64, granularity: Granularity) -> Result<Self, BitmapError> {
+        let geometry = Geometry::new(size, granularity)?;
+        let word_count = geometry.chunks.div_ceil(WORD_BITS);
+        let words = zeroed(word_count, &geometry)?;
+        let summary = zeroed(word_count.div_ceil(WORD_BITS), &geometry)?;
+        Ok(Self {
+            geometry,
+            words,
+            summary,
+            dirty_chunks: AtomicU64::new(0),
+            recording: AtomicBool::new(true),
+            scrubs_started: AtomicU64::new(0),
+            scrubs_finished: AtomicU64::new(0),
+        })
+    }
+
+    /// Size of the disk in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.geometry.size
+    }
+
+    /// Bytes that one bit stands for.
+    #[must_use]
+    pub fn granularity(&self) -> u64 {
+        self.geometry.granularity.bytes()
+    }
+
+    /// Switches the recording of writes on or off.
+    ///
+    /// A [`record`](Self::record) that runs meanwhile may still count under the old setting; who
+    /// needs a sharp edge changes it inside a drained section.
+    pub fn set_recording(&self, recording: bool) {
+        self.recording.store(recording, SeqCst);
+    }
+
+    /// Whether writes are recorded.
+    #[must_use]
+    pub fn is_recording(&self) -> bool {
+        self.recording.load(SeqCst)
+    }
+
+    /// Marks what a completed write touched, if recording is on. Bytes; rounded outward.
+    pub fn record(&self, offset: u64, len: u64) {
+        if self.is_recording() {
+            self.set_dirty(offset, len);
+        }
+    }
+
+    /// Marks every chunk that the range touches (rounded outward, in bytes), recording or not.
+    ///
+    /// What lies beyond the disk's end is ignored.
+    pub fn set_dirty(&self, offset: u64, len: u64) {
+        let chunks = self.geometry.outward(offset, len);
+        if chunks.is_empty() {
+            return;
+        }
+        self.dirty_chunks.fetch_add(chunks.len() as u64, SeqCst);
+        let mut already = 0;
+        for (word, mask) in masks(chunks) {
+            let before = self.words[word].fetch_or(mask, SeqCst);
+            already += u64::from((before & mask).count_ones());
+            self.announce(word);
+        }
+        if already > 0 {
+            self.dirty_chunks.fetch_sub(already, SeqCst);
+        }
+    }
+
+    /// Clears every chunk that the range covers entirely (rounded inward, in bytes) and returns how many were dirty.
+    ///
+    /// A short last chunk is covered when the range reaches the disk's end. Chunks that are only
+    /// partly in the range stay as they are: the rest of them may be dirty.
+    pub fn clear(&self, offset: u64, len: u64) -> u64 {
+        let mut cleared = 0;
+        for (word, mask) in masks(self.geometry.inward(offset, len)) {
+            if self.words[word].load(SeqCst) == 0 {
+                continue;
+            }
+            let before = self.words[word].fetch_and(!mask, SeqCst);
+            cleared += u64::from((before & mask).count_ones());
+            if before & !mask == 0 {
+                self.scrub(word);
+            }
+        }
+        if cleared > 0 {
+            self.dirty_chunks.fetch_sub(cleared, SeqCst);
+        }
+        cleared
+    }
+
+    /// Marks the whole disk.
+    pub fn set_all(&self) {
+        self.set_dirty(0, self.geometry.size);
+    }
+
+    /// Clears the whole disk.
+    pub fn clear_all(&self) {
+        self.clear(0, self.geometry.size);
+    }
+
+    /// Whether the chunk that holds the byte `offset` is dirty; false beyond the disk's end.
+    #[must_use]
+    pub fn is_dirty(&self, offset: u64) -> bool {
+        offset < self.geometry.size && self.chunk_is_dirty(self.geometry.chunk_of(offset))
+    }
+
+    /// The first run of dirty chunks at or after the chunk that holds byte `from`, in bytes.
+    ///
+    /// The run begins at a chunk's first byte (before `from` if that chunk itself is dirty), ends at a
+    /// chunk's end or the disk's, and is cut after `max_len` bytes rounded down to whole chunks,
+    /// but holds at least one. There is no wrap-around. It is a snapshot: only a later
+    /// [`clear`](Self::clear) is ordered against marks.
+    #[must_use]
+    pub fn next_dirty(&self, from: u64, max_len: u64) -> Option<Range<u64>> {
+        if from >= self.geometry.size {
+            return None;
+        }
+        let first = self.find_dirty(self.geometry.chunk_of(from))?;
+        let most = usize::try_from(max_len / self.granularity())
+            .unwrap_or(usize::MAX)
+            .max(1);
+        let limit = first.saturating_add(most).min(self.geometry.chunks);
+        let end = self.find_clean(first + 1, limit);
+        Some(self.geometry.offset_of(first)..self.geometry.offset_of(end))
+    }
+
+    /// Dirty bytes; a short last chunk counts with its true length. See the accuracy above.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        let chunks = self.dirty_chunks.load(SeqCst);
+        let bytes = chunks.saturating_mul(self.granularity());
+        let missing = self.geometry.missing_tail();
+        let tail_dirty = missing > 0 && self.chunk_is_dirty(self.geometry.chunks - 1);
+        let bytes = if tail_dirty {
+            bytes.saturating_sub(missing)
+        } else {
+            bytes
+        };
+        bytes.min(self.geometry.size)
+    }
+
+    /// Whether no chunk is dirty.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.dirty_chunks.load(SeqCst) == 0
+    }
+
+    /// A copy for a disk of `size` bytes with the same granularity, recording and marks.
+    ///
+    /// What was added is clean, what was cut off is forgotten. The caller puts the copy in this
+    /// bitmap's place inside a drained section of the disk: a mark that arrives between copying and
+    /// replacing would stay behind here.
+    ///
+    /// # Errors
+    /// [`BitmapError::OutOfMemory`].
+    pub fn resized(&self, size: u64) -> Result<Self, BitmapError> {
+        let copy = Self::new(size, self.geometry.granularity)?;
+        copy.set_recording(self.is_recording());
+        let mut from = 0;
+        while let Some(run) = self.next_dirty(from, u64::MAX) {
+            copy.set_dirty(run.start, run.end - run.start);
+            from = run.end;
+        }
+        Ok(copy)
+    }
+
+    fn chunk_is_dirty(&self, chunk: usize) -> bool {
+        self.words[chunk / WORD_BITS].load(SeqCst) & bit(chunk) != 0
+    }
+
+    /// Makes sure that the summary shows `word`, which was just marked.
+    fn announce(&self, word: usize) {
+        let upper = &self.summary[word / WORD_BITS];
+        if upper.load(SeqCst) & bit(word) == 0 {
+            upper.fetch_or(bit(word), SeqCst);
+        }
+    }
+
+    /// Takes the emptied `word` out of the summary, unless it was marked again meanwhile.
+    fn scrub(&self, word: usize) {
+        self.scrubs_started.fetch_add(1, SeqCst);
+        let upper = &self.summary[word / WORD_BITS];
+        upper.fetch_and(!bit(word), SeqCst);
+        if self.words[word].load(SeqCst) != 0 {
+            upper.fetch_or(bit(word), SeqCst);
+        }
+        self.scrubs_finished.fetch_add(1, SeqCst);
+    }
+
+    fn find_dirty(&self, from: usize) -> Option<usize> {
+        // Equal counters before and after: no summary bit was down for a moment while we looked.
+        let finished = self.scrubs_finished.load(SeqCst);
+        let found = self.find_by_summary(from);
+        if found.is_some() || self.scrubs_started.load(SeqCst) == finished {
+            return found;
+        }
+        self.find_in_words(from, self.words.len())
+    }
+
+    fn find_by_summary(&self, from: usize) -> Option<usize> {
+        let word = from / WORD_BITS;
+        if let Some(chunk) = self.find_in_words(from, word + 1) {
+            return Some(chunk);
+        }
+        let mut next = word + 1;
+        while next < self.words.len() {
+            let upper = next / WORD_BITS;
+            let mut candidates = self.summary[upper].load(SeqCst) & from_bit(next);
+            while candidates != 0 {
+                let word = upper * WORD_BITS + candidates.trailing_zeros() as usize;
+                if let Some(chunk) = self.find_in_words(word * WORD_BITS, word + 1) {
+                    return Some(chunk);
+                }
+                candidates &= candidates - 1;
+            }
+            next = (upper + 1) * WORD_BITS;
+        }
+        None
+    }
+
+    /// The first dirty chunk from chunk `from` on in the words before `end_word`.
+    fn find_in_words(&self, from: usize, end_word: usize) -> Option<usize> {
+        let mut keep = from_bit(from);
+        for word in from / WORD_BITS..end_word.min(self.words.len()) {
+            let marks = self.words[word].load(SeqCst) & keep;
+            if marks != 0 {
+                return Some(word * WORD_BITS + marks.trailing_zeros() as usize);
+            }
+            keep = u64::MAX;
+        }
+        None
+    }
+
+    /// The first clean chunk in `from..limit`, or `limit`.
+    fn find_clean(&self, from: usize, limit: usize) -> usize {
+        masks(from..limit)
+            .find_map(|(word, mask)| {
+                let clean = !self.words[word].load(SeqCst) & mask;
+                (clean != 0).then(|| word * WORD_BITS + clean.trailing_zeros() as usize)
+            })
+            .unwrap_or(limit)
+    }
+}
+
+impl fmt::Debug for DirtyBitmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyBitmap")
+            .field("size", &self.size())
+            .field("granularity", &self.granularity())
+            .field("dirty", &self.count())
+            .field("recording", &self.is_recording())
+            .finish()
+    }
+}
+
+/// The bit of item `index` in its word.
+fn bit(index: usize) -> u64 {
+    1 << (index % WORD_BITS)
+}
+
+/// All bits of the word of item `index` from that item on.
+fn from_bit(index: usize) -> u64 {
+    u64::MAX << (index % WORD_BITS)
+}
+
+/// The words that `chunks` falls into, each with the bits that belong to the range.
+fn masks(chunks: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    let mut at = chunks.start;
+    iter::from_fn(move || {
+        if at >= chunks.end {
+            return None;
+        }
+        let word = at / WORD_BITS;
+        let word_end = (word + 1) * WORD_BITS;
+        let mut mask = from_bit(at);
+        if chunks.end < word_end {
+            mask &= !from_bit(chunks.end);
+        }
+        at = word_end;
+        Some((word, mask))
+    })
+}
+
+fn zeroed(count: usize, geometry: &Geometry) -> Result<Box<[AtomicU64]>, BitmapError> {
+    let mut words = Vec::new();
+    words
+        .try_reserve_exact(count)
+        .map_err(|_| BitmapError::OutOfMemory {
+            chunks: geometry.chunks as u64,
+        })?;
+    words.extend(iter::repeat_with(|| AtomicU64::new(0)).take(count));
+    Ok(words.into_boxed_slice())
+}
