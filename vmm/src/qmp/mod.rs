@@ -1,3 +1,4 @@
 //! QMP: the machine protocol on a Unix socket, in QEMU's wire format.
 
+pub mod input;
 pub mod json;

@@ -139,8 +139,7 @@ impl Framer {
     }
 
     fn step_outside(&mut self, byte: u8) {
-        let ends_scalar =
-            byte.is_ascii_whitespace() || b"{}[],:\"'".contains(&byte);
+        let ends_scalar = byte.is_ascii_whitespace() || b"{}[],:\"'".contains(&byte);
         if ends_scalar && self.position == Position::Scalar {
             self.position = Position::Between;
             self.finish_if_complete();

@@ -167,7 +167,10 @@ impl Parser<'_> {
     /// A number: integer if it has neither fraction nor exponent and fits 64 bits, else a double.
     fn number(&mut self) -> Result<Value, JsonError> {
         let start = self.at;
-        while matches!(self.peek(), Some(b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')) {
+        while matches!(
+            self.peek(),
+            Some(b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')
+        ) {
             self.at += 1;
         }
         let literal = self.text.get(start..self.at).unwrap_or_default();
@@ -196,8 +199,7 @@ impl Parser<'_> {
                 Some(b) => bytes.push(b),
             }
         }
-        String::from_utf8(bytes)
-            .map_err(|_| JsonError::syntax("invalid UTF-8 sequence in string"))
+        String::from_utf8(bytes).map_err(|_| JsonError::syntax("invalid UTF-8 sequence in string"))
     }
 
     fn escape(&mut self, out: &mut Vec<u8>) -> Result<(), JsonError> {

@@ -54,12 +54,21 @@ fn syntax_errors_say_what_is_wrong() {
         ("{\"a\": }", "JSON parse error, expecting value"),
         ("{a: 1}", "JSON parse error, key is not a string in object"),
         ("{\"a\" 1}", "JSON parse error, missing : in object pair"),
-        ("{\"a\": 1 2}", "JSON parse error, expected separator in dict"),
+        (
+            "{\"a\": 1 2}",
+            "JSON parse error, expected separator in dict",
+        ),
         ("[1 2]", "JSON parse error, expected separator in list"),
         ("{\"a\":1,\"a\":2}", "JSON parse error, duplicate key"),
         ("[01]", "JSON parse error, invalid number '01'"),
-        (r#""\ud800""#, "JSON parse error, invalid unicode escape in string"),
-        (r#""\q""#, "JSON parse error, invalid escape sequence in string"),
+        (
+            r#""\ud800""#,
+            "JSON parse error, invalid unicode escape in string",
+        ),
+        (
+            r#""\q""#,
+            "JSON parse error, invalid escape sequence in string",
+        ),
         ("{\"a\": @x}", "JSON parse error, stray '@x'"),
         ("", "JSON parse error, expecting value"),
         ("{} {}", "JSON parse error, stray '{' after the value"),
@@ -78,7 +87,10 @@ fn one_error_per_bad_message_then_the_next_is_understood() {
     let frames = frames(b"{\"a\": foo, \"b\": {\"execute\": \"quit\"}} } {\"execute\":\"x\"}");
     assert_eq!(frames.len(), 3, "{frames:?}");
     assert!(frames[0].is_err());
-    assert!(frames[1].is_err(), "a lone closing brace is an error of its own");
+    assert!(
+        frames[1].is_err(),
+        "a lone closing brace is an error of its own"
+    );
     assert_eq!(frames[2], Ok(json!({"execute": "x"})));
 }
 
@@ -91,7 +103,11 @@ fn a_control_character_spoils_only_its_message() {
 
 #[test]
 fn reset_byte_and_line_end_in_string_resynchronise() {
-    for spoiler in [&b"{\"a\": [\"open \xff"[..], b"{\"a\": [\"open \n", b"{\"a\": [1,\xfe"] {
+    for spoiler in [
+        &b"{\"a\": [\"open \xff"[..],
+        b"{\"a\": [\"open \n",
+        b"{\"a\": [1,\xfe",
+    ] {
         let mut stream = spoiler.to_vec();
         stream.extend_from_slice(b"{\"execute\":\"x\"}");
         let frames = frames(&stream);
@@ -113,8 +129,14 @@ fn limits_refuse_the_message_and_keep_no_more_memory() {
             [&b"{\"a\":\""[..], &[b'x'; 1000], b"\"}"].concat(),
             JsonError::Size,
         ),
-        ([b"[", b"1,".repeat(20).as_slice(), b"1]"].concat(), JsonError::Tokens),
-        ([b"[".repeat(6), b"]".repeat(6)].concat(), JsonError::Nesting),
+        (
+            [b"[", b"1,".repeat(20).as_slice(), b"1]"].concat(),
+            JsonError::Tokens,
+        ),
+        (
+            [b"[".repeat(6), b"]".repeat(6)].concat(),
+            JsonError::Nesting,
+        ),
     ];
     for (message, expected) in cases {
         let mut framer = Framer::new(limits);
