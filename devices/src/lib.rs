@@ -6,4 +6,5 @@
 pub mod bus;
 pub mod doorbell;
 pub mod irq;
+pub mod pci;
 pub mod reset;
