@@ -4,7 +4,9 @@
 //! ([`bus`]) are traits and tables that the machine fills in.
 
 pub mod bus;
+pub mod clock;
 pub mod doorbell;
 pub mod irq;
+pub mod legacy;
 pub mod pci;
 pub mod reset;
