@@ -30,14 +30,22 @@
 //! Threads: configuration accesses and BAR accesses come from vCPU threads, from several at a time. The locks in
 //! here guard bytes only: none is held while something waits for I/O.
 
+mod allocator;
 mod bar;
+mod bridges;
+mod bus;
 mod config;
 mod function;
+mod intx;
 pub mod layout;
 
+pub use allocator::BarAllocator;
 pub use bar::{BarIndex, BarKind};
+pub use bridges::{Bridge, VENDOR_INTEL};
+pub use bus::{CONFIG_PORTS, PciBus};
 pub use config::{ConfigBuilder, ConfigChange, Identity, PciConfig};
 pub use function::PciFunction;
+pub use intx::{IntxRouter, WIRES};
 pub use layout::class;
 
 use std::fmt;

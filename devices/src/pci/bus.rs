@@ -1,0 +1,367 @@
+//! The machine's PCI bus: configuration mechanism #1 and the windows of the BARs.
+//!
+//! [`PciBus`] is a port device (0xcf8 to 0xcff) for vCPU threads and a [`ResetHook`] for the machine. Lookups of
+//! functions take no lock once the machine is built; moving a BAR takes a lock that guards the address spaces' tables,
+//! never held over I/O.
+//!
+//! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2.
+
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use super::{Address, BarAllocator, BarIndex, BarKind, ConfigChange, PciError, PciFunction};
+use crate::bus::{BusError, FLOATING, MmioBus, MmioDevice, PioBus, PioDevice};
+use crate::reset::{ResetHook, Resetting};
+
+/// The ports of configuration mechanism #1.
+pub const CONFIG_PORTS: RangeInclusive<u16> = CONFIG_ADDRESS..=0xcff;
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_DATA: u16 = 0xcfc;
+
+/// The bits of CONFIG_ADDRESS that exist: enable, bus, device, function, register.
+const ADDRESS_MASK: u32 = 0x80ff_fffc;
+/// CONFIG_ADDRESS: the data ports are configuration accesses.
+const ADDRESS_ENABLE: u32 = 1 << 31;
+
+const SLOTS: usize = Address::DEVICES as usize * Address::FUNCTIONS as usize;
+
+/// A function on the bus and what the machine did with its BARs.
+struct Slot {
+    address: Address,
+    function: Arc<dyn PciFunction>,
+    /// Addresses given at machine build, set again by a reset.
+    assigned: Mutex<[Option<u64>; BarIndex::COUNT]>,
+    /// Windows in force.
+    placed: Mutex<[Option<Window>; BarIndex::COUNT]>,
+}
+
+/// A window in one of the address spaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Window {
+    Io(RangeInclusive<u16>),
+    Memory(RangeInclusive<u64>),
+}
+
+/// The root bus.
+pub struct PciBus {
+    address: AtomicU32,
+    slots: [OnceLock<Arc<Slot>>; SLOTS],
+    pio: Arc<PioBus>,
+    mmio: Arc<MmioBus>,
+    /// Taken to move windows.
+    moving: Mutex<()>,
+}
+
+impl PciBus {
+    /// An empty bus whose functions' BARs go into the given address spaces. [`PciBus::connect`] gives it its ports.
+    pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>) -> Arc<Self> {
+        Arc::new(Self {
+            address: AtomicU32::new(0),
+            slots: std::array::from_fn(|_| OnceLock::new()),
+            pio,
+            mmio,
+            moving: Mutex::new(()),
+        })
+    }
+
+    /// Puts the configuration ports into the port space.
+    pub fn connect(self: &Arc<Self>) -> Result<(), PciError> {
+        let device: Arc<dyn PioDevice> = Arc::clone(self) as _;
+        self.pio
+            .insert(CONFIG_PORTS, device)
+            .map_err(PciError::Ports)
+    }
+
+    /// Adds a function. Only at machine build.
+    pub fn add(&self, address: Address, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
+        let slot = Slot {
+            address,
+            function,
+            assigned: Mutex::default(),
+            placed: Mutex::default(),
+        };
+        let at = slot_index(address);
+        self.slots[at]
+            .set(Arc::new(slot))
+            .map_err(|_taken| PciError::SlotTaken(address))
+    }
+
+    /// The first device number at or above `from` without a function 0.
+    pub fn free_device(&self, from: u8) -> Result<u8, PciError> {
+        (from..Address::DEVICES)
+            .find(|&device| {
+                self.slots[slot_index(Address::new(device, 0))]
+                    .get()
+                    .is_none()
+            })
+            .ok_or(PciError::BusFull)
+    }
+
+    /// The function at an address.
+    pub fn function(&self, address: Address) -> Option<Arc<dyn PciFunction>> {
+        self.slots[slot_index(address)]
+            .get()
+            .map(|slot| Arc::clone(&slot.function))
+    }
+
+    /// Gives every BAR that has no address yet one, as firmware would; decoding stays for the guest to enable.
+    pub fn assign_bars(&self, allocator: &mut BarAllocator) -> Result<(), PciError> {
+        for slot in self.slots.iter().filter_map(OnceLock::get) {
+            let mut assigned = slot.assigned.lock();
+            for bar in BarIndex::ALL {
+                let Some((kind, size)) = slot.function.config().bar(bar) else {
+                    continue;
+                };
+                if assigned[bar.index()].is_none() {
+                    let place = allocator.allocate(kind, size)?;
+                    assigned[bar.index()] = Some(place);
+                    slot.function.config().place_bar(bar, place);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A configuration read: `data` is all ones where no function is. Any thread.
+    pub fn config_read(&self, address: Address, offset: usize, data: &mut [u8]) {
+        match self.present(address) {
+            Some(slot) => slot.function.read_config(offset, data),
+            None => data.fill(FLOATING),
+        }
+    }
+
+    /// A configuration write, followed by the moves of BARs that it implies. Any thread.
+    pub fn config_write(&self, address: Address, offset: usize, data: &[u8]) {
+        let Some(slot) = self.present(address) else {
+            return;
+        };
+        let change = slot.function.write_config(offset, data);
+        if change.contains(ConfigChange::BARS) {
+            self.move_windows();
+        }
+    }
+
+    /// The slot of an existing function.
+    fn present(&self, address: Address) -> Option<&Arc<Slot>> {
+        self.slots[slot_index(address)].get()
+    }
+
+    /// Makes the windows follow the BARs of all functions: first what moved is taken away, then what is missing is
+    /// put up. A BAR that overlaps another claim stays silent until the other goes, and is tried again every time.
+    fn move_windows(&self) {
+        let _moving = self.moving.lock();
+        for slot in self.slots.iter().filter_map(OnceLock::get) {
+            for bar in BarIndex::ALL {
+                self.take_away(slot, bar);
+            }
+        }
+        for slot in self.slots.iter().filter_map(OnceLock::get) {
+            for bar in BarIndex::ALL {
+                self.put_up(slot, bar);
+            }
+        }
+    }
+
+    fn take_away(&self, slot: &Slot, bar: BarIndex) {
+        let wanted = wanted_window(slot.function.as_ref(), bar);
+        let mut placed = slot.placed.lock();
+        let Some(window) = placed[bar.index()].take_if(|window| wanted.as_ref() != Some(window))
+        else {
+            return;
+        };
+        let removed = match window {
+            Window::Io(ports) => self.pio.remove(ports).err(),
+            Window::Memory(range) => self.mmio.remove(range).err(),
+        };
+        if let Some(error) = removed {
+            tracing::error!(function = %slot.address, bar = bar.index(), %error, "a BAR was lost");
+        }
+        slot.function.bar_placed(bar, None);
+    }
+
+    fn put_up(&self, slot: &Slot, bar: BarIndex) {
+        let Some(window) = wanted_window(slot.function.as_ref(), bar) else {
+            return;
+        };
+        let mut placed = slot.placed.lock();
+        if placed[bar.index()].is_some() {
+            return;
+        }
+        match self.insert(slot, bar, &window) {
+            Ok(base) => {
+                placed[bar.index()] = Some(window);
+                slot.function.bar_placed(bar, Some(base));
+            }
+            Err(error) => {
+                tracing::warn!(function = %slot.address, bar = bar.index(), %error, "a BAR cannot answer");
+            }
+        }
+    }
+
+    fn insert(&self, slot: &Slot, bar: BarIndex, window: &Window) -> Result<u64, BusError> {
+        let function = Arc::clone(&slot.function);
+        match window {
+            Window::Io(ports) => {
+                let base = u64::from(*ports.start());
+                let device = Arc::new(BarWindow {
+                    function,
+                    bar,
+                    range: range_u64(ports),
+                });
+                self.pio.insert(ports.clone(), device).map(|()| base)
+            }
+            Window::Memory(range) => {
+                let device = Arc::new(BarWindow {
+                    function,
+                    bar,
+                    range: range.clone(),
+                });
+                self.mmio
+                    .insert(range.clone(), device)
+                    .map(|()| *range.start())
+            }
+        }
+    }
+
+    /// What the data ports address now; `None` when configuration accesses are off or go to another bus.
+    fn selected(&self) -> Option<(Address, usize)> {
+        let selector = self.address.load(Ordering::Acquire);
+        let [register, device_function, bus, _] = selector.to_le_bytes();
+        let address = Address::new(device_function >> 3, device_function);
+        (selector & ADDRESS_ENABLE != 0 && bus == 0).then_some((address, usize::from(register)))
+    }
+}
+
+fn slot_index(address: Address) -> usize {
+    usize::from(address.device()) * usize::from(Address::FUNCTIONS)
+        + usize::from(address.function())
+}
+
+fn range_u64(ports: &RangeInclusive<u16>) -> RangeInclusive<u64> {
+    u64::from(*ports.start())..=u64::from(*ports.end())
+}
+
+/// Where a BAR says it answers.
+fn wanted_window(function: &dyn PciFunction, bar: BarIndex) -> Option<Window> {
+    let config = function.config();
+    let (kind, size) = config.bar(bar)?;
+    let first = config.bar_place(bar)?;
+    let last = first.checked_add(size - 1)?;
+    Some(match kind {
+        BarKind::Io => Window::Io(u16::try_from(first).ok()?..=u16::try_from(last).ok()?),
+        BarKind::Memory32 | BarKind::Memory64 => Window::Memory(first..=last),
+    })
+}
+
+/// The part of an access to `port` that stays within its aligned doubleword: offset in it and length.
+fn within_doubleword(port: u16, len: usize) -> (usize, usize) {
+    let lane = usize::from(port & 3);
+    (lane, len.min(4 - lane))
+}
+
+impl PioDevice for PciBus {
+    fn read(&self, port: u16, data: &mut [u8]) {
+        data.fill(FLOATING);
+        let (lane, len) = within_doubleword(port, data.len());
+        let data = &mut data[..len];
+        if port < CONFIG_DATA {
+            let bytes = self.address.load(Ordering::Acquire).to_le_bytes();
+            data.copy_from_slice(&bytes[lane..lane + len]);
+        } else if let Some((address, register)) = self.selected() {
+            self.config_read(address, register + lane, data);
+        }
+    }
+
+    fn write(&self, port: u16, data: &[u8]) {
+        let (lane, len) = within_doubleword(port, data.len());
+        if port < CONFIG_DATA {
+            // CONFIG_ADDRESS is a doubleword register: narrower writes go to whatever ports lie under it, none here.
+            if let (CONFIG_ADDRESS, Ok(bytes)) = (port, data.try_into()) {
+                self.address
+                    .store(u32::from_le_bytes(bytes) & ADDRESS_MASK, Ordering::Release);
+            }
+        } else if let Some((address, register)) = self.selected() {
+            self.config_write(address, register + lane, &data[..len]);
+        }
+    }
+}
+
+impl ResetHook for PciBus {
+    /// Resets the functions one after the other, then the configuration spaces and CONFIG_ADDRESS, and assigns the
+    /// BARs as at machine build.
+    fn reset(self: Arc<Self>) -> Resetting {
+        Box::pin(async move {
+            for slot in self.slots.iter().filter_map(OnceLock::get) {
+                slot.function.reset().await;
+            }
+            for slot in self.slots.iter().filter_map(OnceLock::get) {
+                let config = slot.function.config();
+                config.reset();
+                let assigned = *slot.assigned.lock();
+                for bar in BarIndex::ALL {
+                    if let Some(place) = assigned[bar.index()] {
+                        config.place_bar(bar, place);
+                    }
+                }
+            }
+            self.address.store(0, Ordering::Release);
+            self.move_windows();
+        })
+    }
+}
+
+/// A BAR in an address space: turns absolute addresses into offsets.
+struct BarWindow {
+    function: Arc<dyn PciFunction>,
+    bar: BarIndex,
+    range: RangeInclusive<u64>,
+}
+
+impl BarWindow {
+    /// Offset of an access, and how many of its bytes lie in the window.
+    fn clip(&self, address: u64, len: usize) -> (u64, usize) {
+        let offset = address.saturating_sub(*self.range.start());
+        let room = self.range.end().saturating_sub(address).saturating_add(1);
+        (
+            offset,
+            usize::try_from(room).map_or(len, |room| len.min(room)),
+        )
+    }
+
+    fn read_at(&self, address: u64, data: &mut [u8]) {
+        let (offset, len) = self.clip(address, data.len());
+        data[len..].fill(FLOATING);
+        self.function.bar_read(self.bar, offset, &mut data[..len]);
+    }
+
+    fn write_at(&self, address: u64, data: &[u8]) {
+        let (offset, len) = self.clip(address, data.len());
+        self.function.bar_write(self.bar, offset, &data[..len]);
+    }
+}
+
+impl PioDevice for BarWindow {
+    fn read(&self, port: u16, data: &mut [u8]) {
+        self.read_at(u64::from(port), data);
+    }
+
+    fn write(&self, port: u16, data: &[u8]) {
+        self.write_at(u64::from(port), data);
+    }
+}
+
+impl MmioDevice for BarWindow {
+    fn read(&self, address: u64, data: &mut [u8]) {
+        self.read_at(address, data);
+    }
+
+    fn write(&self, address: u64, data: &[u8]) {
+        self.write_at(address, data);
+    }
+}
+
+#[cfg(test)]
+mod tests;
