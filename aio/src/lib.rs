@@ -1,1 +1,55 @@
 //! Event loops, the external gate and I/O engines of Sluice.
+//!
+//! This crate knows nothing of disks. It provides the loop in which all block-layer code runs and
+//! the one mechanism with which that code keeps guests out of a drained section.
+//!
+//! * [`EventLoop`] is one thread's loop; [`AioContext`] is the handle by which any thread gives it
+//!   work; [`IoThread`] is a thread that runs one.
+//! * [`current`] is what a task can ask of its loop: time, file descriptors, I/O, other tasks.
+//! * [`gate::Gate`] admits external requests, or parks them in order while a section is open.
+//! * [`IoBuffer`] is memory that an operation owns until the kernel has finished with it.
+//!
+//! # How a kick becomes a completion
+//! A guest's store signals an event fd; the loop's epoll reports it and calls the device's external
+//! handler; the handler enters its disk's gate and starts a task per request; tasks prepare I/O,
+//! which the loop hands to the kernel once per turn; the ring's completions wake the tasks, and the
+//! device tells the guest once per turn.
+
+#[cfg(not(loom))]
+pub mod buffer;
+pub mod clock;
+#[cfg(not(loom))]
+pub mod context;
+#[cfg(not(loom))]
+pub mod current;
+#[cfg(not(loom))]
+mod engine;
+#[cfg(not(loom))]
+pub mod event_loop;
+#[cfg(not(loom))]
+pub mod fd;
+pub mod gate;
+#[cfg(not(loom))]
+pub mod iothread;
+mod sync;
+#[cfg(not(loom))]
+pub mod task;
+#[cfg(not(loom))]
+pub mod timer;
+
+#[cfg(not(loom))]
+pub use buffer::{GuestRam, IoBuffer};
+pub use clock::Clock;
+#[cfg(not(loom))]
+pub use context::AioContext;
+#[cfg(not(loom))]
+pub use engine::EngineKind;
+#[cfg(not(loom))]
+pub use event_loop::{EventLoop, LoopConfig, LoopError};
+#[cfg(not(loom))]
+pub use fd::{FdHandler, Source};
+pub use gate::{Cancelled, Gate, Token};
+#[cfg(not(loom))]
+pub use iothread::IoThread;
+#[cfg(not(loom))]
+pub use task::JoinHandle;

@@ -1,0 +1,68 @@
+//! The one source of time of the event loops and the gate.
+//!
+//! Nothing in `aio` or `block` reads the system's clock by itself: every loop is given a [`Clock`],
+//! so that a simulation or the qtest machine can stand still and step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A monotonic clock that starts at zero. Cheap to clone; may be read from any thread.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    Real(Instant),
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// The system's monotonic clock, counted from now.
+    #[must_use]
+    pub fn real() -> Self {
+        Self(Source::Real(Instant::now()))
+    }
+
+    /// A clock that moves only by [`Clock::advance`].
+    #[must_use]
+    pub fn manual() -> Self {
+        Self(Source::Manual(Arc::new(AtomicU64::new(0))))
+    }
+
+    /// Time since the clock's start.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        match &self.0 {
+            Source::Real(start) => start.elapsed(),
+            Source::Manual(nanos) => Duration::from_nanos(nanos.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Moves a manual clock forward; returns false (and does nothing) for a real one.
+    ///
+    /// Loops that sleep on this clock must be notified afterwards
+    /// ([`crate::AioContext::notify`]): they look at their timers at every turn.
+    pub fn advance(&self, by: Duration) -> bool {
+        match &self.0 {
+            Source::Real(_) => false,
+            Source::Manual(nanos) => {
+                let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+                nanos.fetch_add(by, Ordering::AcqRel);
+                true
+            }
+        }
+    }
+
+    /// Whether the clock moves only by [`Clock::advance`].
+    #[must_use]
+    pub fn is_manual(&self) -> bool {
+        matches!(self.0, Source::Manual(_))
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::real()
+    }
+}
