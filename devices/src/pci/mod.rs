@@ -38,6 +38,7 @@ mod config;
 mod function;
 mod intx;
 pub mod layout;
+pub mod msix;
 
 pub use allocator::BarAllocator;
 pub use bar::{BarIndex, BarKind};
@@ -47,6 +48,7 @@ pub use config::{ConfigBuilder, ConfigChange, Identity, PciConfig};
 pub use function::PciFunction;
 pub use intx::{IntxRouter, WIRES};
 pub use layout::class;
+pub use msix::Msix;
 
 use std::fmt;
 

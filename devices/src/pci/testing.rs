@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::irq::IrqLine;
+use parking_lot::Mutex;
+
+use crate::irq::{IrqError, IrqLine, MsiController, MsiVector};
 
 /// An interrupt line that remembers its level.
 #[derive(Debug, Default)]
@@ -22,5 +24,47 @@ impl RecordedLine {
 impl IrqLine for RecordedLine {
     fn set(&self, level: bool) {
         self.0.store(level, Ordering::SeqCst);
+    }
+}
+
+/// A controller whose vectors record the messages they send.
+#[derive(Debug, Default)]
+pub(crate) struct RecordedMsi {
+    sent: Arc<Mutex<Vec<(u64, u32)>>>,
+}
+
+#[derive(Debug)]
+struct RecordedVector {
+    sent: Arc<Mutex<Vec<(u64, u32)>>>,
+    message: Mutex<Option<(u64, u32)>>,
+}
+
+impl RecordedMsi {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Address and data of every message so far.
+    pub(crate) fn sent(&self) -> Vec<(u64, u32)> {
+        self.sent.lock().clone()
+    }
+}
+
+impl MsiController for RecordedMsi {
+    fn allocate(&self) -> Result<Arc<dyn MsiVector>, IrqError> {
+        Ok(Arc::new(RecordedVector {
+            sent: Arc::clone(&self.sent),
+            message: Mutex::default(),
+        }))
+    }
+}
+
+impl MsiVector for RecordedVector {
+    fn configure(&self, address: u64, data: u32, masked: bool) {
+        *self.message.lock() = (!masked).then_some((address, data));
+    }
+
+    fn trigger(&self) {
+        self.sent.lock().extend(*self.message.lock());
     }
 }
