@@ -17,11 +17,14 @@ class PackageError(Exception):
     """A package cannot be had; the text says which, why, and what to do."""
 
 
-def _apt_field(package, field):
+def _apt_field(package, field, cache):
     """First value of ``field`` in the record of apt's candidate for ``package``, or None."""
+    # An index of apt's lists of our own: container images often switch the machine's off, and
+    # reading all lists for every question takes most of a second.
+    index = [f"-oDir::Cache::{name}={cache.resolve() / name}.bin" for name in ("pkgcache", "srcpkgcache")]
     try:
         shown = subprocess.run(
-            ["apt-cache", "show", "--no-all-versions", package],
+            ["apt-cache", *index, "show", "--no-all-versions", package],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     except FileNotFoundError as error:
         raise PackageError("apt-cache is not here: the guest is made from Debian's packages") from error
@@ -29,7 +32,7 @@ def _apt_field(package, field):
     return match.group(1) if match else None
 
 
-def _newest_cached(cache, pattern):
+def newest_cached(cache, pattern):
     """The unpacked package of the highest version whose directory name matches, or None."""
     def version_key(path):
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
@@ -37,9 +40,10 @@ def _newest_cached(cache, pattern):
     return max(found, key=version_key, default=None)
 
 
-def kernel_package(meta):
-    """Name of the package that holds the files which the meta package ``meta`` stands for."""
-    depends = _apt_field(meta, "Depends") or ""
+def kernel_package(meta, cache):
+    """Name of the package that holds the files which the meta package ``meta`` stands for, or None."""
+    cache.mkdir(parents=True, exist_ok=True)
+    depends = _apt_field(meta, "Depends", cache) or ""
     match = re.search(r"linux-image-[0-9][^ ,]*", depends)
     return match.group(0) if match else None
 
@@ -51,7 +55,7 @@ def fetch(package, pattern, cache, say):
     download a candidate, the newest one already here serves, with a notice.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    version = _apt_field(package, "Version") if package else None
+    version = _apt_field(package, "Version", cache) if package else None
     if version is None:
         reason = f"apt knows no package {package or pattern} (are its lists empty? run ci/install-deps, or apt-get update as root)"
     else:
@@ -61,7 +65,7 @@ def fetch(package, pattern, cache, say):
         reason = _download(package, version, target, say)
         if reason is None:
             return target
-    older = _newest_cached(cache, pattern)
+    older = newest_cached(cache, pattern)
     if older is None:
         raise PackageError(reason)
     say(f"{reason}; using {older.name}, which is here")
