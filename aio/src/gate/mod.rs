@@ -30,19 +30,19 @@
 
 #[cfg(all(test, loom))]
 mod loom_tests;
+mod mechanism;
 mod stats;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod waiting;
 
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{Arc, Ordering};
+use mechanism::Inner;
 pub use stats::{GateStats, Histogram, Holder};
+pub use waiting::{Enter, Opened, WaitIdle};
 
 /// The gate was destroyed: what was parked is cancelled, nothing enters any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,53 +53,11 @@ pub struct Cancelled;
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Inner>);
 
-#[derive(Debug)]
-struct Inner {
-    name: String,
-    clock: Clock,
-    /// Tokens that are out, granted ones included.
-    in_flight: AtomicUsize,
-    /// Reasons for a newcomer to go to the queue: open sections, queued waiters, destruction.
-    barrier: AtomicUsize,
-    /// Futures that wait for `in_flight == 0`; the leaver looks here before it takes the lock.
-    idle_waiters: AtomicUsize,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    closed: usize,
-    destroyed: bool,
-    next_ticket: u64,
-    queue: BTreeMap<u64, Waiter>,
-    idle: BTreeMap<u64, Waker>,
-    opened: BTreeMap<u64, Waker>,
-    holders: BTreeMap<u64, Holder>,
-    stats: GateStats,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    waker: Waker,
-    granted: bool,
-    since: Duration,
-}
-
-/// Wakers collected under the lock and woken after it (rule 9).
-type Wakes = Vec<Waker>;
-
 impl Gate {
     /// A new open gate; `name` appears in diagnostics.
     #[must_use]
     pub fn new(name: impl Into<String>, clock: Clock) -> Self {
-        Self(Arc::new(Inner {
-            name: name.into(),
-            clock,
-            in_flight: AtomicUsize::new(0),
-            barrier: AtomicUsize::new(0),
-            idle_waiters: AtomicUsize::new(0),
-            state: Mutex::new(State::default()),
-        }))
+        Self(Arc::new(Inner::new(name.into(), clock)))
     }
 
     /// The name given at creation.
@@ -113,11 +71,7 @@ impl Gate {
     /// Dropping the future leaves the queue. Fails only when the gate is destroyed.
     #[must_use = "futures do nothing unless polled"]
     pub fn enter(&self) -> Enter {
-        Enter {
-            gate: self.clone(),
-            ticket: None,
-            done: false,
-        }
+        Enter::new(self.clone())
     }
 
     /// Takes a token if the gate is open and nobody is queued; never waits.
@@ -126,11 +80,7 @@ impl Gate {
     /// after [`Gate::opened`].
     #[must_use]
     pub fn try_enter(&self) -> Option<Token> {
-        let inner = &*self.0;
-        inner.in_flight.fetch_add(1, Ordering::SeqCst);
-        let token = Token { gate: self.clone() };
-        // A refused newcomer gives its token back by dropping it.
-        (inner.barrier.load(Ordering::SeqCst) == 0).then_some(token)
+        self.0.try_enter().then(|| Token { gate: self.clone() })
     }
 
     /// Takes a token without looking whether the gate is closed.
@@ -144,21 +94,17 @@ impl Gate {
     }
 
     /// Waits until the gate is open and its queue is empty; holds no place in the queue.
+    ///
+    /// Fails only when the gate is destroyed.
     #[must_use = "futures do nothing unless polled"]
     pub fn opened(&self) -> Opened {
-        Opened {
-            gate: self.clone(),
-            key: None,
-        }
+        Opened::new(self.clone())
     }
 
     /// Waits until no token is out, without closing the gate (the *settle* verb's half).
     #[must_use = "futures do nothing unless polled"]
     pub fn wait_idle(&self) -> WaitIdle {
-        WaitIdle {
-            gate: self.clone(),
-            key: None,
-        }
+        WaitIdle::new(self.clone())
     }
 
     /// Closes the gate; dropping the guard opens it again. Sections nest by counting.
@@ -167,24 +113,7 @@ impl Gate {
     /// `holder` says in diagnostics whose section this is.
     #[must_use = "dropping the guard ends the section at once"]
     pub fn close(&self, holder: &str) -> Closed {
-        let inner = &*self.0;
-        let mut wakes = Wakes::new();
-        let mut state = inner.state.lock();
-        state.closed += 1;
-        inner.barrier.fetch_add(1, Ordering::SeqCst);
-        let revoked = state.revoke_grants();
-        inner.give_back(revoked, &mut state, &mut wakes);
-        let key = state.ticket();
-        let now = inner.clock.now();
-        state.holders.insert(
-            key,
-            Holder {
-                name: holder.to_owned(),
-                since: now,
-            },
-        );
-        drop(state);
-        wake_all(wakes);
+        let key = self.0.close(holder);
         Closed {
             gate: self.clone(),
             key,
@@ -209,6 +138,23 @@ impl Gate {
         self.0.state.lock().queue.len()
     }
 
+    /// Who waits now: parked requests and sources that wait for [`Gate::opened`], and the longest
+    /// wait of the parked ones so far.
+    #[must_use]
+    pub fn waiting(&self) -> (u64, Duration) {
+        let now = self.0.clock.now();
+        let state = self.0.state.lock();
+        let longest = state.queue.values().map(|waiter| now.saturating_sub(waiter.since)).max();
+        let count = (state.queue.len() + state.opened.len()) as u64;
+        (count, longest.unwrap_or_default())
+    }
+
+    /// Whether both are handles of the same gate.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Counters and the present holders, for queries; takes the lock for a moment.
     #[must_use]
     pub fn stats(&self) -> GateStats {
@@ -226,99 +172,10 @@ impl Gate {
     }
 
     /// Destroys the gate: everything parked is completed as [`Cancelled`], newcomers too.
+    ///
+    /// Tokens that are out stay valid, and sections can still wait for them.
     pub fn destroy(&self) {
-        let inner = &*self.0;
-        let mut wakes = Wakes::new();
-        let mut state = inner.state.lock();
-        if !state.destroyed {
-            state.destroyed = true;
-            inner.barrier.fetch_add(1, Ordering::SeqCst);
-            let revoked = state.revoke_grants();
-            inner.give_back(revoked, &mut state, &mut wakes);
-            wakes.extend(state.queue.values().map(|waiter| waiter.waker.clone()));
-            wakes.extend(std::mem::take(&mut state.opened).into_values());
-        }
-        drop(state);
-        wake_all(wakes);
-    }
-
-    fn open(&self, key: u64) {
-        let inner = &*self.0;
-        let mut wakes = Wakes::new();
-        let mut state = inner.state.lock();
-        state.closed -= 1;
-        inner.barrier.fetch_sub(1, Ordering::SeqCst);
-        if let Some(holder) = state.holders.remove(&key) {
-            let held = inner.clock.now().saturating_sub(holder.since);
-            state.stats.section_ended(held);
-        }
-        if state.closed == 0 && !state.destroyed {
-            for waiter in state.queue.values_mut() {
-                waiter.granted = true;
-                inner.in_flight.fetch_add(1, Ordering::SeqCst);
-                wakes.push(waiter.waker.clone());
-            }
-            inner.collect_opened(&mut state, &mut wakes);
-        }
-        drop(state);
-        wake_all(wakes);
-    }
-}
-
-fn wake_all(wakes: Wakes) {
-    for waker in wakes {
-        waker.wake();
-    }
-}
-
-impl Inner {
-    /// Returns `count` tokens while the lock is held.
-    fn give_back(&self, count: usize, state: &mut MutexGuard<'_, State>, wakes: &mut Wakes) {
-        if count > 0 && self.in_flight.fetch_sub(count, Ordering::SeqCst) == count {
-            wakes.extend(state.idle.values().cloned());
-        }
-    }
-
-    /// Returns one token from outside the lock: the only thing a request's end costs.
-    fn leave(&self) {
-        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1
-            && self.idle_waiters.load(Ordering::SeqCst) > 0
-        {
-            let wakes: Wakes = self.state.lock().idle.values().cloned().collect();
-            wake_all(wakes);
-        }
-    }
-
-    /// Collects those who wait for an open gate with an empty queue, if it is so now.
-    fn collect_opened(&self, state: &mut MutexGuard<'_, State>, wakes: &mut Wakes) {
-        if state.closed == 0 && state.queue.is_empty() {
-            wakes.extend(std::mem::take(&mut state.opened).into_values());
-        }
-    }
-}
-
-impl State {
-    fn ticket(&mut self) -> u64 {
-        self.next_ticket += 1;
-        self.next_ticket
-    }
-
-    /// Takes back the tokens of waiters that have not started; they keep their places.
-    fn revoke_grants(&mut self) -> usize {
-        let mut revoked = 0;
-        for waiter in self.queue.values_mut() {
-            revoked += usize::from(std::mem::take(&mut waiter.granted));
-        }
-        revoked
-    }
-
-    /// The waker of the head, if it may start.
-    fn granted_head(&self) -> Option<Waker> {
-        self.queue
-            .values()
-            .next()
-            .filter(|head| head.granted)
-            .map(|head| head.waker.clone())
+        self.0.destroy();
     }
 }
 
@@ -360,217 +217,6 @@ impl Closed {
 
 impl Drop for Closed {
     fn drop(&mut self) {
-        self.gate.open(self.key);
-    }
-}
-
-/// Future of [`Gate::enter`].
-#[derive(Debug)]
-pub struct Enter {
-    gate: Gate,
-    ticket: Option<u64>,
-    done: bool,
-}
-
-impl Future for Enter {
-    type Output = Result<Token, Cancelled>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let gate = self.gate.clone();
-        match self.ticket {
-            None => {
-                if let Some(token) = gate.try_enter() {
-                    self.done = true;
-                    return Poll::Ready(Ok(token));
-                }
-                self.join_queue(&gate, cx)
-            }
-            Some(ticket) => self.look_again(&gate, ticket, cx),
-        }
-    }
-}
-
-impl Enter {
-    /// Slow path of a newcomer: everything is decided under the lock.
-    fn join_queue(&mut self, gate: &Gate, cx: &mut Context<'_>) -> Poll<Result<Token, Cancelled>> {
-        let inner = &*gate.0;
-        let mut state = inner.state.lock();
-        if state.destroyed {
-            self.done = true;
-            return Poll::Ready(Err(Cancelled));
-        }
-        if state.closed == 0 && state.queue.is_empty() {
-            // Closing takes this lock too, so the token cannot slip into a section.
-            inner.in_flight.fetch_add(1, Ordering::SeqCst);
-            self.done = true;
-            return Poll::Ready(Ok(Token { gate: gate.clone() }));
-        }
-        // Open, but others wait: the place behind them is granted like theirs.
-        let granted = state.closed == 0;
-        if granted {
-            inner.in_flight.fetch_add(1, Ordering::SeqCst);
-        }
-        let ticket = state.ticket();
-        let since = inner.clock.now();
-        state.queue.insert(
-            ticket,
-            Waiter {
-                waker: cx.waker().clone(),
-                granted,
-                since,
-            },
-        );
-        inner.barrier.fetch_add(1, Ordering::SeqCst);
-        state.stats.parked += 1;
-        drop(state);
-        self.ticket = Some(ticket);
-        Poll::Pending
-    }
-
-    fn look_again(
-        &mut self,
-        gate: &Gate,
-        ticket: u64,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Token, Cancelled>> {
-        let inner = &*gate.0;
-        let mut state = inner.state.lock();
-        let destroyed = state.destroyed;
-        let is_head = state.queue.keys().next() == Some(&ticket);
-        let Some(waiter) = state.queue.get_mut(&ticket) else {
-            // Polled again after completion.
-            return Poll::Ready(Err(Cancelled));
-        };
-        let may_start = waiter.granted && is_head;
-        if !may_start && !destroyed {
-            waiter.waker.clone_from(cx.waker());
-            return Poll::Pending;
-        }
-        let waited = inner.clock.now().saturating_sub(waiter.since);
-        let granted = waiter.granted;
-        let wakes = self.leave_queue(inner, state, ticket, Some(waited), false);
-        wake_all(wakes);
-        if destroyed || !granted {
-            return Poll::Ready(Err(Cancelled));
-        }
-        Poll::Ready(Ok(Token { gate: gate.clone() }))
-    }
-
-    /// Removes this waiter; with `give_back` its granted token too. Returns who must be woken.
-    fn leave_queue(
-        &mut self,
-        inner: &Inner,
-        mut state: MutexGuard<'_, State>,
-        ticket: u64,
-        waited: Option<Duration>,
-        give_back: bool,
-    ) -> Wakes {
-        let mut wakes = Wakes::new();
-        self.done = true;
-        if let Some(waiter) = state.queue.remove(&ticket) {
-            inner.barrier.fetch_sub(1, Ordering::SeqCst);
-            if give_back && waiter.granted {
-                inner.give_back(1, &mut state, &mut wakes);
-            }
-        }
-        match waited {
-            Some(waited) => state.stats.wait_ended(waited),
-            None => state.stats.abandoned += 1,
-        }
-        wakes.extend(state.granted_head());
-        inner.collect_opened(&mut state, &mut wakes);
-        wakes
-    }
-}
-
-impl Drop for Enter {
-    fn drop(&mut self) {
-        if let (Some(ticket), false) = (self.ticket, self.done) {
-            let gate = self.gate.clone();
-            let state = gate.0.state.lock();
-            let wakes = self.leave_queue(&gate.0, state, ticket, None, true);
-            wake_all(wakes);
-        }
-    }
-}
-
-/// Future of [`Gate::opened`].
-#[derive(Debug)]
-pub struct Opened {
-    gate: Gate,
-    key: Option<u64>,
-}
-
-impl Future for Opened {
-    type Output = Result<(), Cancelled>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let gate = self.gate.clone();
-        let mut state = gate.0.state.lock();
-        if let Some(key) = self.key.take() {
-            state.opened.remove(&key);
-        }
-        if state.destroyed {
-            return Poll::Ready(Err(Cancelled));
-        }
-        if state.closed == 0 && state.queue.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        let key = state.ticket();
-        state.opened.insert(key, cx.waker().clone());
-        self.key = Some(key);
-        Poll::Pending
-    }
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        if let Some(key) = self.key {
-            self.gate.0.state.lock().opened.remove(&key);
-        }
-    }
-}
-
-/// Future of [`Gate::wait_idle`].
-#[derive(Debug)]
-pub struct WaitIdle {
-    gate: Gate,
-    key: Option<u64>,
-}
-
-impl WaitIdle {
-    fn unregister(&mut self, state: &mut State) {
-        if let Some(key) = self.key.take() {
-            state.idle.remove(&key);
-            self.gate.0.idle_waiters.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
-impl Future for WaitIdle {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let gate = self.gate.clone();
-        let mut state = gate.0.state.lock();
-        self.unregister(&mut state);
-        // Announce first, then look: the leaver does it the other way round.
-        gate.0.idle_waiters.fetch_add(1, Ordering::SeqCst);
-        let key = state.ticket();
-        state.idle.insert(key, cx.waker().clone());
-        self.key = Some(key);
-        if gate.0.in_flight.load(Ordering::SeqCst) == 0 {
-            self.unregister(&mut state);
-            return Poll::Ready(());
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for WaitIdle {
-    fn drop(&mut self) {
-        let gate = self.gate.clone();
-        let mut state = gate.0.state.lock();
-        self.unregister(&mut state);
+        self.gate.0.open(self.key);
     }
 }
