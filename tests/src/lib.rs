@@ -1,11 +1,13 @@
 //! The harness of the integration tests and of the demo.
 //!
 //! * [`check`]: is what the disks hold what the guest was promised?
+//! * [`demo`]: the story of a guest whose disks are moved under it, and its checks.
 //! * [`qmp`]: a blocking client of the control socket.
 //! * [`process`]: the real binary as a child, with its serial console.
 //!
 //! Everything here is blocking and meant for test threads and small tools, not for the monitor.
 
 pub mod check;
+pub mod demo;
 pub mod process;
 pub mod qmp;

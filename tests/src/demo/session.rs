@@ -1,0 +1,194 @@
+//! A running machine of the demo: the process, its control socket, and the guest's log as far as
+//! it has been read.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use sluice_writer::{SECTOR_SIZE, record::LogReader};
+
+use super::{
+    Options, PATIENCE, Report,
+    disks::{self, DiskKind, Images},
+    pivot::Pivot,
+    verdict,
+};
+use crate::{
+    check::{
+        console::Statements,
+        history::{DiskHistory, History},
+    },
+    process::{Machine, Mark},
+    qmp::Qmp,
+};
+
+/// How often the log is looked at while waiting for the guest.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// "For a while" in acknowledged writes.
+pub const A_WHILE: u64 = 25;
+
+/// The machine and all that is known of it.
+pub struct Session {
+    pub(super) options: Options,
+    pub(super) images: Images,
+    pub(super) qmp: Qmp,
+    pub(super) history: History,
+    /// How many pivots each disk has had.
+    pub(super) generations: [usize; 2],
+    machine: Machine,
+    log: LogReader,
+    started: Instant,
+}
+
+impl Session {
+    /// Makes the images and starts the machine.
+    pub fn start(options: &Options) -> Result<Self> {
+        let images = Images::create(options).context("cannot make the disk images")?;
+        let program = options.sluice.display().to_string();
+        let mut machine = Machine::start(&program, disks::arguments(options, &images))?;
+        let qmp = match Qmp::connect(&images.socket(), PATIENCE) {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                let _still_running = machine.wait_end(Duration::ZERO);
+                bail!("{error}\n{}", machine.output());
+            }
+        };
+        let log = LogReader::new(File::open(images.log())?);
+        let sectors = usize::try_from(options.disk_bytes)? / SECTOR_SIZE;
+        Ok(Self {
+            options: options.clone(),
+            images,
+            qmp,
+            history: History::new(&[sectors, sectors]),
+            generations: [0, 0],
+            machine,
+            log,
+            started: Instant::now(),
+        })
+    }
+
+    /// Tells the user, if asked to, what happens.
+    pub fn say(&self, what: &str) {
+        if self.options.verbose {
+            eprintln!("[{:7.2}] {what}", self.started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The end of what the machine printed, for an error message.
+    pub fn output(&self) -> String {
+        self.machine.output()
+    }
+
+    /// Reads what has been added to the guest's log.
+    pub fn read_log(&mut self) -> Result<()> {
+        let records = self
+            .log
+            .poll()
+            .context("cannot read the log disk's image")?;
+        Ok(self.history.absorb(&records)?)
+    }
+
+    /// One disk's part of the log, as far as it has been read.
+    pub fn disk(&self, disk: DiskKind) -> &DiskHistory {
+        self.history.disk(disk.number())
+    }
+
+    /// Waits until the guest has had `more` acknowledgements of `disk` than the log shows now.
+    pub fn wait_acknowledged(&mut self, disk: DiskKind, more: u64) -> Result<()> {
+        self.read_log()?;
+        let wanted = self.disk(disk).acknowledged_writes() + more;
+        let deadline = Instant::now() + PATIENCE;
+        while self.disk(disk).acknowledged_writes() < wanted {
+            if let Some(status) = self.machine.try_status()? {
+                bail!("the machine ended ({status})");
+            }
+            if Instant::now() > deadline {
+                let name = disk.name();
+                bail!("the guest's log shows fewer than {more} new writes to the {name} disk");
+            }
+            std::thread::sleep(LOOK);
+            self.read_log()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the guest to boot and write to both disks.
+    pub fn wait_for_writer(&mut self) -> Result<()> {
+        let mark = self
+            .machine
+            .wait_console("writer: started", Mark::default(), PATIENCE)?;
+        self.say("the guest's writer has started");
+        self.machine.wait_console("writer: t=", mark, PATIENCE)?;
+        for disk in DiskKind::ALL {
+            self.wait_acknowledged(disk, A_WHILE)?;
+        }
+        self.say("the guest writes to both disks");
+        Ok(())
+    }
+
+    /// Lets the guest go on for a while.
+    pub fn let_the_guest_write(&mut self) -> Result<()> {
+        for disk in DiskKind::ALL {
+            self.wait_acknowledged(disk, 4 * A_WHILE)?;
+        }
+        Ok(())
+    }
+
+    /// Issues a command.
+    pub fn command(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.say(&format!("QMP {command} {arguments}"));
+        Ok(self.qmp.execute(command, arguments)?)
+    }
+
+    /// Gives `disk` a new, empty image, and returns its generation and path.
+    pub fn new_target(&mut self, disk: DiskKind) -> Result<(usize, PathBuf)> {
+        let generation = self.generations[disk.number()] + 1;
+        let path = self
+            .images
+            .create_target(disk, generation)
+            .with_context(|| format!("cannot make a target image for the {} disk", disk.name()))?;
+        Ok((generation, path))
+    }
+
+    /// Stops the writer, waits for the guest to power off, and judges.
+    pub fn finish(mut self, pivots: Vec<Pivot>) -> Result<Report> {
+        self.read_log()?;
+        self.say("stopping the writer");
+        let mark = self.machine.mark();
+        self.machine.type_line("stop")?;
+        self.machine
+            .wait_console("writer: verdict", mark, PATIENCE)?;
+        self.machine
+            .wait_console("sluice-guest: kernel-errors", mark, PATIENCE)?;
+        let status = self.machine.wait_end(PATIENCE)?;
+        self.say(&format!("the machine ended: {status}"));
+        self.read_log()?;
+        let statements = Statements::read(&self.machine.console());
+        let report = verdict::judge(&self, pivots, &statements, status)?;
+        self.say("checked");
+        if self.options.verbose && !report.is_good() {
+            eprintln!("{}", self.machine.output());
+        }
+        Ok(report)
+    }
+
+    /// Ends a job that has concluded and returns what `query-jobs` says of it.
+    pub fn dismiss(&mut self, job: &str) -> Result<Value> {
+        let jobs = self.command("query-jobs", &json!({}))?;
+        let found = jobs
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| entry["id"] == job);
+        let found = found
+            .cloned()
+            .with_context(|| format!("query-jobs does not know {job}"))?;
+        self.command("job-dismiss", &json!({"id": job}))?;
+        Ok(found)
+    }
+}
