@@ -48,8 +48,11 @@ impl Clock {
             Source::Real(_) => false,
             Source::Manual(nanos) => {
                 let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
-                nanos.fetch_add(by, Ordering::AcqRel);
-                true
+                // Time stands still at the end of its range rather than beginning anew.
+                let step = |nanos: u64| Some(nanos.saturating_add(by));
+                nanos
+                    .fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
+                    .is_ok()
             }
         }
     }

@@ -106,7 +106,7 @@ impl AioContext {
 
     /// Runs `call` in the loop soon (a *bottom half*), in order of scheduling. Any thread.
     ///
-    /// If the loop has ended, `call` is dropped unrun.
+    /// If the loop has ended, `call` is dropped unrun. A panic in it is logged; the loop goes on.
     pub fn schedule(&self, call: impl FnOnce() + Send + 'static) {
         self.0.push(Remote::Call(Box::new(call)));
     }
@@ -150,6 +150,10 @@ impl AioContext {
 }
 
 impl Shared {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
     }
@@ -199,7 +203,9 @@ impl Shared {
     pub(crate) fn clear_notification(&self) {
         let mut counter = [0; 8];
         let _ = rustix::io::read(&self.wake_fd, &mut counter);
-        self.notified.store(false, Ordering::Release);
+        // A swap, not a store: it synchronises with the notifier whose flag it takes back, so what
+        // that one did before is visible to the turn that follows.
+        self.notified.swap(false, Ordering::AcqRel);
     }
 
     pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {

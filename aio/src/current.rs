@@ -116,20 +116,23 @@ struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(local) = self.local.upgrade() {
-            drop(local.tasks.borrow_mut().try_remove(self.slot));
+            let waker = local.tasks.borrow_mut().try_remove(self.slot);
+            drop(waker);
         }
     }
 }
 
 /// Waits on the loop's clock.
 pub fn sleep(duration: Duration) -> Sleep {
-    let now = with(|local| local.shared.clock().now());
-    Sleep::until(now.saturating_add(duration))
+    with(|local| {
+        let now = local.shared.clock().now();
+        Sleep::until(Rc::downgrade(local), now.saturating_add(duration))
+    })
 }
 
 /// Waits until the loop's clock shows `deadline` (time since the clock's start).
 pub fn sleep_until(deadline: Duration) -> Sleep {
-    Sleep::until(deadline)
+    with(|local| Sleep::until(Rc::downgrade(local), deadline))
 }
 
 /// Lets the other ready tasks of the loop run once.

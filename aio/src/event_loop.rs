@@ -18,21 +18,29 @@
 //! when there is something to do and [`EventLoop::dispatch`] does it. Loops are never nested in
 //! themselves: nothing in a task can run a turn.
 //!
+//! # Panics
+//! A panic in a task, a bottom half or a handler ends that one, is logged, and leaves the loop and
+//! its other work alone; who waits for the task is told ([`crate::Cancelled`]). Only a panic of the
+//! future given to [`EventLoop::run_until`] goes on in its caller.
+//!
 //! # Shutdown
-//! Dropping the loop cancels its tasks (dropping their futures in this thread), closes its remote
-//! queue, and waits for the kernel to finish with every buffer.
+//! Dropping the loop destroys its gate, cancels its tasks (dropping their futures in this thread),
+//! drops its handlers, closes its remote queue, and waits for the kernel and the worker threads to
+//! finish with every buffer.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use async_task::Runnable;
+use futures_util::FutureExt as _;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use slab::Slab;
 
@@ -103,6 +111,8 @@ pub struct EventLoop {
     timer_fd: OwnedFd,
     armed: Option<Duration>,
     name: String,
+    /// What other threads sent, while it is worked off; kept for its capacity.
+    arrived: Vec<Remote>,
 }
 
 /// Events taken from the kernel by one `epoll_wait`.
@@ -162,6 +172,7 @@ impl EventLoop {
             timer_fd,
             armed: None,
             name: name.to_owned(),
+            arrived: Vec::new(),
         })
     }
 
@@ -177,11 +188,16 @@ impl EventLoop {
     /// The kernel refused to wait or to take I/O; the loop can't go on.
     pub fn dispatch(&mut self) -> Result<(), LoopError> {
         self.turn(Some(Duration::ZERO))?;
+        self.announce_work();
+        Ok(())
+    }
+
+    /// Makes the loop's file descriptor readable if there is work that no descriptor tells of: an
+    /// outer loop sees only that.
+    fn announce_work(&self) {
         if self.has_work() {
-            // The outer loop sees only our file descriptor: keep it readable.
             self.local.shared.notify();
         }
-        Ok(())
     }
 
     /// One turn; sleeps at most `timeout` (for ever if `None`) when nothing is ready.
@@ -210,6 +226,9 @@ impl EventLoop {
     ///
     /// # Errors
     /// As [`EventLoop::dispatch`].
+    ///
+    /// # Panics
+    /// With the panic of `future`, if it panics.
     pub fn run_until<T: 'static>(
         &mut self,
         future: impl Future<Output = T> + 'static,
@@ -217,28 +236,34 @@ impl EventLoop {
         let slot = Rc::new(Cell::new(None));
         let scope = Scope::enter(&self.local);
         let result = Rc::clone(&slot);
-        current::spawn_local(async move { result.set(Some(future.await)) }).detach();
+        current::spawn_local(async move {
+            result.set(Some(AssertUnwindSafe(future).catch_unwind().await));
+        })
+        .detach();
         drop(scope);
         loop {
-            if let Some(value) = slot.take() {
-                return Ok(value);
-            }
             self.turn(None)?;
+            if let Some(outcome) = slot.take() {
+                // The loop may be nested in another from now on.
+                self.announce_work();
+                return Ok(outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
         }
     }
 
     fn has_work(&self) -> bool {
-        !self.local.ready.borrow().is_empty() || self.local.shared.has_remote()
+        !self.local.ready.borrow().is_empty()
+            || self.local.shared.has_remote()
+            || self.local.engines.has_unsubmitted()
     }
 
     /// Steps 1 and 2 of a turn.
     fn work(&mut self) -> Result<(), LoopError> {
-        let mut arrived = Vec::new();
-        self.local.shared.take_remote(&mut arrived);
-        for item in arrived {
+        self.local.shared.take_remote(&mut self.arrived);
+        for item in self.arrived.drain(..) {
             match item {
                 Remote::Task(task) => self.local.ready.borrow_mut().push_back(task),
-                Remote::Call(call) => call(),
+                Remote::Call(call) => guarded(&self.name, "a bottom half", call),
             }
         }
         let batch = self.local.ready.borrow().len();
@@ -246,7 +271,7 @@ impl EventLoop {
             let Some(task) = self.local.ready.borrow_mut().pop_front() else {
                 break;
             };
-            run_guarded(&self.name, task);
+            guarded(&self.name, "a task", || task.run());
         }
         self.local
             .engines
@@ -385,19 +410,18 @@ impl Drop for EventLoop {
         let scope = Scope::enter(&self.local);
         self.local.shared.gate().destroy();
         self.cancel_tasks();
+        FdTable::clear(&self.local);
         drop(self.local.shared.close());
         self.cancel_tasks();
         self.local.engines.finish();
-        self.local.fds.borrow_mut().clear();
         drop(scope);
     }
 }
 
-/// Polls one task; a panic in it ends the task, not the loop.
-fn run_guarded(name: &str, task: Runnable) {
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task.run()));
-    if outcome.is_err() {
-        tracing::error!(loop_name = name, "a task panicked and was dropped");
+/// Runs one piece of the loop's work; a panic in it ends that piece, not the loop.
+pub(crate) fn guarded<T>(loop_name: &str, what: &str, work: impl FnOnce() -> T) {
+    if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+        tracing::error!(loop_name, "{what} panicked and was dropped");
     }
 }
 

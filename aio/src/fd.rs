@@ -10,14 +10,14 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
 use crate::current;
-use crate::event_loop::Local;
+use crate::event_loop::{self, Local};
 
 /// Where work that arrives at a file descriptor comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +91,9 @@ impl FdTable {
         });
         let key = Self::key(slot, generation);
         let watched = watch(local, fd, interest, key);
-        if watched.is_err() {
-            table.entries.remove(slot);
-        }
+        let refused = watched.is_err().then(|| table.entries.remove(slot));
+        drop(table);
+        drop(refused);
         watched.map(|()| key)
     }
 
@@ -105,11 +105,22 @@ impl FdTable {
         unwatch(local, fd);
         // `entry` found it, so the slot part of the key fits.
         let slot = usize::try_from(key & ((1 << SLOT_BITS) - 1)).unwrap_or(usize::MAX);
-        drop(table.entries.try_remove(slot));
+        let entry = table.entries.try_remove(slot);
+        drop(table);
+        // Only now: a handler may own other handlers, and a waker its task.
+        drop(entry);
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.entries.clear();
+    /// Drops all handlers, for the loop's end.
+    pub(crate) fn clear(local: &Local) {
+        loop {
+            let entries = std::mem::take(&mut local.fds.borrow_mut().entries);
+            if entries.is_empty() {
+                return;
+            }
+            // Without the borrow: a handler may own its own registration.
+            drop(entries);
+        }
     }
 
     /// Serves one ready descriptor. The table is not borrowed while user code runs.
@@ -170,7 +181,7 @@ impl FdTable {
         };
         // A handler can't be called from within itself: dispatch happens only in the loop.
         if let Ok(mut handler) = handler.try_borrow_mut() {
-            handler();
+            event_loop::guarded(local.shared.name(), "an fd handler", &mut *handler);
         }
         drop(token);
     }
@@ -209,7 +220,7 @@ fn unwatch(local: &Local, fd: RawFd) {
 
 /// A watched descriptor with its handler; dropping it (in the loop's thread) removes it.
 pub struct FdHandler {
-    local: std::rc::Weak<Local>,
+    local: Weak<Local>,
     key: u64,
     _fd: Arc<OwnedFd>,
 }
@@ -255,7 +266,8 @@ pub struct Readiness {
     error: Option<io::Error>,
     interest: epoll::Events,
     ready: Rc<Cell<bool>>,
-    key: Option<u64>,
+    /// Where it is registered: the loop in which it was polled, and the key there.
+    registration: Option<(Weak<Local>, u64)>,
 }
 
 impl std::fmt::Debug for Readiness {
@@ -277,7 +289,15 @@ impl Readiness {
             error,
             interest,
             ready: Rc::new(Cell::new(false)),
-            key: None,
+            registration: None,
+        }
+    }
+
+    fn unregister(&mut self) {
+        if let Some((local, key)) = self.registration.take()
+            && let Some(local) = local.upgrade()
+        {
+            FdTable::remove(&local, key);
         }
     }
 }
@@ -295,25 +315,18 @@ impl Future for Readiness {
         let Some(fd) = self.fd.as_ref().map(AsRawFd::as_raw_fd) else {
             return Poll::Ready(Ok(()));
         };
-        let old = self.key.take();
+        self.unregister();
         let action = Action::Wake {
             waker: cx.waker().clone(),
             ready: Rc::clone(&self.ready),
         };
+        let interest = self.interest | epoll::Events::EPOLLONESHOT;
         let registered = current::with(|local| {
-            if let Some(old) = old {
-                FdTable::remove(local, old);
-            }
-            FdTable::insert(
-                local,
-                fd,
-                self.interest | epoll::Events::EPOLLONESHOT,
-                action,
-            )
+            FdTable::insert(local, fd, interest, action).map(|key| (Rc::downgrade(local), key))
         });
         match registered {
-            Ok(key) => {
-                self.key = Some(key);
+            Ok(registration) => {
+                self.registration = Some(registration);
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -323,8 +336,6 @@ impl Future for Readiness {
 
 impl Drop for Readiness {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            current::with_if_any(|local| FdTable::remove(local, key));
-        }
+        self.unregister();
     }
 }

@@ -31,7 +31,8 @@ impl IoThread {
         let (stop, stopped) = oneshot::channel();
         let name = id.to_owned();
         let thread = thread::Builder::new()
-            .name(id.to_owned())
+            // A client may send any string; the system's names end at a NUL.
+            .name(id.replace('\0', "?"))
             .spawn(move || {
                 let mut event_loop = match EventLoop::new(&name, &config) {
                     Ok(event_loop) => event_loop,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Weak;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::current;
+use crate::event_loop::Local;
 
 /// All timers of a loop, by deadline, then by age.
 #[derive(Debug, Default)]
@@ -42,26 +43,27 @@ impl Timers {
     }
 }
 
-/// Future of [`current::sleep`]; must be polled in the loop whose clock it was made for.
-#[derive(Debug)]
+/// Future of [`crate::current::sleep`]; it waits on the clock of the loop that made it.
 pub struct Sleep {
+    local: Weak<Local>,
     deadline: Duration,
     key: Option<(Duration, u64)>,
 }
 
 impl Sleep {
-    pub(crate) fn until(deadline: Duration) -> Self {
+    pub(crate) fn until(local: Weak<Local>, deadline: Duration) -> Self {
         Self {
+            local,
             deadline,
             key: None,
         }
     }
 
     fn unregister(&mut self) {
-        if let Some(key) = self.key.take() {
-            current::with_if_any(|local| {
-                local.timers.borrow_mut().by_deadline.remove(&key);
-            });
+        if let (Some(key), Some(local)) = (self.key.take(), self.local.upgrade()) {
+            // Dropped after the borrow: a waker's drop may drop a task with timers of its own.
+            let waker = local.timers.borrow_mut().by_deadline.remove(&key);
+            drop(waker);
         }
     }
 }
@@ -71,21 +73,23 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.unregister();
-        let deadline = self.deadline;
-        let key = current::with(|local| {
-            (local.shared.clock().now() < deadline).then(|| {
-                local
-                    .timers
-                    .borrow_mut()
-                    .insert(deadline, cx.waker().clone())
-            })
-        });
-        self.key = key;
-        if self.key.is_some() {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
+        let Some(local) = self.local.upgrade() else {
+            // The loop is gone: nobody will ever wake us, so there is nothing to wait for.
+            return Poll::Ready(());
+        };
+        if local.shared.clock().now() >= self.deadline {
+            return Poll::Ready(());
         }
+        let waker = cx.waker().clone();
+        let key = local.timers.borrow_mut().insert(self.deadline, waker);
+        self.key = Some(key);
+        Poll::Pending
+    }
+}
+
+impl std::fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sleep(until {:?})", self.deadline)
     }
 }
 

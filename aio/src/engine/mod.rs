@@ -139,6 +139,11 @@ impl Engines {
         self.ring.as_ref().map_or(Ok(()), Ring::submit)
     }
 
+    /// Whether the kernel has not taken everything yet and must be asked again.
+    pub(crate) fn has_unsubmitted(&self) -> bool {
+        self.ring.as_ref().is_some_and(Ring::has_unsubmitted)
+    }
+
     /// Wakes those whose operations have ended.
     pub(crate) fn reap(&self) {
         if let Some(ring) = &self.ring {

@@ -53,8 +53,6 @@ struct State {
     slots: Slab<Slot>,
     /// Slots whose entry did not fit yet, oldest first.
     backlog: VecDeque<usize>,
-    /// Entries pushed since the last submission.
-    prepared: usize,
     running: usize,
 }
 
@@ -64,15 +62,20 @@ pub(crate) struct Ring(Rc<RefCell<State>>);
 
 impl Ring {
     pub(super) fn new() -> io::Result<Self> {
-        let ring: IoUring = IoUring::builder()
+        let mut builder = IoUring::builder();
+        builder
+            .setup_submit_all()
             .setup_coop_taskrun()
-            .setup_single_issuer()
-            .build(ENTRIES)?;
+            .setup_single_issuer();
+        let ring = match builder.build(ENTRIES) {
+            // Linux before 6.0 does not know all of these: they only save time.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
+            other => other?,
+        };
         Ok(Self(Rc::new(RefCell::new(State {
             ring,
             slots: Slab::new(),
             backlog: VecDeque::new(),
-            prepared: 0,
             running: 0,
         }))))
     }
@@ -106,26 +109,31 @@ impl Ring {
         }
     }
 
-    /// Moves the backlog into the submission queue and enters the kernel once for all of it.
+    /// Moves the backlog into the submission queue and enters the kernel once for all of it, or
+    /// once for every queue full of it.
+    ///
+    /// What the kernel does not take now stays for the next turn ([`Ring::has_unsubmitted`]).
     pub(super) fn submit(&self) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
-        while state.prepared > 0 || !state.backlog.is_empty() {
-            state.fill();
+        while state.fill() > 0 {
             match state.ring.submit() {
-                Ok(submitted) => state.prepared -= submitted.min(state.prepared),
+                Ok(0) => break,
+                Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => continue,
-                    // The completion queue is full or memory is short: reap first, then go on in
-                    // the next turn, which the pending completions bring about.
+                    Some(libc::EINTR) => {}
+                    // The completion queue is full or memory is short: reap first.
                     Some(libc::EBUSY | libc::EAGAIN) => break,
                     _ => return Err(error),
                 },
             }
-            if state.prepared > 0 {
-                break;
-            }
         }
         Ok(())
+    }
+
+    /// Whether operations wait that the kernel has not seen.
+    pub(super) fn has_unsubmitted(&self) -> bool {
+        let mut state = self.0.borrow_mut();
+        !state.backlog.is_empty() || !state.ring.submission().is_empty()
     }
 
     pub(super) fn reap(&self) {
@@ -158,8 +166,12 @@ impl Ring {
             }
             match state.ring.submit_and_wait(1) {
                 Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(_) => break,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR | libc::EBUSY) => {}
+                    // Memory is short: others must be let run to free some.
+                    Some(libc::EAGAIN) => std::thread::yield_now(),
+                    _ => break,
+                },
             }
         }
         // The kernel may still use the memory: better leaked than freed.
@@ -173,8 +185,8 @@ impl Ring {
 }
 
 impl State {
-    /// Pushes entries for the backlog while there is room.
-    fn fill(&mut self) {
+    /// Pushes entries for the backlog while there is room; returns how many the queue holds then.
+    fn fill(&mut self) -> usize {
         while let Some(&slot) = self.backlog.front() {
             let Some(Slot::Running { owned, .. }) = self.slots.get(slot) else {
                 self.backlog.pop_front();
@@ -184,11 +196,11 @@ impl State {
             // SAFETY: everything the entry points to is owned by the slot until its completion is
             // reaped (module doc).
             if unsafe { self.ring.submission().push(&entry) }.is_err() {
-                return;
+                break;
             }
-            self.prepared += 1;
             self.backlog.pop_front();
         }
+        self.ring.submission().len()
     }
 
     fn collect(&mut self, wakers: &mut Vec<Waker>) {
@@ -301,7 +313,10 @@ impl Future for RingCompletion {
         let mut state = ring.0.borrow_mut();
         match state.slots.get_mut(key) {
             Some(Slot::Running { waker, .. }) => {
-                *waker = Some(cx.waker().clone());
+                let old = waker.replace(cx.waker().clone());
+                drop(state);
+                // Without the borrow: a waker's drop may drop a task with operations of its own.
+                drop(old);
                 Poll::Pending
             }
             Some(Slot::Done(_)) => {
@@ -321,15 +336,18 @@ impl Drop for RingCompletion {
     fn drop(&mut self) {
         let Some(key) = self.slot else { return };
         let mut state = self.ring.0.borrow_mut();
+        let mut unused = None;
         match state.slots.get_mut(key) {
             Some(Slot::Running {
                 orphaned, waker, ..
             }) => {
                 *orphaned = true;
-                *waker = None;
+                unused = waker.take();
             }
             Some(Slot::Done(_)) => drop(state.slots.remove(key)),
             None => {}
         }
+        drop(state);
+        drop(unused);
     }
 }

@@ -58,6 +58,7 @@ impl WorkerPool {
     ) -> oneshot::Receiver<T> {
         let (sender, receiver) = oneshot::channel();
         let call: Call = Box::new(move || drop(sender.send(call())));
+        let mut refused = None;
         let mut queue = self.pool.queue.lock();
         queue.calls.push_back(call);
         if queue.idle < queue.calls.len() && queue.threads.len() < self.max {
@@ -65,12 +66,14 @@ impl WorkerPool {
                 Ok(thread) => queue.threads.push(thread),
                 Err(error) if queue.threads.is_empty() => {
                     tracing::error!(%error, "no worker thread can be started");
-                    queue.calls.pop_back();
+                    refused = queue.calls.pop_back();
                 }
                 Err(error) => tracing::warn!(%error, "no further worker thread can be started"),
             }
         }
         drop(queue);
+        // Without the lock: what the call owns may have a call to make when it is dropped.
+        drop(refused);
         self.pool.wake.notify_one();
         receiver
     }
@@ -78,7 +81,7 @@ impl WorkerPool {
     fn start_thread(&self) -> io::Result<JoinHandle<()>> {
         let pool = Arc::clone(&self.pool);
         thread::Builder::new()
-            .name(format!("wrk:{}", self.name))
+            .name(format!("wrk:{}", self.name.replace('\0', "?")))
             .spawn(move || pool.serve())
     }
 

@@ -144,7 +144,11 @@ impl Gate {
     pub fn waiting(&self) -> (u64, Duration) {
         let now = self.0.clock.now();
         let state = self.0.state.lock();
-        let longest = state.queue.values().map(|waiter| now.saturating_sub(waiter.since)).max();
+        let longest = state
+            .queue
+            .values()
+            .map(|waiter| now.saturating_sub(waiter.since))
+            .max();
         let count = (state.queue.len() + state.opened.len()) as u64;
         (count, longest.unwrap_or_default())
     }
