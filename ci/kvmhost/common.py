@@ -71,14 +71,17 @@ class RunDirectory:
 
     def __exit__(self, *_):
         if self._keep:
-            print(f"kvm-host: kept {self.path}", file=sys.stderr)
+            kept = CACHE / f"kept-{self.path.name}"
+            shutil.rmtree(kept, ignore_errors=True)
+            self.path.rename(kept)
+            print(f"kvm-host: kept {kept}", file=sys.stderr)
         else:
             shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
+        os.close(self._lock)
 
 
 def _locked(directory):
-    """Whether a living run holds ``directory``. Kept ones go, too, when nobody holds them."""
+    """Whether a living run holds ``directory``."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,17 @@
-"""The command on this very machine, whose KVM is backed by hardware."""
+"""The command on this very machine, whose KVM is backed by hardware.
+
+A keeper process stands between us and the command. It sees the end of its pipe when we are gone, however
+we went, and ends everything that the command started.
+"""
 
 import os
+import select
 import shlex
 import signal
 import subprocess
 
 from . import files, process
-from .common import EXIT_SIGNAL_BASE, OUT
+from .common import EXIT_FAILURE, EXIT_SIGNAL_BASE, OUT
 
 
 def run(options, directory, report):
@@ -15,18 +20,47 @@ def run(options, directory, report):
     files.stage(options.files, work, private=True)
     report.step("files copied")
     environment = {**os.environ, **dict(options.env), "KVM_HOST": "direct", "PATH": f"{work}:{os.environ['PATH']}"}
-    process.adopt_orphans()
-    parent = os.getpid()
+    watched, held = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(held)
+        _keep(options.command, work, environment, watched)
+    os.close(watched)
     try:
-        # By a shell, so that a missing command ends with the same code and words as on the other way.
-        child = subprocess.Popen(["/bin/sh", "-c", shlex.join(options.command)], cwd=work, env=environment,
-                                 stdin=subprocess.DEVNULL, start_new_session=True,
-                                 preexec_fn=lambda: process.die_with_parent(parent))
-        status = child.wait()
-        report.step(f"command ended with {status}")
+        _, status = os.waitpid(keeper, 0)
+        keeper = None
+        report.step("command ended")
+        return os.waitstatus_to_exitcode(status)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        process.end_children()
+        os.close(held)
+        if keeper is not None:
+            os.waitpid(keeper, 0)
         if options.out:
             files.collect(work / OUT, options.out)
-    return status if status >= 0 else EXIT_SIGNAL_BASE - status
+
+
+def _keep(command, work, environment, watched):
+    """The keeper: runs the command, leaves with its exit code, and nothing of it stays. Does not return."""
+    code = EXIT_FAILURE
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        process.adopt_orphans()
+        # By a shell, so that a missing command ends with the same code and words as on the other way.
+        child = subprocess.Popen(["/bin/sh", "-c", shlex.join(command)], cwd=work, env=environment,
+                                 stdin=subprocess.DEVNULL, preexec_fn=_default_signals)
+        ended = os.pidfd_open(child.pid)
+        ready, _, _ = select.select([watched, ended], [], [])
+        if ended in ready:
+            code = child.wait()
+            code = code if code >= 0 else EXIT_SIGNAL_BASE - code
+    finally:
+        process.end_children()
+        os._exit(code)
+
+
+def _default_signals():
+    """What is ignored would stay ignored in the command."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)

@@ -3,6 +3,7 @@
 import os
 import selectors
 import shlex
+import sys
 
 from . import files, tools
 from .common import OUT, HostError, tool
@@ -10,6 +11,10 @@ from .machine import Kit, Machine, saved_state
 
 CHUNK = 1 << 16
 GUEST_PATH = "/work/files:/bin:/usr/sbin:/usr/bin"
+
+
+class NotStarted(HostError):
+    """The machine ended before the command had started, so it can be tried again."""
 
 
 def run(options, directory, report):
@@ -23,19 +28,33 @@ def run(options, directory, report):
     disk = directory / "work.ext4"
     _make_work_disk(disk, directory / "tree", options)
     report.step("disks made")
-    machine = Machine(kit, directory, cpus=options.cpus, memory=options.memory, work=disk, tools=tools_disk, state=state)
     clean = False
     try:
-        machine.go()
-        status = _relay(machine, report)
+        try:
+            status = _run_machine(kit, directory, disk, tools_disk, state, options, report)
+        except NotStarted as error:
+            if state is None:
+                raise
+            print(f"kvm-host: the saved machine does not go on, booting ({error.args[0].splitlines()[-1]})", file=sys.stderr)
+            state.unlink(missing_ok=True)
+            status = _run_machine(kit, directory, disk, tools_disk, None, options, report)
         clean = True
         return status
     finally:
-        machine.end()
-        report.step("machine ended")
         if options.out:
             _bring_back(disk, directory, options.out, clean)
             report.step("files brought back")
+
+
+def _run_machine(kit, directory, disk, tools_disk, state, options, report):
+    """Runs the command in a machine that goes on from ``state`` or boots; returns its exit code."""
+    machine = Machine(kit, directory, cpus=options.cpus, memory=options.memory, work=disk, tools=tools_disk, state=state)
+    try:
+        machine.go()
+        return _relay(machine, report)
+    finally:
+        machine.end()
+        report.step("machine ended")
 
 
 def _make_work_disk(disk, tree, options):
@@ -51,6 +70,7 @@ def _relay(machine, report):
     """Passes the machine's output on until it ends; returns the command's exit code."""
     outputs = {"stdout": 1, "stderr": 2}
     control = b""
+    started = False
     answer = None
     with selectors.DefaultSelector() as selector:
         for name in (*outputs, "control"):
@@ -69,13 +89,14 @@ def _relay(machine, report):
                         if word == "ready":
                             report.step("host booted")
                         elif word == "started":
+                            started = True
                             report.step("command started")
                         elif word in ("exit", "error"):
                             answer = word, rest
                             report.step(f"command ended: {line.decode(errors='replace')}")
     machine.process.wait()
     if answer is None:
-        raise HostError(f"the emulated KVM host broke down:\n{machine.last_words()}")
+        raise (HostError if started else NotStarted)(f"the emulated KVM host broke down:\n{machine.last_words()}")
     if answer[0] == "error":
         raise HostError(f"in the emulated KVM host: {answer[1]}")
     return int(answer[1])

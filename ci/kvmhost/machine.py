@@ -36,7 +36,7 @@ MODULES_AFTER = ("virtio_blk",)
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off audit=0 tsc=reliable clocksource=tsc"
 PORTS = ("stdout", "stderr", "control")
 NULL_DISK = {"driver": "null-co", "size": 1 << 20, "read-zeroes": True}
-BOOT_LIMIT = 180
+KEPT = 4
 
 
 def _say(text):
@@ -59,8 +59,9 @@ class Kit:
                     "busybox-static", "busybox-static_*", stock, _say)
                 modules.index(kernel)
                 self.kernel = next((kernel / "boot").glob("vmlinuz-*"))
-                sources = (INIT, Path(__file__), Path(cpio.__file__), Path(modules.__file__))
-                self.key = _digest(kernel.name, busybox.name, *(path.read_text() for path in sources))
+                sources = (INIT, Path(cpio.__file__), Path(modules.__file__))
+                self.key = _digest(kernel.name, busybox.name, *MODULES_BEFORE, "", *MODULES_AFTER,
+                                   *(path.read_text() for path in sources))
                 self.initramfs = CACHE / f"initramfs-{self.key}.cpio"
                 if not self.initramfs.exists():
                     self._make(kernel, busybox / "bin/busybox")
@@ -90,6 +91,14 @@ class Kit:
                 archive.file(f"modules/{stage}", "".join(f"{path.name}\n" for path in fresh).encode())
             archive.close()
         partial.rename(self.initramfs)
+        _forget_older(self.initramfs, "initramfs-*.cpio")
+
+
+def _forget_older(newest, pattern):
+    """Keeps the cache small: a few of each kind serve the sizes and branches in use."""
+    found = sorted(newest.parent.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in found[KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 class _locked:
@@ -175,7 +184,7 @@ class Machine:
         said = self._errors.read().decode(errors="replace").splitlines()[-5:]
         if self.console.exists():
             text = self.console.read_text(errors="replace")
-            said += re.sub(r"\x1b\S*|\r", "", text).strip().splitlines()[-15:]
+            said += re.sub(r"\x1b\S*|\r", "", text).strip().splitlines()[-40:]
         return "\n".join(said) or "(it said nothing)"
 
     def save(self, path):
@@ -208,7 +217,7 @@ def json_free(kind, **values):
 def saved_state(kit, directory, *, cpus, memory):
     """Path of a saved host that only needs to be told to go; made now if there is none."""
     version = tool(QEMU, "--version", problem="cannot run QEMU").splitlines()[0]
-    key = _digest(kit.key, version, str(cpus), str(memory))
+    key = _digest(kit.key, Path(__file__).read_text(), version, str(cpus), str(memory))
     path = CACHE / f"state-{key}"
     with _locked(CACHE / "state.lock"):
         if path.exists():
@@ -221,8 +230,5 @@ def saved_state(kit, directory, *, cpus, memory):
         finally:
             machine.end()
         partial.rename(path)
-        # One per kit and size is enough; those of older kits are of no more use.
-        for old in CACHE.glob("state-*"):
-            if old != path and not old.name.endswith(".partial") and time.time() - old.stat().st_mtime > 7 * 86400:
-                old.unlink(missing_ok=True)
+        _forget_older(path, "state-*")
     return path
