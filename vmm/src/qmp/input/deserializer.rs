@@ -100,7 +100,7 @@ impl Input {
                 let unexpected = members.unexpected.take();
                 let value = visitor.visit_map(members).map_err(|e| e.at(&path))?;
                 match unexpected {
-                    Some(name) => Err(InputError::unexpected(name)),
+                    Some(name) => Err(InputError::unexpected(name, known.unwrap_or_default())),
                     None => Ok(value),
                 }
             }

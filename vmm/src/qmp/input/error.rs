@@ -8,6 +8,8 @@ use serde::de;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct InputError {
     fault: Fault,
+    /// What the type would have accepted, where that is a short list.
+    alternatives: &'static [&'static str],
     /// Whether `fault` names the parameter by its full path already.
     located: bool,
 }
@@ -41,13 +43,23 @@ impl InputError {
     }
 
     /// The object has a member that its type does not know.
-    pub(super) fn unexpected(name: impl Into<String>) -> Self {
-        Self::located(Fault::Unexpected(name.into()))
+    pub(super) fn unexpected(name: impl Into<String>, known: &'static [&'static str]) -> Self {
+        Self {
+            alternatives: known,
+            ..Self::located(Fault::Unexpected(name.into()))
+        }
+    }
+
+    /// The names or values that would have been accepted in the place of the one at fault; empty
+    /// if that is not a list.
+    pub const fn alternatives(&self) -> &'static [&'static str] {
+        self.alternatives
     }
 
     const fn located(fault: Fault) -> Self {
         Self {
             fault,
+            alternatives: &[],
             located: true,
         }
     }
@@ -55,6 +67,7 @@ impl InputError {
     const fn unlocated(fault: Fault) -> Self {
         Self {
             fault,
+            alternatives: &[],
             located: false,
         }
     }
@@ -118,15 +131,21 @@ impl de::Error for InputError {
         Self::unlocated(Fault::Missing(field.into()))
     }
 
-    fn unknown_field(field: &str, _known: &'static [&'static str]) -> Self {
-        Self::unlocated(Fault::Unexpected(field.into()))
+    fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
+        Self {
+            alternatives: known,
+            ..Self::unlocated(Fault::Unexpected(field.into()))
+        }
     }
 
-    fn unknown_variant(variant: &str, _known: &'static [&'static str]) -> Self {
-        Self::unlocated(Fault::Value {
-            name: String::new(),
-            value: variant.into(),
-        })
+    fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
+        Self {
+            alternatives: known,
+            ..Self::unlocated(Fault::Value {
+                name: String::new(),
+                value: variant.into(),
+            })
+        }
     }
 
     fn invalid_type(_found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {

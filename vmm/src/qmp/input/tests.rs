@@ -28,6 +28,7 @@ struct Outer {
     mode: Option<Mode>,
     file: Option<Inner>,
     list: Option<Vec<u8>>,
+    #[expect(clippy::option_option, reason = "absent, null and given differ")]
     backing: Option<Option<String>>,
 }
 

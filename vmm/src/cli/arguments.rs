@@ -1,0 +1,152 @@
+//! The options as clap sees them: names, help texts, which take a value.
+//!
+//! Values are kept as text here; [`super::options`] gives them their meaning.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+
+/// Shown below the options by `--help`.
+pub(super) const EXAMPLES: &str = "\
+Values are key=value pairs separated by commas (a comma inside a value is written twice; dots go
+down one level: file.driver=file), or JSON if they start with '{'. Sizes take k, M, G or T. Options
+with one dash and with two mean the same.
+
+Examples:
+  Boot a kernel with its console on this terminal (leave with Ctrl-A x):
+    sluice --kernel bzImage --initrd initrd.img --append console=ttyS0 -m 512M --smp 2
+
+  Add an IDE disk:
+    sluice ... --drive file=disk.img,format=raw,if=ide
+
+  Add a virtio disk that a thread of its own serves:
+    sluice ... --object iothread,id=io0 \\
+      --blockdev file,node-name=f0,filename=disk.img --blockdev raw,node-name=d0,file=f0 \\
+      --device virtio-blk-pci,drive=d0,iothread=io0
+
+  Open a control socket, to mirror a disk while the guest runs:
+    sluice ... --qmp unix:/run/vm.qmp";
+
+/// A small virtual machine monitor for Linux/KVM whose disks can be mirrored and switched over
+/// live, without losing a write.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sluice",
+    version,
+    override_usage = "sluice --kernel FILE [OPTIONS]",
+    max_term_width = 100,
+    disable_help_flag = true,
+    disable_version_flag = true
+)]
+pub struct Arguments {
+    /// Linux kernel to boot: a bzImage, or an ELF vmlinux with a PVH entry
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk for the kernel
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub initrd: Option<PathBuf>,
+
+    /// The kernel's command line, as one argument
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        help_heading = "What to boot"
+    )]
+    pub append: Option<String>,
+
+    /// Guest memory: 512M, 2G, size=1G; a bare number counts MiB [default: 256M]
+    #[arg(
+        short = 'm',
+        long,
+        value_name = "[size=]SIZE",
+        help_heading = "The machine"
+    )]
+    pub memory: Option<String>,
+
+    /// Number of virtual CPUs [default: 1]
+    #[arg(long, value_name = "[cpus=]N", help_heading = "The machine")]
+    pub smp: Option<String>,
+
+    /// Machine type and its properties: pc, pc,ide=piix4 [default: pc,ide=piix3]
+    #[arg(
+        short = 'M',
+        long,
+        value_name = "[type=]TYPE[,ide=piix3|piix4]",
+        help_heading = "The machine"
+    )]
+    pub machine: Option<String>,
+
+    /// What runs the guest: kvm, or qtest (no CPUs; a test drives the devices) [default: kvm]
+    #[arg(long, value_name = "kvm|qtest", help_heading = "The machine")]
+    pub accel: Option<String>,
+
+    /// Name of the machine, for query-name and the logs
+    #[arg(long, value_name = "NAME", help_heading = "The machine")]
+    pub name: Option<String>,
+
+    /// Build the machine but do not start its CPUs; QMP 'cont' starts them
+    #[arg(short = 'S', long = "S", action = ArgAction::SetTrue, help_heading = "The machine")]
+    pub start_paused: bool,
+
+    /// End when the guest resets, instead of starting it again
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
+    pub no_reboot: bool,
+
+    /// Leave out the devices nobody asked for (the first serial port)
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
+    pub nodefaults: bool,
+
+    /// Where the first serial port goes: stdio, null, none or file:PATH [default: stdio]
+    #[arg(long, value_name = "WHERE", help_heading = "The machine")]
+    pub serial: Option<String>,
+
+    /// Accepted for compatibility; there is no display
+    #[arg(long, value_name = "none", help_heading = "The machine")]
+    pub display: Option<String>,
+
+    /// A disk in one go (repeatable): file=PATH, format=raw, if=ide|virtio|none, id=NAME, index=N or
+    /// bus=N and unit=N, readonly=on|off, serial=TEXT,
+    /// cache=writeback|none|writethrough|directsync|unsafe, aio=threads|io_uring,
+    /// discard=ignore|unmap, detect-zeroes=off|on|unmap
+    #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
+    pub drive: Vec<String>,
+
+    /// A node of the block graph: DRIVER,node-name=NAME,... (repeatable)
+    #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
+    pub blockdev: Vec<String>,
+
+    /// A device (repeatable): virtio-blk-pci,drive=NODE[,iothread=ID] or
+    /// ide-hd,drive=NODE[,bus=ide.0,unit=0], each with id=, serial=, write-cache=on|off
+    #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
+    pub device: Vec<String>,
+
+    /// A helper object: iothread,id=ID, a thread that serves disks (repeatable)
+    #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
+    pub object: Vec<String>,
+
+    /// Serve QMP, the control protocol, on a Unix socket (repeatable)
+    #[arg(
+        long,
+        value_name = "unix:PATH[,server=on][,wait=off]",
+        help_heading = "Control"
+    )]
+    pub qmp: Vec<String>,
+
+    /// Speak the qtest protocol there; needs --accel qtest
+    #[arg(
+        long,
+        value_name = "unix:PATH[,server=on|off]",
+        help_heading = "Control"
+    )]
+    pub qtest: Option<String>,
+
+    /// Print this help
+    #[arg(short = 'h', long, action = ArgAction::Help, help_heading = "Information")]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Information")]
+    version: Option<bool>,
+}

@@ -1,0 +1,461 @@
+//! Tests of the command line as a whole.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::{CommandLine, PiixModel, Refusal, parse};
+use crate::exit::ExitStatus;
+use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
+use crate::storage::{Attachment, IdePosition, PciAddress};
+
+/// Splits at blanks; none of the tests needs a blank in an argument.
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn accepted(line: &str) -> CommandLine {
+    parse(words(line)).unwrap_or_else(|refusal| panic!("{line}: {refusal}"))
+}
+
+fn with_kernel(line: &str) -> CommandLine {
+    accepted(&format!("--kernel k {line}"))
+}
+
+fn refused(line: &str) -> String {
+    let refusal = parse(words(line)).expect_err(line);
+    assert_eq!(refusal.status(), ExitStatus::Usage);
+    refusal.to_string()
+}
+
+const BLOCKDEV: &str = "--blockdev raw,node-name=d0,file.driver=file,file.filename=/img";
+
+#[test]
+fn one_dash_and_two_mean_the_same() {
+    let line = "kernel k X-initrd i X-append -x X-m 1G X-smp 2 X-name n X-no-reboot X-S \
+                X-serial null X-machine pc,ide=piix4 X-accel kvm X-display none X-nodefaults \
+                X-qmp unix:/q,server=on,wait=off";
+    for dashes in ["-", "--"] {
+        let line = format!("{dashes}{}", line.replace("X-", dashes)).replace("--m ", "-m ");
+        let parsed = accepted(&line);
+        let boot = parsed.machine.boot.unwrap();
+        assert_eq!(boot.kernel, Path::new("k"));
+        assert_eq!(boot.initrd.as_deref(), Some(Path::new("i")));
+        assert_eq!(boot.append, "-x");
+        assert_eq!(parsed.machine.memory, 1024 * MIB);
+        assert_eq!(parsed.machine.cpus.get(), 2);
+        assert_eq!(parsed.machine.name.as_deref(), Some("n"));
+        assert!(parsed.machine.no_reboot && parsed.machine.start_paused);
+        assert_eq!(parsed.machine.serial, SerialConfig::Null);
+        assert_eq!(parsed.piix, PiixModel::Piix4);
+        assert_eq!(parsed.machine.accelerator, AcceleratorConfig::Kvm);
+        assert_eq!(parsed.qmp.len(), 1);
+        assert!(parsed.qmp[0].server);
+        assert_eq!(parsed.qmp[0].path, Path::new("/q"));
+    }
+}
+
+#[test]
+fn a_value_that_looks_like_an_option_stays_a_value() {
+    let parsed = accepted("-kernel k -append -smp -M pc");
+    assert_eq!(parsed.machine.boot.unwrap().append, "-smp");
+}
+
+#[test]
+fn memory_sizes() {
+    for (text, mib) in [
+        ("512", 512),
+        ("512M", 512),
+        ("2G", 2048),
+        ("size=1G", 1024),
+        ("0x2M", 2),
+    ] {
+        assert_eq!(
+            with_kernel(&format!("-m {text}")).machine.memory,
+            mib * MIB,
+            "for {text}"
+        );
+    }
+    for text in [
+        "0",
+        "1",
+        "1.5",
+        "12Q",
+        "100k",
+        "99999999999999999999",
+        "size=",
+        "maxmem=2G",
+    ] {
+        let message = refused(&format!("--kernel k -m {text}"));
+        assert!(message.contains("-m "), "{message}");
+    }
+}
+
+#[test]
+fn defaults() {
+    let parsed = with_kernel("");
+    assert_eq!(parsed.machine.memory, 256 * MIB);
+    assert_eq!(parsed.machine.cpus.get(), 1);
+    assert_eq!(parsed.machine.serial, SerialConfig::Stdio);
+    assert_eq!(parsed.piix, PiixModel::Piix3);
+    assert!(parsed.storage.disks.is_empty() && parsed.qmp.is_empty());
+    assert_eq!(
+        with_kernel("--nodefaults").machine.serial,
+        SerialConfig::None
+    );
+}
+
+#[test]
+fn a_drive_is_a_node_and_a_device() {
+    let parsed =
+        with_kernel("--drive file=/a,,b,format=raw --drive file=/v,if=virtio,id=vd,cache=none");
+    let [ide, virtio] = parsed.storage.disks.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    assert_eq!(ide.backend.as_deref(), Some("ide0-hd0"));
+    assert_eq!(
+        ide.attachment,
+        Attachment::Ide(IdePosition {
+            channel: 0,
+            unit: 0
+        })
+    );
+    assert!(ide.write_cache && !ide.read_only);
+    assert_eq!(virtio.backend.as_deref(), Some("vd"));
+    let anywhere = Attachment::VirtioPci {
+        iothread: None,
+        address: None,
+    };
+    assert_eq!(virtio.attachment, anywhere);
+    assert_eq!(parsed.storage.nodes.len(), 2);
+}
+
+#[test]
+fn ide_disks_find_their_places() {
+    let parsed = with_kernel(
+        "--drive file=a,index=1 --drive file=b --drive file=c,bus=1,unit=1 --drive file=d",
+    );
+    let places: Vec<_> = parsed
+        .storage
+        .disks
+        .iter()
+        .map(|disk| match &disk.attachment {
+            Attachment::Ide(place) => (place.channel, place.unit),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(places, [(0, 1), (0, 0), (1, 1), (1, 0)]);
+}
+
+#[test]
+fn devices_stand_on_nodes_and_drives() {
+    let parsed = with_kernel(&format!(
+        "--object iothread,id=io0 {BLOCKDEV} --drive file=b,if=none,id=x,readonly=on,serial=S1 \
+         --device virtio-blk-pci,drive=d0,iothread=io0,id=v,addr=0x5 \
+         --device ide-hd,drive=x,bus=ide.1,unit=0 --device isa-debug-exit,iobase=0xf4,iosize=4"
+    ));
+    assert_eq!(parsed.storage.iothreads[0].id, "io0");
+    let [virtio, ide] = parsed.storage.disks.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    assert_eq!(
+        (virtio.backend.as_deref(), virtio.node.as_str()),
+        (None, "d0")
+    );
+    assert_eq!(virtio.id.as_deref(), Some("v"));
+    let address = PciAddress {
+        slot: 5,
+        function: 0,
+    };
+    let place = Attachment::VirtioPci {
+        iothread: Some("io0".into()),
+        address: Some(address),
+    };
+    assert_eq!(virtio.attachment, place);
+    assert_eq!(ide.backend.as_deref(), Some("x"));
+    assert_eq!(
+        ide.attachment,
+        Attachment::Ide(IdePosition {
+            channel: 1,
+            unit: 0
+        })
+    );
+    assert_eq!(ide.serial.as_deref(), Some("S1"));
+    assert!(ide.read_only);
+    let debug_exit = parsed.machine.debug_exit.unwrap();
+    assert_eq!((debug_exit.iobase, debug_exit.iosize), (0xf4, 4));
+}
+
+#[test]
+fn json_is_as_good_as_pairs() {
+    let arguments = [
+        "--kernel",
+        "k",
+        "--blockdev",
+        "{'driver': 'raw', 'node-name': 'd0', 'file': {'driver': 'file', 'filename': '/a b'}}",
+        "--device",
+        r#"{"driver": "ide-hd", "drive": "d0", "unit": 1}"#,
+    ];
+    let parsed = parse(arguments.map(OsString::from)).unwrap();
+    let place = Attachment::Ide(IdePosition {
+        channel: 0,
+        unit: 1,
+    });
+    assert_eq!(parsed.storage.disks[0].attachment, place);
+}
+
+#[test]
+fn qtest_needs_no_kernel() {
+    let parsed = accepted("--accel qtest --qtest unix:/t,server=on");
+    let expected = QtestConfig {
+        path: "/t".into(),
+        server: true,
+    };
+    assert_eq!(
+        parsed.machine.accelerator,
+        AcceleratorConfig::Qtest(expected)
+    );
+    assert!(parsed.machine.boot.is_none());
+}
+
+/// A command line and what its refusal must say: the option, the thing at fault and the remedy.
+#[test]
+fn refusals_name_the_option_the_fault_and_the_remedy() {
+    let disk = "--kernel k --drive file=a";
+    let node = format!("--kernel k {BLOCKDEV}");
+    let cases: &[(String, &[&str])] = &[
+        (String::new(), &["--kernel", "nothing to boot"]),
+        ("--kernel k --frobnicate".into(), &["--frobnicate"]),
+        ("--kernel k -frobnicate".into(), &["unexpected argument"]),
+        ("--kernel k stray".into(), &["stray"]),
+        (
+            "--kernel a --kernel b".into(),
+            &["--kernel", "multiple times"],
+        ),
+        ("--kernel".into(), &["--kernel"]),
+        (
+            "--initrd i".into(),
+            &["--initrd", "only allowed with --kernel"],
+        ),
+        (
+            "--append x --accel qtest --qtest unix:/t".into(),
+            &["--append", "--kernel"],
+        ),
+        (
+            "--kernel k --smp 0".into(),
+            &["--smp 0", "Invalid SMP CPUs 0", "1 to 254"],
+        ),
+        ("--kernel k --smp 255".into(), &["--smp 255", "1 to 254"]),
+        (
+            "--kernel k --smp cpus=2,cores=2".into(),
+            &["--smp", "'cores' is unexpected", "cpus"],
+        ),
+        (
+            "--kernel k --accel tcg".into(),
+            &["--accel tcg", "'tcg'", "kvm, qtest"],
+        ),
+        (
+            "--kernel k -M q35".into(),
+            &["--machine q35", "'q35'", "pc"],
+        ),
+        (
+            "--kernel k -M pc,ide=ahci".into(),
+            &["'ahci'", "piix3, piix4"],
+        ),
+        (
+            "--kernel k --display gtk".into(),
+            &["--display gtk", "none"],
+        ),
+        (
+            "--kernel k --serial tcp:x".into(),
+            &["--serial tcp:x", "stdio, null, none or file:PATH"],
+        ),
+        (
+            "--kernel k --qtest unix:/t".into(),
+            &["--qtest", "--accel qtest"],
+        ),
+        (
+            "--accel qtest".into(),
+            &["--accel qtest", "--qtest unix:PATH"],
+        ),
+        (
+            "--kernel k --qmp tcp:1".into(),
+            &["--qmp tcp:1", "unix:PATH"],
+        ),
+        (
+            "--kernel k --qmp unix:".into(),
+            &["--qmp", "'path' is missing"],
+        ),
+        (
+            "--kernel k --qmp unix:/q,wait=on".into(),
+            &["wait=on", "-S"],
+        ),
+        (
+            "--kernel k --qmp unix:/q,foo=1".into(),
+            &["--qmp unix:/q,foo=1", "'foo' is unexpected"],
+        ),
+        (
+            "--kernel k --qmp unix:/q --qmp unix:/q".into(),
+            &["--qmp", "/q", "another socket"],
+        ),
+        (
+            format!("--kernel k --qmp unix:/{}", "x".repeat(200)),
+            &["longer than 107"],
+        ),
+        (
+            "--kernel k --object rng,id=r".into(),
+            &["--object", "rng", "iothread"],
+        ),
+        (
+            "--kernel k --object iothread".into(),
+            &["--object", "'id' is missing"],
+        ),
+        (
+            "--kernel k --object iothread,id=1".into(),
+            &["--object", "identifier"],
+        ),
+        (
+            "--kernel k --object iothread,id=a --object iothread,id=a".into(),
+            &["duplicate ID 'a'"],
+        ),
+        (
+            "--kernel k --drive format=raw".into(),
+            &["--drive", "'file' is missing"],
+        ),
+        (
+            format!("{disk},if=scsi"),
+            &["--drive", "'if'", "'scsi'", "ide, virtio, none"],
+        ),
+        (
+            format!("{disk},readonly=maybe"),
+            &["'readonly' expects 'on' or 'off'"],
+        ),
+        (
+            format!("{disk},wibble=1"),
+            &["'wibble' is unexpected", "readonly"],
+        ),
+        (
+            format!("{disk},format=qcow2"),
+            &["'format'", "'qcow2'", "raw"],
+        ),
+        (format!("{disk},file=b"), &["'file' is given twice"]),
+        (
+            format!("{disk},media"),
+            &["Expected '=' after parameter 'media'"],
+        ),
+        (
+            format!("{disk},index=4"),
+            &["no such place", "index is 0 to 3"],
+        ),
+        (
+            format!("{disk},index=1,unit=1"),
+            &["index cannot be used with bus and unit"],
+        ),
+        (format!("{disk},if=virtio,unit=1"), &["belong to if=ide"]),
+        (
+            format!("{disk},serial=123456789012345678901"),
+            &["at most 20"],
+        ),
+        (
+            format!("{disk},id=a --drive file=b,id=a"),
+            &["Duplicate ID 'a'"],
+        ),
+        (
+            format!("{disk},index=0 --drive file=b,index=0"),
+            &["IDE bus 0, unit 0 is in use"],
+        ),
+        (
+            format!("{disk}{}", " --drive file=b".repeat(4)),
+            &["no place is left", "virtio-blk-pci"],
+        ),
+        (
+            format!("{disk},id=a --device virtio-blk-pci,drive=a"),
+            &["'a' is already in use", "if=none"],
+        ),
+        (
+            format!("{node} --blockdev raw,node-name=d0,file=x"),
+            &["Duplicate nodes", "'d0'"],
+        ),
+        (
+            "--kernel k --blockdev raw,file=x".into(),
+            &["--blockdev", "'node-name' must be"],
+        ),
+        (
+            format!("{node} --device ide-hd"),
+            &["--device", "'drive' is missing"],
+        ),
+        (
+            format!("{node} --device ide-hd,drive=x"),
+            &["no drive or node 'x'", "--blockdev"],
+        ),
+        (
+            format!("{node} --device e1000,drive=x"),
+            &["'e1000' is not a valid device model"],
+        ),
+        (
+            format!("{node} --device ide-hd,drive=d0,unit=2"),
+            &["unit 2", "unit is 0 or 1"],
+        ),
+        (
+            format!("{node} --device ide-hd,drive=d0,bus=ide.7"),
+            &["'ide.7' not found"],
+        ),
+        (
+            format!("{node} --device ide-hd,drive=d0 --device virtio-blk-pci,drive=d0"),
+            &["'d0' is already in use"],
+        ),
+        (
+            format!("{node} --device virtio-blk-pci,drive=d0,iothread=t"),
+            &["Cannot find iothread 't'", "--object iothread,id=t"],
+        ),
+        (
+            format!("{node} --device virtio-blk-pci,drive=d0,queues=2"),
+            &[
+                "--device virtio-blk-pci,drive=d0,queues=2",
+                "'queues' is unexpected",
+                "iothread",
+            ],
+        ),
+        (
+            format!("{node} --device virtio-blk-pci,drive=d0,addr=1"),
+            &["slot 1", "in use"],
+        ),
+        (
+            format!("{node} --device virtio-blk-pci,drive=d0,addr=zz"),
+            &["'addr'", "'zz'"],
+        ),
+        (
+            "--kernel k --device {\"driver\":".into(),
+            &["--device", "JSON parse error"],
+        ),
+    ];
+    for (line, expected) in cases {
+        let message = refused(line);
+        for part in *expected {
+            assert!(
+                message.contains(part),
+                "{line}\n gives: {message}\n lacks: {part}"
+            );
+        }
+        assert!(message.starts_with("sluice: "), "{message}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_failure() {
+    for line in ["--help", "-help", "-h"] {
+        let refusal = parse(words(line)).unwrap_err();
+        assert_eq!(refusal.status(), ExitStatus::Success);
+        let text = refusal.to_string();
+        for part in [
+            "--blockdev",
+            "Examples:",
+            "What to boot",
+            "Exit status:",
+            "--kernel bzImage",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+    let version = parse(words("-version")).unwrap_err();
+    assert!(matches!(&version, Refusal::Information(text) if text.starts_with("sluice ")));
+}

@@ -1,0 +1,84 @@
+//! What the command line asks for in disks: I/O threads, block nodes, and the devices on them.
+//!
+//! Data only; the machine builder reads it in this order, because nodes and devices refer to what
+//! stands before them.
+
+use serde_json::Value as BlockdevOptions;
+
+/// Everything between the host's files and the guest's disk controllers.
+#[derive(Clone, Debug, Default)]
+pub struct StorageConfig {
+    /// `--object iothread`: the threads to start.
+    pub iothreads: Vec<IoThreadConfig>,
+    /// `--blockdev` and the node part of `--drive`: the nodes to open, in this order.
+    pub nodes: Vec<BlockdevOptions>,
+    /// `--device` and the device part of `--drive`.
+    pub disks: Vec<DiskConfig>,
+}
+
+/// `--object iothread,id=…`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IoThreadConfig {
+    /// By which devices and QMP refer to it.
+    pub id: String,
+}
+
+/// One disk of the guest.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DiskConfig {
+    /// `--drive id=`: the backend's name in QMP (`device`). A disk made by `--device` on a node
+    /// has none; QMP then knows it by its node or by `id`.
+    pub backend: Option<String>,
+    /// `--device id=`: the device's own name (`qdev`).
+    pub id: Option<String>,
+    /// Name of the node the backend stands on.
+    pub node: String,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// The guest sees a volatile write cache and must flush it; otherwise every write is flushed
+    /// before it completes.
+    pub write_cache: bool,
+    /// The serial number shown to the guest, if given; at most 20 bytes of ASCII.
+    pub serial: Option<String>,
+    /// The controller it hangs on.
+    pub attachment: Attachment,
+}
+
+/// Where a disk is attached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Attachment {
+    /// An ATA disk on one of the two IDE channels.
+    Ide(IdePosition),
+    /// A virtio-blk function of its own on the PCI bus.
+    VirtioPci {
+        /// `iothread=`: who serves its queues; the main loop if absent.
+        iothread: Option<String>,
+        /// `addr=`: its place on bus 0; the first free slot if absent.
+        address: Option<PciAddress>,
+    },
+}
+
+/// A place on the IDE channels.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct IdePosition {
+    /// 0: ports 0x1f0, IRQ 14; 1: ports 0x170, IRQ 15.
+    pub channel: u8,
+    /// 0: master; 1: slave.
+    pub unit: u8,
+}
+
+impl IdePosition {
+    /// Channels of the controller.
+    pub const CHANNELS: u8 = 2;
+    /// Drives of a channel.
+    pub const UNITS: u8 = 2;
+}
+
+/// A place on PCI bus 0.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PciAddress {
+    /// 0 to 31.
+    pub slot: u8,
+    /// 0 to 7.
+    pub function: u8,
+}
