@@ -1,0 +1,103 @@
+//! What a kind of job brings along: its work, and the steps at its end.
+
+use futures_util::future::LocalBoxFuture;
+use serde_json::{Map, Value};
+
+use super::context::JobContext;
+use super::error::{JobError, VerbError};
+use super::handle::Job;
+use super::state::JobKind;
+
+/// A job's work and its hooks.
+///
+/// The futures run in the job's home context, one after the other: `run`; then, if it was successful
+/// and nobody cancelled, `prepare` and `commit`; otherwise `abort`; at last `clean`. If
+/// `prepare` fails, `abort` follows. A job that is cancelled before it began gets only
+/// `abort` and `clean`. The hooks that are plain functions are called on whatever thread the
+/// operator's command arrives, without the job's lock, and must not wait.
+pub trait JobDriver: Send + Sync + 'static {
+    /// The kind of job, for queries and events.
+    fn kind(&self) -> JobKind;
+
+    /// The work. It calls [`JobContext::pause_point`] (or [`JobContext::sleep`], which is one) often
+    /// enough, and returns soon after [`JobContext::is_cancelled`] turned true.
+    ///
+    /// # Errors
+    /// Why the job fails. What is returned after a forced cancel does not matter.
+    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>>;
+
+    /// Waits until nothing of the job is in flight; called at a pause point before the job
+    /// counts as idle. It must not reach a pause point itself.
+    fn settle<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        let _ = job;
+        Box::pin(async {})
+    }
+
+    /// The last step that can fail: the switch-over. From here on a cancel is refused.
+    ///
+    /// # Errors
+    /// Why the job fails after all; whatever this step had changed is changed back by it or by `abort`.
+    fn prepare<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+        let _ = job;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Makes the result final, after every job of the transaction was prepared.
+    fn commit<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        let _ = job;
+        Box::pin(async {})
+    }
+
+    /// Undoes what the job has changed, after a failure or a forced cancel.
+    fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        let _ = job;
+        Box::pin(async {})
+    }
+
+    /// Gives back what the job held, in the end in any case.
+    fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        let _ = job;
+        Box::pin(async {})
+    }
+
+    /// Whether a cancel without force makes a ready job finish its copy and end well. Otherwise every
+    /// cancel is by force.
+    fn cancels_softly(&self) -> bool {
+        false
+    }
+
+    /// A cancel was accepted. With `force` the job is to end now: cancel what could hang.
+    fn on_cancel(&self, force: bool) {
+        let _ = force;
+    }
+
+    /// `complete` was asked of the ready job. On `Ok` the job sees
+    /// [`JobContext::complete_requested`]; may be called again after that.
+    ///
+    /// # Errors
+    /// Why the job can't be completed; it goes on as if nothing had been asked.
+    fn on_complete(&self, job: &Job) -> Result<(), VerbError> {
+        Err(VerbError::CannotComplete {
+            id: job.id().to_string(),
+        })
+    }
+
+    /// `change` was asked, with the options of the command.
+    ///
+    /// # Errors
+    /// Why they can't be changed; nothing is changed then.
+    fn on_change(&self, options: &Map<String, Value>) -> Result<(), VerbError> {
+        let _ = options;
+        Err(VerbError::CannotChange)
+    }
+
+    /// Members of this kind of job in the answer to `query-block-jobs`.
+    fn query(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// Members of this kind of job in `BLOCK_JOB_COMPLETED`.
+    fn report(&self) -> Map<String, Value> {
+        Map::new()
+    }
+}

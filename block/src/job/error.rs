@@ -1,0 +1,148 @@
+//! What can go wrong with a job: at its creation, on a command, in its work.
+//!
+//! The texts are those that QEMU 10.0 gives for the same mistakes, because clients match them.
+
+use std::io;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::state::{IllegalTransition, JobState, JobVerb};
+
+/// The error classes of QMP that jobs need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// `GenericError`.
+    Generic,
+    /// `DeviceNotActive`: no such block job.
+    DeviceNotActive,
+}
+
+/// Why a job was not created.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum CreateError {
+    /// The name breaks the rule.
+    #[error("Invalid job ID '{id}'")]
+    InvalidId {
+        /// The name.
+        id: String,
+    },
+    /// Another job has the name.
+    #[error("Job ID '{id}' already in use")]
+    IdInUse {
+        /// The name.
+        id: String,
+    },
+    /// No name was given and there is none to fall back on.
+    #[error("An explicit job ID is required")]
+    IdRequired,
+    /// A speed below zero.
+    #[error("Parameter 'speed' expects a non-negative value")]
+    NegativeSpeed,
+    /// The machine is going down.
+    #[error("Job '{id}' can't be created while the machine shuts down")]
+    ShuttingDown {
+        /// The name.
+        id: String,
+    },
+}
+
+/// Why a command on a job was refused; the job goes on as if it had not been given.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum VerbError {
+    /// No such job, asked with a `block-job-*` command.
+    #[error("Block job '{id}' not found")]
+    BlockJobNotFound {
+        /// The name.
+        id: String,
+    },
+    /// No such job, asked with a `job-*` command.
+    #[error("Job not found")]
+    JobNotFound,
+    /// The table of verbs says no.
+    #[error("Job '{id}' in state '{state}' cannot accept command verb '{verb}'")]
+    WrongState {
+        /// The job.
+        id: String,
+        /// Its state.
+        state: JobState,
+        /// The command.
+        verb: JobVerb,
+    },
+    /// The operator has paused it before.
+    #[error("Job is already paused")]
+    AlreadyPaused,
+    /// The operator has not paused it.
+    #[error("Can't resume a job that was not paused")]
+    NotPaused,
+    /// Cancelling a paused block job needs force.
+    #[error("The block job for device '{id}' is currently paused")]
+    Paused {
+        /// The job.
+        id: String,
+    },
+    /// The job was cancelled before, or its kind has nothing to complete.
+    #[error("The active block job '{id}' cannot be completed")]
+    CannotComplete {
+        /// The job.
+        id: String,
+    },
+    /// A speed below zero.
+    #[error("Parameter 'speed' expects a non-negative value")]
+    NegativeSpeed,
+    /// The job's kind has no options that can change.
+    #[error("Job type does not support change")]
+    CannotChange,
+    /// The job's own reason.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl VerbError {
+    /// The error class for QMP.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::BlockJobNotFound { .. } => ErrorClass::DeviceNotActive,
+            _ => ErrorClass::Generic,
+        }
+    }
+}
+
+/// Why a job's work did not succeed.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum JobError {
+    /// It was cancelled by force.
+    #[error("{}", errno_text(Errno::CANCELED))]
+    Cancelled,
+    /// The kernel's reason, as text without a number.
+    #[error("{}", errno_text(*.0))]
+    Errno(Errno),
+    /// Any other reason, for a human.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<io::Error> for JobError {
+    fn from(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(errno) => Self::Errno(errno),
+            None => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<IllegalTransition> for JobError {
+    fn from(error: IllegalTransition) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// The C library's text for `errno`, which is what QMP clients know.
+fn errno_text(errno: Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}

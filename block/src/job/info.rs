@@ -1,0 +1,105 @@
+//! What queries tell about jobs: the records of `query-block-jobs` and `query-jobs`.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::handle::Job;
+use super::inner::Activity;
+use super::policy::IoStatus;
+use super::state::{JobKind, JobState};
+
+/// One record of `query-block-jobs` (QMP's `BlockJobInfo`).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockJobInfo {
+    /// Kind of job.
+    #[serde(rename = "type")]
+    pub kind: JobKind,
+    /// The job's id.
+    pub device: String,
+    /// Work in total.
+    pub len: u64,
+    /// Work done.
+    pub offset: u64,
+    /// The job's task works at this very moment.
+    pub busy: bool,
+    /// The job rests or will do so at its next pause point.
+    pub paused: bool,
+    /// Bytes per second; 0: no limit.
+    pub speed: u64,
+    /// Whether an error has stopped it.
+    pub io_status: IoStatus,
+    /// It may be completed.
+    pub ready: bool,
+    /// Where it stands.
+    pub status: JobState,
+    /// It goes from pending on by itself.
+    pub auto_finalize: bool,
+    /// It goes away by itself.
+    pub auto_dismiss: bool,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What only this kind of job can tell.
+    #[serde(flatten)]
+    pub details: Map<String, Value>,
+}
+
+/// One record of `query-jobs` (QMP's `JobInfo`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct JobInfo {
+    /// The job's id.
+    pub id: String,
+    /// Kind of job.
+    #[serde(rename = "type")]
+    pub kind: JobKind,
+    /// Where it stands.
+    pub status: JobState,
+    /// Work done.
+    pub current_progress: u64,
+    /// Work in total.
+    pub total_progress: u64,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Job {
+    /// The job's record for `query-block-jobs`.
+    #[must_use]
+    pub fn block_job_info(&self) -> BlockJobInfo {
+        let details = self.driver.query();
+        let core = self.lock();
+        BlockJobInfo {
+            kind: self.kind(),
+            device: self.id().to_owned(),
+            len: self.progress().total(),
+            offset: self.progress().current(),
+            busy: core.activity == Activity::Working,
+            paused: core.wants_rest(),
+            speed: core.rate.speed(),
+            io_status: core.io_status,
+            ready: core.state.is_ready(),
+            status: core.state,
+            auto_finalize: self.auto_finalize(),
+            auto_dismiss: self.auto_dismiss(),
+            error: core.error.as_ref().map(ToString::to_string),
+            details,
+        }
+    }
+
+    /// The job's record for `query-jobs`.
+    #[must_use]
+    pub fn info(&self) -> JobInfo {
+        let core = self.lock();
+        JobInfo {
+            id: self.id().to_owned(),
+            kind: self.kind(),
+            status: core.state,
+            current_progress: self.progress().current(),
+            total_progress: self.progress().total(),
+            error: core.error.as_ref().map(ToString::to_string),
+        }
+    }
+}

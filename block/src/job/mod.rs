@@ -1,0 +1,38 @@
+//! The job engine: states, verbs, events and the life of long block operations.
+//!
+//! A kind of job implements [`JobDriver`]. [`JobRegistry::create`] makes a [`Job`] of it, whose
+//! work is one `async fn` in an event loop; operators give their commands on the [`Job`] from any thread,
+//! drained sections make it rest ([`Job::quiesce`]), and the work itself sees a [`JobContext`].
+//! What follows what is data: see [`JobState::check`] and [`JobVerb::allowed_in`].
+
+mod context;
+mod driver;
+mod error;
+mod handle;
+mod id;
+mod info;
+mod inner;
+mod lifecycle;
+mod policy;
+mod progress;
+mod quiesce;
+mod ratelimit;
+mod registry;
+mod state;
+mod verbs;
+
+pub use context::{JobContext, Wakeup};
+pub use driver::JobDriver;
+pub use error::{CreateError, ErrorClass, JobError, VerbError};
+pub use handle::{Job, JobKicker};
+pub use id::JobId;
+pub use info::{BlockJobInfo, JobInfo};
+pub use policy::{ErrorVerdict, IoStatus, OnError};
+pub use progress::Progress;
+pub use quiesce::{OwnSection, Quiesced};
+pub use ratelimit::RateLimit;
+pub use registry::{JobOptions, JobRegistry};
+pub use state::{IllegalTransition, JobKind, JobState, JobVerb};
+
+#[cfg(test)]
+mod tests;

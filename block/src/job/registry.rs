@@ -1,0 +1,207 @@
+//! [`JobRegistry`]: all jobs of a machine by name.
+//!
+//! Any thread. Locks are taken in the order job, registry; creating a job takes them the other way
+//! round, but nobody else knows that job yet.
+
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sluice_aio::AioContext;
+
+use super::driver::JobDriver;
+use super::error::{CreateError, VerbError};
+use super::handle::Job;
+use super::id::JobId;
+use super::info::{BlockJobInfo, JobInfo};
+use super::lifecycle;
+use super::state::JobState;
+use crate::event::EventSink;
+
+/// What every job needs to be told at its creation.
+#[derive(Debug, Clone)]
+pub struct JobOptions {
+    /// Its name.
+    pub id: JobId,
+    /// Go from pending on without `job-finalize`.
+    pub auto_finalize: bool,
+    /// Go away without `job-dismiss`.
+    pub auto_dismiss: bool,
+    /// Bytes per second; 0: no limit.
+    pub speed: u64,
+}
+
+impl JobOptions {
+    /// The defaults of QMP's commands: no limit, and nothing to be done by hand.
+    #[must_use]
+    pub fn new(id: JobId) -> Self {
+        Self {
+            id,
+            auto_finalize: true,
+            auto_dismiss: true,
+            speed: 0,
+        }
+    }
+
+    /// Sets the speed as a command gives it.
+    ///
+    /// # Errors
+    /// [`CreateError::NegativeSpeed`].
+    pub fn with_speed(mut self, speed: i64) -> Result<Self, CreateError> {
+        self.speed = u64::try_from(speed).map_err(|_| CreateError::NegativeSpeed)?;
+        Ok(self)
+    }
+}
+
+/// All jobs. A cheap handle: clones are the same registry.
+#[derive(Clone)]
+pub struct JobRegistry {
+    shared: Arc<Shared>,
+    events: Arc<dyn EventSink>,
+}
+
+#[derive(Default)]
+pub(super) struct Shared {
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Default)]
+struct Jobs {
+    /// In order of creation.
+    all: Vec<Arc<Job>>,
+    shutting_down: bool,
+}
+
+impl Shared {
+    pub(super) fn remove(&self, job: &Job) {
+        self.jobs
+            .lock()
+            .all
+            .retain(|other| !std::ptr::eq(Arc::as_ptr(other), job));
+    }
+}
+
+impl JobRegistry {
+    /// An empty registry; its jobs tell their events to `events`.
+    #[must_use]
+    pub fn new(events: Arc<dyn EventSink>) -> Self {
+        Self {
+            shared: Arc::default(),
+            events,
+        }
+    }
+
+    /// Creates a job that will do `driver`'s work in the event loop `home`.
+    ///
+    /// The creator calls [`Job::start`] or [`Job::discard`] when it has made everything ready. If the loop ends
+    /// before the job does, the job stays as it is.
+    ///
+    /// # Errors
+    /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].
+    pub fn create(
+        &self,
+        options: JobOptions,
+        driver: Box<dyn JobDriver>,
+        home: &AioContext,
+    ) -> Result<Arc<Job>, CreateError> {
+        let mut jobs = self.shared.jobs.lock();
+        let id = options.id.to_string();
+        if jobs.shutting_down {
+            return Err(CreateError::ShuttingDown { id });
+        }
+        if jobs.all.iter().any(|job| job.id() == id) {
+            return Err(CreateError::IdInUse { id });
+        }
+        let registry = Arc::downgrade(&self.shared);
+        let job = Arc::new(Job::new(
+            options,
+            driver,
+            home.clone(),
+            registry,
+            Arc::clone(&self.events),
+        ));
+        let created = job.transition(&mut job.lock(), JobState::Created);
+        debug_assert!(created.is_ok());
+        jobs.all.push(Arc::clone(&job));
+        drop(jobs);
+        let living = Arc::clone(&job);
+        home.spawn(move || lifecycle::live(living));
+        Ok(job)
+    }
+
+    /// All jobs in order of creation.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<Arc<Job>> {
+        self.shared.jobs.lock().all.clone()
+    }
+
+    /// The job named `id`.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Arc<Job>> {
+        self.shared
+            .jobs
+            .lock()
+            .all
+            .iter()
+            .find(|job| job.id() == id)
+            .cloned()
+    }
+
+    /// The job that a `block-job-*` command names.
+    ///
+    /// # Errors
+    /// [`VerbError::BlockJobNotFound`].
+    pub fn find_block_job(&self, id: &str) -> Result<Arc<Job>, VerbError> {
+        self.get(id)
+            .ok_or_else(|| VerbError::BlockJobNotFound { id: id.to_owned() })
+    }
+
+    /// The job that a `job-*` command names.
+    ///
+    /// # Errors
+    /// [`VerbError::JobNotFound`].
+    pub fn find_job(&self, id: &str) -> Result<Arc<Job>, VerbError> {
+        self.get(id).ok_or(VerbError::JobNotFound)
+    }
+
+    /// The answer to `query-block-jobs`.
+    #[must_use]
+    pub fn query_block_jobs(&self) -> Vec<BlockJobInfo> {
+        self.jobs().iter().map(|job| job.block_job_info()).collect()
+    }
+
+    /// The answer to `query-jobs`.
+    #[must_use]
+    pub fn query_jobs(&self) -> Vec<JobInfo> {
+        self.jobs().iter().map(|job| job.info()).collect()
+    }
+
+    /// Cancels all jobs by force, waits until each has ended, and forgets them; no new ones are
+    /// taken. Jobs that are just being made final end as they would have.
+    ///
+    /// The jobs' home contexts must still run, and no drained section may hold the jobs for ever.
+    pub async fn shut_down(&self) {
+        self.shared.jobs.lock().shutting_down = true;
+        let jobs = self.jobs();
+        for job in &jobs {
+            // Refused only if the job is at its end anyway.
+            if let Err(error) = job.cancel(true) {
+                tracing::debug!(%error, "job is not cancelled");
+            }
+        }
+        for job in jobs {
+            job.concluded().await;
+            if let Err(error) = job.dismiss() {
+                tracing::debug!(%error, "job has gone by itself");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for JobRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.jobs().iter().map(|job| job.id().to_owned()))
+            .finish()
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the job engine: its tables, its pure parts, and jobs living in a real event loop.
+
+mod errors;
+mod life;
+mod parts;
+mod quiesce;
+mod registry;
+mod support;
+mod tables;
+mod verbs;

@@ -1,0 +1,165 @@
+//! The pure parts: names, the speed limit, the error policy, progress.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rustix::io::Errno;
+
+use crate::event::{ErrorAction, IoOperation};
+use crate::job::policy::IgnoredErrors;
+use crate::job::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn names_begin_with_a_letter_and_hold_letters_digits_and_three_signs() {
+    for good in ["a", "Z", "job0", "a-b.c_d", "drive-virtio-disk0"] {
+        assert_eq!(JobId::new(good).unwrap().as_str(), good);
+    }
+    for bad in [
+        "", "0a", "-a", "_", "#block12", "a b", "a/b", "ä", "aä", "a\0",
+    ] {
+        let error = JobId::new(bad).unwrap_err();
+        assert_eq!(error.to_string(), format!("Invalid job ID '{bad}'"));
+    }
+}
+
+#[test]
+fn the_operators_name_comes_first_then_the_backends() {
+    let choose = |explicit, backend| JobId::choose(explicit, backend).map(|id| id.to_string());
+    assert_eq!(choose(Some("a"), Some("b")), Ok("a".to_owned()));
+    assert_eq!(choose(None, Some("b")), Ok("b".to_owned()));
+    for none in [None, Some("")] {
+        let error = choose(None, none).unwrap_err();
+        assert_eq!(error, CreateError::IdRequired);
+        assert_eq!(error.to_string(), "An explicit job ID is required");
+    }
+    assert_eq!(
+        choose(Some(""), Some("b")),
+        Err(CreateError::InvalidId { id: String::new() })
+    );
+}
+
+#[test]
+fn what_exceeds_the_quota_passes_and_delays_what_follows() {
+    let mut rate = RateLimit::new(1000, Duration::ZERO);
+    assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
+    rate.charge(350, Duration::ZERO);
+    assert_eq!(rate.delay(Duration::ZERO), 300 * MS);
+    assert_eq!(rate.delay(200 * MS), 100 * MS);
+    assert_eq!(rate.delay(300 * MS), Duration::ZERO);
+    // The half slice that was left of the debt counts in the new one.
+    rate.charge(50, 300 * MS);
+    assert_eq!(rate.delay(300 * MS), 100 * MS);
+}
+
+#[test]
+fn without_a_limit_nothing_waits_and_a_new_limit_begins_without_debt() {
+    let mut rate = RateLimit::new(0, Duration::ZERO);
+    rate.charge(u64::MAX, Duration::ZERO);
+    assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
+    rate.set_speed(1, Duration::ZERO);
+    assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
+    // Less than a byte per slice is a byte per slice.
+    rate.charge(3, Duration::ZERO);
+    assert_eq!(rate.delay(Duration::ZERO), 300 * MS);
+    rate.charge(u64::MAX, Duration::ZERO);
+    assert!(rate.delay(Duration::ZERO) > Duration::from_secs(1 << 20));
+    rate.set_speed(0, Duration::ZERO);
+    assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
+}
+
+proptest! {
+    /// Transfers that wait as they are told keep to the speed, give or take a slice and the last transfer.
+    #[test]
+    fn the_average_speed_is_kept(
+        speed in 10_u64..1 << 30,
+        sizes in prop::collection::vec(1_u64..1 << 26, 1..50),
+    ) {
+        let mut rate = RateLimit::new(speed, Duration::ZERO);
+        let mut now = Duration::ZERO;
+        for size in &sizes {
+            loop {
+                let delay = rate.delay(now);
+                if delay.is_zero() {
+                    break;
+                }
+                now += delay;
+            }
+            rate.charge(*size, now);
+        }
+        let before_last: u64 = sizes[..sizes.len() - 1].iter().sum();
+        let slices = u64::try_from(now.as_millis() / 100).unwrap() + 1;
+        prop_assert!(before_last <= slices * (speed / 10) + speed / 10);
+    }
+}
+
+#[test]
+fn the_policy_decides_by_the_kind_of_error() {
+    use ErrorAction::{Ignore, Report, Stop};
+    let table = [
+        (OnError::Report, Report, Report),
+        (OnError::Ignore, Ignore, Ignore),
+        (OnError::Enospc, Report, Stop),
+        (OnError::Stop, Stop, Stop),
+        (OnError::Auto, Report, Stop),
+    ];
+    for (policy, on_io, on_nospace) in table {
+        assert_eq!(policy.action(Errno::IO), on_io, "{policy:?}");
+        assert_eq!(policy.action(Errno::NOSPC), on_nospace, "{policy:?}");
+    }
+    let names = ["report", "ignore", "enospc", "stop", "auto"];
+    for (name, (policy, ..)) in names.into_iter().zip(table) {
+        assert_eq!(
+            serde_json::from_value::<OnError>(name.into()).unwrap(),
+            policy
+        );
+    }
+    assert!(serde_json::from_value::<OnError>("Stop".into()).is_err());
+}
+
+#[test]
+fn ignored_errors_wait_longer_each_time_and_shortly_after_a_success() {
+    let mut ignored = IgnoredErrors::default();
+    let waits: Vec<_> = (0..9).map(|_| ignored.next_wait().as_millis()).collect();
+    assert_eq!(waits, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+    for _ in 0..100 {
+        assert_eq!(ignored.next_wait(), IgnoredErrors::LONGEST_WAIT);
+    }
+    ignored.reset();
+    assert_eq!(ignored.next_wait(), IgnoredErrors::FIRST_WAIT);
+}
+
+#[test]
+fn one_event_per_second_and_direction_gets_through() {
+    let mut ignored = IgnoredErrors::default();
+    assert!(ignored.admit_event(IoOperation::Write, Duration::ZERO));
+    assert!(!ignored.admit_event(IoOperation::Write, 999 * MS));
+    assert!(ignored.admit_event(IoOperation::Read, 999 * MS));
+    assert!(ignored.admit_event(IoOperation::Write, 1000 * MS));
+    assert!(!ignored.admit_event(IoOperation::Read, 1500 * MS));
+}
+
+#[test]
+fn the_total_is_what_is_done_and_what_is_left() {
+    let progress = Progress::default();
+    progress.set_remaining(100);
+    progress.add_done(30);
+    progress.set_remaining(70);
+    progress.add_remaining(5);
+    assert_eq!((progress.current(), progress.total()), (30, 105));
+}
+
+#[test]
+fn errors_speak_the_c_librarys_words() {
+    assert_eq!(JobError::Errno(Errno::IO).to_string(), "Input/output error");
+    assert_eq!(
+        JobError::Errno(Errno::NOSPC).to_string(),
+        "No space left on device"
+    );
+    assert_eq!(JobError::Cancelled.to_string(), "Operation canceled");
+    let from_kernel = JobError::from(std::io::Error::from(Errno::IO));
+    assert_eq!(from_kernel, JobError::Errno(Errno::IO));
+    let other = JobError::from(std::io::Error::other("the reason"));
+    assert_eq!(other.to_string(), "the reason");
+}

@@ -1,0 +1,175 @@
+//! The operator's commands on a job.
+//!
+//! Each looks the verb up in the table first, except where QEMU has another error come before.
+//! The driver's hooks are called without the job's lock.
+
+use serde_json::{Map, Value};
+
+use super::error::VerbError;
+use super::handle::Job;
+use super::inner::{CancelRequest, Core};
+use super::state::JobVerb;
+
+impl Job {
+    /// Makes the job rest at its next pause point.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`], [`VerbError::AlreadyPaused`].
+    pub fn pause(&self) -> Result<(), VerbError> {
+        let mut core = self.lock();
+        self.check_verb(&core, JobVerb::Pause)?;
+        if core.user_paused {
+            return Err(VerbError::AlreadyPaused);
+        }
+        core.user_paused = true;
+        drop(core);
+        self.wake();
+        Ok(())
+    }
+
+    /// Ends the operator's pause, or the one that an error has brought about.
+    ///
+    /// # Errors
+    /// [`VerbError::NotPaused`], [`VerbError::WrongState`].
+    pub fn resume(&self) -> Result<(), VerbError> {
+        let mut core = self.lock();
+        if !core.user_paused {
+            return Err(VerbError::NotPaused);
+        }
+        self.check_verb(&core, JobVerb::Resume)?;
+        core.end_user_pause();
+        drop(core);
+        self.wake();
+        Ok(())
+    }
+
+    /// Limits the job to `speed` bytes per second; 0 lifts the limit.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`], [`VerbError::NegativeSpeed`].
+    pub fn set_speed(&self, speed: i64) -> Result<(), VerbError> {
+        let mut core = self.lock();
+        self.check_verb(&core, JobVerb::SetSpeed)?;
+        let speed = u64::try_from(speed).map_err(|_| VerbError::NegativeSpeed)?;
+        core.rate.set_speed(speed, self.home().clock().now());
+        drop(core);
+        self.wake();
+        Ok(())
+    }
+
+    /// Cancels the job: `job-cancel` (always with `force`) and inner users.
+    ///
+    /// Without `force` a ready job whose kind knows this finishes its copy and ends well, but does
+    /// not switch over. In any other case the job is aborted. Returns before it has ended.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`], also when the job is just being made final.
+    pub fn cancel(&self, force: bool) -> Result<(), VerbError> {
+        let mut core = self.lock();
+        self.check_verb(&core, JobVerb::Cancel)?;
+        if core.finalizing {
+            return Err(self.wrong_state(&core, JobVerb::Cancel));
+        }
+        let soft = !force && core.state.is_ready() && self.driver.cancels_softly();
+        let request = if soft {
+            CancelRequest::Soft
+        } else {
+            CancelRequest::Force
+        };
+        // A soft cancel does not take back a forced one.
+        core.cancel = core.cancel.max(request);
+        if core.user_paused {
+            core.end_user_pause();
+        }
+        drop(core);
+        self.driver.on_cancel(!soft);
+        self.wake();
+        Ok(())
+    }
+
+    /// Cancels the job as `block-job-cancel` does, which spares a job that the operator has paused.
+    ///
+    /// # Errors
+    /// [`VerbError::Paused`] without `force`; those of [`cancel`](Self::cancel).
+    pub fn cancel_unless_paused(&self, force: bool) -> Result<(), VerbError> {
+        if !force && self.lock().user_paused {
+            return Err(VerbError::Paused {
+                id: self.id().to_owned(),
+            });
+        }
+        self.cancel(force)
+    }
+
+    /// Makes the ready job switch over and end, as soon as it can.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`], [`VerbError::CannotComplete`] after a cancel, the driver's.
+    pub fn complete(&self) -> Result<(), VerbError> {
+        let core = self.lock();
+        self.check_verb(&core, JobVerb::Complete)?;
+        if core.cancel != CancelRequest::None {
+            return Err(VerbError::CannotComplete {
+                id: self.id().to_owned(),
+            });
+        }
+        drop(core);
+        self.driver.on_complete(self)?;
+        self.lock().complete_requested = true;
+        self.wake();
+        Ok(())
+    }
+
+    /// Makes the pending job final.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`].
+    pub fn finalize(&self) -> Result<(), VerbError> {
+        let mut core = self.lock();
+        self.check_verb(&core, JobVerb::Finalize)?;
+        core.finalize_requested = true;
+        drop(core);
+        self.wake();
+        Ok(())
+    }
+
+    /// Forgets the concluded job.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`].
+    pub fn dismiss(&self) -> Result<(), VerbError> {
+        let mut core = self.lock();
+        self.check_verb(&core, JobVerb::Dismiss)?;
+        self.retire(&mut core)
+            .map_err(|error| VerbError::Refused(error.to_string()))?;
+        drop(core);
+        self.wake();
+        Ok(())
+    }
+
+    /// Changes options of the working job.
+    ///
+    /// # Errors
+    /// [`VerbError::WrongState`], the driver's.
+    pub fn change(&self, options: &Map<String, Value>) -> Result<(), VerbError> {
+        self.check_verb(&self.lock(), JobVerb::Change)?;
+        self.driver.on_change(options)?;
+        self.wake();
+        Ok(())
+    }
+
+    fn check_verb(&self, core: &Core, verb: JobVerb) -> Result<(), VerbError> {
+        if verb.allowed_in(core.state) {
+            Ok(())
+        } else {
+            Err(self.wrong_state(core, verb))
+        }
+    }
+
+    fn wrong_state(&self, core: &Core, verb: JobVerb) -> VerbError {
+        VerbError::WrongState {
+            id: self.id().to_owned(),
+            state: core.state,
+            verb,
+        }
+    }
+}
