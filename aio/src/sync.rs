@@ -36,6 +36,12 @@ impl<T> Mutex<T> {
         self.0.lock()
     }
 
+    /// Whether anybody holds it now: for tests that nothing foreign runs under it.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_locked(&self) -> bool {
+        self.0.is_locked()
+    }
+
     #[cfg(loom)]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         match self.0.lock() {
