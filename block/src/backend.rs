@@ -1,0 +1,280 @@
+//! [`Backend`]: what a device or an export holds of the block graph.
+//!
+//! A request *enters* first, which is where it is postponed while its disk is drained, and then
+//! does its operations with the token it got; a compound request (a TRIM of many ranges) enters
+//! once. Only after entering does it look at the graph, because the root may have been swapped
+//! while it waited.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use sluice_aio::gate::{Enter, Opened};
+use sluice_aio::{AioContext, Clock, Gate, IoBuffer, Token};
+
+use crate::driver::RequestFlags;
+use crate::error::{BlockError, Result};
+use crate::node::Node;
+
+/// Kinds of guest requests that are accounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// Reads.
+    Read,
+    /// Writes, those of zeroes included.
+    Write,
+    /// Flushes.
+    Flush,
+    /// Discards.
+    Unmap,
+}
+
+/// Counters of one kind of request.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes moved.
+    pub bytes: AtomicU64,
+    /// Requests that succeeded.
+    pub operations: AtomicU64,
+    /// Requests that failed.
+    pub failed: AtomicU64,
+    /// Time from submission to completion, summed, in nanoseconds.
+    pub total_time_ns: AtomicU64,
+}
+
+/// All counters of a backend; read them at any time.
+#[derive(Debug, Default)]
+pub struct BackendStats {
+    kinds: [Counters; 4],
+}
+
+impl BackendStats {
+    /// The counters of one kind.
+    #[must_use]
+    pub fn of(&self, kind: Account) -> &Counters {
+        &self.kinds[kind as usize]
+    }
+}
+
+/// See the [module](self). Any thread may hold it; requests run in the loop that polls them.
+#[derive(Debug)]
+pub struct Backend {
+    name: String,
+    root: ArcSwapOption<Node>,
+    gate: Gate,
+    clock: Clock,
+    read_only: bool,
+    stats: BackendStats,
+    device: Mutex<Option<String>>,
+    context: Mutex<Option<AioContext>>,
+}
+
+impl Backend {
+    pub(crate) fn new(name: &str, root: Arc<Node>, clock: Clock) -> Arc<Self> {
+        let read_only = root.is_read_only();
+        Arc::new(Self {
+            name: name.to_owned(),
+            gate: Gate::new(name, clock.clone()),
+            clock,
+            root: ArcSwapOption::from(Some(root)),
+            read_only,
+            stats: BackendStats::default(),
+            device: Mutex::default(),
+            context: Mutex::default(),
+        })
+    }
+
+    /// The backend's name: the drive's id, or made up from its device.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The path of the device that holds it, for queries.
+    #[must_use]
+    pub fn device(&self) -> Option<String> {
+        self.device.lock().clone()
+    }
+
+    /// Says which device holds it.
+    pub fn set_device(&self, path: &str) {
+        *self.device.lock() = Some(path.to_owned());
+    }
+
+    /// The loop that serves the device; none until the device has said so.
+    #[must_use]
+    pub fn context(&self) -> Option<AioContext> {
+        self.context.lock().clone()
+    }
+
+    /// Says which loop serves the device: jobs on this disk will run there.
+    pub fn set_context(&self, context: &AioContext) {
+        *self.context.lock() = Some(context.clone());
+    }
+
+    /// The gate that holds this disk's external requests.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The root node now; none after the backend was removed.
+    #[must_use]
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.root.load_full()
+    }
+
+    pub(crate) fn set_root(&self, root: Option<Arc<Node>>) {
+        self.root.store(root);
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.node().map_or(0, |node| node.len())
+    }
+
+    /// Whether there is no medium, or one without bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// What the guest has asked so far.
+    #[must_use]
+    pub fn stats(&self) -> &BackendStats {
+        &self.stats
+    }
+
+    /// Waits for the right to have a request in flight; parks while the disk is drained.
+    #[must_use = "futures do nothing unless polled"]
+    pub fn enter(&self) -> Enter {
+        self.gate.enter()
+    }
+
+    /// The same without waiting, for a source with a queue of its own.
+    #[must_use]
+    pub fn try_enter(&self) -> Option<Token> {
+        self.gate.try_enter()
+    }
+
+    /// Waits until it is worth to [`try_enter`](Self::try_enter) again.
+    #[must_use = "futures do nothing unless polled"]
+    pub fn opened(&self) -> Opened {
+        self.gate.opened()
+    }
+
+    /// Enters although the disk may be drained: what a device without postponing does.
+    ///
+    /// Exists for the negative control only; see the feature `test-hooks`.
+    #[cfg(any(test, feature = "test-hooks"))]
+    #[must_use = "dropping the token ends the request"]
+    pub fn enter_ignoring_sections(&self) -> Token {
+        self.gate.enter_ignoring_sections()
+    }
+
+    /// Reads `buffer.len()` bytes from byte `offset`.
+    ///
+    /// # Errors
+    /// No medium, out of range, or the medium's.
+    pub async fn read(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
+        let len = buffer.len() as u64;
+        let node = self.root_for(token)?;
+        self.account(Account::Read, len, node.read(offset, buffer))
+            .await
+    }
+
+    /// Writes `buffer` at byte `offset`.
+    ///
+    /// # Errors
+    /// As [`Backend::read`], and a read-only disk.
+    pub async fn write(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
+        let len = buffer.len() as u64;
+        let node = self.root_for(token)?;
+        self.account(
+            Account::Write,
+            len,
+            node.write(offset, buffer, RequestFlags::empty()),
+        )
+        .await
+    }
+
+    /// Makes `len` bytes from `offset` zeroes; with `unmap` they may become a hole.
+    ///
+    /// # Errors
+    /// As [`Backend::write`].
+    pub async fn write_zeroes(
+        &self,
+        token: &Token,
+        offset: u64,
+        len: u64,
+        unmap: bool,
+    ) -> Result<()> {
+        let flags = if unmap {
+            RequestFlags::MAY_UNMAP
+        } else {
+            RequestFlags::empty()
+        };
+        let node = self.root_for(token)?;
+        self.account(Account::Write, len, node.write_zeroes(offset, len, flags))
+            .await
+    }
+
+    /// Gives up the contents of `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// As [`Backend::write`].
+    pub async fn discard(&self, token: &Token, offset: u64, len: u64) -> Result<()> {
+        let node = self.root_for(token)?;
+        self.account(Account::Unmap, len, node.discard(offset, len))
+            .await
+    }
+
+    /// Makes everything durable that ended before this call.
+    ///
+    /// # Errors
+    /// No medium, or the medium's.
+    pub async fn flush(&self, token: &Token) -> Result<()> {
+        let node = self.root_for(token)?;
+        self.account(Account::Flush, 0, node.flush()).await
+    }
+
+    fn root_for(&self, token: &Token) -> Result<Arc<Node>> {
+        debug_assert!(
+            token.is_of(&self.gate),
+            "a request entered another disk's gate"
+        );
+        self.node().ok_or_else(|| {
+            let error = std::io::Error::from_raw_os_error(libc::ENOMEDIUM);
+            BlockError::Io(error)
+        })
+    }
+
+    async fn account(
+        &self,
+        kind: Account,
+        bytes: u64,
+        request: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let began = self.clock.now();
+        let result = request.await;
+        let took = self.clock.now().saturating_sub(began);
+        let counters = self.stats.of(kind);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        counters.total_time_ns.fetch_add(took, Ordering::Relaxed);
+        if result.is_ok() {
+            counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+            counters.operations.fetch_add(1, Ordering::Relaxed);
+        } else {
+            counters.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}

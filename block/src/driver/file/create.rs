@@ -1,0 +1,49 @@
+//! Creating a raw image, as `drive-mirror` with `mode=absolute-paths` does.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::lock;
+use super::open::{open_error, unsuitable};
+use crate::driver::FileIdentity;
+use crate::error::Result;
+
+/// Makes `path` an empty (all zeroes, sparse) image of `size` bytes; blocks.
+///
+/// An existing file loses its contents, but only after it was locked and only if it is none of
+/// `in_use`: a mistyped path must not cost anybody a disk.
+///
+/// # Errors
+/// The file is in use here or elsewhere, is no regular file, or can't be made that large.
+pub fn create_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> Result<()> {
+    let failed = |error| open_error(path, error, "");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(unsuitable(
+            path,
+            "it is not a regular file, so no image can be created there",
+        ));
+    }
+    let identity = FileIdentity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    };
+    if in_use.contains(&identity) {
+        return Err(unsuitable(
+            path,
+            "it is the file of another block node; choose another target",
+        ));
+    }
+    lock::lock_writer(&file, path)?;
+    file.set_len(0).map_err(failed)?;
+    file.set_len(size).map_err(failed)?;
+    Ok(())
+}

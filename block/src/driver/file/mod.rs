@@ -1,0 +1,279 @@
+//! `file`: a disk in a regular file (or on a block device), read and written at byte offsets.
+//!
+//! Data moves by the engine chosen with `aio=`; calls that may block and that the ring can't do
+//! (opening, searching holes) go to worker threads. The file's right to be written is guarded by
+//! [locks](lock) that other programs of this family respect.
+
+pub mod create;
+pub mod lock;
+mod open;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::SeekFrom;
+use sluice_aio::{EngineKind, IoBuffer, current};
+
+use super::{
+    Allocation, Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity,
+    ImageInfo, RequestFlags,
+};
+use crate::error::Result;
+pub use create::create_image;
+pub use open::FileOptions;
+
+/// Alignment that O_DIRECT asks of offsets, lengths and memory here; a file that asks for more is
+/// refused at opening.
+const DIRECT_ALIGNMENT: usize = 512;
+
+/// Zeroes written at once where the file system can't zero a range by itself, in bytes.
+const ZERO_CHUNK: u64 = 1 << 20;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct FileDriver {
+    file: Arc<File>,
+    path: PathBuf,
+    /// Size in bytes at opening.
+    size: u64,
+    identity: FileIdentity,
+    writable: bool,
+    engine: EngineKind,
+    direct: bool,
+    no_flush: bool,
+    /// `discard=unmap`: discards reach the file system.
+    unmap: bool,
+}
+
+impl FileDriver {
+    /// Opens the file; blocks, so it runs in a worker thread.
+    ///
+    /// # Errors
+    /// The file is missing, not permitted, a directory, or no whole number of sectors.
+    pub fn open(options: FileOptions) -> Result<Self> {
+        open::open(options)
+    }
+
+    /// Whether the file was opened for writing.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// O_DIRECT needs aligned memory; guests mostly bring it, and the rest is copied.
+    fn needs_bounce(&self, buffer: &IoBuffer) -> bool {
+        self.direct && !buffer.is_aligned(DIRECT_ALIGNMENT)
+    }
+
+    async fn read_all(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
+        let count = current::read_at(self.engine, &self.file, offset, buffer.clone()).await?;
+        // The file shrank behind our back: what is gone reads as zeroes.
+        buffer.fill(count, buffer.len() - count, 0);
+        Ok(())
+    }
+
+    async fn fallocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        current::fallocate(self.engine, &self.file, mode, offset, len).await
+    }
+
+    async fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let chunk = usize::try_from(len.min(ZERO_CHUNK)).unwrap_or(0);
+        let zeroes = IoBuffer::alloc(chunk);
+        let mut done = 0;
+        while done < len {
+            let part = zeroes.slice(0, usize::try_from(len - done).unwrap_or(chunk));
+            let count = part.len() as u64;
+            current::write_at(self.engine, &self.file, offset + done, part).await?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        if self.no_flush {
+            return Ok(());
+        }
+        current::fdatasync(self.engine, &self.file).await
+    }
+
+    /// Asks the file system for the next data and hole, in a worker thread.
+    async fn search(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        let file = Arc::clone(&self.file);
+        let status = current::blocking(move || -> io::Result<BlockStatus> {
+            let data = match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
+                Ok(data) => data,
+                // No data up to the end.
+                Err(rustix::io::Errno::NXIO) => offset.saturating_add(len),
+                Err(error) => return Err(error.into()),
+            };
+            if data > offset {
+                let len = len.min(data - offset);
+                return Ok(BlockStatus {
+                    allocation: Allocation::Zero,
+                    len,
+                });
+            }
+            let hole = rustix::fs::seek(&*file, SeekFrom::Hole(offset))?;
+            let len = len.min(hole.saturating_sub(offset)).max(1);
+            Ok(BlockStatus {
+                allocation: Allocation::Data,
+                len,
+            })
+        })
+        .await?;
+        // A file system without holes holds data everywhere.
+        Ok(status.unwrap_or(BlockStatus {
+            allocation: Allocation::Data,
+            len,
+        }))
+    }
+
+    async fn zero(&self, offset: u64, len: u64, flags: RequestFlags) -> Result<()> {
+        if flags.contains(RequestFlags::MAY_UNMAP) && self.unmap {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            if self.fallocate(mode, offset, len).await.is_ok() {
+                return Ok(());
+            }
+        }
+        // What is a hole already reads as zeroes: writing there would only fill a sparse file.
+        let mut done = 0;
+        while done < len {
+            let status = self.search(offset + done, len - done).await?;
+            if status.allocation == Allocation::Data {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                match self.fallocate(mode, offset + done, status.len).await {
+                    Ok(()) => {}
+                    Err(error) if is_unsupported(&error) => {
+                        self.write_zero_bytes(offset + done, status.len).await?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            done += status.len;
+        }
+        Ok(())
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
+    )
+}
+
+impl Driver for FileDriver {
+    fn format_name(&self) -> &'static str {
+        "file"
+    }
+
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        Box::pin(async move {
+            if self.needs_bounce(&buffer) {
+                let bounce = IoBuffer::alloc(buffer.len());
+                self.read_all(offset, &bounce).await?;
+                buffer.copy_from_slice(0, &bounce.to_vec());
+                return Ok(());
+            }
+            Ok(self.read_all(offset, &buffer).await?)
+        })
+    }
+
+    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        Box::pin(async move {
+            let buffer = if self.needs_bounce(&buffer) {
+                IoBuffer::copied_from(&buffer.to_vec())
+            } else {
+                buffer
+            };
+            current::write_at(self.engine, &self.file, offset, buffer).await?;
+            if flags.contains(RequestFlags::FUA) {
+                self.sync().await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        Box::pin(async move {
+            self.zero(offset, len, flags).await?;
+            if flags.contains(RequestFlags::FUA) {
+                self.sync().await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
+        Box::pin(async move {
+            if !self.unmap || len == 0 {
+                return Ok(());
+            }
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            match self.fallocate(mode, offset, len).await {
+                // A discard is a hint: a file system that can't is not an error.
+                Err(error) if !is_unsupported(&error) => Err(error.into()),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn flush(&self) -> BlockFuture<'_, ()> {
+        Box::pin(async move { Ok(self.sync().await?) })
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
+        Box::pin(self.search(offset, len))
+    }
+
+    fn children(&self) -> Vec<&Edge> {
+        Vec::new()
+    }
+
+    fn info(&self) -> ImageInfo {
+        ImageInfo {
+            filename: self.path.to_string_lossy().into_owned(),
+            actual_size: self.file.metadata().ok().map(|meta| meta.blocks() * SECTOR),
+            direct: self.direct,
+            no_flush: self.no_flush,
+        }
+    }
+
+    fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn as_blkdebug(&self) -> Option<&Blkdebug> {
+        None
+    }
+
+    fn file_identity(&self) -> Option<FileIdentity> {
+        Some(self.identity)
+    }
+
+    fn set_writer(&self, user: Option<&str>) -> Result<()> {
+        match user {
+            Some(_) => lock::lock_writer(&self.file, &self.path),
+            None => {
+                lock::unlock(&self.file);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Unit of `st_blocks` (stat(2)) and of an ATA or virtio sector, in bytes.
+const SECTOR: u64 = 512;

@@ -1,0 +1,180 @@
+//! What every vertex of the block graph can do: the [`Driver`] trait and the drivers themselves.
+//!
+//! A driver is called through its [`Node`](crate::Node), which checks ranges and read-only first;
+//! so a driver may rely on `offset + len <= len()` and on writes being allowed. Its futures run in
+//! the loop of whoever submitted the request: a driver has no loop of its own, is shared between
+//! threads and takes no lock across an await. A driver with children reaches them through
+//! [`Edge`]s, which the graph may re-point inside a drained section.
+
+pub mod blkdebug;
+pub mod file;
+pub mod null;
+pub mod raw;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bitflags::bitflags;
+use sluice_aio::IoBuffer;
+
+use crate::error::Result;
+use crate::node::Node;
+pub use blkdebug::{Blkdebug, DebugEvent};
+
+/// A request on its way; it need not be `Send`: it stays in the loop that submitted it.
+pub type BlockFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
+
+bitflags! {
+    /// Properties of one request.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct RequestFlags: u32 {
+        /// On stable storage before the request ends.
+        const FUA = 1;
+        /// Zeroes may be stored as a hole.
+        const MAY_UNMAP = 1 << 1;
+    }
+}
+
+/// What a range of a node holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// Bytes that have to be read to be known.
+    Data,
+    /// Reads as zeroes without storage behind it.
+    Zero,
+}
+
+/// The answer to a block status query: the first `len` bytes are of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStatus {
+    /// What they are.
+    pub allocation: Allocation,
+    /// How many, in bytes; at least 1 and at most what was asked.
+    pub len: u64,
+}
+
+/// Role of an edge, as in QEMU's graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The protocol node below a format (`file`).
+    File,
+    /// The node that a filter filters (`image` or `file` by driver; `filtered` in the design).
+    Filtered,
+}
+
+impl Role {
+    /// The edge's name in queries.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Filtered => "image",
+        }
+    }
+}
+
+/// The way from a driver to a child. Re-pointed only inside a drained section of the child.
+#[derive(Debug)]
+pub struct Edge {
+    role: Role,
+    target: ArcSwap<Node>,
+}
+
+impl Edge {
+    /// An edge to `target`.
+    #[must_use]
+    pub fn new(role: Role, target: Arc<Node>) -> Self {
+        Self {
+            role,
+            target: ArcSwap::new(target),
+        }
+    }
+
+    /// Its role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The node below, now.
+    #[must_use]
+    pub fn node(&self) -> Arc<Node> {
+        self.target.load_full()
+    }
+
+    pub(crate) fn set(&self, target: Arc<Node>) {
+        self.target.store(target);
+    }
+}
+
+/// What a query tells of a driver's medium.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// The file, or a pseudo name such as `null-co://`.
+    pub filename: String,
+    /// Bytes that the medium takes, where that is known.
+    pub actual_size: Option<u64>,
+    /// Opened with O_DIRECT.
+    pub direct: bool,
+    /// Flushes are ignored.
+    pub no_flush: bool,
+}
+
+/// One vertex's behaviour; see the [module](self). All methods may be called from any loop.
+pub trait Driver: Send + Sync + std::fmt::Debug {
+    /// The driver's name in options and queries.
+    fn format_name(&self) -> &'static str;
+
+    /// Size in bytes.
+    fn len(&self) -> u64;
+
+    /// Reads `buffer.len()` bytes from byte `offset`.
+    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()>;
+
+    /// Writes all of `buffer` at byte `offset`.
+    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()>;
+
+    /// Makes the range read as zeroes.
+    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()>;
+
+    /// Says that the range's contents are not needed any more; what it reads as is not defined.
+    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()>;
+
+    /// Makes everything durable whose write ended before this call.
+    fn flush(&self) -> BlockFuture<'_, ()>;
+
+    /// What the range holds, as far as one answer goes; `len` is not zero.
+    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus>;
+
+    /// The edges to children, in order.
+    fn children(&self) -> Vec<&Edge>;
+
+    /// The medium, for queries.
+    fn info(&self) -> ImageInfo;
+
+    /// Tells the drivers below that something worth stopping at happens; only `blkdebug` listens.
+    fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()>;
+
+    /// The driver as fault injector, if it is one.
+    fn as_blkdebug(&self) -> Option<&Blkdebug>;
+
+    /// Identity of the file behind a protocol node, to find two nodes on one file.
+    fn file_identity(&self) -> Option<FileIdentity>;
+
+    /// Takes the right to write for the named user, or gives it back (`None`).
+    ///
+    /// # Errors
+    /// Somebody else holds the medium.
+    fn set_writer(&self, user: Option<&str>) -> Result<()>;
+}
+
+/// Device and inode of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}

@@ -1,0 +1,113 @@
+//! `null-co`: a disk without storage, for tests and for measuring everything above it.
+
+use std::time::Duration;
+
+use sluice_aio::{IoBuffer, current};
+
+use super::{
+    Allocation, Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity,
+    ImageInfo, RequestFlags,
+};
+use crate::error::Result;
+
+/// Reads nothing, keeps nothing.
+#[derive(Debug)]
+pub struct Null {
+    /// Size in bytes.
+    size: u64,
+    /// Whether reads fill the buffer with zeroes; otherwise they leave it alone.
+    read_zeroes: bool,
+    /// How long each request takes.
+    latency: Duration,
+}
+
+impl Null {
+    /// A disk of `size` bytes whose requests take `latency`.
+    #[must_use]
+    pub fn new(size: u64, read_zeroes: bool, latency: Duration) -> Self {
+        Self {
+            size,
+            read_zeroes,
+            latency,
+        }
+    }
+
+    fn done(&self) -> BlockFuture<'_, ()> {
+        let latency = self.latency;
+        Box::pin(async move {
+            if !latency.is_zero() {
+                current::sleep(latency).await;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Driver for Null {
+    fn format_name(&self) -> &'static str {
+        "null-co"
+    }
+
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, _offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        if self.read_zeroes {
+            buffer.fill(0, buffer.len(), 0);
+        }
+        self.done()
+    }
+
+    fn write(&self, _offset: u64, _buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
+        self.done()
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len: u64, _flags: RequestFlags) -> BlockFuture<'_, ()> {
+        self.done()
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> BlockFuture<'_, ()> {
+        self.done()
+    }
+
+    fn flush(&self) -> BlockFuture<'_, ()> {
+        self.done()
+    }
+
+    fn block_status(&self, _offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
+        let allocation = if self.read_zeroes {
+            Allocation::Zero
+        } else {
+            Allocation::Data
+        };
+        Box::pin(async move { Ok(BlockStatus { allocation, len }) })
+    }
+
+    fn children(&self) -> Vec<&Edge> {
+        Vec::new()
+    }
+
+    fn info(&self) -> ImageInfo {
+        ImageInfo {
+            filename: "null-co://".to_owned(),
+            ..ImageInfo::default()
+        }
+    }
+
+    fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn as_blkdebug(&self) -> Option<&Blkdebug> {
+        None
+    }
+
+    fn file_identity(&self) -> Option<FileIdentity> {
+        None
+    }
+
+    fn set_writer(&self, _user: Option<&str>) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! `raw`: a disk whose bytes are those of its file, or of a window of it.
+
+use sluice_aio::IoBuffer;
+
+use super::{
+    Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity, ImageInfo,
+    RequestFlags,
+};
+use crate::error::{BlockError, Result};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Raw {
+    file: Edge,
+    /// First byte of the window.
+    offset: u64,
+    /// Size of the window, or the whole rest of the file.
+    size: Option<u64>,
+}
+
+impl Raw {
+    /// A disk over `file`, `size` bytes from byte `offset` (all the rest if `None`).
+    ///
+    /// # Errors
+    /// The window does not lie within the file.
+    pub fn new(file: Edge, offset: u64, size: Option<u64>) -> Result<Self> {
+        let whole = file.node().len();
+        if offset > whole {
+            return Err(BlockError::Refused(format!(
+                "Offset ({offset}) cannot be greater than size of the containing file ({whole})"
+            )));
+        }
+        let rest = whole - offset;
+        if size.is_some_and(|size| size > rest) {
+            return Err(BlockError::Refused(format!(
+                "The sum of offset ({offset}) and size ({}) has to be smaller or equal to the \
+                 actual size of the containing file ({whole})",
+                size.unwrap_or_default()
+            )));
+        }
+        Ok(Self { file, offset, size })
+    }
+}
+
+impl Driver for Raw {
+    fn format_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn len(&self) -> u64 {
+        self.size
+            .unwrap_or_else(|| self.file.node().len().saturating_sub(self.offset))
+    }
+
+    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        Box::pin(async move { node.read(offset + self.offset, buffer).await })
+    }
+
+    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        Box::pin(async move { node.write(offset + self.offset, buffer, flags).await })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        Box::pin(async move { node.write_zeroes(offset + self.offset, len, flags).await })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        Box::pin(async move { node.discard(offset + self.offset, len).await })
+    }
+
+    fn flush(&self) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        Box::pin(async move { node.flush().await })
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
+        let node = self.file.node();
+        Box::pin(async move { node.block_status(offset + self.offset, len).await })
+    }
+
+    fn children(&self) -> Vec<&Edge> {
+        vec![&self.file]
+    }
+
+    fn info(&self) -> ImageInfo {
+        self.file.node().info()
+    }
+
+    fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        Box::pin(async move { node.debug_event(event).await })
+    }
+
+    fn as_blkdebug(&self) -> Option<&Blkdebug> {
+        None
+    }
+
+    fn file_identity(&self) -> Option<FileIdentity> {
+        None
+    }
+
+    fn set_writer(&self, user: Option<&str>) -> Result<()> {
+        self.file.node().set_writer(user)
+    }
+}

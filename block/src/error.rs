@@ -1,0 +1,123 @@
+//! What can go wrong in the block layer, with the context that a message needs.
+
+use std::io;
+
+/// Result of block-layer calls.
+pub type Result<T> = std::result::Result<T, BlockError>;
+
+/// Why a request, a node or a change of the graph failed.
+///
+/// The texts follow QEMU's where QEMU has one, since clients match on them.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The medium below failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A request reaches past the end or overflows.
+    #[error("request of {len} bytes at {offset} is beyond the end of node '{node}' ({size} bytes)")]
+    OutOfRange {
+        /// The node that was asked.
+        node: String,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// The node's size in bytes.
+        size: u64,
+    },
+    /// A write to a read-only node.
+    #[error("node '{0}' is read-only")]
+    ReadOnly(String),
+    /// The request was parked, or its loop was, when its disk went away.
+    #[error("the request was cancelled: {0}")]
+    Cancelled(#[from] sluice_aio::Cancelled),
+    /// A file can't be opened.
+    #[error("Could not open '{path}': {source}{hint}")]
+    Open {
+        /// The file.
+        path: String,
+        /// The kernel's word.
+        source: io::Error,
+        /// What would help, with its separator; may be empty.
+        hint: &'static str,
+    },
+    /// A file exists, but can't serve as a disk.
+    #[error("Could not open '{path}': {reason}")]
+    Unsuitable {
+        /// The file.
+        path: String,
+        /// What is wrong with it and what would help.
+        reason: String,
+    },
+    /// A node name is not well-formed.
+    #[error("Invalid node-name: '{0}'")]
+    InvalidNodeName(String),
+    /// A node name is taken.
+    #[error("Duplicate nodes with node-name='{0}'")]
+    DuplicateNode(String),
+    /// A top-level node without a name.
+    #[error("'node-name' must be specified for the root node")]
+    NodeNameMissing,
+    /// No such node.
+    #[error("Failed to find node with node-name='{0}'")]
+    NodeNotFound(String),
+    /// No such disk, neither by device nor by node.
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
+    DeviceNotFound(String),
+    /// A backend's name is taken.
+    #[error("Device with id '{0}' already exists")]
+    DuplicateBackend(String),
+    /// The node has users.
+    #[error("Block device {0} is in use")]
+    InUse(String),
+    /// The node was not created by the monitor.
+    #[error("Node {0} is not owned by the monitor")]
+    NotOwned(String),
+    /// A job holds the node.
+    #[error("Node '{node}' is busy: block device is in use by block job: {job}")]
+    Busy {
+        /// The node.
+        node: String,
+        /// The job's type.
+        job: &'static str,
+    },
+    /// Somebody else writes to the node.
+    #[error("Conflicts with use by {user} as '{role}', which does not allow 'write' on {node}")]
+    Conflict {
+        /// The present user.
+        user: String,
+        /// How it uses the node.
+        role: &'static str,
+        /// The node.
+        node: String,
+    },
+    /// The edge would close a circle.
+    #[error("Making '{child}' a child of '{parent}' would create a cycle")]
+    Cycle {
+        /// The lower node.
+        child: String,
+        /// The upper node.
+        parent: String,
+    },
+    /// Anything else that an operator asked for and can't have.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl BlockError {
+    /// The errno that a guest or an error policy would see.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Io(source) | Self::Open { source, .. } => {
+                source.raw_os_error().unwrap_or(libc::EIO)
+            }
+            Self::OutOfRange { .. } => libc::EINVAL,
+            Self::ReadOnly(_) => libc::EROFS,
+            Self::Cancelled(_) => libc::ECANCELED,
+            Self::Busy { .. } | Self::InUse(_) | Self::Conflict { .. } => libc::EBUSY,
+            Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
+            _ => libc::EINVAL,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Making nodes from options: first everything is opened, then all of it is added at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+use sluice_aio::current;
+
+use super::{Graph, Topology};
+use crate::driver::file::{FileDriver, FileOptions};
+use crate::driver::null::Null;
+use crate::driver::raw::Raw;
+use crate::driver::{Blkdebug, Driver, Edge, Role};
+use crate::error::{BlockError, Result};
+use crate::node::{Node, Owner, Parent};
+use crate::options::{BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode};
+
+/// The longest node name (QEMU: 31 characters).
+const MAX_NAME: usize = 31;
+
+/// What children take from their parent unless they say otherwise.
+#[derive(Clone, Copy, Default)]
+struct Inherited {
+    read_only: bool,
+    auto_read_only: bool,
+    discard: Discard,
+    cache: CacheOptions,
+}
+
+impl Inherited {
+    fn overridden_by(self, common: Common<'_>) -> Self {
+        let cache = common.cache.unwrap_or_default();
+        Self {
+            read_only: common.read_only.unwrap_or(self.read_only),
+            auto_read_only: common.auto_read_only.unwrap_or(self.auto_read_only),
+            discard: common.discard.unwrap_or(self.discard),
+            cache: CacheOptions {
+                direct: cache.direct.or(self.cache.direct),
+                no_flush: cache.no_flush.or(self.cache.no_flush),
+            },
+        }
+    }
+}
+
+/// Nodes that were opened but not added yet, children first.
+#[derive(Default)]
+struct Opened(Vec<Arc<Node>>);
+
+impl Graph {
+    pub(super) async fn build(&self, options: &BlockdevOptions, owner: Owner) -> Result<Arc<Node>> {
+        let mut opened = Opened::default();
+        let node = self
+            .open(options, owner, Inherited::default(), &mut opened)
+            .await?;
+        // Names may have been taken while files were being opened: this is where it is decided.
+        let mut topology = self.topology();
+        if let Some(taken) = opened
+            .0
+            .iter()
+            .find(|node| topology.nodes.contains_key(node.name()))
+        {
+            return Err(BlockError::DuplicateNode(taken.name().to_owned()));
+        }
+        for node in &opened.0 {
+            add(&mut topology, node);
+        }
+        Ok(node)
+    }
+
+    /// Opens one node and its nested children.
+    fn open<'a>(
+        &'a self,
+        options: &'a BlockdevOptions,
+        owner: Owner,
+        inherited: Inherited,
+        opened: &'a mut Opened,
+    ) -> LocalBoxFuture<'a, Result<Arc<Node>>> {
+        Box::pin(async move {
+            let common = options.common();
+            let settings = inherited.overridden_by(common);
+            let name = self.choose_name(common.node_name, opened)?;
+            let mut read_only = settings.read_only;
+            let driver: Box<dyn Driver> = match options {
+                BlockdevOptions::File(file) => {
+                    let (driver, writable) = open_file(file, settings).await?;
+                    read_only |= !writable;
+                    Box::new(driver)
+                }
+                BlockdevOptions::Raw(raw) => {
+                    let child = self.child(&raw.file, settings, opened).await?;
+                    read_only |= child.is_read_only();
+                    Box::new(Raw::new(
+                        Edge::new(Role::File, child),
+                        raw.offset,
+                        raw.size,
+                    )?)
+                }
+                BlockdevOptions::NullCo(null) => {
+                    let latency = Duration::from_nanos(null.latency_ns);
+                    Box::new(Null::new(null.size, null.read_zeroes, latency))
+                }
+                BlockdevOptions::Blkdebug(debug) => {
+                    let child = self.child(&debug.image, settings, opened).await?;
+                    read_only |= child.is_read_only();
+                    let image = Edge::new(Role::Filtered, child);
+                    Box::new(Blkdebug::new(image, debug.inject_error.clone()))
+                }
+            };
+            let node = Node::new(name, driver, read_only, owner);
+            opened.0.push(Arc::clone(&node));
+            Ok(node)
+        })
+    }
+
+    async fn child(
+        &self,
+        child: &ChildRef,
+        settings: Inherited,
+        opened: &mut Opened,
+    ) -> Result<Arc<Node>> {
+        match child {
+            ChildRef::Name(name) => {
+                let node = self.node(name)?;
+                node.check_not_blocked()?;
+                if node.writer().is_some() {
+                    // Its writer would not see what is written through the new parent.
+                    return Err(BlockError::InUse(name.clone()));
+                }
+                Ok(node)
+            }
+            ChildRef::Options(options) => {
+                self.open(options, Owner::Implicit, settings, opened).await
+            }
+        }
+    }
+
+    fn choose_name(&self, given: Option<&str>, opened: &Opened) -> Result<String> {
+        let mut topology = self.topology();
+        let Some(name) = given else {
+            loop {
+                let name = topology.made_up_name();
+                if !opened.0.iter().any(|node| node.name() == name) {
+                    return Ok(name);
+                }
+            }
+        };
+        if !is_well_formed(name) {
+            return Err(BlockError::InvalidNodeName(name.to_owned()));
+        }
+        let taken = topology.nodes.contains_key(name)
+            || topology
+                .backends
+                .iter()
+                .any(|backend| backend.name() == name)
+            || opened.0.iter().any(|node| node.name() == name);
+        if taken {
+            return Err(BlockError::DuplicateNode(name.to_owned()));
+        }
+        Ok(name.to_owned())
+    }
+}
+
+/// QEMU's rule for ids: a letter, then letters, digits, `-`, `.`, `_`.
+fn is_well_formed(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= MAX_NAME
+        && bytes
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+async fn open_file(file: &FileNode, settings: Inherited) -> Result<(FileDriver, bool)> {
+    let options = FileOptions {
+        path: file.filename.clone(),
+        read_only: settings.read_only,
+        auto_read_only: settings.auto_read_only,
+        direct: settings.cache.direct.unwrap_or(false),
+        no_flush: settings.cache.no_flush.unwrap_or(false),
+        unmap: settings.discard == Discard::Unmap,
+        engine: file.aio.into(),
+    };
+    let driver = current::blocking(move || FileDriver::open(options)).await??;
+    let writable = driver.is_writable();
+    Ok((driver, writable))
+}
+
+/// Makes a new node known and tells its children of it.
+pub(super) fn add(topology: &mut Topology, node: &Arc<Node>) {
+    for (_, child) in node.children() {
+        child
+            .state
+            .lock()
+            .parents
+            .push(Parent::Node(Arc::downgrade(node)));
+    }
+    topology
+        .nodes
+        .insert(node.name().to_owned(), Arc::clone(node));
+}

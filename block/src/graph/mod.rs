@@ -1,0 +1,306 @@
+//! [`Graph`]: all nodes and backends of a machine, and every change of how they are connected.
+//!
+//! Changes are made by plain functions under one lock, inside drained sections where they touch
+//! running disks; the request path reads edges without it. No drain is awaited under the lock
+//! (rule 9): drain, then lock, change, unlock, then end.
+
+mod build;
+mod change;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, MutexGuard};
+use sluice_aio::Clock;
+
+use crate::backend::Backend;
+use crate::drain::{Section, SectionInner, cover_above, sections_at_or_below};
+use crate::driver::FileIdentity;
+use crate::error::{BlockError, Result};
+use crate::event::EventSink;
+use crate::job::JobRegistry;
+use crate::node::{Node, Owner, Parent};
+use crate::options::BlockdevOptions;
+
+/// See the [module](self). One per machine; any thread may hold it.
+pub struct Graph {
+    topology: Mutex<Topology>,
+    jobs: JobRegistry,
+    events: Arc<dyn EventSink>,
+    clock: Clock,
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Graph").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Topology {
+    /// Every node by name, those with made-up names too.
+    nodes: BTreeMap<String, Arc<Node>>,
+    backends: Vec<Arc<Backend>>,
+    /// Sections over everything that are open now.
+    global: Vec<Weak<SectionInner>>,
+    next_name: u64,
+}
+
+impl Topology {
+    fn node(&self, name: &str) -> Result<Arc<Node>> {
+        self.nodes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| BlockError::NodeNotFound(name.to_owned()))
+    }
+
+    fn made_up_name(&mut self) -> String {
+        loop {
+            self.next_name += 1;
+            let name = format!("#block{:03}", self.next_name);
+            if !self.nodes.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+
+    fn global_sections(&mut self) -> Vec<Arc<SectionInner>> {
+        self.global.retain(|section| section.strong_count() > 0);
+        self.global.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Graph {
+    /// An empty graph whose jobs and disks tell their events to `events`.
+    #[must_use]
+    pub fn new(events: Arc<dyn EventSink>, clock: Clock) -> Arc<Self> {
+        let jobs = JobRegistry::new(Arc::clone(&events));
+        Arc::new(Self {
+            topology: Mutex::default(),
+            jobs,
+            events,
+            clock,
+        })
+    }
+
+    /// All jobs.
+    #[must_use]
+    pub fn jobs(&self) -> &JobRegistry {
+        &self.jobs
+    }
+
+    /// Where events go.
+    #[must_use]
+    pub fn events(&self) -> &Arc<dyn EventSink> {
+        &self.events
+    }
+
+    /// The clock of the graph's gates and jobs.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn topology(&self) -> MutexGuard<'_, Topology> {
+        self.topology.lock()
+    }
+
+    /// The node of that name.
+    ///
+    /// # Errors
+    /// [`BlockError::NodeNotFound`].
+    pub fn node(&self, name: &str) -> Result<Arc<Node>> {
+        self.topology().node(name)
+    }
+
+    /// All nodes, by name.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.topology().nodes.values().cloned().collect()
+    }
+
+    /// All backends, oldest first.
+    #[must_use]
+    pub fn backends(&self) -> Vec<Arc<Backend>> {
+        self.topology().backends.clone()
+    }
+
+    /// The backend of that name.
+    #[must_use]
+    pub fn backend(&self, name: &str) -> Option<Arc<Backend>> {
+        self.topology()
+            .backends
+            .iter()
+            .find(|backend| backend.name() == name)
+            .cloned()
+    }
+
+    /// The node that a command's `device` means: a backend's root, or a node by name.
+    ///
+    /// # Errors
+    /// [`BlockError::DeviceNotFound`].
+    pub fn device_or_node(&self, name: &str) -> Result<Arc<Node>> {
+        let root = self.backend(name).and_then(|backend| backend.node());
+        root.map_or_else(
+            || {
+                self.node(name)
+                    .map_err(|_| BlockError::DeviceNotFound(name.to_owned()))
+            },
+            Ok,
+        )
+    }
+
+    /// Adds a node and all that its options nest; opening happens in worker threads.
+    ///
+    /// Call it from a task. Either everything is added or nothing.
+    ///
+    /// # Errors
+    /// A name that is missing, malformed or taken; what the media say.
+    pub async fn add_node(&self, options: &BlockdevOptions) -> Result<Arc<Node>> {
+        if options.node_name().is_none() {
+            return Err(BlockError::NodeNameMissing);
+        }
+        self.build(options, Owner::Monitor).await
+    }
+
+    /// As [`Graph::add_node`], for a node that belongs to a device or a job: it needs no name and
+    /// goes with its last parent.
+    ///
+    /// # Errors
+    /// As [`Graph::add_node`].
+    pub async fn add_implicit_node(&self, options: &BlockdevOptions) -> Result<Arc<Node>> {
+        self.build(options, Owner::Implicit).await
+    }
+
+    /// Removes a node that the monitor added and nobody uses.
+    ///
+    /// # Errors
+    /// No such node, not the monitor's, or in use.
+    pub fn del_node(&self, name: &str) -> Result<()> {
+        let mut topology = self.topology();
+        let node = topology.node(name)?;
+        node.check_not_blocked()?;
+        if node.owner() != Owner::Monitor {
+            return Err(BlockError::NotOwned(name.to_owned()));
+        }
+        if !node.parents().is_empty() {
+            return Err(BlockError::InUse(name.to_owned()));
+        }
+        change::remove_node(&mut topology, &node);
+        Ok(())
+    }
+
+    /// Gives a device its disk: a backend named `name` over `root`.
+    ///
+    /// # Errors
+    /// The name is taken; a job holds the node; somebody else writes to it.
+    pub fn add_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
+        let mut topology = self.topology();
+        if topology
+            .backends
+            .iter()
+            .any(|backend| backend.name() == name)
+        {
+            return Err(BlockError::DuplicateBackend(name.to_owned()));
+        }
+        root.check_not_blocked()?;
+        if !root.is_read_only() {
+            root.set_writer(Some(name))?;
+        }
+        let backend = Backend::new(name, Arc::clone(root), self.clock.clone());
+        for section in sections_at_or_below(root)
+            .into_iter()
+            .chain(topology.global_sections())
+        {
+            section.cover(backend.gate());
+        }
+        root.state
+            .lock()
+            .parents
+            .push(Parent::Backend(Arc::downgrade(&backend)));
+        topology.backends.push(Arc::clone(&backend));
+        Ok(backend)
+    }
+
+    /// Takes a backend away: what is parked is cancelled, what runs is awaited.
+    pub async fn remove_backend(&self, backend: &Arc<Backend>) {
+        backend.gate().destroy();
+        backend.gate().wait_idle().await;
+        let mut topology = self.topology();
+        topology
+            .backends
+            .retain(|other| !Arc::ptr_eq(other, backend));
+        if let Some(root) = backend.node() {
+            backend.set_root(None);
+            change::drop_parent(
+                &mut topology,
+                &root,
+                &Parent::Backend(Arc::downgrade(backend)),
+            );
+            root_released(&root);
+        }
+    }
+
+    /// Waits until `node` is idle and keeps everybody above it out until the section ends.
+    ///
+    /// `holder` says whose section it is. The caller must hold no token of a gate above the node.
+    pub async fn drain(&self, node: &Arc<Node>, holder: &str) -> Section {
+        let began = self.clock.now();
+        let inner = SectionInner::new(holder);
+        let topology = self.topology();
+        node.state.lock().sections.push(Arc::downgrade(&inner));
+        cover_above(node, &inner);
+        drop(topology);
+        inner.wait_idle().await;
+        Section::new(inner, self.clock.clone(), began)
+    }
+
+    /// A section over every disk and job, those made meanwhile included.
+    pub async fn drain_all(&self, holder: &str) -> Section {
+        let began = self.clock.now();
+        let inner = SectionInner::new(holder);
+        let mut topology = self.topology();
+        topology.global.push(Arc::downgrade(&inner));
+        for backend in &topology.backends {
+            inner.cover(backend.gate());
+        }
+        for job in self.jobs.jobs() {
+            inner.cover_job(&job);
+        }
+        drop(topology);
+        inner.wait_idle().await;
+        Section::new(inner, self.clock.clone(), began)
+    }
+
+    /// Flushes every writable disk; all are tried.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn flush_all(&self) -> Result<()> {
+        let mut result = Ok(());
+        for node in self.nodes() {
+            let flushed = node.flush().await;
+            result = result.and(flushed);
+        }
+        result
+    }
+
+    /// The files behind all nodes, to find a path that is in use.
+    #[must_use]
+    pub fn files_in_use(&self) -> Vec<FileIdentity> {
+        self.topology()
+            .nodes
+            .values()
+            .filter_map(|node| node.file_identity())
+            .collect()
+    }
+}
+
+/// Gives back a backend's right to write to its root.
+fn root_released(root: &Node) {
+    if !root.is_read_only() && root.set_writer(None).is_err() {
+        tracing::warn!(node = root.name(), "the image's locks can't be given back");
+    }
+}

@@ -1,0 +1,255 @@
+//! Options of block nodes, as `blockdev-add` and `--blockdev` take them.
+//!
+//! The names are those of QEMU's `BlockdevOptions` (qapi/block-core.json) for what is implemented;
+//! anything else is refused by its name. Values are typed: text from a command line is converted
+//! before it comes here.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sluice_aio::EngineKind;
+
+use crate::driver::blkdebug::InjectError;
+
+/// One node with everything below it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "driver", rename_all = "kebab-case")]
+pub enum BlockdevOptions {
+    /// A file or a block device.
+    File(FileNode),
+    /// A format without a header.
+    Raw(RawNode),
+    /// No storage.
+    NullCo(NullNode),
+    /// Breakpoints and errors for tests.
+    Blkdebug(BlkdebugNode),
+}
+
+/// What to do with discards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Discard {
+    /// Ignore them, and keep zeroes allocated.
+    #[default]
+    Ignore,
+    /// Pass them on.
+    Unmap,
+}
+
+/// Which engine serves a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AioOption {
+    /// Worker threads.
+    Threads,
+    /// The kernel's ring; the default, unlike QEMU's.
+    #[default]
+    IoUring,
+}
+
+impl From<AioOption> for EngineKind {
+    fn from(option: AioOption) -> Self {
+        match option {
+            AioOption::Threads => Self::Threads,
+            AioOption::IoUring => Self::IoUring,
+        }
+    }
+}
+
+/// Cache mode of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CacheOptions {
+    /// Bypass the page cache.
+    pub direct: Option<bool>,
+    /// Ignore flushes.
+    pub no_flush: Option<bool>,
+}
+
+/// A child: an existing node by name, or a new one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum ChildRef {
+    /// The name of a node.
+    Name(String),
+    /// Options of a node to make.
+    Options(Box<BlockdevOptions>),
+}
+
+/// Declares a driver's options: the common ones and its own.
+macro_rules! node_options {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct $name {
+            /// The node's name.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub node_name: Option<String>,
+            /// Refuse writes; inherited from the parent if not given.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub read_only: Option<bool>,
+            /// If write access is refused by the medium, go on without it.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub auto_read_only: Option<bool>,
+            /// What to do with discards; inherited from the parent if not given.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub discard: Option<Discard>,
+            /// Cache mode; inherited from the parent if not given.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub cache: Option<CacheOptions>,
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+
+        impl $name {
+            fn common(&self) -> Common<'_> {
+                Common {
+                    node_name: self.node_name.as_deref(),
+                    read_only: self.read_only,
+                    auto_read_only: self.auto_read_only,
+                    discard: self.discard,
+                    cache: self.cache,
+                }
+            }
+        }
+    };
+}
+
+node_options! {
+    /// Options of `file`.
+    FileNode {
+        /// The file.
+        filename: PathBuf,
+        /// The engine.
+        #[serde(default)]
+        aio: AioOption,
+    }
+}
+
+node_options! {
+    /// Options of `raw`.
+    RawNode {
+        /// What holds the bytes.
+        file: ChildRef,
+        /// First byte of the window.
+        #[serde(default)]
+        offset: u64,
+        /// Bytes of the window; all the rest if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    }
+}
+
+node_options! {
+    /// Options of `null-co`.
+    NullNode {
+        /// Bytes.
+        #[serde(default = "default_null_size")]
+        size: u64,
+        /// Time that each request takes, in nanoseconds.
+        #[serde(default)]
+        latency_ns: u64,
+        /// Whether reads give zeroes, or leave the reader's memory alone.
+        #[serde(default)]
+        read_zeroes: bool,
+    }
+}
+
+node_options! {
+    /// Options of `blkdebug`.
+    BlkdebugNode {
+        /// The node to stand in front of.
+        image: ChildRef,
+        /// Errors to inject.
+        #[serde(default)]
+        inject_error: Vec<InjectError>,
+    }
+}
+
+/// QEMU's default size of a null disk: 1 GiB.
+fn default_null_size() -> u64 {
+    1 << 30
+}
+
+/// Options that every driver has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Common<'a> {
+    pub(crate) node_name: Option<&'a str>,
+    pub(crate) read_only: Option<bool>,
+    pub(crate) auto_read_only: Option<bool>,
+    pub(crate) discard: Option<Discard>,
+    pub(crate) cache: Option<CacheOptions>,
+}
+
+impl BlockdevOptions {
+    pub(crate) fn common(&self) -> Common<'_> {
+        match self {
+            Self::File(node) => node.common(),
+            Self::Raw(node) => node.common(),
+            Self::NullCo(node) => node.common(),
+            Self::Blkdebug(node) => node.common(),
+        }
+    }
+
+    /// The node's name, if one is given.
+    #[must_use]
+    pub fn node_name(&self) -> Option<&str> {
+        self.common().node_name
+    }
+
+    /// A plain `raw` node over a `file` node, the way `--drive` and `drive-mirror` make them.
+    #[must_use]
+    pub fn raw_file(node_name: Option<String>, filename: impl Into<PathBuf>) -> Self {
+        let file = FileNode {
+            node_name: None,
+            read_only: None,
+            auto_read_only: None,
+            discard: None,
+            cache: None,
+            filename: filename.into(),
+            aio: AioOption::default(),
+        };
+        Self::Raw(RawNode {
+            node_name,
+            read_only: None,
+            auto_read_only: None,
+            discard: None,
+            cache: None,
+            file: ChildRef::Options(Box::new(Self::File(file))),
+            offset: 0,
+            size: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<BlockdevOptions, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn nested_options_and_references_are_told_apart() {
+        let nested = r#"{"driver":"raw","node-name":"a",
+            "file":{"driver":"file","filename":"x","cache":{"direct":true}}}"#;
+        let BlockdevOptions::Raw(raw) = parse(nested).unwrap() else {
+            panic!("not raw")
+        };
+        assert!(matches!(raw.file, ChildRef::Options(_)));
+        let named = r#"{"driver":"raw","file":"b"}"#;
+        let BlockdevOptions::Raw(raw) = parse(named).unwrap() else {
+            panic!("not raw")
+        };
+        assert_eq!(raw.file, ChildRef::Name("b".to_owned()));
+    }
+
+    #[test]
+    fn unknown_members_are_named() {
+        let error = parse(r#"{"driver":"null-co","sise":1}"#).unwrap_err();
+        assert!(error.to_string().contains("sise"), "{error}");
+        let error = parse(r#"{"driver":"qcow9"}"#).unwrap_err();
+        assert!(error.to_string().contains("qcow9"), "{error}");
+    }
+}
