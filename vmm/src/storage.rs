@@ -3,14 +3,14 @@
 //! Data only; the machine builder reads it in this order, because nodes and devices refer to what
 //! stands before them.
 
-use serde_json::Value as BlockdevOptions;
+use sluice_block::BlockdevOptions;
 
 /// Everything between the host's files and the guest's disk controllers.
 #[derive(Clone, Debug, Default)]
 pub struct StorageConfig {
     /// `--object iothread`: the threads to start.
     pub iothreads: Vec<IoThreadConfig>,
-    /// `--blockdev` and the node part of `--drive`: the nodes to open, in this order.
+    /// `--blockdev`: the nodes to open, in this order.
     pub nodes: Vec<BlockdevOptions>,
     /// `--device` and the device part of `--drive`.
     pub disks: Vec<DiskConfig>,
@@ -26,15 +26,13 @@ pub struct IoThreadConfig {
 /// One disk of the guest.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DiskConfig {
-    /// `--drive id=`: the backend's name in QMP (`device`). A disk made by `--device` on a node
-    /// has none; QMP then knows it by its node or by `id`.
-    pub backend: Option<String>,
+    /// The backend's name, unique: the drive's id, the device's id, or made up from its place. QMP
+    /// knows the disk by it (`device`).
+    pub backend: String,
     /// `--device id=`: the device's own name (`qdev`).
     pub id: Option<String>,
-    /// Name of the node the backend stands on.
-    pub node: String,
-    /// The guest may not write.
-    pub read_only: bool,
+    /// What the backend stands on.
+    pub root: DiskRoot,
     /// The guest sees a volatile write cache and must flush it; otherwise every write is flushed
     /// before it completes.
     pub write_cache: bool,
@@ -42,6 +40,15 @@ pub struct DiskConfig {
     pub serial: Option<String>,
     /// The controller it hangs on.
     pub attachment: Attachment,
+}
+
+/// The node that a disk's backend stands on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum DiskRoot {
+    /// A node of [`StorageConfig::nodes`], or a child described with one, by name.
+    Named(String),
+    /// A node of the disk's own (`--drive`), which goes when the disk goes.
+    Own(BlockdevOptions),
 }
 
 /// Where a disk is attached.

@@ -109,7 +109,7 @@ pub struct Arguments {
     /// A disk in one go (repeatable): file=PATH, format=raw, if=ide|virtio|none, id=NAME, index=N or
     /// bus=N and unit=N, readonly=on|off, serial=TEXT,
     /// cache=writeback|none|writethrough|directsync|unsafe, aio=threads|io_uring,
-    /// discard=ignore|unmap, detect-zeroes=off|on|unmap
+    /// discard=ignore|unmap
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub drive: Vec<String>,
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
+use sluice_block::BlockdevOptions;
 
 use super::arguments::Arguments;
 use super::error::CliError;
@@ -13,10 +14,12 @@ use super::options::{
     self, DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, IoThreadOptions, Raw,
     VirtioBlkOptions,
 };
+use super::places::{Places, ide_place};
 use crate::machine::config::DebugExitConfig;
-use crate::qmp::input::{self, Scalars};
+use crate::qmp::blockdev;
+use crate::qmp::input::Scalars;
 use crate::storage::{
-    Attachment, DiskConfig, IdePosition, IoThreadConfig, PciAddress, StorageConfig,
+    Attachment, DiskConfig, DiskRoot, IdePosition, IoThreadConfig, StorageConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -28,12 +31,6 @@ const DEVICE_EXAMPLE: &str = "known devices: virtio-blk-pci, ide-hd, isa-debug-e
                               --device virtio-blk-pci,drive=NODE";
 const OBJECT_EXAMPLE: &str = "for example --object iothread,id=io0";
 
-/// PCI slots that the machine itself occupies: host bridge and PIIX.
-const BOARD_SLOTS: u8 = 2;
-/// Slots of a PCI bus.
-const PCI_SLOTS: u8 = 32;
-/// Functions of a PCI slot.
-const PCI_FUNCTIONS: u8 = 8;
 /// Bytes of serial number that an ATA or virtio disk can report.
 const SERIAL_BYTES: usize = 20;
 
@@ -58,6 +55,7 @@ pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
     for text in &arguments.device {
         builder.device(text)?;
     }
+    builder.check_drives_used()?;
     Ok(Devices {
         storage: builder.storage,
         debug_exit: builder.debug_exit,
@@ -66,12 +64,14 @@ pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
 
 /// A drive that a device may name.
 struct Drive {
-    node: String,
-    read_only: bool,
+    options: BlockdevOptions,
+    text: String,
     write_cache: bool,
     serial: Option<String>,
     /// Whether `--drive` itself makes the device.
     connected: bool,
+    /// Whether a device uses it.
+    used: bool,
 }
 
 #[derive(Default)]
@@ -83,8 +83,8 @@ struct Builder {
     device_ids: BTreeSet<String>,
     /// Node names that a device uses already.
     used_nodes: BTreeSet<String>,
-    ide_places: BTreeSet<IdePosition>,
-    pci_places: BTreeSet<PciAddress>,
+    backends: BTreeSet<String>,
+    places: Places,
 }
 
 impl Builder {
@@ -125,7 +125,9 @@ impl Builder {
         for name in names {
             self.claim_node_name(BLOCKDEV, text, &name)?;
         }
-        self.storage.nodes.push(raw.typed()?);
+        let node = blockdev::read(raw.value, raw.scalars)
+            .map_err(|error| CliError::input(BLOCKDEV, text, &error))?;
+        self.storage.nodes.push(node);
         Ok(())
     }
 
@@ -166,7 +168,7 @@ impl Builder {
                 address: None,
             }),
             DriveInterface::Ide => {
-                let place = self.claim_ide(DRIVE, text, wanted, None)?;
+                let place = self.places.claim_ide(DRIVE, text, wanted, None)?;
                 Some(Attachment::Ide(place))
             }
         };
@@ -175,9 +177,12 @@ impl Builder {
                 check_id(DRIVE, text, "id", id)?;
                 id.clone()
             }
-            None => self.default_drive_id(attachment.as_ref()),
+            None => match &attachment {
+                Some(attachment) => self.default_id(attachment),
+                None => self.numbered("none"),
+            },
         };
-        if self.drives.contains_key(&id) {
+        if !self.backends.insert(id.clone()) {
             let problem = format!("Duplicate ID '{id}' for drive");
             return Err(CliError::new(
                 DRIVE,
@@ -186,63 +191,46 @@ impl Builder {
                 "give each drive its own id",
             ));
         }
-        let node = options
-            .node_name
-            .clone()
-            .unwrap_or_else(|| format!("{id}-format"));
-        self.claim_node_name(DRIVE, text, &node)?;
-        let node_options = drive_node(&options, &file, &node);
-        let typed = input::from_value(node_options, Scalars::Typed)
-            .map_err(|error| CliError::input(DRIVE, text, &error))?;
-        self.storage.nodes.push(typed);
+        if let Some(node) = &options.node_name {
+            self.claim_node_name(DRIVE, text, node)?;
+        }
+        let serial = check_serial(DRIVE, text, options.serial.clone())?;
         let drive = Drive {
-            node,
-            read_only: options.readonly,
+            options: blockdev::read(drive_node(&options, &file), Scalars::Typed)
+                .map_err(|error| CliError::input(DRIVE, text, &error))?,
+            text: text.to_owned(),
             write_cache: options.cache.write_cache(),
-            serial: options.serial.clone(),
+            serial,
+            used: attachment.is_some(),
             connected: attachment.is_some(),
         };
         if let Some(attachment) = attachment {
-            self.connect_drive(&id, &drive, attachment, text)?;
+            self.storage.disks.push(DiskConfig {
+                backend: id.clone(),
+                id: None,
+                root: DiskRoot::Own(drive.options.clone()),
+                write_cache: drive.write_cache,
+                serial: drive.serial.clone(),
+                attachment,
+            });
         }
         self.drives.insert(id, drive);
         Ok(())
     }
 
-    /// QEMU's names for drives without one, which are also the ids of the jobs on them.
-    fn default_drive_id(&self, attachment: Option<&Attachment>) -> String {
-        let numbered = |prefix: &str| {
-            (0_usize..)
-                .map(|n| format!("{prefix}{n}"))
-                .find(|id| !self.drives.contains_key(id))
-                .unwrap_or_default()
-        };
+    /// QEMU's names for disks without one, which are also the ids of the jobs on them.
+    fn default_id(&self, attachment: &Attachment) -> String {
         match attachment {
-            None => numbered("none"),
-            Some(Attachment::VirtioPci { .. }) => numbered("virtio"),
-            Some(Attachment::Ide(place)) => format!("ide{}-hd{}", place.channel, place.unit),
+            Attachment::VirtioPci { .. } => self.numbered("virtio"),
+            Attachment::Ide(place) => format!("ide{}-hd{}", place.channel, place.unit),
         }
     }
 
-    fn connect_drive(
-        &mut self,
-        id: &str,
-        drive: &Drive,
-        attachment: Attachment,
-        text: &str,
-    ) -> Result<(), CliError> {
-        self.used_nodes.insert(drive.node.clone());
-        let disk = DiskConfig {
-            backend: Some(id.to_owned()),
-            id: None,
-            node: drive.node.clone(),
-            read_only: drive.read_only,
-            write_cache: drive.write_cache,
-            serial: check_serial(DRIVE, text, drive.serial.clone())?,
-            attachment,
-        };
-        self.storage.disks.push(disk);
-        Ok(())
+    fn numbered(&self, prefix: &str) -> String {
+        (0_usize..)
+            .map(|n| format!("{prefix}{n}"))
+            .find(|id| !self.backends.contains(id))
+            .unwrap_or_default()
     }
 
     fn device(&mut self, text: &str) -> Result<(), CliError> {
@@ -278,7 +266,7 @@ impl Builder {
         }
         let address = options
             .addr
-            .map(|addr| self.claim_pci(&addr, text))
+            .map(|addr| self.places.claim_pci(DEVICE, &addr, text))
             .transpose()?;
         let attachment = Attachment::VirtioPci {
             iothread: options.iothread,
@@ -325,7 +313,7 @@ impl Builder {
             serial: options.serial,
             write_cache: options.write_cache,
         };
-        let place = self.claim_ide(DEVICE, text, place, channel)?;
+        let place = self.places.claim_ide(DEVICE, text, place, channel)?;
         self.disk(drive, Attachment::Ide(place), text)
     }
 
@@ -362,26 +350,59 @@ impl Builder {
             }
         }
         let name = device.drive;
-        let drive = self.drives.get(&name);
-        if drive.is_some_and(|drive| drive.connected) {
-            let problem = format!(
-                "Drive '{name}' is already in use because it has been automatically connected to \
-                 another device"
-            );
+        let (root, default_cache, serial) = match self.drives.get_mut(&name) {
+            Some(drive) => {
+                drive.check_free(&name, text)?;
+                drive.used = true;
+                let root = DiskRoot::Own(drive.options.clone());
+                (
+                    root,
+                    drive.write_cache,
+                    device.serial.or(drive.serial.clone()),
+                )
+            }
+            None => {
+                self.claim_node(&name, text)?;
+                (DiskRoot::Named(name.clone()), true, device.serial)
+            }
+        };
+        let backend = match &root {
+            DiskRoot::Own(_) => name,
+            DiskRoot::Named(_) => device
+                .id
+                .clone()
+                .unwrap_or_else(|| self.default_id(&attachment)),
+        };
+        // A drive's id was taken when the drive was declared.
+        let is_new = matches!(root, DiskRoot::Named(_));
+        if is_new && !self.backends.insert(backend.clone()) {
+            let problem = format!("'{backend}' is the name of another disk");
             return Err(CliError::new(
                 DEVICE,
                 text,
                 problem,
-                "write if=none in its --drive",
+                "give each device its own id",
             ));
         }
-        if drive.is_none() && !self.node_names.contains(&name) {
+        self.storage.disks.push(DiskConfig {
+            backend,
+            id: device.id,
+            root,
+            write_cache: device.write_cache.unwrap_or(default_cache),
+            serial: check_serial(DEVICE, text, serial)?,
+            attachment,
+        });
+        Ok(())
+    }
+
+    /// Takes the node `name` for a device.
+    fn claim_node(&mut self, name: &str, text: &str) -> Result<(), CliError> {
+        if !self.node_names.contains(name) {
             let problem = format!("there is no drive or node '{name}'");
             let remedy = "declare it with --blockdev ...,node-name=NAME or --drive if=none,id=NAME";
             return Err(CliError::new(DEVICE, text, problem, remedy));
         }
-        let node = drive.map_or_else(|| name.clone(), |drive| drive.node.clone());
-        if !self.used_nodes.insert(node.clone()) {
+        if !self.used_nodes.insert(name.to_owned()) {
             let problem = format!("Drive '{name}' is already in use by another device");
             return Err(CliError::new(
                 DEVICE,
@@ -390,75 +411,37 @@ impl Builder {
                 "one disk image per device",
             ));
         }
-        let serial = device
-            .serial
-            .or_else(|| drive.and_then(|drive| drive.serial.clone()));
-        let disk = DiskConfig {
-            id: device.id,
-            node,
-            read_only: drive.is_some_and(|drive| drive.read_only),
-            write_cache: device
-                .write_cache
-                .unwrap_or_else(|| drive.is_none_or(|drive| drive.write_cache)),
-            serial: check_serial(DEVICE, text, serial)?,
-            attachment,
-            backend: drive.is_some().then_some(name),
-        };
-        self.storage.disks.push(disk);
         Ok(())
     }
 
-    /// Takes a place on the IDE channels: `place`, or else the first that is free (on `channel`, if
-    /// that is given).
-    fn claim_ide(
-        &mut self,
-        option: &'static str,
-        text: &str,
-        place: Option<IdePosition>,
-        channel: Option<u8>,
-    ) -> Result<IdePosition, CliError> {
-        let free = |place: &IdePosition| {
-            channel.is_none_or(|channel| channel == place.channel)
-                && !self.ide_places.contains(place)
-        };
-        let Some(place) = place.or_else(|| ide_positions().find(free)) else {
-            let problem = "no place is left on the IDE buses";
-            let remedy = "four IDE disks fit; use virtio-blk-pci for more";
-            return Err(CliError::new(option, text, problem, remedy));
-        };
-        if self.ide_places.insert(place) {
-            return Ok(place);
+    /// Refuses drives that nobody uses: they would be opened for nothing.
+    fn check_drives_used(&self) -> Result<(), CliError> {
+        match self.drives.iter().find(|(_, drive)| !drive.used) {
+            None => Ok(()),
+            Some((id, drive)) => {
+                let remedy = format!("add --device virtio-blk-pci,drive={id}, or use --blockdev");
+                let problem = format!("no device uses drive '{id}'");
+                Err(CliError::new(DRIVE, drive.text.as_str(), problem, remedy))
+            }
         }
-        let problem = format!(
-            "IDE bus {}, unit {} is in use already",
-            place.channel, place.unit
-        );
-        let remedy = "buses 0 and 1 have units 0 and 1 each; disks without a place take the first \
-                      that is free";
-        Err(CliError::new(option, text, problem, remedy))
     }
+}
 
-    fn claim_pci(&mut self, addr: &str, text: &str) -> Result<PciAddress, CliError> {
-        let remedy = "write SLOT or SLOT.FUNCTION in hexadecimal, slot 2 to 1f, function 0 to 7";
-        let (slot, function) = addr.split_once('.').unwrap_or((addr, "0"));
-        let hex = |text: &str| u8::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok();
-        let address = match (hex(slot), hex(function)) {
-            (Some(slot), Some(function)) if slot < PCI_SLOTS && function < PCI_FUNCTIONS => {
-                PciAddress { slot, function }
-            }
-            _ => {
-                let problem = format!("Parameter 'addr' does not accept value '{addr}'");
-                return Err(CliError::new(DEVICE, text, problem, remedy));
-            }
-        };
-        if address.slot < BOARD_SLOTS || !self.pci_places.insert(address) {
+impl Drive {
+    fn check_free(&self, name: &str, text: &str) -> Result<(), CliError> {
+        let (problem, remedy) = if self.connected {
             let problem = format!(
-                "PCI: slot {} function {} is in use already",
-                address.slot, address.function
+                "Drive '{name}' is already in use because it has been automatically connected to \
+                 another device"
             );
-            return Err(CliError::new(DEVICE, text, problem, remedy));
-        }
-        Ok(address)
+            (problem, "write if=none in its --drive")
+        } else if self.used {
+            let problem = format!("Drive '{name}' is already in use by another device");
+            (problem, "one disk image per device")
+        } else {
+            return Ok(());
+        };
+        Err(CliError::new(DEVICE, text, problem, remedy))
     }
 }
 
@@ -470,50 +453,8 @@ struct DeviceDrive {
     write_cache: Option<bool>,
 }
 
-fn ide_positions() -> impl Iterator<Item = IdePosition> {
-    (0..IdePosition::CHANNELS)
-        .flat_map(|channel| (0..IdePosition::UNITS).map(move |unit| IdePosition { channel, unit }))
-}
-
-/// Where `index=`, or `bus=` and `unit=`, put an IDE drive.
-fn ide_place(options: &DriveOptions, text: &str) -> Result<Option<IdePosition>, CliError> {
-    let refuse = |problem: &str, remedy: &str| Err(CliError::new(DRIVE, text, problem, remedy));
-    let named = options.index.is_some() || options.bus.is_some() || options.unit.is_some();
-    if options.interface != DriveInterface::Ide {
-        return if named {
-            refuse("index, bus and unit belong to if=ide", "leave them out")
-        } else {
-            Ok(None)
-        };
-    }
-    let place = match (options.index, options.bus, options.unit) {
-        (None, None, None) => return Ok(None),
-        (Some(index), None, None) => IdePosition {
-            channel: index / IdePosition::UNITS,
-            unit: index % IdePosition::UNITS,
-        },
-        (None, bus, unit) => IdePosition {
-            channel: bus.unwrap_or(0),
-            unit: unit.unwrap_or(0),
-        },
-        (Some(_), ..) => {
-            return refuse(
-                "index cannot be used with bus and unit",
-                "use one or the other",
-            );
-        }
-    };
-    if place.channel >= IdePosition::CHANNELS || place.unit >= IdePosition::UNITS {
-        return refuse(
-            "there is no such place on the IDE buses",
-            "index is 0 to 3, bus and unit are 0 or 1",
-        );
-    }
-    Ok(Some(place))
-}
-
 /// The node that `--drive` describes, in the words of `blockdev-add`.
-fn drive_node(options: &DriveOptions, file: &str, node: &str) -> Value {
+fn drive_node(options: &DriveOptions, file: &str) -> Value {
     let cache = json!({"direct": options.cache.direct(), "no-flush": options.cache.no_flush()});
     let mut protocol = json!({
         "driver": "file",
@@ -527,14 +468,13 @@ fn drive_node(options: &DriveOptions, file: &str, node: &str) -> Value {
     }
     let mut format = json!({
         "driver": "raw",
-        "node-name": node,
         "read-only": options.readonly,
         "discard": options.discard.name(),
         "cache": cache,
         "file": protocol,
     });
-    if let Some(detect_zeroes) = options.detect_zeroes {
-        format["detect-zeroes"] = json!(detect_zeroes.name());
+    if let Some(node_name) = &options.node_name {
+        format["node-name"] = json!(node_name);
     }
     format
 }

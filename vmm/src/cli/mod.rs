@@ -10,6 +10,7 @@ mod disks;
 mod error;
 pub mod keyval;
 mod options;
+mod places;
 #[cfg(test)]
 mod tests;
 

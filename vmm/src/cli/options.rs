@@ -204,7 +204,6 @@ pub(super) struct DriveOptions {
     pub(super) cache: CacheMode,
     pub(super) aio: Option<AioMode>,
     pub(super) discard: DiscardMode,
-    pub(super) detect_zeroes: Option<DetectZeroes>,
     pub(super) node_name: Option<String>,
     pub(super) serial: Option<String>,
 }
@@ -297,26 +296,6 @@ impl DiscardMode {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ignore => "ignore",
-            Self::Unmap => "unmap",
-        }
-    }
-}
-
-/// Whether writes of zeroes are found out.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum DetectZeroes {
-    Off,
-    On,
-    Unmap,
-}
-
-impl DetectZeroes {
-    /// The name in a node's options.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::On => "on",
             Self::Unmap => "unmap",
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{CommandLine, PiixModel, Refusal, parse};
 use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
-use crate::storage::{Attachment, IdePosition, PciAddress};
+use crate::storage::{Attachment, DiskRoot, IdePosition, PciAddress};
 
 /// Splits at blanks; none of the tests needs a blank in an argument.
 fn words(line: &str) -> Vec<OsString> {
@@ -111,7 +111,7 @@ fn a_drive_is_a_node_and_a_device() {
     let [ide, virtio] = parsed.storage.disks.as_slice() else {
         panic!("{:?}", parsed.storage);
     };
-    assert_eq!(ide.backend.as_deref(), Some("ide0-hd0"));
+    assert_eq!(ide.backend, "ide0-hd0");
     assert_eq!(
         ide.attachment,
         Attachment::Ide(IdePosition {
@@ -119,14 +119,14 @@ fn a_drive_is_a_node_and_a_device() {
             unit: 0
         })
     );
-    assert!(ide.write_cache && !ide.read_only);
-    assert_eq!(virtio.backend.as_deref(), Some("vd"));
+    assert!(ide.write_cache);
+    assert_eq!(virtio.backend, "vd");
     let anywhere = Attachment::VirtioPci {
         iothread: None,
         address: None,
     };
     assert_eq!(virtio.attachment, anywhere);
-    assert_eq!(parsed.storage.nodes.len(), 2);
+    assert!(parsed.storage.nodes.is_empty(), "a drive's node is its own");
 }
 
 #[test]
@@ -157,10 +157,8 @@ fn devices_stand_on_nodes_and_drives() {
     let [virtio, ide] = parsed.storage.disks.as_slice() else {
         panic!("{:?}", parsed.storage);
     };
-    assert_eq!(
-        (virtio.backend.as_deref(), virtio.node.as_str()),
-        (None, "d0")
-    );
+    assert_eq!(virtio.backend, "v");
+    assert_eq!(virtio.root, DiskRoot::Named("d0".into()));
     assert_eq!(virtio.id.as_deref(), Some("v"));
     let address = PciAddress {
         slot: 5,
@@ -171,7 +169,7 @@ fn devices_stand_on_nodes_and_drives() {
         address: Some(address),
     };
     assert_eq!(virtio.attachment, place);
-    assert_eq!(ide.backend.as_deref(), Some("x"));
+    assert_eq!(ide.backend, "x");
     assert_eq!(
         ide.attachment,
         Attachment::Ide(IdePosition {
@@ -180,7 +178,6 @@ fn devices_stand_on_nodes_and_drives() {
         })
     );
     assert_eq!(ide.serial.as_deref(), Some("S1"));
-    assert!(ide.read_only);
     let debug_exit = parsed.machine.debug_exit.unwrap();
     assert_eq!((debug_exit.iobase, debug_exit.iosize), (0xf4, 4));
 }
@@ -372,8 +369,20 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
             &["'a' is already in use", "if=none"],
         ),
         (
+            format!("{disk},if=none,id=z"),
+            &["no device uses drive 'z'", "drive=z"],
+        ),
+        (
             format!("{node} --blockdev raw,node-name=d0,file=x"),
             &["Duplicate nodes", "'d0'"],
+        ),
+        (
+            "--kernel k --blockdev raw,node-name=d,file.driver=file,file.filname=x".into(),
+            &["--blockdev raw,node-name=d", "'file.filename' is missing"],
+        ),
+        (
+            "--kernel k --blockdev qcow9,node-name=d".into(),
+            &["'driver'", "'qcow9'", "raw"],
         ),
         (
             "--kernel k --blockdev raw,file=x".into(),

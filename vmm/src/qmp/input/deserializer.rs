@@ -30,11 +30,11 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// The whole input.
-    pub(super) const fn root(value: Value, scalars: Scalars) -> Self {
+    /// The input that `path` leads to; empty for the whole.
+    pub(super) fn new(value: Value, path: &str, scalars: Scalars) -> Self {
         Self {
             value,
-            path: String::new(),
+            path: path.to_owned(),
             scalars,
             optional: false,
         }

@@ -26,8 +26,28 @@ enum Fault {
 }
 
 impl InputError {
+    /// The parameter must be given.
+    pub(in crate::qmp) fn missing(name: impl Into<String>) -> Self {
+        Self::located(Fault::Missing(name.into()))
+    }
+
+    /// The parameter's value is none of `known`.
+    pub(in crate::qmp) fn bad_value(
+        name: impl Into<String>,
+        value: impl Into<String>,
+        known: &'static [&'static str],
+    ) -> Self {
+        Self {
+            alternatives: known,
+            ..Self::located(Fault::Value {
+                name: name.into(),
+                value: value.into(),
+            })
+        }
+    }
+
     /// The parameter's value has the wrong JSON type.
-    pub(super) fn wrong_type(name: impl Into<String>, expected: &str) -> Self {
+    pub(in crate::qmp) fn wrong_type(name: impl Into<String>, expected: &str) -> Self {
         Self::located(Fault::Type {
             name: name.into(),
             expected: expected.into(),

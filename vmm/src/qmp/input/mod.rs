@@ -40,5 +40,17 @@ pub fn from_value<'de, T: Deserialize<'de>>(
     value: Value,
     scalars: Scalars,
 ) -> Result<T, InputError> {
-    T::deserialize(Input::root(value, scalars))
+    from_value_at(value, "", scalars)
+}
+
+/// As [`from_value`], for a part of the input that `path` leads to.
+///
+/// # Errors
+/// As [`from_value`].
+pub(super) fn from_value_at<'de, T: Deserialize<'de>>(
+    value: Value,
+    path: &str,
+    scalars: Scalars,
+) -> Result<T, InputError> {
+    T::deserialize(Input::new(value, path, scalars)).map_err(|error| error.at(path))
 }
