@@ -6,7 +6,9 @@
 pub mod bus;
 pub mod clock;
 pub mod doorbell;
+pub mod ide;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
 pub mod reset;
+pub mod virtio;

@@ -1,0 +1,282 @@
+//! virtio-blk: a disk over virtqueues.
+//!
+//! [`VirtioBlk`] is made by the machine builder and put behind a [`super::VirtioPci`], which calls it on vCPU
+//! threads. Each queue is served in an AioContext of its own choice by a [`worker`]; requests are values
+//! ([`request`]) that run against the disk's backend.
+//!
+//! Source: VIRTIO 1.2, section 5.2.
+
+pub mod layout;
+mod request;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use sluice_aio::AioContext;
+use sluice_block::backend::Backend;
+
+use self::layout::{Features, SECTOR, SERIAL_LEN, config};
+use self::request::{Disk, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS};
+use self::worker::{EndOfService, Stop, serve};
+use super::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice, VirtioError};
+
+/// How a virtio disk is set up.
+pub struct VirtioBlkConfig {
+    /// The disk.
+    pub backend: Arc<Backend>,
+    /// The loops that serve the queues: queue N is served by loop N modulo their number. At least one.
+    pub contexts: Vec<AioContext>,
+    /// Number of queues, at least 1.
+    pub num_queues: u16,
+    /// Entries of each queue: a power of two, 4 to 1024.
+    pub queue_size: u16,
+    /// The serial number, at most 20 bytes.
+    pub serial: String,
+    /// Logical block size in bytes: a power of two, 512 or more.
+    pub logical_block_size: u32,
+    /// Physical block size in bytes: a power of two, not below the logical one.
+    pub physical_block_size: u32,
+    /// Offer DISCARD.
+    pub discard: bool,
+    /// Offer WRITE_ZEROES.
+    pub write_zeroes: bool,
+}
+
+impl VirtioBlkConfig {
+    /// The usual disk: one queue of 256 entries, blocks of 512 bytes, all features.
+    pub fn new(backend: Arc<Backend>, context: AioContext) -> Self {
+        Self {
+            backend,
+            contexts: vec![context],
+            num_queues: 1,
+            queue_size: 256,
+            serial: String::new(),
+            logical_block_size: 512,
+            physical_block_size: 512,
+            discard: true,
+            write_zeroes: true,
+        }
+    }
+}
+
+/// Largest queue: a request's buffers then fit one vectored system call.
+const MAX_QUEUE_SIZE: u16 = 1024;
+/// Smallest queue: a header, data and a status, and `seg_max` not zero.
+const MIN_QUEUE_SIZE: u16 = 4;
+/// Largest logical block: what the topology fields can express is larger, drivers are not prepared for it.
+const MAX_BLOCK_SIZE: u32 = 2 << 20;
+
+/// What workers share with the device.
+struct Shared {
+    disk: Disk,
+    /// The `writeback` field: the driver's wish, if it may have one.
+    writeback: AtomicBool,
+}
+
+impl Shared {
+    /// Whether a driver with these features relies on writes being durable (section 5.2.6.2).
+    fn is_write_through(&self, features: Features) -> bool {
+        if features.contains(Features::CONFIG_WCE) {
+            !self.writeback.load(Ordering::Acquire)
+        } else {
+            !features.contains(Features::FLUSH)
+        }
+    }
+}
+
+/// A virtio block device.
+pub struct VirtioBlk {
+    shared: Arc<Shared>,
+    contexts: Vec<AioContext>,
+    queue_sizes: Vec<u16>,
+    physical_block_size: u32,
+    features: Features,
+    /// Running queues, by number.
+    stops: Mutex<Vec<Option<Arc<Stop>>>>,
+    /// The way to the driver, once it has started a queue.
+    interrupts: Mutex<Option<Weak<dyn Interrupts>>>,
+}
+
+impl VirtioBlk {
+    /// A disk for the machine builder to put on a bus. Tells the backend which loop serves it.
+    ///
+    /// # Errors
+    /// A number, size or serial that a virtio disk cannot have.
+    pub fn new(settings: VirtioBlkConfig) -> Result<Arc<Self>, VirtioError> {
+        let VirtioBlkConfig {
+            backend,
+            contexts,
+            num_queues,
+            queue_size,
+            ..
+        } = settings;
+        let Some(home) = contexts.first().filter(|_| num_queues > 0) else {
+            return Err(VirtioError::QueueCount(
+                usize::from(num_queues).min(contexts.len()),
+            ));
+        };
+        if !queue_size.is_power_of_two() || !(MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(&queue_size)
+        {
+            return Err(VirtioError::QueueSize(queue_size));
+        }
+        let logical = settings.logical_block_size;
+        if !logical.is_power_of_two() || u64::from(logical) < SECTOR || logical > MAX_BLOCK_SIZE {
+            return Err(VirtioError::BlockSize(logical));
+        }
+        let physical = settings.physical_block_size;
+        if !physical.is_power_of_two() || physical < logical || physical > MAX_BLOCK_SIZE {
+            return Err(VirtioError::BlockSize(physical));
+        }
+        let mut serial = [0; SERIAL_LEN];
+        let bytes = settings.serial.as_bytes();
+        match serial.get_mut(..bytes.len()) {
+            Some(start) => start.copy_from_slice(bytes),
+            None => return Err(VirtioError::Serial(settings.serial)),
+        }
+        backend.set_context(home);
+        let mut features = Features::all();
+        features.set(Features::RO, backend.is_read_only());
+        features.set(Features::MQ, num_queues > 1);
+        features.set(
+            Features::DISCARD,
+            settings.discard && !backend.is_read_only(),
+        );
+        features.set(
+            Features::WRITE_ZEROES,
+            settings.write_zeroes && !backend.is_read_only(),
+        );
+        let disk = Disk {
+            backend,
+            serial,
+            block_size: logical,
+        };
+        Ok(Arc::new(Self {
+            shared: Arc::new(Shared {
+                disk,
+                writeback: AtomicBool::new(true),
+            }),
+            contexts,
+            queue_sizes: vec![queue_size; usize::from(num_queues)],
+            physical_block_size: physical,
+            features,
+            stops: Mutex::new(vec![None; usize::from(num_queues)]),
+            interrupts: Mutex::new(None),
+        }))
+    }
+
+    /// Tells the driver that the disk's size has changed. Any thread.
+    pub fn capacity_changed(&self) {
+        let interrupts = self.interrupts.lock().as_ref().and_then(Weak::upgrade);
+        if let Some(interrupts) = interrupts {
+            interrupts.config_changed();
+        }
+    }
+
+    /// The configuration structure as it is now. Fields of features that are not offered read as they would be.
+    fn image(&self) -> [u8; config::LEN] {
+        let mut image = [0; config::LEN];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        let disk = &self.shared.disk;
+        let block = disk.block_size;
+        // What does not fill a block at the end cannot be reached.
+        let capacity = disk.backend.len() / u64::from(block) * (u64::from(block) / SECTOR);
+        let queue_size = self.queue_sizes.first().copied().unwrap_or(MIN_QUEUE_SIZE);
+        let exponent = (self.physical_block_size / block).trailing_zeros();
+        let min_io = u16::try_from(self.physical_block_size / block).unwrap_or(u16::MAX);
+        let segments = u32::try_from(MAX_DISCARD_SEGMENTS)
+            .unwrap_or(1)
+            .to_le_bytes();
+        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
+        put(config::CAPACITY, &capacity.to_le_bytes());
+        put(config::SEG_MAX, &u32::from(queue_size - 2).to_le_bytes());
+        put(config::BLK_SIZE, &block.to_le_bytes());
+        put(config::PHYSICAL_BLOCK_EXP, &exponent.to_le_bytes()[..1]);
+        put(config::MIN_IO_SIZE, &min_io.to_le_bytes());
+        put(
+            config::WRITEBACK,
+            &[u8::from(self.shared.writeback.load(Ordering::Acquire))],
+        );
+        put(config::NUM_QUEUES, &queues.to_le_bytes());
+        put(
+            config::MAX_DISCARD_SECTORS,
+            &MAX_DISCARD_SECTORS.to_le_bytes(),
+        );
+        put(config::MAX_DISCARD_SEG, &segments);
+        put(
+            config::DISCARD_SECTOR_ALIGNMENT,
+            &(self.physical_block_size / 512).to_le_bytes(),
+        );
+        put(
+            config::MAX_WRITE_ZEROES_SECTORS,
+            &MAX_DISCARD_SECTORS.to_le_bytes(),
+        );
+        put(config::MAX_WRITE_ZEROES_SEG, &segments);
+        put(config::WRITE_ZEROES_MAY_UNMAP, &[1]);
+        image
+    }
+}
+
+impl VirtioDevice for VirtioBlk {
+    fn device_id(&self) -> DeviceId {
+        DeviceId::Block
+    }
+
+    fn features(&self) -> u64 {
+        self.features.bits()
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let image = self.image();
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| image.get(offset..));
+        data.fill(0);
+        for (byte, value) in data.iter_mut().zip(from.unwrap_or_default()) {
+            *byte = *value;
+        }
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8], features: u64) {
+        let may = Features::from_bits_truncate(features).contains(Features::CONFIG_WCE);
+        if let (true, [value]) = (may && offset == config::WRITEBACK as u64, data) {
+            self.shared.writeback.store(*value != 0, Ordering::Release);
+        }
+    }
+
+    fn start_queue(&self, queue: ActiveQueue) {
+        *self.interrupts.lock() = Some(Arc::downgrade(&queue.interrupts));
+        let index = usize::from(queue.index);
+        let stop = Arc::new(Stop::default());
+        if let Some(slot) = self.stops.lock().get_mut(index) {
+            *slot = Some(Arc::clone(&stop));
+        }
+        let shared = Arc::clone(&self.shared);
+        let end = EndOfService(stop);
+        // `new` made sure that there is a context.
+        let context = &self.contexts[index % self.contexts.len()];
+        context.spawn(move || serve(shared, queue, end));
+    }
+
+    fn stop_queue(&self, index: u16, settling: Settling) {
+        let stop = self
+            .stops
+            .lock()
+            .get_mut(usize::from(index))
+            .and_then(Option::take);
+        if let Some(stop) = stop {
+            stop.request(settling);
+        }
+    }
+
+    fn reset(&self) {
+        self.shared.writeback.store(true, Ordering::Release);
+    }
+}

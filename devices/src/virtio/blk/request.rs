@@ -1,0 +1,298 @@
+//! A request as a value: parsed once from a chain, checked against the disk, executed by a backend.
+//!
+//! Parsing happens when the chain is popped, in the queue's loop. What cannot be a request at all (no room for a
+//! header or a status) breaks the device; what can but is wrong gets an error status. The limits of the disk are looked
+//! at when the request runs, because the disk may change while requests wait.
+
+use std::sync::Arc;
+
+use sluice_aio::{GuestRam, IoBuffer, Token};
+use sluice_block::BlockError;
+use sluice_block::backend::Backend;
+use smallvec::SmallVec;
+
+use super::layout::{
+    DISCARD_SEGMENT_LEN, Features, HEADER_LEN, RequestStatus, SECTOR, SERIAL_LEN, STATUS_LEN,
+    SegmentFlags, request_type,
+};
+use crate::virtio::{Chain, RingError};
+
+/// Most sectors of a discard or write zeroes segment.
+pub(super) const MAX_DISCARD_SECTORS: u32 = (1 << 31) / 512 - 1;
+/// Most segments of a discard or write zeroes request.
+pub(super) const MAX_DISCARD_SEGMENTS: usize = 32;
+
+/// Where a chain's answer goes.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) head: u16,
+    /// Buffer of the status byte.
+    status: IoBuffer,
+    /// Bytes that the device may write in front of the status.
+    data_len: usize,
+}
+
+/// What a request wants.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Read {
+        sector: u64,
+        data: IoBuffer,
+    },
+    Write {
+        sector: u64,
+        data: IoBuffer,
+    },
+    Flush,
+    GetId {
+        data: IoBuffer,
+    },
+    Discard {
+        segments: Segments,
+    },
+    WriteZeroes {
+        segments: Segments,
+    },
+    /// Nothing this device does.
+    Unsupported,
+}
+
+/// A range of a discard or write zeroes request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    sector: u64,
+    sectors: u32,
+    flags: u32,
+}
+
+type Segments = SmallVec<[Segment; 1]>;
+
+/// What the requests of a queue are executed against.
+pub(super) struct Disk {
+    pub(super) backend: Arc<Backend>,
+    pub(super) serial: [u8; SERIAL_LEN],
+    /// Bytes; a multiple of the sector.
+    pub(super) block_size: u32,
+}
+
+/// How the driver wants its requests treated, from the negotiated features.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mode {
+    pub(super) features: Features,
+    /// Every write is durable when it ends.
+    pub(super) write_through: bool,
+}
+
+/// Splits a chain into what it asks and where the answer goes.
+pub(super) fn parse(
+    chain: &Chain,
+    memory: &Arc<GuestRam>,
+) -> Result<(Operation, Answer), RingError> {
+    let out = IoBuffer::from_guest(memory, &chain.readable)?;
+    let mut header = [0; HEADER_LEN];
+    if out.copy_to_slice(0, &mut header) < HEADER_LEN {
+        return Err(RingError::Request("the header is too short"));
+    }
+    let back = IoBuffer::from_guest(memory, &chain.writable)?;
+    let Some(data_len) = back.len().checked_sub(STATUS_LEN) else {
+        return Err(RingError::Request("there is no status byte"));
+    };
+    let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+    let sector = u64::from_le_bytes(sector);
+    let to_guest = || back.slice(0, data_len);
+    let from_guest = || out.slice(HEADER_LEN, out.len() - HEADER_LEN);
+    let operation = match u32::from_le_bytes([t0, t1, t2, t3]) {
+        request_type::IN => Operation::Read {
+            sector,
+            data: to_guest(),
+        },
+        request_type::OUT => Operation::Write {
+            sector,
+            data: from_guest(),
+        },
+        request_type::FLUSH => Operation::Flush,
+        request_type::GET_ID => Operation::GetId { data: to_guest() },
+        request_type::DISCARD => parse_segments(&from_guest())
+            .map_or(Operation::Unsupported, |segments| Operation::Discard {
+                segments,
+            }),
+        request_type::WRITE_ZEROES => parse_segments(&from_guest())
+            .map_or(Operation::Unsupported, |segments| Operation::WriteZeroes {
+                segments,
+            }),
+        _ => Operation::Unsupported,
+    };
+    let answer = Answer {
+        head: chain.head,
+        status: back.slice(data_len, STATUS_LEN),
+        data_len,
+    };
+    Ok((operation, answer))
+}
+
+/// The segments of a discard; `None` if there are none, too many, or a part of one.
+fn parse_segments(data: &IoBuffer) -> Option<Segments> {
+    let count = data.len() / DISCARD_SEGMENT_LEN;
+    if !data.len().is_multiple_of(DISCARD_SEGMENT_LEN)
+        || !(1..=MAX_DISCARD_SEGMENTS).contains(&count)
+    {
+        return None;
+    }
+    let segments = (0..count).map(|index| {
+        let mut bytes = [0; DISCARD_SEGMENT_LEN];
+        data.copy_to_slice(index * DISCARD_SEGMENT_LEN, &mut bytes);
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
+        Segment {
+            sector: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+            sectors: u32::from_le_bytes([n0, n1, n2, n3]),
+            flags: u32::from_le_bytes(flags),
+        }
+    });
+    Some(segments.collect())
+}
+
+impl Answer {
+    /// Writes the status. Returns how many of the chain's writable bytes are valid, from the first: a failed
+    /// request may have left a gap before the status.
+    pub(super) fn give(&self, status: RequestStatus) -> u32 {
+        self.status.copy_from_slice(0, &[status as u8]);
+        let valid = match status {
+            RequestStatus::Ok => self.data_len + STATUS_LEN,
+            _ if self.data_len == 0 => STATUS_LEN,
+            _ => 0,
+        };
+        // A chain has less than 4 GiB.
+        u32::try_from(valid).unwrap_or(u32::MAX)
+    }
+}
+
+impl Disk {
+    /// Executes a request with the token it entered with. One request is one entry, however many ranges it has.
+    pub(super) async fn execute(
+        &self,
+        operation: Operation,
+        mode: Mode,
+        token: &Token,
+    ) -> RequestStatus {
+        let backend = &self.backend;
+        match operation {
+            Operation::Read { sector, data } => {
+                let Some(offset) = self.range(sector, data.len() as u64) else {
+                    return RequestStatus::IoError;
+                };
+                if data.is_empty() {
+                    return RequestStatus::Ok;
+                }
+                status_of(backend.read(token, offset, data).await)
+            }
+            Operation::Write { sector, data } => {
+                let range = self.range(sector, data.len() as u64);
+                let (Some(offset), false) = (range, backend.is_read_only()) else {
+                    return RequestStatus::IoError;
+                };
+                let written = if data.is_empty() {
+                    Ok(())
+                } else {
+                    backend.write(token, offset, data).await
+                };
+                self.finish_write(written, mode, token).await
+            }
+            Operation::Flush => status_of(backend.flush(token).await),
+            Operation::GetId { data } => {
+                data.fill(0, data.len(), 0);
+                data.copy_from_slice(0, &self.serial);
+                RequestStatus::Ok
+            }
+            Operation::Discard { segments } => {
+                if !mode.features.contains(Features::DISCARD) {
+                    return RequestStatus::Unsupported;
+                }
+                self.each_segment(&segments, SegmentFlags::empty(), mode, token)
+                    .await
+            }
+            Operation::WriteZeroes { segments } => {
+                if !mode.features.contains(Features::WRITE_ZEROES) {
+                    return RequestStatus::Unsupported;
+                }
+                self.each_segment(&segments, SegmentFlags::UNMAP, mode, token)
+                    .await
+            }
+            Operation::Unsupported => RequestStatus::Unsupported,
+        }
+    }
+
+    /// Discards (if no flag is `allowed`) or zeroes all segments, after all were checked.
+    async fn each_segment(
+        &self,
+        segments: &Segments,
+        allowed: SegmentFlags,
+        mode: Mode,
+        token: &Token,
+    ) -> RequestStatus {
+        if segments
+            .iter()
+            .any(|segment| segment.flags & !allowed.bits() != 0)
+        {
+            return RequestStatus::Unsupported;
+        }
+        let mut ranges = SmallVec::<[(u64, u64, bool); 1]>::new();
+        for segment in segments {
+            let len = u64::from(segment.sectors) * SECTOR;
+            let unmap = segment.flags & SegmentFlags::UNMAP.bits() != 0;
+            match self.range(segment.sector, len) {
+                Some(offset) if segment.sectors <= MAX_DISCARD_SECTORS => {
+                    ranges.push((offset, len, unmap));
+                }
+                _ => return RequestStatus::IoError,
+            }
+        }
+        if self.backend.is_read_only() {
+            return RequestStatus::IoError;
+        }
+        for (offset, len, unmap) in ranges {
+            let result = if len == 0 {
+                Ok(())
+            } else if allowed.is_empty() {
+                self.backend.discard(token, offset, len).await
+            } else {
+                self.backend.write_zeroes(token, offset, len, unmap).await
+            };
+            if result.is_err() {
+                return status_of(result);
+            }
+        }
+        self.finish_write(Ok(()), mode, token).await
+    }
+
+    /// Without a write cache, a write has ended when it is durable.
+    async fn finish_write(
+        &self,
+        written: Result<(), BlockError>,
+        mode: Mode,
+        token: &Token,
+    ) -> RequestStatus {
+        match written {
+            Ok(()) if mode.write_through => status_of(self.backend.flush(token).await),
+            other => status_of(other),
+        }
+    }
+
+    /// Byte offset of an access, if it consists of whole blocks on the disk.
+    fn range(&self, sector: u64, len: u64) -> Option<u64> {
+        let block = u64::from(self.block_size);
+        let offset = sector.checked_mul(SECTOR)?;
+        let end = offset.checked_add(len)?;
+        (end <= self.backend.len() && offset.is_multiple_of(block) && len.is_multiple_of(block))
+            .then_some(offset)
+    }
+}
+
+fn status_of(result: Result<(), BlockError>) -> RequestStatus {
+    match result {
+        Ok(()) => RequestStatus::Ok,
+        Err(error) => {
+            tracing::debug!(%error, "virtio-blk: a request failed");
+            RequestStatus::IoError
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The service of one queue, in the loop of its AioContext.
+//!
+//! A worker lives in one thread and takes no lock. It consists of an external handler of the doorbell, which pops what
+//! the driver made available; one task per request; and the queue's own task ([`serve`]), which does
+//! what has to happen once per turn or later: the interrupt for a batch of completions, the look at the
+//! ring after a drained section, and the end.
+//!
+//! # Drained sections
+//! Before anything is popped a token is taken. If the gate is closed nothing is popped: the ring is the queue. The
+//! queue's task then waits for the gate and looks at the ring once; what came in meanwhile is seen because looking
+//! ends with enabling the driver's kicks and looking again.
+//!
+//! # The end
+//! A stop (a reset on a vCPU thread) closes the worker: it pops no more and tells the driver nothing more; requests in
+//! flight run to their end, since the kernel may still move their data, and only then the stop is settled. So a
+//! completion of an older life never reaches a younger one.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use sluice_aio::gate::Opened;
+use sluice_aio::{Source, Token, current};
+
+use super::Shared;
+use super::layout::{Features, RequestStatus};
+use super::request::{Answer, Mode, Operation, parse};
+use crate::virtio::{ActiveQueue, Interrupts, Kick, Ring, RingError, Settling};
+
+/// How a vCPU thread asks a worker to stop.
+#[derive(Default)]
+pub(super) struct Stop {
+    requested: AtomicBool,
+    waker: AtomicWaker,
+    state: Mutex<StopState>,
+}
+
+#[derive(Default)]
+enum StopState {
+    #[default]
+    Serving,
+    Asked(#[expect(dead_code, reason = "settles by being dropped")] Settling),
+    /// The worker is gone.
+    Over,
+}
+
+impl Stop {
+    /// Asks for the end; `settling` is dropped when it has come.
+    pub(super) fn request(&self, settling: Settling) {
+        let mut state = self.state.lock();
+        let asked = match *state {
+            // Dropped behind the lock, since that runs foreign code.
+            StopState::Over => Some(settling),
+            StopState::Serving | StopState::Asked(_) => {
+                *state = StopState::Asked(settling);
+                self.requested.store(true, Ordering::Release);
+                None
+            }
+        };
+        drop(state);
+        self.waker.wake();
+        drop(asked);
+    }
+}
+
+/// Settles when it is dropped: with the worker, or with a loop that goes away (before it ever
+/// began to serve, too).
+pub(super) struct EndOfService(pub(super) Arc<Stop>);
+
+impl Drop for EndOfService {
+    fn drop(&mut self) {
+        let last = std::mem::replace(&mut *self.0.state.lock(), StopState::Over);
+        drop(last);
+    }
+}
+
+/// One queue in service.
+struct Worker {
+    shared: Arc<Shared>,
+    index: u16,
+    features: Features,
+    ring: RefCell<Ring>,
+    kick: Arc<Kick>,
+    interrupts: Arc<dyn Interrupts>,
+    /// The driver must be told nothing and asked for nothing any more: stopped, or the ring is broken.
+    closed: Cell<bool>,
+    in_flight: Cell<usize>,
+    /// Something was pushed since the last interrupt.
+    pushed: Cell<bool>,
+    /// The ring has more than one turn may take.
+    more: Cell<bool>,
+    /// The end of the drained section that the ring waits for.
+    opened: RefCell<Option<Opened>>,
+    /// Wakes the queue's task.
+    waker: RefCell<Waker>,
+}
+
+/// Starts the service of a queue in the current loop's thread; [`Stop`] ends it.
+pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, end: EndOfService) {
+    let worker = Rc::new(Worker {
+        shared,
+        index: queue.index,
+        features: Features::from_bits_truncate(queue.features),
+        ring: RefCell::new(Ring::new(queue.queue, queue.memory)),
+        kick: queue.kick,
+        interrupts: queue.interrupts,
+        closed: Cell::new(false),
+        in_flight: Cell::new(0),
+        pushed: Cell::new(false),
+        more: Cell::new(false),
+        opened: RefCell::new(None),
+        waker: RefCell::new(Waker::noop().clone()),
+    });
+    let handler = {
+        let worker = Rc::clone(&worker);
+        let watched = worker.kick.watched();
+        current::add_fd(watched, Source::External, move || {
+            worker.kick.clear();
+            worker.look();
+        })
+    };
+    let handler = match handler {
+        Ok(handler) => handler,
+        Err(error) => {
+            worker.interrupts.needs_reset(&error);
+            return;
+        }
+    };
+    // The driver may have made requests available before there was anybody to hear the doorbell.
+    worker.kick.ring();
+    poll_fn(|cx| worker.poll(cx, &end.0)).await;
+    drop(handler);
+    worker.closed.set(true);
+    worker.opened.take();
+    poll_fn(|cx| worker.poll_idle(cx)).await;
+    drop(worker);
+    drop(end);
+}
+
+impl Worker {
+    /// The queue's task: everything that is not the doorbell's or a request's own business.
+    fn poll(self: &Rc<Self>, cx: &mut Context<'_>, stop: &Stop) -> Poll<()> {
+        stop.waker.register(cx.waker());
+        if stop.requested.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        self.waker.borrow_mut().clone_from(cx.waker());
+        if self.pushed.take() {
+            self.interrupt();
+        }
+        if self.more.take() {
+            self.look();
+        }
+        while self.gate_has_opened(cx) {
+            self.look();
+        }
+        Poll::Pending
+    }
+
+    fn poll_idle(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.borrow_mut().clone_from(cx.waker());
+        if self.in_flight.get() == 0 {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Whether a section that the ring waited for has ended just now.
+    fn gate_has_opened(&self, cx: &mut Context<'_>) -> bool {
+        let mut waiting = self.opened.borrow_mut();
+        let Some(opened) = waiting.as_mut() else {
+            return false;
+        };
+        let Poll::Ready(result) = Pin::new(opened).poll(cx) else {
+            return false;
+        };
+        *waiting = None;
+        // A destroyed gate never lets anything in again: the disk is gone, its ring stays as it is.
+        result.is_ok()
+    }
+
+    fn wake(&self) {
+        self.waker.borrow().wake_by_ref();
+    }
+
+    /// Pops what the driver made available, as far as the disk's gate and fairness allow.
+    fn look(self: &Rc<Self>) {
+        let waits = self.closed.get() || self.opened.borrow().is_some();
+        if waits || !self.interrupts.may_access_memory() {
+            return;
+        }
+        if let Err(error) = self.pop_batch() {
+            self.fail(&error);
+        }
+    }
+
+    fn pop_batch(self: &Rc<Self>) -> Result<(), RingError> {
+        let mut ring = self.ring.borrow_mut();
+        let mut budget = ring.size();
+        loop {
+            ring.disable_kicks()?;
+            while budget > 0 {
+                let Some(token) = self.shared.disk.backend.try_enter() else {
+                    *self.opened.borrow_mut() = Some(self.shared.disk.backend.opened());
+                    self.wake();
+                    return Ok(());
+                };
+                let Some(chain) = ring.pop()? else { break };
+                let (operation, answer) = parse(&chain, ring.memory())?;
+                self.start(operation, answer, token);
+                budget -= 1;
+            }
+            if budget == 0 {
+                self.more.set(true);
+                self.wake();
+                return Ok(());
+            }
+            if !ring.enable_kicks()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs one request as a task of its own.
+    fn start(self: &Rc<Self>, operation: Operation, answer: Answer, token: Token) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        let worker = Rc::clone(self);
+        let mode = Mode {
+            features: self.features,
+            write_through: self.shared.is_write_through(self.features),
+        };
+        current::spawn_local(async move {
+            let request = InFlight(&worker);
+            let status = worker.shared.disk.execute(operation, mode, &token).await;
+            request.0.complete(&answer, status);
+            drop(request);
+            // The driver's view is complete before the disk counts as idle.
+            drop(token);
+        })
+        .detach();
+    }
+
+    fn complete(&self, answer: &Answer, status: RequestStatus) {
+        if self.closed.get() {
+            return;
+        }
+        let written = answer.give(status);
+        let pushed = self.ring.borrow_mut().push(answer.head, written);
+        match pushed {
+            Ok(()) => {
+                self.pushed.set(true);
+                self.wake();
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// One interrupt for all that was pushed, if the driver wants it.
+    fn interrupt(&self) {
+        if self.closed.get() {
+            return;
+        }
+        let wanted = self.ring.borrow_mut().wants_interrupt();
+        match wanted {
+            Ok(true) => self.interrupts.queue(self.index),
+            Ok(false) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// The driver broke the ring: it is left alone until a reset.
+    fn fail(&self, error: &RingError) {
+        if !self.closed.replace(true) {
+            self.interrupts.needs_reset(error);
+        }
+    }
+}
+
+/// Counts a request as in flight, also if its task is cancelled or panics.
+struct InFlight<'a>(&'a Worker);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let left = self.0.in_flight.get().saturating_sub(1);
+        self.0.in_flight.set(left);
+        if left == 0 && self.0.closed.get() {
+            self.0.wake();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Virtio: devices over shared-memory rings, on the PCI bus.
+//!
+//! ```text
+//! vCPU --BAR access--> VirtioPci --start_queue / stop_queue--> dyn VirtioDevice
+//!   |                    ^   registers, negotiation,                |
+//!   | store to a         |   status, MSI-X                          | one task per queue
+//!   v doorbell           |                                          v
+//! eventfd ---------------|-----------------------------> loop of the queue's AioContext
+//!                        +------- Interrupts::queue ------- Ring: pop chains, push used
+//! ```
+//!
+//! [`VirtioPci`] is the transport (registers on vCPU threads), a [`VirtioDevice`] serves queues in event loops, and
+//! [`Ring`] is the only code that looks at a guest's ring. Modern devices only.
+//!
+//! Source: Virtual I/O Device (VIRTIO) Version 1.2, cited as "VIRTIO 1.2".
+
+pub mod blk;
+mod device;
+mod kick;
+mod pci;
+mod ring;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use blk::{VirtioBlk, VirtioBlkConfig};
+pub use device::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice};
+pub use kick::Kick;
+pub use pci::{VirtioPci, VirtioPciParts};
+pub use ring::{Chain, Ring, RingError};
+
+use crate::pci::PciError;
+
+bitflags::bitflags! {
+    /// The device status field (VIRTIO 1.2, section 2.1).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Status: u8 {
+        /// The guest has seen the device.
+        const ACKNOWLEDGE = 1 << 0;
+        /// The guest knows how to drive it.
+        const DRIVER = 1 << 1;
+        /// The driver is set up: the device lives.
+        const DRIVER_OK = 1 << 2;
+        /// Feature negotiation is complete.
+        const FEATURES_OK = 1 << 3;
+        /// The device has met an error that only a reset cures.
+        const NEEDS_RESET = 1 << 6;
+        /// The guest has given up on the device.
+        const FAILED = 1 << 7;
+    }
+
+    /// Feature bits that belong to rings and transport, not to a kind of device (VIRTIO 1.2, section 6).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct RingFeatures: u64 {
+        /// A descriptor may refer to a table of descriptors.
+        const INDIRECT_DESC = 1 << 28;
+        /// Notifications are suppressed by index rather than by flag.
+        const EVENT_IDX = 1 << 29;
+        /// Not a legacy device.
+        const VERSION_1 = 1 << 32;
+        /// Queues can be reset one by one.
+        const RING_RESET = 1 << 40;
+    }
+}
+
+/// Why a virtio device could not be made. Only the machine builder meets these.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    /// The PCI side.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// No eventfd for a queue.
+    #[error("no eventfd for a virtqueue")]
+    EventFd(#[source] std::io::Error),
+    /// More queues than the registers can address, or none.
+    #[error("a virtio device cannot have {0} queues")]
+    QueueCount(usize),
+    /// A queue size that is not a power of two from 2 to 32768.
+    #[error("a virtqueue cannot have {0} entries")]
+    QueueSize(u16),
+    /// A block size that is not a power of two from 512 up, or does not fit the device.
+    #[error("a virtio disk cannot have blocks of {0} bytes")]
+    BlockSize(u32),
+    /// A serial number that does not fit.
+    #[error("the serial number {0:?} has more than 20 bytes")]
+    Serial(String),
+}

@@ -1,0 +1,359 @@
+//! The register file of the transport: what the driver wrote, and what it reads back.
+//!
+//! State without effects; [`super::VirtioPci`] holds it under its lock and acts on what changed.
+
+use std::task::Waker;
+
+use super::layout::{NO_VECTOR, common};
+use crate::virtio::{RingFeatures, Status};
+
+/// One queue's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueueRegisters {
+    pub(super) max_size: u16,
+    pub(super) size: u16,
+    /// Descriptor table, driver area, device area.
+    pub(super) addresses: [u64; 3],
+    pub(super) enabled: bool,
+    /// The device serves it.
+    pub(super) running: bool,
+    /// A queue reset has not settled yet.
+    pub(super) resetting: bool,
+}
+
+impl QueueRegisters {
+    fn new(max_size: u16) -> Self {
+        Self {
+            max_size,
+            size: max_size,
+            addresses: [0; 3],
+            enabled: false,
+            running: false,
+            resetting: false,
+        }
+    }
+
+    /// Back to what a reset leaves.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.max_size);
+    }
+}
+
+/// The registers of a device.
+#[derive(Debug)]
+pub(super) struct Registers {
+    pub(super) status: Status,
+    /// A reset that the driver asked for is not finished: requests are still in flight.
+    pub(super) resetting: bool,
+    /// Who waits for the end of a reset.
+    pub(super) reset_waiters: Vec<Waker>,
+    pub(super) offered: u64,
+    pub(super) accepted: u64,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
+    pub(super) queues: Vec<QueueRegisters>,
+}
+
+/// A write that has effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// None, or not a register.
+    Nothing,
+    /// `device_status` was written.
+    Status(u8),
+    /// `config_msix_vector` was written.
+    ConfigVector(u16),
+    /// `queue_msix_vector` of this queue was written.
+    QueueVector(usize, u16),
+    /// `queue_enable` of this queue went up.
+    Enabled(usize),
+    /// `queue_reset` of this queue was written.
+    ResetQueue(usize),
+}
+
+/// The words of a 64-bit field, by which feature bits are selected.
+fn word(features: u64, select: u32) -> u32 {
+    let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
+    match select {
+        0 => u32::from_le_bytes([a, b, c, d]),
+        1 => u32::from_le_bytes([e, f, g, h]),
+        _ => 0,
+    }
+}
+
+fn set_word(field: &mut u64, select: u32, value: u32) {
+    match select {
+        0 => *field = (*field & !u64::from(u32::MAX)) | u64::from(value),
+        1 => *field = (*field & u64::from(u32::MAX)) | u64::from(value) << 32,
+        _ => {}
+    }
+}
+
+impl Registers {
+    pub(super) fn new(offered: u64, queue_sizes: &[u16]) -> Self {
+        Self {
+            status: Status::empty(),
+            resetting: false,
+            reset_waiters: Vec::new(),
+            offered,
+            accepted: 0,
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            queue_select: 0,
+            queues: queue_sizes
+                .iter()
+                .copied()
+                .map(QueueRegisters::new)
+                .collect(),
+        }
+    }
+
+    /// What a finished device reset leaves.
+    pub(super) fn reset(&mut self) {
+        self.status = Status::empty();
+        self.resetting = false;
+        self.accepted = 0;
+        self.device_feature_select = 0;
+        self.driver_feature_select = 0;
+        self.queue_select = 0;
+        self.queues.iter_mut().for_each(QueueRegisters::reset);
+    }
+
+    /// Number of the selected queue, if there is such a queue.
+    fn selected(&self) -> Option<usize> {
+        let index = usize::from(self.queue_select);
+        (index < self.queues.len()).then_some(index)
+    }
+
+    /// Whether the driver's features are ones that the device can work with.
+    pub(super) fn features_are_acceptable(&self) -> bool {
+        self.accepted & !self.offered == 0 && self.accepted & RingFeatures::VERSION_1.bits() != 0
+    }
+
+    pub(super) fn has(&self, feature: RingFeatures) -> bool {
+        self.accepted & feature.bits() != 0
+    }
+
+    /// The structure as the driver reads it. Registers of a queue that does not exist read as zero.
+    pub(super) fn image(
+        &self,
+        generation: u8,
+        config_vector: u16,
+        queue_vector: impl FnOnce(usize) -> u16,
+    ) -> [u8; common::LEN] {
+        let mut image = [0; common::LEN];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        let offered = word(self.offered, self.device_feature_select);
+        let accepted = word(self.accepted, self.driver_feature_select);
+        put(
+            common::DEVICE_FEATURE_SELECT,
+            &self.device_feature_select.to_le_bytes(),
+        );
+        put(common::DEVICE_FEATURE, &offered.to_le_bytes());
+        put(
+            common::DRIVER_FEATURE_SELECT,
+            &self.driver_feature_select.to_le_bytes(),
+        );
+        put(common::DRIVER_FEATURE, &accepted.to_le_bytes());
+        put(common::CONFIG_MSIX_VECTOR, &config_vector.to_le_bytes());
+        // The transport refuses more queues than fit the doorbells.
+        let count = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+        put(common::NUM_QUEUES, &count.to_le_bytes());
+        put(common::DEVICE_STATUS, &[self.status.bits()]);
+        put(common::CONFIG_GENERATION, &[generation]);
+        put(common::QUEUE_SELECT, &self.queue_select.to_le_bytes());
+        let Some(index) = self.selected() else {
+            put(common::QUEUE_MSIX_VECTOR, &NO_VECTOR.to_le_bytes());
+            return image;
+        };
+        let queue = &self.queues[index];
+        put(common::QUEUE_SIZE, &queue.size.to_le_bytes());
+        put(
+            common::QUEUE_MSIX_VECTOR,
+            &queue_vector(index).to_le_bytes(),
+        );
+        put(
+            common::QUEUE_ENABLE,
+            &u16::from(queue.enabled).to_le_bytes(),
+        );
+        put(common::QUEUE_NOTIFY_OFF, &self.queue_select.to_le_bytes());
+        put(common::QUEUE_NOTIFY_DATA, &self.queue_select.to_le_bytes());
+        put(
+            common::QUEUE_RESET,
+            &u16::from(queue.resetting).to_le_bytes(),
+        );
+        let areas = [
+            common::QUEUE_DESC,
+            common::QUEUE_DRIVER,
+            common::QUEUE_DEVICE,
+        ];
+        for (at, address) in areas.into_iter().zip(queue.addresses) {
+            put(at, &address.to_le_bytes());
+        }
+        image
+    }
+
+    /// Takes a write of the whole width of a register, or of half a 64-bit one (section 4.1.3.1); others are
+    /// ignored, and so are all writes while a reset goes on.
+    pub(super) fn write(&mut self, offset: usize, data: &[u8]) -> Effect {
+        if self.resetting {
+            return Effect::Nothing;
+        }
+        match *data {
+            [value] if offset == common::DEVICE_STATUS => Effect::Status(value),
+            [a, b] => self.write_u16(offset, u16::from_le_bytes([a, b])),
+            [a, b, c, d] => {
+                self.write_u32(offset, u32::from_le_bytes([a, b, c, d]));
+                Effect::Nothing
+            }
+            [_, _, _, _, _, _, _, _] => {
+                let (low, high) = data.split_at(4);
+                self.write(offset, low);
+                self.write(offset + 4, high)
+            }
+            _ => Effect::Nothing,
+        }
+    }
+
+    fn write_u16(&mut self, offset: usize, value: u16) -> Effect {
+        match (offset, self.selected()) {
+            (common::CONFIG_MSIX_VECTOR, _) => return Effect::ConfigVector(value),
+            (common::QUEUE_SELECT, _) => self.queue_select = value,
+            (common::QUEUE_SIZE, Some(index)) if !self.queues[index].enabled => {
+                self.queues[index].size = value;
+            }
+            (common::QUEUE_MSIX_VECTOR, Some(index)) => return Effect::QueueVector(index, value),
+            (common::QUEUE_ENABLE, Some(index)) if value == 1 => {
+                let queue = &mut self.queues[index];
+                if !queue.enabled && !queue.resetting {
+                    queue.enabled = true;
+                    return Effect::Enabled(index);
+                }
+            }
+            (common::QUEUE_RESET, Some(index))
+                if value == 1 && self.has(RingFeatures::RING_RESET) =>
+            {
+                return Effect::ResetQueue(index);
+            }
+            _ => {}
+        }
+        Effect::Nothing
+    }
+
+    fn write_u32(&mut self, offset: usize, value: u32) {
+        let features_open = !self.status.contains(Status::FEATURES_OK);
+        match offset {
+            common::DEVICE_FEATURE_SELECT => self.device_feature_select = value,
+            common::DRIVER_FEATURE_SELECT => self.driver_feature_select = value,
+            common::DRIVER_FEATURE if features_open => {
+                set_word(&mut self.accepted, self.driver_feature_select, value);
+            }
+            common::QUEUE_DESC..common::QUEUE_NOTIFY_DATA if offset.is_multiple_of(4) => {
+                let half = if offset.is_multiple_of(8) { 0 } else { 1 };
+                let area = (offset - common::QUEUE_DESC) / 8;
+                if let Some(index) = self.selected().filter(|&index| !self.queues[index].enabled) {
+                    set_word(&mut self.queues[index].addresses[area], half, value);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn image(registers: &Registers) -> [u8; common::LEN] {
+        registers.image(0, NO_VECTOR, |_| NO_VECTOR)
+    }
+
+    fn read_u32(registers: &Registers, at: usize) -> u32 {
+        u32::from_le_bytes(image(registers)[at..at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn features_are_read_and_written_by_words() {
+        let mut registers = Registers::new(0x1_0000_0042, &[8]);
+        assert_eq!(read_u32(&registers, common::DEVICE_FEATURE), 0x42);
+        registers.write(common::DEVICE_FEATURE_SELECT, &[1, 0, 0, 0]);
+        assert_eq!(read_u32(&registers, common::DEVICE_FEATURE), 1);
+        registers.write(common::DEVICE_FEATURE_SELECT, &[2, 0, 0, 0]);
+        assert_eq!(read_u32(&registers, common::DEVICE_FEATURE), 0);
+        registers.write(common::DRIVER_FEATURE, &[2, 0, 0, 0]);
+        assert!(!registers.features_are_acceptable(), "VERSION_1 is missing");
+        registers.write(common::DRIVER_FEATURE_SELECT, &[1, 0, 0, 0]);
+        registers.write(common::DRIVER_FEATURE, &[1, 0, 0, 0]);
+        assert!(registers.features_are_acceptable());
+        registers.status = Status::FEATURES_OK;
+        registers.write(common::DRIVER_FEATURE, &[0xff; 4]);
+        assert_eq!(registers.accepted, 0x1_0000_0002, "negotiation is over");
+        registers.accepted |= 1;
+        assert!(
+            !registers.features_are_acceptable(),
+            "bit 0 was not offered"
+        );
+    }
+
+    #[test]
+    fn a_queues_registers_are_frozen_once_enabled() {
+        let mut registers = Registers::new(0, &[8, 16]);
+        registers.write(common::QUEUE_SELECT, &[1, 0]);
+        registers.write(common::QUEUE_SIZE, &[4, 0]);
+        registers.write(common::QUEUE_DESC, &0x1_2345_6000_u64.to_le_bytes());
+        registers.write(common::QUEUE_DEVICE + 4, &[9, 0, 0, 0]);
+        assert_eq!(
+            registers.write(common::QUEUE_ENABLE, &[1, 0]),
+            Effect::Enabled(1)
+        );
+        assert_eq!(
+            registers.write(common::QUEUE_ENABLE, &[1, 0]),
+            Effect::Nothing
+        );
+        registers.write(common::QUEUE_SIZE, &[2, 0]);
+        registers.write(common::QUEUE_DESC, &[0; 8]);
+        let queue = registers.queues[1];
+        assert_eq!(
+            (queue.size, queue.addresses),
+            (4, [0x1_2345_6000, 0, 9 << 32])
+        );
+        assert_eq!(registers.queues[0], QueueRegisters::new(8));
+        assert_eq!(
+            registers.write(common::QUEUE_RESET, &[1, 0]),
+            Effect::Nothing
+        );
+    }
+
+    #[test]
+    fn a_queue_that_is_not_there_has_size_zero() {
+        let mut registers = Registers::new(0, &[8]);
+        registers.write(common::QUEUE_SELECT, &[7, 0]);
+        assert_eq!(
+            registers.write(common::QUEUE_ENABLE, &[1, 0]),
+            Effect::Nothing
+        );
+        registers.write(common::QUEUE_SIZE, &[4, 0]);
+        assert_eq!(image(&registers)[common::QUEUE_SIZE..][..2], [0, 0]);
+        assert_eq!(registers.queues[0].size, 8);
+    }
+
+    proptest! {
+        /// Writes at any offset and width neither panic nor change what is read-only.
+        #[test]
+        fn read_only_registers_stay(
+            writes in prop::collection::vec((0_usize..70, prop::collection::vec(any::<u8>(), 1..9)), 0..50)
+        ) {
+            let mut registers = Registers::new(0x42, &[8]);
+            for (offset, data) in writes {
+                registers.write(offset, &data);
+                let image = image(&registers);
+                prop_assert_eq!(&image[common::NUM_QUEUES..][..2], &[1, 0]);
+                prop_assert_eq!(registers.offered, 0x42);
+                prop_assert_eq!(registers.status, Status::empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! A split virtqueue as the device sees it: the only code that reads a guest's ring.
+//!
+//! Everything is read once and checked; what breaks the rules is a [`RingError`], after which the device stops and asks
+//! for a reset rather than guess. Owned by the loop that serves the queue.
+//!
+//! Source: VIRTIO 1.2, section 2.7.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sluice_aio::GuestRam;
+use smallvec::SmallVec;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
+
+/// Available ring flag: the driver wants no interrupts (section 2.7.6; only without EVENT_IDX).
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// What a driver can do wrong with a ring.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// The ring's own fields: an index too far ahead, or memory that went away.
+    #[error("the ring is not consistent")]
+    Ring(#[from] virtio_queue::Error),
+    /// A chain that loops, leaves the descriptor table, or has a broken indirect table.
+    #[error("the chain at descriptor {0} does not end properly")]
+    Endless(u16),
+    /// A chain with more descriptors than the queue.
+    #[error("the chain at descriptor {0} is longer than the queue")]
+    TooLong(u16),
+    /// A buffer for the device to read after one for it to write.
+    #[error("the chain at descriptor {0} has a readable buffer behind a writable one")]
+    Order(u16),
+    /// More chains in flight than the queue has entries.
+    #[error("descriptors are made available again while they are in use")]
+    Overcommitted,
+    /// What a chain means to the kind of device.
+    #[error("a request is malformed: {0}")]
+    Request(&'static str),
+    /// A buffer outside of memory.
+    #[error("a request's buffer is not in memory")]
+    Buffer(#[from] sluice_aio::buffer::BufferError),
+}
+
+/// A guest's buffer: address and length in bytes.
+pub type Segment = (GuestAddress, usize);
+/// Buffers of a chain; what most requests have fits without allocation.
+pub type Segments = SmallVec<[Segment; 4]>;
+
+/// A chain taken from the ring: a value, read once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// What identifies the chain in the used ring.
+    pub head: u16,
+    /// Buffers that the device reads.
+    pub readable: Segments,
+    /// Buffers that the device writes.
+    pub writable: Segments,
+}
+
+/// A queue in service.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    memory: Arc<GuestRam>,
+    /// Chains popped and not pushed yet.
+    in_flight: u16,
+}
+
+impl Ring {
+    /// Takes over a queue that the driver has set up.
+    pub fn new(queue: Queue, memory: Arc<GuestRam>) -> Self {
+        Self {
+            queue,
+            memory,
+            in_flight: 0,
+        }
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<GuestRam> {
+        &self.memory
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Takes the next chain, if the driver has made one available.
+    ///
+    /// # Errors
+    /// The driver broke the ring; it must not be used again.
+    pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
+        let Some(descriptors) = self.queue.iter(&*self.memory)?.next() else {
+            return Ok(None);
+        };
+        if self.in_flight >= self.queue.size() {
+            return Err(RingError::Overcommitted);
+        }
+        let limit = usize::from(self.queue.max_size());
+        let head = descriptors.head_index();
+        let mut chain = Chain {
+            head,
+            readable: Segments::new(),
+            writable: Segments::new(),
+        };
+        // The iterator just stops where a chain is broken: it ended properly only if the last descriptor says so.
+        let mut ended = false;
+        for descriptor in descriptors {
+            ended = !descriptor.has_next();
+            let len = usize::try_from(descriptor.len()).map_err(|_| RingError::TooLong(head))?;
+            let segment = (descriptor.addr(), len);
+            if descriptor.is_write_only() {
+                chain.writable.push(segment);
+            } else if chain.writable.is_empty() {
+                chain.readable.push(segment);
+            } else {
+                return Err(RingError::Order(head));
+            }
+            if chain.readable.len() + chain.writable.len() > limit {
+                return Err(RingError::TooLong(head));
+            }
+        }
+        if !ended {
+            return Err(RingError::Endless(head));
+        }
+        self.in_flight += 1;
+        Ok(Some(chain))
+    }
+
+    /// Gives a chain back, `written` bytes of whose writable buffers are valid.
+    ///
+    /// # Errors
+    /// As [`Ring::pop`].
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingError> {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        Ok(self.queue.add_used(&*self.memory, head, written)?)
+    }
+
+    /// Whether the driver wants an interrupt for what was pushed since the last call.
+    ///
+    /// # Errors
+    /// As [`Ring::pop`].
+    pub fn wants_interrupt(&mut self) -> Result<bool, RingError> {
+        // Also orders the used index before the reads that follow.
+        let wanted = self.queue.needs_notification(&*self.memory)?;
+        if self.queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags = GuestAddress(self.queue.avail_ring());
+        let flags: u16 = self
+            .memory
+            .load(flags, Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+    }
+
+    /// Asks the driver not to ring while the ring is being looked at anyway.
+    ///
+    /// # Errors
+    /// As [`Ring::pop`].
+    pub fn disable_kicks(&mut self) -> Result<(), RingError> {
+        Ok(self.queue.disable_notification(&*self.memory)?)
+    }
+
+    /// Asks the driver to ring again; true if chains came in before it could know, which nobody will ring for.
+    ///
+    /// # Errors
+    /// As [`Ring::pop`].
+    pub fn enable_kicks(&mut self) -> Result<bool, RingError> {
+        Ok(self.queue.enable_notification(&*self.memory)?)
+    }
+}
+
+/// A queue made of what a driver wrote into the registers.
+///
+/// # Errors
+/// A size or an address that breaks the rules, or rings outside of memory.
+pub(super) fn checked_queue(
+    max_size: u16,
+    size: u16,
+    addresses: [u64; 3],
+    event_idx: bool,
+    memory: &GuestRam,
+) -> Result<Queue, RingError> {
+    let mut queue = Queue::new(max_size)?;
+    let [descriptors, driver, device] = addresses.map(GuestAddress);
+    queue.try_set_size(size)?;
+    queue.try_set_desc_table_address(descriptors)?;
+    queue.try_set_avail_ring_address(driver)?;
+    queue.try_set_used_ring_address(device)?;
+    queue.set_event_idx(event_idx);
+    queue.set_ready(true);
+    // The crate's own check leaves out the event fields behind the rings; an available ring at 0 it takes for unset.
+    let behind = |start: GuestAddress, entry: u64| {
+        start.checked_add(EVENT_FIELD_OFFSET + entry * u64::from(size))
+    };
+    let ends = [
+        behind(driver, AVAIL_ENTRY_LEN),
+        behind(device, USED_ENTRY_LEN),
+    ];
+    let has_events = ends
+        .iter()
+        .all(|end| end.is_some_and(|at| memory.read_obj::<u16>(at).is_ok()));
+    if driver.0 == 0 || !has_events || !queue.is_valid(memory) {
+        return Err(RingError::Ring(virtio_queue::Error::QueueNotReady));
+    }
+    Ok(queue)
+}
+
+/// Bytes of a ring in front of its entries.
+const EVENT_FIELD_OFFSET: u64 = 4;
+/// Bytes of an available ring's entry.
+const AVAIL_ENTRY_LEN: u64 = 2;
+/// Bytes of a used ring's entry.
+const USED_ENTRY_LEN: u64 = 8;
+
+#[cfg(test)]
+mod tests;
