@@ -1,1 +1,311 @@
+//! The gate's races under the model checker: the real type, every interleaving (within a bound on
+//! preemptions) of a handful of threads.
+//!
+//! What a section protects is a [`Disk`]: a cell whose accesses loom checks for data races. A
+//! request inside a drained section is therefore found in two ways: as a race of the two accesses
+//! and, since requests must happen before or after a section *as a whole*, by its contents.
+//! A lost wake-up shows as a deadlock. Run with
+//! `RUSTFLAGS="--cfg loom" cargo test -p sluice-aio --release --lib gate`.
 
+#![expect(
+    unsafe_code,
+    reason = "the guarded cell is accessed as the gate's users do: without a lock"
+)]
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use loom::cell::UnsafeCell;
+use loom::future::block_on;
+use loom::sync::Arc;
+use loom::thread;
+
+use super::*;
+
+/// Checks `model` with at most `preemptions` involuntary switches (blocking ones are not counted).
+fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(model);
+}
+
+/// A gate and what it guards.
+struct Disk {
+    gate: Gate,
+    requests: [UnsafeCell<usize>; 2],
+}
+
+impl Disk {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            gate: Gate::new("disk", Clock::manual()),
+            requests: [UnsafeCell::new(0), UnsafeCell::new(0)],
+        })
+    }
+
+    /// A request of `device`; requests of different devices may run at the same time.
+    fn request(&self, device: usize, token: Token) {
+        self.requests[device].with_mut(|count| {
+            // SAFETY: each device uses its own cell, and sections exclude requests: the very thing
+            // that the model checks.
+            unsafe { *count += 1 };
+        });
+        drop(token);
+    }
+
+    /// What a drained section does: it looks at everything; returns the requests so far.
+    fn examine(&self) -> usize {
+        self.requests
+            .iter()
+            .map(|cell| {
+                cell.with_mut(|count| {
+                    // SAFETY: as above.
+                    unsafe { *count }
+                })
+            })
+            .sum()
+    }
+
+    fn section(&self) -> usize {
+        let section = self.gate.close("section");
+        block_on(self.gate.wait_idle());
+        let before = self.examine();
+        let after = self.examine();
+        assert_eq!(before, after);
+        drop(section);
+        after
+    }
+}
+
+fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn entering_and_closing_cannot_miss_each_other() {
+    check(9, || {
+        let disk = Disk::new();
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                if let Some(token) = disk.gate.try_enter() {
+                    disk.request(0, token);
+                }
+            })
+        };
+        disk.section();
+        device.join().unwrap();
+        assert_eq!(disk.gate.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_parked_request_runs_when_the_section_ends() {
+    check(4, || {
+        let disk = Disk::new();
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(disk.gate.enter()).unwrap();
+                disk.request(0, token);
+            })
+        };
+        disk.section();
+        device.join().unwrap();
+        assert_eq!(disk.section(), 1);
+        assert_eq!((disk.gate.parked(), disk.gate.in_flight()), (0, 0));
+    });
+}
+
+#[test]
+fn the_last_to_leave_wakes_who_waits_for_idle() {
+    check(4, || {
+        let disk = Disk::new();
+        let leavers: Vec<_> = (0..2)
+            .map(|device| {
+                let disk = Arc::clone(&disk);
+                let token = disk.gate.try_enter().unwrap();
+                thread::spawn(move || disk.request(device, token))
+            })
+            .collect();
+        let section = disk.gate.close("section");
+        block_on(disk.gate.wait_idle());
+        assert_eq!(disk.examine(), 2);
+        drop(section);
+        for leaver in leavers {
+            leaver.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_new_section_cannot_slip_in_before_a_woken_request() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("first");
+        let mut request = disk.gate.enter();
+        assert!(poll_once(&mut request).is_pending());
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(request).unwrap();
+                disk.request(0, token);
+            })
+        };
+        // Open and close while the sleeper is on its way.
+        drop(section);
+        disk.section();
+        device.join().unwrap();
+        assert_eq!(disk.section(), 1);
+    });
+}
+
+#[test]
+fn two_sections_exclude_a_request_together() {
+    check(3, || {
+        let disk = Disk::new();
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(disk.gate.enter()).unwrap();
+                disk.request(0, token);
+            })
+        };
+        let other = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                // Sections do not exclude each other, so this one only holds the gate closed.
+                let section = disk.gate.close("other");
+                block_on(disk.gate.wait_idle());
+                drop(section);
+            })
+        };
+        disk.section();
+        other.join().unwrap();
+        device.join().unwrap();
+        assert!(!disk.gate.is_closed());
+        assert_eq!(disk.section(), 1);
+    });
+}
+
+#[test]
+fn a_cancelled_waiter_strands_nobody() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("section");
+        let mut first = disk.gate.enter();
+        let mut second = disk.gate.enter();
+        assert!(poll_once(&mut first).is_pending());
+        assert!(poll_once(&mut second).is_pending());
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(second).unwrap();
+                disk.request(1, token);
+            })
+        };
+        let canceller = thread::spawn(move || drop(first));
+        drop(section);
+        canceller.join().unwrap();
+        device.join().unwrap();
+        assert_eq!((disk.gate.parked(), disk.gate.in_flight()), (0, 0));
+    });
+}
+
+#[test]
+fn the_head_starting_lets_the_next_one_start() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("section");
+        let mut requests = [disk.gate.enter(), disk.gate.enter()];
+        for request in &mut requests {
+            assert!(poll_once(request).is_pending());
+        }
+        let devices: Vec<_> = requests
+            .into_iter()
+            .enumerate()
+            .map(|(device, request)| {
+                let disk = Arc::clone(&disk);
+                thread::spawn(move || {
+                    let token = block_on(request).unwrap();
+                    disk.request(device, token);
+                })
+            })
+            .collect();
+        drop(section);
+        for device in devices {
+            device.join().unwrap();
+        }
+        assert_eq!(disk.section(), 2);
+    });
+}
+
+#[test]
+fn a_ring_is_told_when_the_gate_opens() {
+    check(4, || {
+        let disk = Disk::new();
+        let ring = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = loop {
+                    match disk.gate.try_enter() {
+                        Some(token) => break token,
+                        None => block_on(disk.gate.opened()).unwrap(),
+                    }
+                };
+                disk.request(0, token);
+            })
+        };
+        disk.section();
+        ring.join().unwrap();
+        assert_eq!(disk.section(), 1);
+    });
+}
+
+#[test]
+fn destruction_lets_nobody_sleep() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("section");
+        let parked = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || block_on(disk.gate.enter()).is_err())
+        };
+        let ring = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || block_on(disk.gate.opened()).is_err())
+        };
+        disk.gate.destroy();
+        drop(section);
+        assert!(parked.join().unwrap());
+        assert!(ring.join().unwrap());
+        assert_eq!((disk.gate.parked(), disk.gate.in_flight()), (0, 0));
+    });
+}
+
+#[test]
+fn opening_and_destroying_agree_about_a_parked_request() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("section");
+        let mut request = disk.gate.enter();
+        assert!(poll_once(&mut request).is_pending());
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                if let Ok(token) = block_on(request) {
+                    disk.request(0, token);
+                }
+            })
+        };
+        let owner = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || disk.gate.destroy())
+        };
+        drop(section);
+        owner.join().unwrap();
+        device.join().unwrap();
+        assert_eq!((disk.gate.parked(), disk.gate.in_flight()), (0, 0));
+    });
+}

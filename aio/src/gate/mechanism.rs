@@ -1,4 +1,8 @@
-//! The gate's words, its lock and the transitions between them.
+//! The gate's word, its lock and the transitions between them.
+//!
+//! The word holds the number of tokens that are out and two flags. The flags change only under the
+//! lock, to follow the lists that it protects; the number changes without it. Because all three
+//! are one word, whoever changes the number learns the flags of that very moment.
 //!
 //! The handle types of [`super`] and the futures of [`super::waiting`] call in here, from any
 //! thread. Nothing in here blocks, and no foreign code runs under the lock: a waker may do anything
@@ -16,19 +20,28 @@ use crate::sync::{AtomicUsize, Mutex, Ordering};
 pub(super) struct Inner {
     pub(super) name: String,
     pub(super) clock: Clock,
-    /// Tokens that are out, granted ones included.
-    pub(super) in_flight: AtomicUsize,
-    /// Reasons for a newcomer to go to the queue: open sections, queued waiters, destruction.
-    barrier: AtomicUsize,
-    /// Futures that wait for `in_flight == 0`; the leaver looks here before it takes the lock.
-    idle_waiters: AtomicUsize,
+    /// Tokens that are out, granted ones included, and the flags [`BARRED`] and [`IDLE_AWAITED`].
+    word: AtomicUsize,
     pub(super) state: Mutex<State>,
+}
+
+/// A newcomer must go to the queue: a section is open, others are queued, or the gate is destroyed.
+const BARRED: usize = 1 << (usize::BITS - 1);
+
+/// Somebody waits for the last token to come back: whoever brings it must wake them.
+const IDLE_AWAITED: usize = 1 << (usize::BITS - 2);
+
+/// The number of tokens in a value of the word.
+const fn tokens(word: usize) -> usize {
+    word & !(BARRED | IDLE_AWAITED)
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) closed: usize,
     destroyed: bool,
+    /// [`BARRED`] is set.
+    barred: bool,
     next_ticket: u64,
     pub(super) queue: BTreeMap<u64, Waiter>,
     idle: BTreeMap<u64, Waker>,
@@ -78,17 +91,24 @@ impl Inner {
         Self {
             name,
             clock,
-            in_flight: AtomicUsize::new(0),
-            barrier: AtomicUsize::new(0),
-            idle_waiters: AtomicUsize::new(0),
+            word: AtomicUsize::new(0),
             state: Mutex::new(State::default()),
         }
     }
 
-    /// The uncontended way in: write one word, read the other. A refused newcomer leaves again.
+    /// Tokens that are out now.
+    pub(super) fn in_flight(&self) -> usize {
+        tokens(self.word.load(Ordering::Acquire))
+    }
+
+    /// Takes tokens; returns the word as it was. Sees what sections before it have done.
+    pub(super) fn take(&self, count: usize) -> usize {
+        self.word.fetch_add(count, Ordering::AcqRel)
+    }
+
+    /// The uncontended way in: take a token, then look. A refused newcomer leaves again.
     pub(super) fn try_enter(&self) -> bool {
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
-        let admitted = self.barrier.load(Ordering::SeqCst) == 0;
+        let admitted = self.take(1) & BARRED == 0;
         if !admitted {
             self.leave();
         }
@@ -97,13 +117,13 @@ impl Inner {
 
     /// Returns one token from outside the lock: the only thing a request's end costs.
     pub(super) fn leave(&self) {
-        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1
-            && self.idle_waiters.load(Ordering::SeqCst) > 0
-        {
-            let idle = std::mem::take(&mut self.state.lock().idle);
-            for waker in idle.into_values() {
-                waker.wake();
-            }
+        let before = self.word.fetch_sub(1, Ordering::AcqRel);
+        if tokens(before) == 1 && before & IDLE_AWAITED != 0 {
+            let mut after = Aftermath::default();
+            let mut state = self.state.lock();
+            self.wake_idle(&mut state, &mut after);
+            drop(state);
+            after.run();
         }
     }
 
@@ -112,7 +132,7 @@ impl Inner {
         let mut after = Aftermath::default();
         let mut state = self.state.lock();
         state.closed += 1;
-        self.barrier.fetch_add(1, Ordering::SeqCst);
+        self.follow(&mut state);
         self.revoke_grants(&mut state, &mut after);
         let key = state.ticket();
         let since = self.clock.now();
@@ -128,7 +148,6 @@ impl Inner {
         let mut after = Aftermath::default();
         let mut state = self.state.lock();
         state.closed -= 1;
-        self.barrier.fetch_sub(1, Ordering::SeqCst);
         if let Some(holder) = state.holders.remove(&key) {
             let held = self.clock.now().saturating_sub(holder.since);
             state.stats.section_ended(held);
@@ -136,11 +155,12 @@ impl Inner {
         if state.closed == 0 && !state.destroyed {
             for waiter in state.queue.values_mut() {
                 waiter.granted = true;
-                self.in_flight.fetch_add(1, Ordering::SeqCst);
+                self.take(1);
                 after.wake.extend(waiter.waker.take());
             }
             state.collect_opened(&mut after);
         }
+        self.follow(&mut state);
         drop(state);
         after.run();
     }
@@ -151,7 +171,7 @@ impl Inner {
         let mut state = self.state.lock();
         if !state.destroyed {
             state.destroyed = true;
-            self.barrier.fetch_add(1, Ordering::SeqCst);
+            self.follow(&mut state);
             self.revoke_grants(&mut state, &mut after);
             let parked = state.queue.values_mut();
             after.wake.extend(parked.filter_map(|w| w.waker.take()));
@@ -172,13 +192,13 @@ impl Inner {
         }
         if state.closed == 0 && state.queue.is_empty() {
             // Closing takes this lock too, so the token cannot slip into a section.
-            self.in_flight.fetch_add(1, Ordering::SeqCst);
+            self.take(1);
             return Step::Entered;
         }
         // Open, but others wait: the place behind them is granted like theirs.
         let granted = state.closed == 0;
         if granted {
-            self.in_flight.fetch_add(1, Ordering::SeqCst);
+            self.take(1);
         }
         let ticket = state.ticket();
         let since = self.clock.now();
@@ -188,7 +208,7 @@ impl Inner {
             since,
         };
         state.queue.insert(ticket, waiter);
-        self.barrier.fetch_add(1, Ordering::SeqCst);
+        self.follow(&mut state);
         state.stats.parked += 1;
         Step::Waits(ticket)
     }
@@ -241,7 +261,7 @@ impl Inner {
         let Some(waiter) = state.queue.remove(&ticket) else {
             return false;
         };
-        self.barrier.fetch_sub(1, Ordering::SeqCst);
+        self.follow(state);
         after.retire = waiter.waker;
         after.wake.extend(state.wake_granted_head());
         state.collect_opened(after);
@@ -259,10 +279,28 @@ impl Inner {
 
     /// Returns `count` tokens while the lock is held.
     fn give_back(&self, count: usize, state: &mut State, after: &mut Aftermath) {
-        if count > 0 && self.in_flight.fetch_sub(count, Ordering::SeqCst) == count {
-            after
-                .wake
-                .extend(std::mem::take(&mut state.idle).into_values());
+        if count > 0 && tokens(self.word.fetch_sub(count, Ordering::AcqRel)) == count {
+            self.wake_idle(state, after);
+        }
+    }
+
+    /// Collects everybody who waits for the last token to come back.
+    fn wake_idle(&self, state: &mut State, after: &mut Aftermath) {
+        let idle = std::mem::take(&mut state.idle);
+        self.word.fetch_and(!IDLE_AWAITED, Ordering::AcqRel);
+        after.wake.extend(idle.into_values());
+    }
+
+    /// Makes [`BARRED`] say what the lists say.
+    fn follow(&self, state: &mut State) {
+        let barred = state.closed > 0 || state.destroyed || !state.queue.is_empty();
+        if state.barred != barred {
+            state.barred = barred;
+            if barred {
+                self.word.fetch_or(BARRED, Ordering::AcqRel);
+            } else {
+                self.word.fetch_and(!BARRED, Ordering::AcqRel);
+            }
         }
     }
 
@@ -293,30 +331,39 @@ impl Inner {
         drop(waker);
     }
 
-    /// Announces a [`super::WaitIdle`] that was never polled before.
-    pub(super) fn announce_idle_waiter(&self) -> u64 {
-        self.idle_waiters.fetch_add(1, Ordering::SeqCst);
-        self.state.lock().ticket()
-    }
-
-    /// One look of an announced [`super::WaitIdle`]: true when no token is out.
-    ///
-    /// It announces itself first and looks then; who leaves does it the other way round.
-    pub(super) fn look_idle(&self, key: u64, cx: &mut Context<'_>) -> bool {
+    /// One look of [`super::WaitIdle`], which has `key` from the look before: the key under which
+    /// it is woken when the last token comes back, or `None` if no token is out now.
+    pub(super) fn look_idle(&self, key: Option<u64>, cx: &mut Context<'_>) -> Option<u64> {
+        let mut after = Aftermath::default();
         let waker = cx.waker().clone();
         let mut state = self.state.lock();
-        let old = state.idle.insert(key, waker);
-        let idle = self.in_flight.load(Ordering::SeqCst) == 0;
+        // Announcing and looking are one step: who leaves later sees the flag.
+        let idle = tokens(self.word.fetch_or(IDLE_AWAITED, Ordering::AcqRel)) == 0;
+        let key = key.unwrap_or_else(|| state.ticket());
+        after.retire = if idle {
+            self.forget_idle(&mut state, key)
+        } else {
+            state.idle.insert(key, waker)
+        };
         drop(state);
-        drop(old);
-        idle
+        after.run();
+        (!idle).then_some(key)
     }
 
-    /// Forgets a [`super::WaitIdle`] that is done or dropped.
+    /// Forgets a [`super::WaitIdle`] that was dropped.
     pub(super) fn forget_idle_waiter(&self, key: u64) {
-        self.idle_waiters.fetch_sub(1, Ordering::SeqCst);
-        let waker = self.state.lock().idle.remove(&key);
+        let mut state = self.state.lock();
+        let waker = self.forget_idle(&mut state, key);
+        drop(state);
         drop(waker);
+    }
+
+    fn forget_idle(&self, state: &mut State, key: u64) -> Option<Waker> {
+        let waker = state.idle.remove(&key);
+        if state.idle.is_empty() {
+            self.word.fetch_and(!IDLE_AWAITED, Ordering::AcqRel);
+        }
+        waker
     }
 }
 

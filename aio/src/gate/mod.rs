@@ -7,15 +7,17 @@
 //! ends.
 //!
 //! # The race and why it is lost by nobody
-//! The uncontended path takes no lock. It writes one word and reads the other; so does the closer:
+//! The uncontended path takes no lock. The number of tokens and the flag that sends newcomers to the
+//! queue share one atomic word:
 //!
-//! * entering: `in_flight += 1`, then reads `barrier`; if it is not zero, the token goes back;
-//! * closing: `barrier += 1`, then reads `in_flight`.
+//! * entering takes a token and learns the flag, in one step; if it is set, the token goes back;
+//! * closing sets the flag and then looks at the number.
 //!
-//! With sequentially consistent order at least one of the two sees the other, so either the
-//! newcomer waits or the closer waits for it. `barrier` counts the sections *and* the queued
-//! waiters: while anybody is queued, a newcomer goes behind (first in, first out). All else happens
-//! under one mutex that is never held across an await or a wake.
+//! One of the two comes first in the order of the word's changes, so either the newcomer waits or
+//! the closer waits for it. The flag is set while sections are open *and* while anybody is queued:
+//! a newcomer goes behind (first in, first out). Leaving is one step too: the last token's return
+//! learns from the same word whether somebody waits for it. All else happens under one mutex that
+//! is never held across an await or a wake.
 //!
 //! # Opening
 //! The opener takes the in-flight token of every waiter (*grants* it) before it wakes the first, so
@@ -28,18 +30,20 @@
 //! Everything here may be called from any thread. No method blocks or polls; waiting is a future.
 //! Do not wait for a gate to be idle while holding one of its tokens.
 
-#[cfg(all(test, loom))]
+#[cfg(loom)]
+#[cfg(test)]
 mod loom_tests;
 mod mechanism;
 mod stats;
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests;
 mod waiting;
 
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::sync::{Arc, Ordering};
+use crate::sync::Arc;
 use mechanism::Inner;
 pub use stats::{GateStats, Histogram, Holder};
 pub use waiting::{Enter, Opened, WaitIdle};
@@ -89,7 +93,7 @@ impl Gate {
     /// what the gate is for, and is built only with the feature `test-hooks`.
     #[cfg(any(test, feature = "test-hooks"))]
     pub fn enter_ignoring_sections(&self) -> Token {
-        self.0.in_flight.fetch_add(1, Ordering::SeqCst);
+        self.0.take(1);
         Token { gate: self.clone() }
     }
 
@@ -129,7 +133,7 @@ impl Gate {
     /// Tokens that are out now, those granted to waiters that have not started included.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.0.in_flight.load(Ordering::SeqCst)
+        self.0.in_flight()
     }
 
     /// Requests parked in the queue now.

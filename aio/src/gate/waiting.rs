@@ -110,36 +110,25 @@ impl WaitIdle {
     pub(super) fn new(gate: Gate) -> Self {
         Self { gate, key: None }
     }
-
-    fn forget(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.gate.0.forget_idle_waiter(key);
-        }
-    }
 }
 
 impl Future for WaitIdle {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let key = match self.key {
-            Some(key) => key,
-            None => {
-                let key = self.gate.0.announce_idle_waiter();
-                self.key = Some(key);
-                key
-            }
-        };
-        if self.gate.0.look_idle(key, cx) {
-            self.forget();
-            return Poll::Ready(());
+        self.key = self.gate.0.look_idle(self.key, cx);
+        if self.key.is_some() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
         }
-        Poll::Pending
     }
 }
 
 impl Drop for WaitIdle {
     fn drop(&mut self) {
-        self.forget();
+        if let Some(key) = self.key {
+            self.gate.0.forget_idle_waiter(key);
+        }
     }
 }
