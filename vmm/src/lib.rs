@@ -3,9 +3,15 @@
 pub mod acpi;
 pub mod boot;
 pub mod cli;
+pub mod clock;
+pub mod console;
 pub mod control;
 pub mod exit;
+pub mod kvm;
 pub mod machine;
+pub mod main_loop;
 pub mod memory;
+pub mod process;
 pub mod qmp;
+pub mod qtest;
 pub mod storage;

@@ -1,4 +1,11 @@
 //! The machine: what it is made of, where everything lies, and how it is driven.
 
+mod builder;
 pub mod config;
+mod controller;
+mod engine;
+mod requests;
 pub mod routing;
+
+pub use builder::{BuildError, Machine, MachineBuilder};
+pub use controller::{Chore, Controller};

@@ -1,0 +1,203 @@
+//! Serial output: from vCPU threads through a bounded queue to a thread that may block.
+//!
+//! # When nobody reads
+//! The queue holds [`LIMIT`] bytes. When it is full, a vCPU waits for room, at most [`PATIENCE`];
+//! if the reader takes nothing in that time, bytes are dropped (and counted) without waiting until
+//! it reads again. So a slow reader slows the guest down and loses nothing, and one that
+//! stands still, a pager say, costs the guest one pause and then only output.
+//!
+//! Files are written in blocking mode by the thread `serial-out`: making standard output
+//! non-blocking would do the same to every other process that shares it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::Builder;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, poll};
+use sluice_devices::legacy::SerialSink;
+
+/// Bytes the queue holds.
+pub const LIMIT: usize = 1 << 20;
+/// How long a vCPU waits for room in a queue that does not move.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for output that does not move.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<u8>,
+    /// The reader did not move for [`PATIENCE`].
+    stalled: bool,
+    /// Output is impossible: the reader is gone.
+    broken: bool,
+    /// No more output will come.
+    closed: bool,
+    /// The thread has written all it will.
+    finished: bool,
+    dropped: u64,
+    /// Writes that ended; tells whether output moves.
+    writes: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// For the thread: there is something to write.
+    filled: Condvar,
+    /// For vCPUs and the end: there is room, or an end.
+    moved: Condvar,
+}
+
+/// The queue's entrance. Any thread.
+pub struct SerialOutput {
+    shared: Arc<Shared>,
+}
+
+impl SerialOutput {
+    /// Starts a thread that writes what is sent to `file`.
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn start(file: OwnedFd) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        Builder::new().name("serial-out".into()).spawn(move || write_all(&theirs, &file))?;
+        Ok(Self { shared })
+    }
+
+    /// Ends output: waits until all is written, as long as it moves. Returns how many bytes were
+    /// lost.
+    pub fn close(&self) -> u64 {
+        let mut queue = self.shared.queue.lock();
+        queue.closed = true;
+        self.shared.filled.notify_all();
+        while !queue.finished {
+            let before = queue.writes;
+            let timeout = self.shared.moved.wait_for(&mut queue, LAST_PATIENCE).timed_out();
+            if timeout && queue.writes == before && !queue.finished {
+                break;
+            }
+        }
+        queue.dropped + u64::try_from(queue.waiting.len()).unwrap_or(u64::MAX)
+    }
+}
+
+impl SerialSink for SerialOutput {
+    fn send(&self, byte: u8) {
+        let mut queue = self.shared.queue.lock();
+        let full = |queue: &mut Queue| queue.waiting.len() >= LIMIT && !queue.broken;
+        if full(&mut queue) && !queue.stalled {
+            let waited = self.shared.moved.wait_while_for(&mut queue, full, PATIENCE);
+            queue.stalled = waited.timed_out() && full(&mut queue);
+        }
+        if queue.broken || queue.waiting.len() >= LIMIT {
+            queue.dropped += 1;
+            return;
+        }
+        queue.waiting.push_back(byte);
+        if queue.waiting.len() == 1 {
+            self.shared.filled.notify_one();
+        }
+    }
+}
+
+/// The thread: writes until the queue is closed and empty.
+fn write_all(shared: &Shared, file: &OwnedFd) {
+    let mut queue = shared.queue.lock();
+    loop {
+        while queue.waiting.is_empty() && !queue.closed {
+            shared.filled.wait(&mut queue);
+        }
+        if queue.waiting.is_empty() || queue.broken {
+            break;
+        }
+        let mut batch = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        let written = write_batch(file, batch.make_contiguous());
+        queue = shared.queue.lock();
+        queue.writes += 1;
+        queue.stalled = false;
+        if let Err(error) = written {
+            tracing::warn!(%error, "serial output is lost from here on");
+            queue.broken = true;
+        }
+        shared.moved.notify_all();
+    }
+    queue.finished = true;
+    shared.moved.notify_all();
+}
+
+fn write_batch(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            // Somebody who shares it made it non-blocking.
+            Err(rustix::io::Errno::AGAIN) => {
+                match poll(&mut [PollFd::new(file, PollFlags::OUT)], None) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn output() -> (SerialOutput, io::PipeReader) {
+        let (reader, writer) = io::pipe().unwrap();
+        (SerialOutput::start(writer.into()).unwrap(), reader)
+    }
+
+    #[test]
+    fn what_is_sent_arrives_in_order_and_whole() {
+        let (output, mut reader) = output();
+        let sent: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+        let expected = sent.clone();
+        let sender = std::thread::spawn(move || {
+            for byte in sent {
+                output.send(byte);
+            }
+            assert_eq!(output.close(), 0);
+        });
+        let mut got = Vec::new();
+        // The writer's end stays open until its thread ended.
+        reader.read_to_end(&mut got).unwrap();
+        sender.join().unwrap();
+        assert!(got == expected);
+    }
+
+    #[test]
+    fn reader_that_stands_still_costs_output_and_not_the_guest() {
+        let (output, reader) = output();
+        // Queue, pipe and batch in flight hold less than this; all of it must be accepted.
+        let sent = 2 * LIMIT + (1 << 20);
+        for _ in 0..sent {
+            output.send(b'x');
+        }
+        let lost = output.close();
+        assert!(lost > 0 && lost < u64::try_from(sent).unwrap());
+        drop(reader);
+    }
+
+    #[test]
+    fn reader_that_is_gone_costs_output_only() {
+        let (output, reader) = output();
+        drop(reader);
+        for _ in 0..3 * LIMIT {
+            output.send(b'x');
+        }
+        assert!(output.close() > 0);
+    }
+}
