@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import process
@@ -101,18 +102,13 @@ def _forget_older(newest, pattern):
         old.unlink(missing_ok=True)
 
 
-class _locked:
+@contextmanager
+def _locked(path):
     """Holds a lock file for the length of a ``with`` block."""
-
-    def __init__(self, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "w", encoding="ascii")
-
-    def __enter__(self):
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_):
-        self._file.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(*texts):
@@ -140,7 +136,7 @@ class Machine:
             "-smp", str(cpus), "-m", str(memory),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "sluice-kvm-host",
             "-kernel", str(kit.kernel), "-initrd", str(kit.initramfs), "-append", KERNEL_ARGUMENTS,
-            "-chardev", json_free("file", id="console", path=self.console), "-serial", "chardev:console",
+            "-chardev", _key_value("file", id="console", path=self.console), "-serial", "chardev:console",
             "-chardev", f"socket,id=qmp,fd={ends['qmp'].fileno()}", "-mon", "chardev=qmp,mode=control",
             "-device", "virtio-serial-pci,addr=4",
         ]
@@ -209,7 +205,7 @@ class Machine:
         raise HostError(f"the emulated KVM host ended while it was saved:\n{self.last_words()}")
 
 
-def json_free(kind, **values):
+def _key_value(kind, **values):
     """QEMU's key=value form; a comma in a value is doubled."""
     return ",".join([kind, *(f"{key}={str(value).replace(',', ',,')}" for key, value in values.items())])
 

@@ -7,10 +7,10 @@ little endian.
 """
 
 import bz2
-import gzip
 import lzma
 import struct
 import subprocess
+import zlib
 
 SECTOR = 512
 SETUP_SECTS = 0x1F1
@@ -32,9 +32,16 @@ class KernelError(Exception):
     """The file is not a kernel that can be used here; the text says what is wrong."""
 
 
+# zlib's window bits for a stream with gzip's header.
+GZIP_FORMAT = 31
+
+
 def _by_program(*command):
     def decompress(data):
-        run = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        try:
+            run = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        except FileNotFoundError as error:
+            raise KernelError(f"{command[0]} is not here to decompress it: run ci/install-deps") from error
         # Bytes after the compressed stream make these programs complain: judge by what came out.
         if not run.stdout:
             raise KernelError(f"{command[0]}: {run.stderr.decode(errors='replace').strip()}")
@@ -47,7 +54,7 @@ def _xz(data):
 
 
 DECOMPRESSORS = (
-    (b"\x1f\x8b", lambda data: gzip.zlib.decompressobj(31).decompress(data)),
+    (b"\x1f\x8b", lambda data: zlib.decompressobj(GZIP_FORMAT).decompress(data)),
     (b"\xfd7zXZ\0", _xz),
     (b"\x5d\0\0", _xz),
     (b"BZh", lambda data: bz2.BZ2Decompressor().decompress(data)),
@@ -73,7 +80,10 @@ def extract(bzimage):
     wanted, = struct.unpack_from("<I", payload, length - 4)
     for magic, decompress in DECOMPRESSORS:
         if payload.startswith(magic):
-            kernel = decompress(payload[:-4])
+            try:
+                kernel = decompress(payload[:-4])
+            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                raise KernelError(f"the payload is damaged: {error}") from error
             break
     else:
         raise KernelError(f"unknown compression, payload starts with {payload[:6].hex()}")
@@ -84,15 +94,18 @@ def extract(bzimage):
 
 def pvh_entry(elf):
     """Physical address of the PVH entry point of the 64-bit ELF file ``elf`` (bytes)."""
-    if elf[:6] != b"\x7fELF\x02\x01":
+    if len(elf) < 0x40 or elf[:6] != b"\x7fELF\x02\x01":
         raise KernelError("not a little-endian 64-bit ELF file")
     table, = struct.unpack_from("<Q", elf, 0x20)
     size, count = struct.unpack_from("<HH", elf, 0x36)
     for index in range(count):
-        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", elf, table + index * size)
+        try:
+            kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", elf, table + index * size)
+        except struct.error as error:
+            raise KernelError("the ELF file is cut short") from error
         if kind != PT_NOTE:
             continue
-        position, end = offset, offset + length
+        position, end = offset, min(offset + length, len(elf))
         while position + 12 <= end:
             name_length, value_length, note = struct.unpack_from("<III", elf, position)
             name = position + 12
