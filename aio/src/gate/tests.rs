@@ -272,6 +272,7 @@ fn settling_waits_without_parking_anybody() {
     assert!(settled.is_pending());
     // Others come and go meanwhile.
     let other = entered(Driven::new(gate.enter()).poll());
+    assert!(gate.try_enter().is_some());
     drop(mine);
     assert!(settled.poll_if_woken().is_pending());
     drop(other);
