@@ -15,6 +15,9 @@ EXIT_TIMEOUT = 124
 EXIT_FAILURE = 125
 EXIT_SIGNAL_BASE = 128
 
+# Files of one kind that stay in the cache.
+KEPT = 4
+
 # Where a command leaves what --out brings back, in its working directory.
 OUT = "out"
 
@@ -36,17 +39,24 @@ def system_environment(**more):
     return {**os.environ, "PATH": f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin", **more}
 
 
-def tool(*command, problem):
+def tool(*command, problem, cwd=None):
     """Runs a helper program to its end and returns its output; ``problem`` starts the error's text."""
     try:
         run = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+                             stderr=subprocess.STDOUT, text=True, errors="replace", check=False, cwd=cwd,
                              env=system_environment(LC_ALL="C"))
     except FileNotFoundError as error:
         raise HostError(f"{problem}: {command[0]} is not here; run ci/install-deps") from error
     if run.returncode != 0:
         raise HostError(f"{problem}: {' '.join(map(str, command))} ended with {run.returncode}: {run.stdout.strip()}")
     return run.stdout
+
+
+def forget_older(newest, pattern):
+    """Keeps the cache beside ``newest`` small: a few of each kind serve the sizes and branches in use."""
+    found = sorted(newest.parent.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in found[KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 class RunDirectory:

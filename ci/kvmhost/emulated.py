@@ -121,6 +121,7 @@ def _bring_back(disk, directory, target, clean):
         files.tool_succeeds("e2fsck", "-fy", disk)
     back = directory / "back"
     back.mkdir()
-    tool("debugfs", "-R", f"rdump /files/{OUT} {shlex.quote(str(back))}", disk, problem="cannot read the work disk")
+    # Relative, since debugfs has no way to quote every path.
+    tool("debugfs", "-R", f"rdump /files/{OUT} {back.name}", disk, cwd=directory, problem="cannot read the work disk")
     files.dig_holes(back)
     files.collect(back / OUT, target)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import process
-from .common import CACHE, ROOT, HostError, tool
+from .common import CACHE, ROOT, HostError, forget_older, tool
 
 sys.path.insert(0, str(ROOT / "resources/guest/lib"))
 # pylint: disable=wrong-import-position  # the path has to be set first
@@ -37,7 +37,6 @@ MODULES_AFTER = ("virtio_blk",)
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off audit=0 tsc=reliable clocksource=tsc"
 PORTS = ("stdout", "stderr", "control")
 NULL_DISK = {"driver": "null-co", "size": 1 << 20, "read-zeroes": True}
-KEPT = 4
 
 
 def _say(text):
@@ -92,14 +91,7 @@ class Kit:
                 archive.file(f"modules/{stage}", "".join(f"{path.name}\n" for path in fresh).encode())
             archive.close()
         partial.rename(self.initramfs)
-        _forget_older(self.initramfs, "initramfs-*.cpio")
-
-
-def _forget_older(newest, pattern):
-    """Keeps the cache small: a few of each kind serve the sizes and branches in use."""
-    found = sorted(newest.parent.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in found[KEPT:]:
-        old.unlink(missing_ok=True)
+        forget_older(self.initramfs, "initramfs-*.cpio")
 
 
 @contextmanager
@@ -226,5 +218,5 @@ def saved_state(kit, directory, *, cpus, memory):
         finally:
             machine.end()
         partial.rename(path)
-        _forget_older(path, "state-*")
+        forget_older(path, "state-*")
     return path

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .common import CACHE, ROOT, HostError, tool
+from .common import CACHE, ROOT, HostError, forget_older, tool
 
 QEMU_REQUIRED = ("qemu-system-x86_64",)
 QEMU_WELCOME = ("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon")
@@ -66,6 +66,7 @@ def disk(with_qemu, with_python):
                 _add_python(tree)
             make_ext4(Path(scratch) / "disk", tree, space=0, label="tools")
             os.rename(Path(scratch) / "disk", path)
+        forget_older(path, "tools-*.ext4")
     return path
 
 

@@ -35,7 +35,8 @@ def closure(package, wanted):
         for line in lines.splitlines():
             kind, _, rest = line.partition(" ")
             if kind == "insmod":
-                path = Path(rest.split()[0])
+                # "insmod PATH OPTIONS"; the path may hold spaces.
+                path = Path(rest[:rest.rindex(".ko") + len(".ko")])
                 if path not in ordered:
                     ordered.append(path)
     return ordered
