@@ -48,7 +48,10 @@ impl MainLoop {
     pub fn new(aio: EventLoop) -> Result<Self, MainLoopError> {
         let manager = EventManager::new().map_err(MainLoopError::Manager)?;
         let failure = Rc::new(RefCell::new(None));
-        let mut main_loop = Self { manager, failure: Rc::clone(&failure) };
+        let mut main_loop = Self {
+            manager,
+            failure: Rc::clone(&failure),
+        };
         main_loop.subscribe(Nested { aio, failure });
         Ok(main_loop)
     }
@@ -67,9 +70,13 @@ impl MainLoop {
         on_signal: impl Fn(i32) + Clone + 'static,
     ) -> Result<(), MainLoopError> {
         for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
-            let caught = catch(signal).map_err(|source| MainLoopError::Signal { signal, source })?;
+            let caught =
+                catch(signal).map_err(|source| MainLoopError::Signal { signal, source })?;
             let on_signal = on_signal.clone();
-            self.subscribe(Signal { caught, on_signal: Box::new(move || on_signal(signal)) });
+            self.subscribe(Signal {
+                caught,
+                on_signal: Box::new(move || on_signal(signal)),
+            });
         }
         Ok(())
     }

@@ -48,32 +48,52 @@ impl SerialSink for NullSink {
 }
 
 fn serial_output(config: &SerialConfig) -> Result<Serial, Exit> {
-    let setup = |what: String| move |error: io::Error| {
-        Exit::because(ExitStatus::Setup, format!("{what}: {error}"))
+    let setup = |what: String| {
+        move |error: io::Error| Exit::because(ExitStatus::Setup, format!("{what}: {error}"))
     };
     let file: OwnedFd = match config {
-        SerialConfig::None => return Ok(Serial { output: None, sink: None }),
-        SerialConfig::Null => {
-            return Ok(Serial { output: None, sink: Some(Arc::new(NullSink)) });
+        SerialConfig::None => {
+            return Ok(Serial {
+                output: None,
+                sink: None,
+            });
         }
-        SerialConfig::Stdio => io::stdout()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(setup("--serial stdio: standard output cannot be used".into()))?,
+        SerialConfig::Null => {
+            return Ok(Serial {
+                output: None,
+                sink: Some(Arc::new(NullSink)),
+            });
+        }
+        SerialConfig::Stdio => io::stdout().as_fd().try_clone_to_owned().map_err(setup(
+            "--serial stdio: standard output cannot be used".into(),
+        ))?,
         SerialConfig::File(path) => File::create(path)
-            .map_err(setup(format!("--serial file: cannot create '{}'", path.display())))?
+            .map_err(setup(format!(
+                "--serial file: cannot create '{}'",
+                path.display()
+            )))?
             .into(),
     };
     let output = SerialOutput::start(file).map_err(setup("no thread for serial output".into()))?;
     let output = Arc::new(output);
-    Ok(Serial { sink: Some(Arc::clone(&output) as _), output: Some(output) })
+    Ok(Serial {
+        sink: Some(Arc::clone(&output) as _),
+        output: Some(output),
+    })
 }
 
 fn with_serial(command_line: &CommandLine, sink: Option<Arc<dyn SerialSink>>) -> Exit {
     let config = &command_line.machine;
     let qtest = matches!(config.accelerator, AcceleratorConfig::Qtest(_));
-    let clock = if qtest { Clock::manual() } else { Clock::real() };
-    let loop_config = LoopConfig { clock: clock.clone(), ..LoopConfig::default() };
+    let clock = if qtest {
+        Clock::manual()
+    } else {
+        Clock::real()
+    };
+    let loop_config = LoopConfig {
+        clock: clock.clone(),
+        ..LoopConfig::default()
+    };
     let aio = match EventLoop::new("main", &loop_config) {
         Ok(aio) => aio,
         Err(error) => return Exit::because(ExitStatus::Setup, error),

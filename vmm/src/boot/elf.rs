@@ -71,15 +71,19 @@ fn segments(kernel: &mut File, path: &Path) -> Result<Vec<Segment>, BootError> {
     if !wanted {
         return Err(BootError::NotAKernel(path.to_owned()));
     }
-    let [low, high] =
-        [header[PROGRAM_HEADER_COUNT_OFFSET], header[PROGRAM_HEADER_COUNT_OFFSET + 1]];
+    let [low, high] = [
+        header[PROGRAM_HEADER_COUNT_OFFSET],
+        header[PROGRAM_HEADER_COUNT_OFFSET + 1],
+    ];
     let count = u16::from_le_bytes([low, high]);
     let start = SeekFrom::Start(word(&header, PROGRAM_HEADERS_OFFSET));
     kernel.seek(start).map_err(not_a_kernel)?;
     let mut segments = Vec::new();
     for _ in 0..count {
         let mut program_header = [0; PROGRAM_HEADER_LENGTH];
-        kernel.read_exact(&mut program_header).map_err(not_a_kernel)?;
+        kernel
+            .read_exact(&mut program_header)
+            .map_err(not_a_kernel)?;
         let physical = word(&program_header, PHYSICAL_OFFSET);
         segments.push(Segment {
             kind: u32::from_le_bytes([
@@ -122,13 +126,18 @@ pub(super) fn load(
     extras: &Extras,
     ram: &GuestRam,
 ) -> Result<Entry, BootError> {
-    let loaded = Elf::load(ram, None, kernel, None)
-        .map_err(|source| BootError::Damaged { path: path.to_owned(), source })?;
+    let loaded = Elf::load(ram, None, kernel, None).map_err(|source| BootError::Damaged {
+        path: path.to_owned(),
+        source,
+    })?;
     let PvhBootCapability::PvhEntryPresent(eip) = loaded.pvh_boot_cap else {
         return Err(BootError::NoPvhEntry(path.to_owned()));
     };
     write_start_info(extras, ram)?;
-    Ok(Entry::Pvh { eip, start_info: START_INFO })
+    Ok(Entry::Pvh {
+        eip,
+        start_info: START_INFO,
+    })
 }
 
 fn write_start_info(extras: &Extras, ram: &GuestRam) -> Result<(), BootError> {

@@ -51,7 +51,11 @@ impl Header {
     pub(super) fn command_line_limit(&self) -> usize {
         let limit = usize::try_from(self.0.cmdline_size).unwrap_or(usize::MAX);
         // Our own room for it is larger than any kernel's.
-        if limit == 0 { LINUX_COMMAND_LINE - 1 } else { limit.min(COMMAND_LINE_ROOM) }
+        if limit == 0 {
+            LINUX_COMMAND_LINE - 1
+        } else {
+            limit.min(COMMAND_LINE_ROOM)
+        }
     }
 
     /// Address behind all that the kernel needs before it looks at the memory map.
@@ -72,9 +76,10 @@ const COMMAND_LINE_ROOM: usize = (COMMAND_LINE.end - COMMAND_LINE.start - 1) as 
 pub(super) fn load_kernel(kernel: &mut File, path: &Path, ram: &GuestRam) -> Result<(), BootError> {
     let at = Some(GuestAddress(HIGH_MEMORY_START));
     let loaded = BzImage::load(ram, at, kernel, at);
-    loaded
-        .map(drop)
-        .map_err(|source| BootError::Damaged { path: path.to_owned(), source })
+    loaded.map(drop).map_err(|source| BootError::Damaged {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes the zero page: the kernel's own header, filled in, and the memory map.
@@ -85,7 +90,10 @@ pub(super) fn write_zero_page(
 ) -> Result<Entry, BootError> {
     // Everything here lies below 4 GiB.
     let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
-    let mut params = boot_params { hdr: header.0, ..boot_params::default() };
+    let mut params = boot_params {
+        hdr: header.0,
+        ..boot_params::default()
+    };
     params.acpi_rsdp_addr = extras.rsdp.0;
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.code32_start = low(HIGH_MEMORY_START);
@@ -108,5 +116,8 @@ pub(super) fn write_zero_page(
     params.e820_entries = entries;
     LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, ZERO_PAGE), ram)?;
     let rip = GuestAddress(HIGH_MEMORY_START + ENTRY_64);
-    Ok(Entry::Long { rip, zero_page: ZERO_PAGE })
+    Ok(Entry::Long {
+        rip,
+        zero_page: ZERO_PAGE,
+    })
 }

@@ -169,7 +169,10 @@ impl BootImages {
             return Err(BootError::CommandLineZero);
         }
         if command_line.len() > limit {
-            return Err(BootError::CommandLine { length: command_line.len(), limit });
+            return Err(BootError::CommandLine {
+                length: command_line.len(),
+                limit,
+            });
         }
         Ok(Self {
             kernel,
@@ -210,7 +213,11 @@ impl BootImages {
         };
         self.used = Some(HIGH_MEMORY_START..kernel_end);
         let initrd = self.load_initrd(ram, layout, kernel_end, initrd_limit)?;
-        let extras = Extras { initrd, rsdp, layout };
+        let extras = Extras {
+            initrd,
+            rsdp,
+            layout,
+        };
         registers::write_descriptors(ram, matches!(self.kind, Kind::BzImage(_)))?;
         match &self.kind {
             Kind::BzImage(header) => {
@@ -225,7 +232,12 @@ impl BootImages {
         let end = layout.low_end();
         if needed > end {
             let path = self.kernel_path.clone();
-            return Err(BootError::TooSmall { what: "kernel", path, needed, end });
+            return Err(BootError::TooSmall {
+                what: "kernel",
+                path,
+                needed,
+                end,
+            });
         }
         Ok(())
     }
@@ -247,7 +259,11 @@ impl BootImages {
         let Some((file, path)) = &mut self.initrd else {
             return Ok(None);
         };
-        let failed = |source| BootError::File { what: "initrd", path: path.clone(), source };
+        let failed = |source| BootError::File {
+            what: "initrd",
+            path: path.clone(),
+            source,
+        };
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
         file.rewind().map_err(failed)?;
         let top = layout.low_end().min(limit.saturating_add(1));
@@ -267,7 +283,11 @@ impl BootImages {
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
-    let failed = |source| BootError::File { what, path: path.to_owned(), source };
+    let failed = |source| BootError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.is_dir() {
         return Err(failed(std::io::ErrorKind::IsADirectory.into()));
@@ -277,10 +297,16 @@ fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
 
 /// Tells the kinds of kernel apart by their magic numbers.
 fn recognise(kernel: &mut File, path: &Path) -> Result<Kind, BootError> {
-    let failed = |source| BootError::File { what: "kernel", path: path.to_owned(), source };
+    let failed = |source| BootError::File {
+        what: "kernel",
+        path: path.to_owned(),
+        source,
+    };
     let mut head = Vec::new();
     kernel.rewind().map_err(failed)?;
-    Read::take(&mut *kernel, PAGE).read_to_end(&mut head).map_err(failed)?;
+    Read::take(&mut *kernel, PAGE)
+        .read_to_end(&mut head)
+        .map_err(failed)?;
     if elf::is_elf(&head) {
         elf::check(kernel, path)?;
         return Ok(Kind::Elf);
@@ -298,10 +324,11 @@ fn zero(ram: &GuestRam, range: Range<u64>) -> Result<(), BootError> {
     let end = range.end.min(ram.last_addr().0 + 1);
     let mut at = range.start;
     while at < end {
-        let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROES.len());
+        let length = usize::try_from(end - at)
+            .unwrap_or(usize::MAX)
+            .min(ZEROES.len());
         ram.write_slice(&ZEROES[..length], GuestAddress(at))?;
         at += length as u64;
     }
     Ok(())
 }
-

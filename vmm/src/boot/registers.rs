@@ -91,7 +91,11 @@ fn task() -> kvm_segment {
 
 /// The descriptor that loads as `segment` (SDM volume 3, figure 3-8).
 fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = u64::from(if segment.g == 1 { segment.limit >> 12 } else { segment.limit });
+    let limit = u64::from(if segment.g == 1 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    });
     let bits = |value: u8, shift: u32| u64::from(value) << shift;
     (limit & 0xffff)
         | ((segment.base & 0x00ff_ffff) << 16)
@@ -128,13 +132,17 @@ pub(super) fn write_descriptors(ram: &GuestRam, long: bool) -> Result<(), BootEr
 pub(super) fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     let table = PageEntry::PRESENT.union(PageEntry::WRITABLE).bits();
     let page = table | PageEntry::LARGE.bits();
-    let put = |address: u64, entry: u64| ram.write_slice(&entry.to_le_bytes(), GuestAddress(address));
+    let put =
+        |address: u64, entry: u64| ram.write_slice(&entry.to_le_bytes(), GuestAddress(address));
     put(ROOT_TABLE, POINTER_TABLE | table)?;
     for directory in 0..DIRECTORIES {
         let at = FIRST_DIRECTORY + directory * TABLE_SIZE;
         put(POINTER_TABLE + directory * 8, at | table)?;
         for entry in 0..ENTRIES {
-            put(at + entry * 8, ((directory * ENTRIES + entry) * LARGE_PAGE) | page)?;
+            put(
+                at + entry * 8,
+                ((directory * ENTRIES + entry) * LARGE_PAGE) | page,
+            )?;
         }
     }
     Ok(())
@@ -143,7 +151,10 @@ pub(super) fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
 /// The general registers at `entry`.
 #[must_use]
 pub fn general(entry: Entry) -> kvm_regs {
-    let mut registers = kvm_regs { rflags: RFLAGS_RESERVED, ..kvm_regs::default() };
+    let mut registers = kvm_regs {
+        rflags: RFLAGS_RESERVED,
+        ..kvm_regs::default()
+    };
     match entry {
         Entry::Long { rip, zero_page } => {
             registers.rip = rip.0;
@@ -200,7 +211,12 @@ mod tests {
         write_page_tables(&ram).unwrap();
         let get = |address: u64| -> u64 { ram.read_obj(GuestAddress(address)).unwrap() };
         let address = |entry: u64| entry & 0x000f_ffff_ffff_f000;
-        for target in [0, LARGE_PAGE, (1 << 30) + 5 * LARGE_PAGE, (4 << 30) - LARGE_PAGE] {
+        for target in [
+            0,
+            LARGE_PAGE,
+            (1 << 30) + 5 * LARGE_PAGE,
+            (4 << 30) - LARGE_PAGE,
+        ] {
             let pointers = address(get(ROOT_TABLE));
             let directory = address(get(pointers + (target >> 30) * 8));
             let entry = get(directory + ((target >> 21) & 511) * 8);

@@ -33,7 +33,11 @@ impl Escape {
     pub fn take(&mut self, byte: u8) -> Key {
         if !self.escaped {
             self.escaped = byte == ESCAPE;
-            return if self.escaped { Key::Nothing } else { Key::Send(byte) };
+            return if self.escaped {
+                Key::Nothing
+            } else {
+                Key::Send(byte)
+            };
         }
         self.escaped = false;
         match byte {
@@ -52,12 +56,19 @@ mod tests {
 
     fn keys(bytes: &[u8]) -> Vec<Key> {
         let mut escape = Escape::default();
-        bytes.iter().map(|byte| escape.take(*byte)).filter(|key| *key != Key::Nothing).collect()
+        bytes
+            .iter()
+            .map(|byte| escape.take(*byte))
+            .filter(|key| *key != Key::Nothing)
+            .collect()
     }
 
     #[test]
     fn plain_keys_pass() {
-        assert_eq!(keys(b"x\x03\x1a"), [Key::Send(b'x'), Key::Send(3), Key::Send(0x1a)]);
+        assert_eq!(
+            keys(b"x\x03\x1a"),
+            [Key::Send(b'x'), Key::Send(3), Key::Send(0x1a)]
+        );
     }
 
     #[test]

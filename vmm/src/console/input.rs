@@ -31,14 +31,21 @@ impl ConsoleInput {
         on_quit: impl Fn() + 'static,
     ) -> Self {
         let escape = terminal.then(Escape::default);
-        Self { port, output, escape, on_quit: Box::new(on_quit) }
+        Self {
+            port,
+            output,
+            escape,
+            on_quit: Box::new(on_quit),
+        }
     }
 
     /// Whether standard input is of a kind that can be waited for: a terminal, a pipe, a socket.
     /// A file or `/dev/null` cannot, and there is no input then.
     #[must_use]
     pub fn possible() -> bool {
-        let Ok(status) = fstat(io::stdin().as_fd()) else { return false };
+        let Ok(status) = fstat(io::stdin().as_fd()) else {
+            return false;
+        };
         match FileType::from_raw_mode(status.st_mode) {
             FileType::CharacterDevice => rustix::termios::isatty(io::stdin().as_fd()),
             FileType::Fifo | FileType::Socket => true,
@@ -67,7 +74,10 @@ impl ConsoleInput {
 impl MutEventSubscriber for ConsoleInput {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(&io::stdin(), EventSet::IN)) {
-            tracing::warn!(?error, "no serial input: standard input cannot be waited for");
+            tracing::warn!(
+                ?error,
+                "no serial input: standard input cannot be waited for"
+            );
         }
     }
 

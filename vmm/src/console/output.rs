@@ -65,7 +65,9 @@ impl SerialOutput {
     pub fn start(file: OwnedFd) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        Builder::new().name("serial-out".into()).spawn(move || write_all(&theirs, &file))?;
+        Builder::new()
+            .name("serial-out".into())
+            .spawn(move || write_all(&theirs, &file))?;
         Ok(Self { shared })
     }
 
@@ -77,7 +79,11 @@ impl SerialOutput {
         self.shared.filled.notify_all();
         while !queue.finished {
             let before = queue.writes;
-            let timeout = self.shared.moved.wait_for(&mut queue, LAST_PATIENCE).timed_out();
+            let timeout = self
+                .shared
+                .moved
+                .wait_for(&mut queue, LAST_PATIENCE)
+                .timed_out();
             if timeout && queue.writes == before && !queue.finished {
                 break;
             }

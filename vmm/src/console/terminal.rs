@@ -49,7 +49,9 @@ impl Drop for RawTerminal {
 }
 
 fn restore() {
-    let Some(cooked) = COOKED.lock().take() else { return };
+    let Some(cooked) = COOKED.lock().take() else {
+        return;
+    };
     if let Err(error) = tcsetattr(io::stdin().as_fd(), OptionalActions::Flush, &cooked) {
         tracing::warn!(%error, "the terminal stays in raw mode (type: stty sane)");
     }

@@ -54,7 +54,11 @@ impl Model {
     pub fn new(vm: &KvmVm, cpus: u8) -> Result<Self, KvmError> {
         let supported = vm.kvm().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let supported = supported.refused("tell what CPUID it supports")?;
-        Ok(Self { supported, tsc_deadline: has_tsc_deadline(vm.fd()), cpus })
+        Ok(Self {
+            supported,
+            tsc_deadline: has_tsc_deadline(vm.fd()),
+            cpus,
+        })
     }
 
     /// What vCPU number `cpu` sees.
@@ -121,7 +125,10 @@ impl Model {
             edx: u32::from(cpu),
             padding: [0; 3],
         };
-        [level(0, LEVEL_THREAD, 0, 1), level(1, LEVEL_CORE, id_bits, u32::from(self.cpus))]
+        [
+            level(0, LEVEL_THREAD, 0, 1),
+            level(1, LEVEL_CORE, id_bits, u32::from(self.cpus)),
+        ]
     }
 }
 
@@ -146,14 +153,30 @@ mod tests {
     }
 
     fn model(cpus: u8) -> Model {
-        let highest = kvm_cpuid_entry2 { eax: 0xd, ..kvm_cpuid_entry2::default() };
-        let entries = [highest, entry(1), entry(0xb), entry(0x8000_0001), entry(0x8000_0008)];
-        Model { supported: CpuId::from_entries(&entries).unwrap(), tsc_deadline: true, cpus }
+        let highest = kvm_cpuid_entry2 {
+            eax: 0xd,
+            ..kvm_cpuid_entry2::default()
+        };
+        let entries = [
+            highest,
+            entry(1),
+            entry(0xb),
+            entry(0x8000_0001),
+            entry(0x8000_0008),
+        ];
+        Model {
+            supported: CpuId::from_entries(&entries).unwrap(),
+            tsc_deadline: true,
+            cpus,
+        }
     }
 
     fn leaf(cpuid: &CpuId, function: u32) -> Vec<kvm_cpuid_entry2> {
         let entries = cpuid.as_slice().iter();
-        entries.filter(|entry| entry.function == function).copied().collect()
+        entries
+            .filter(|entry| entry.function == function)
+            .copied()
+            .collect()
     }
 
     #[test]

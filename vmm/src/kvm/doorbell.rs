@@ -30,12 +30,18 @@ impl Doorbells for KvmDoorbells {
     fn attach(&self, address: DoorbellAddress, fd: &EventFd) -> Result<(), DoorbellError> {
         self.fd
             .register_ioevent(fd, &kvm_address(address), NoDatamatch)
-            .map_err(|error| DoorbellError::Host { address, source: error.into() })
+            .map_err(|error| DoorbellError::Host {
+                address,
+                source: error.into(),
+            })
     }
 
     fn detach(&self, address: DoorbellAddress, fd: &EventFd) -> Result<(), DoorbellError> {
         self.fd
             .unregister_ioevent(fd, &kvm_address(address), NoDatamatch)
-            .map_err(|error| DoorbellError::Host { address, source: error.into() })
+            .map_err(|error| DoorbellError::Host {
+                address,
+                source: error.into(),
+            })
     }
 }

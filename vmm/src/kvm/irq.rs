@@ -8,8 +8,9 @@ use std::sync::{Arc, Weak};
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    kvm_irq_routing_msi__bindgen_ty_1,
 };
 use kvm_ioctls::{Cap, VmFd};
 use parking_lot::Mutex;
@@ -67,7 +68,11 @@ impl InterruptRouter {
     /// are put together before they come here.
     #[must_use]
     pub fn line(&self, gsi: u32) -> Arc<dyn IrqLine> {
-        Arc::new(Line { fd: Arc::clone(&self.fd), gsi, level: Mutex::new(false) })
+        Arc::new(Line {
+            fd: Arc::clone(&self.fd),
+            gsi,
+            level: Mutex::new(false),
+        })
     }
 
     fn apply(&self, vectors: &[Vector]) -> Result<(), kvm_ioctls::Error> {
@@ -115,7 +120,11 @@ impl MsiController for InterruptRouter {
             }
             index
         };
-        let vector = Arc::new(EventVector { router, index, event });
+        let vector = Arc::new(EventVector {
+            router,
+            index,
+            event,
+        });
         let bound = self.fd.register_irqfd(&vector.event, vector.gsi());
         bound.map_err(|error| IrqError::Host(error.into()))?;
         Ok(vector)
@@ -138,7 +147,11 @@ impl EventVector {
 impl MsiVector for EventVector {
     fn configure(&self, address: u64, data: u32, masked: bool) {
         let message = Message { address, data };
-        let to = if masked { Vector::Masked } else { Vector::Sends(message) };
+        let to = if masked {
+            Vector::Masked
+        } else {
+            Vector::Sends(message)
+        };
         self.router.change(self.index, to);
     }
 
@@ -188,7 +201,11 @@ fn lines() -> Vec<kvm_irq_routing_entry> {
         };
         entries.push(line_route(gsi, chip, pin));
     }
-    entries.push(line_route(u32::from(TIMER_IRQ), KVM_IRQCHIP_IOAPIC, TIMER_GSI));
+    entries.push(line_route(
+        u32::from(TIMER_IRQ),
+        KVM_IRQCHIP_IOAPIC,
+        TIMER_GSI,
+    ));
     for gsi in 0..IOAPIC_INPUTS {
         if gsi != u32::from(TIMER_IRQ) && gsi != TIMER_GSI {
             entries.push(line_route(gsi, KVM_IRQCHIP_IOAPIC, gsi));
@@ -201,7 +218,9 @@ fn line_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
     kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,
-        u: kvm_irq_routing_entry__bindgen_ty_1 { irqchip: kvm_irq_routing_irqchip { irqchip, pin } },
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip, pin },
+        },
         ..kvm_irq_routing_entry::default()
     }
 }

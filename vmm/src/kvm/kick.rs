@@ -4,7 +4,10 @@
 //! The signal alone would be lost if it came just before `KVM_RUN`; the flag alone would not
 //! interrupt a guest that runs. So the handler, which runs on the vCPU's thread, sets the flag:
 //! whichever comes first, the next `KVM_RUN` returns at once.
-#![expect(unsafe_code, reason = "a signal handler, and a flag in memory shared with the kernel")]
+#![expect(
+    unsafe_code,
+    reason = "a signal handler, and a flag in memory shared with the kernel"
+)]
 
 use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;

@@ -1,5 +1,8 @@
 //! One vCPU: its registers at power-on, and what is done about its exits. Lives on its own thread.
-#![expect(unsafe_code, reason = "the kernel tells an access's width in a shared structure")]
+#![expect(
+    unsafe_code,
+    reason = "the kernel tells an access's width in a shared structure"
+)]
 
 use std::sync::Arc;
 
@@ -99,7 +102,12 @@ impl Vcpu {
             debug: optional("tell a vCPU's debug registers", fd.get_debug_regs()),
             xcrs: fd.get_xcrs().ok(),
         };
-        Ok(Self { number, fd, power_on, buses })
+        Ok(Self {
+            number,
+            fd,
+            power_on,
+            buses,
+        })
     }
 
     /// The vCPU's number, which is its APIC id.
@@ -123,9 +131,15 @@ impl Vcpu {
             registers::special(entry, &mut sregs);
             regs = registers::general(entry);
         }
-        self.fd.set_sregs(&sregs).refused("set a vCPU's system registers")?;
+        self.fd
+            .set_sregs(&sregs)
+            .refused("set a vCPU's system registers")?;
         self.fd.set_regs(&regs).refused("set a vCPU's registers")?;
-        let fpu = kvm_fpu { fcw: FPU_CONTROL, mxcsr: MXCSR, ..kvm_fpu::default() };
+        let fpu = kvm_fpu {
+            fcw: FPU_CONTROL,
+            mxcsr: MXCSR,
+            ..kvm_fpu::default()
+        };
         optional("set a vCPU's floating point unit", self.fd.set_fpu(&fpu));
         msr::reset(&self.fd);
         if let Some(mut lapic) = self.power_on.lapic {
@@ -134,16 +148,31 @@ impl Vcpu {
             optional("set a local APIC's state", self.fd.set_lapic(&lapic));
         }
         if let Some(events) = &self.power_on.events {
-            optional("clear a vCPU's pending events", self.fd.set_vcpu_events(events));
+            optional(
+                "clear a vCPU's pending events",
+                self.fd.set_vcpu_events(events),
+            );
         }
         if let Some(debug) = &self.power_on.debug {
-            optional("set a vCPU's debug registers", self.fd.set_debug_regs(debug));
+            optional(
+                "set a vCPU's debug registers",
+                self.fd.set_debug_regs(debug),
+            );
         }
         if let Some(xcrs) = &self.power_on.xcrs {
-            optional("set a vCPU's extended control registers", self.fd.set_xcrs(xcrs));
+            optional(
+                "set a vCPU's extended control registers",
+                self.fd.set_xcrs(xcrs),
+            );
         }
-        let mp_state = if first { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
-        self.fd.set_mp_state(kvm_mp_state { mp_state }).refused("set a vCPU's run state")
+        let mp_state = if first {
+            KVM_MP_STATE_RUNNABLE
+        } else {
+            KVM_MP_STATE_UNINITIALIZED
+        };
+        self.fd
+            .set_mp_state(kvm_mp_state { mp_state })
+            .refused("set a vCPU's run state")
     }
 
     /// KVM completes an exit (moves what was read into a register, steps on) when it enters the
@@ -173,7 +202,10 @@ impl Vcpu {
             }
             Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {}
             Ok(VcpuExit::Shutdown) => {
-                return Err(VcpuFailure::TripleFault { vcpu: self.number, rip: self.rip() });
+                return Err(VcpuFailure::TripleFault {
+                    vcpu: self.number,
+                    rip: self.rip(),
+                });
             }
             Ok(exit) => {
                 let what = describe(&exit);
@@ -192,7 +224,11 @@ impl Vcpu {
     }
 
     fn failure(&self, what: String) -> VcpuFailure {
-        VcpuFailure::Kvm { vcpu: self.number, rip: self.rip(), what }
+        VcpuFailure::Kvm {
+            vcpu: self.number,
+            rip: self.rip(),
+            what,
+        }
     }
 }
 
@@ -217,7 +253,10 @@ fn describe(exit: &VcpuExit<'_>) -> String {
 
 fn set_lapic_register(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
     let bytes = value.to_le_bytes();
-    for (to, from) in lapic.regs[offset..offset + bytes.len()].iter_mut().zip(bytes) {
+    for (to, from) in lapic.regs[offset..offset + bytes.len()]
+        .iter_mut()
+        .zip(bytes)
+    {
         *to = i8::from_le_bytes([from]);
     }
 }

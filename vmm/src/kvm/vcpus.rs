@@ -88,7 +88,9 @@ impl Vcpus {
             wish: Condvar::new(),
             done: Condvar::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Asks every vCPU to park when it comes by; does not wait and does not kick. For devices: the
@@ -104,7 +106,9 @@ impl Vcpus {
     fn set(&self, wanted: Wanted) {
         let mut state = self.shared.state.lock();
         state.wanted = wanted;
-        self.shared.attention.store(wanted != Wanted::Run, Ordering::SeqCst);
+        self.shared
+            .attention
+            .store(wanted != Wanted::Run, Ordering::SeqCst);
         self.shared.wish.notify_all();
     }
 }
@@ -123,7 +127,10 @@ impl VcpuSet {
     ) -> Result<Self, KvmError> {
         let limit = vm.kvm().get_max_vcpus();
         if usize::from(count) > limit {
-            return Err(KvmError::TooManyVcpus { asked: count.into(), limit });
+            return Err(KvmError::TooManyVcpus {
+                asked: count.into(),
+                limit,
+            });
         }
         kick::install().map_err(|source| KvmError::Thread { vcpu: 0, source })?;
         let model = Model::new(vm, count)?;
@@ -133,7 +140,10 @@ impl VcpuSet {
             vcpus.push(Vcpu::new(number, fd, &model.of(number), buses.clone())?);
         }
         let handle = Vcpus::new(vcpus.len());
-        let mut set = Self { handle: handle.clone(), threads: Vec::new() };
+        let mut set = Self {
+            handle: handle.clone(),
+            threads: Vec::new(),
+        };
         for vcpu in vcpus {
             let number = vcpu.number();
             let shared = Arc::clone(&handle.shared);
@@ -146,7 +156,10 @@ impl VcpuSet {
                 Err(source) => {
                     // Those that never started count as gone.
                     set.handle.shared.state.lock().alive = set.threads.len();
-                    return Err(KvmError::Thread { vcpu: number, source });
+                    return Err(KvmError::Thread {
+                        vcpu: number,
+                        source,
+                    });
                 }
             }
         }

@@ -1,5 +1,8 @@
 //! The virtual machine: memory slots, interrupt controllers, timer.
-#![expect(unsafe_code, reason = "handing guest memory to KVM is unsafe by nature")]
+#![expect(
+    unsafe_code,
+    reason = "handing guest memory to KVM is unsafe by nature"
+)]
 
 use std::sync::Arc;
 
@@ -62,12 +65,21 @@ impl KvmVm {
             "place its identity map",
             fd.set_identity_map_address(IDENTITY_MAP_ADDRESS),
         );
-        fd.create_irq_chip().refused("make the interrupt controllers")?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        fd.create_irq_chip()
+            .refused("make the interrupt controllers")?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..kvm_pit_config::default()
+        };
         fd.create_pit2(pit).refused("make the timer")?;
         let power_on = PowerOn::read(&fd);
         add_memory(&fd, &ram)?;
-        Ok(Self { kvm, fd: Arc::new(fd), power_on, _ram: ram })
+        Ok(Self {
+            kvm,
+            fd: Arc::new(fd),
+            power_on,
+            _ram: ram,
+        })
     }
 
     /// The subsystem, for what concerns the host and not the machine.
@@ -95,10 +107,20 @@ impl KvmVm {
 
 impl PowerOn {
     fn read(fd: &VmFd) -> Self {
-        let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+        let chips = [
+            KVM_IRQCHIP_PIC_MASTER,
+            KVM_IRQCHIP_PIC_SLAVE,
+            KVM_IRQCHIP_IOAPIC,
+        ];
         let controllers = chips.into_iter().filter_map(|chip_id| {
-            let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
-            optional("tell an interrupt controller's state", fd.get_irqchip(&mut chip))?;
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..kvm_irqchip::default()
+            };
+            optional(
+                "tell an interrupt controller's state",
+                fd.get_irqchip(&mut chip),
+            )?;
             Some(chip)
         });
         Self {

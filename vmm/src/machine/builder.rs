@@ -100,7 +100,10 @@ impl From<FirmwareError> for BuildError {
 
 /// Where interrupts go.
 enum Interrupts {
-    Kvm { vm: KvmVm, router: Arc<InterruptRouter> },
+    Kvm {
+        vm: KvmVm,
+        router: Arc<InterruptRouter>,
+    },
     Qtest(Arc<QtestInterrupts>),
 }
 
@@ -170,15 +173,21 @@ impl MachineBuilder {
         } else {
             Interrupts::Qtest(QtestInterrupts::new())
         };
-        let buses = Buses { pio: Arc::new(PioBus::new()), mmio: Arc::new(MmioBus::new()) };
+        let buses = Buses {
+            pio: Arc::new(PioBus::new()),
+            mmio: Arc::new(MmioBus::new()),
+        };
         let pci = PciBus::new(Arc::clone(&buses.pio), Arc::clone(&buses.mmio));
         let intx = IntxRouter::new(PCI_GSIS.map(|gsi| interrupts.line(gsi)));
         let requests = Requests::new(main.clone());
         let sci = interrupts.line(SCI.into());
-        let pm = Arc::new(PmBlock::new(sci, Arc::clone(&clock), Arc::clone(&requests) as _));
-        let serial = serial.map(|sink| {
-            Arc::new(SerialPort::new(interrupts.line(SerialPort::COM1_IRQ), sink))
-        });
+        let pm = Arc::new(PmBlock::new(
+            sci,
+            Arc::clone(&clock),
+            Arc::clone(&requests) as _,
+        ));
+        let serial = serial
+            .map(|sink| Arc::new(SerialPort::new(interrupts.line(SerialPort::COM1_IRQ), sink)));
         let mut builder = Self {
             config: config.clone(),
             layout,
@@ -207,7 +216,10 @@ impl MachineBuilder {
         device: Arc<dyn PioDevice>,
     ) -> Result<(), BuildError> {
         let inserted = self.buses.pio.insert(first..=last, device);
-        inserted.map_err(|source| BuildError::Bus { device: name, source })
+        inserted.map_err(|source| BuildError::Bus {
+            device: name,
+            source,
+        })
     }
 
     fn add_legacy(&mut self, clock: Arc<dyn Clock>) -> Result<(), BuildError> {
@@ -220,17 +232,37 @@ impl MachineBuilder {
         let panic = Arc::new(PvPanic::new(machine()));
         self.add_ports("the panic port", PvPanic::PORT, PvPanic::PORT, panic)?;
         let reset = Arc::new(ResetControl::new(machine()));
-        self.add_ports("reset control", ResetControl::PORT, ResetControl::PORT, reset)?;
+        self.add_ports(
+            "reset control",
+            ResetControl::PORT,
+            ResetControl::PORT,
+            reset,
+        )?;
         let pm = Arc::clone(&self.pm);
-        self.add_ports("power management", PmBlock::BASE, PmBlock::LAST, Arc::clone(&pm) as _)?;
+        self.add_ports(
+            "power management",
+            PmBlock::BASE,
+            PmBlock::LAST,
+            Arc::clone(&pm) as _,
+        )?;
         self.reset_hooks.push(pm);
         if let Some(DebugExitConfig { iobase, iosize }) = self.config.debug_exit {
             let last = iobase.saturating_add(iosize.max(1) - 1);
-            self.add_ports("isa-debug-exit", iobase, last, Arc::new(DebugExit::new(machine())))?;
+            self.add_ports(
+                "isa-debug-exit",
+                iobase,
+                last,
+                Arc::new(DebugExit::new(machine())),
+            )?;
         }
         if let Some(serial) = self.serial.clone() {
             let last = SerialPort::COM1 + SerialPort::PORTS - 1;
-            self.add_ports("the serial port", SerialPort::COM1, last, Arc::clone(&serial) as _)?;
+            self.add_ports(
+                "the serial port",
+                SerialPort::COM1,
+                last,
+                Arc::clone(&serial) as _,
+            )?;
             self.reset_hooks.push(serial);
         }
         Ok(())
@@ -241,7 +273,12 @@ impl MachineBuilder {
     fn add_bridges(&mut self) -> Result<(), BuildError> {
         let address = *CONFIG_PORTS.start();
         let (data, last) = (address + 4, *CONFIG_PORTS.end());
-        self.add_ports("PCI configuration", address, address, Arc::clone(&self.pci) as _)?;
+        self.add_ports(
+            "PCI configuration",
+            address,
+            address,
+            Arc::clone(&self.pci) as _,
+        )?;
         self.add_ports("PCI configuration", data, last, Arc::clone(&self.pci) as _)?;
         self.pci.add(Address::new(0, 0), Bridge::host())?;
         self.pci.add(Address::new(1, 0), Bridge::isa())?;
@@ -330,7 +367,10 @@ impl MachineBuilder {
         let mut firmware = Firmware {
             ram: Arc::clone(&self.ram),
             layout: self.layout,
-            platform: Platform { cpus, serial: self.serial.is_some() },
+            platform: Platform {
+                cpus,
+                serial: self.serial.is_some(),
+            },
             images: self.images,
         };
         let mut qtest = None;
@@ -342,7 +382,11 @@ impl MachineBuilder {
                 let vcpus = VcpuSet::start(&vm, cpus, &self.buses, &(failed as _))?;
                 self.requests.connect_vcpus(vcpus.handle());
                 vcpus.reset(entry)?;
-                Engine::Kvm(Box::new(KvmEngine { vcpus, vm, firmware: firmware.into() }))
+                Engine::Kvm(Box::new(KvmEngine {
+                    vcpus,
+                    vm,
+                    firmware: firmware.into(),
+                }))
             }
             Interrupts::Qtest(recorder) => {
                 qtest = Some(recorder);
@@ -358,7 +402,13 @@ impl MachineBuilder {
             reset_hooks: self.reset_hooks,
         });
         self.requests.connect(&controller);
-        Ok(Machine { controller, serial: self.serial, buses: self.buses, ram: self.ram, qtest })
+        Ok(Machine {
+            controller,
+            serial: self.serial,
+            buses: self.buses,
+            ram: self.ram,
+            qtest,
+        })
     }
 }
 

@@ -106,7 +106,9 @@ impl Controller {
             *slot = Some(exit);
         }
         let controller = Arc::clone(self);
-        self.parts.main.spawn(move || async move { controller.wind_down(cause).await });
+        self.parts
+            .main
+            .spawn(move || async move { controller.wind_down(cause).await });
     }
 
     async fn wind_down(self: Arc<Self>, cause: Cause) {
@@ -154,13 +156,19 @@ impl Controller {
                 self.emit(VmEvent::GuestPanicked(PanicAction::Poweroff));
                 self.set_state(RunState::GuestPanicked);
                 let why = "the guest's kernel panicked (its console says why)";
-                self.end(Exit::because(ExitStatus::GuestPanic, why), Cause::GuestPanic);
+                self.end(
+                    Exit::because(ExitStatus::GuestPanic, why),
+                    Cause::GuestPanic,
+                );
             }
             MachineRequest::GuestFailed(GuestFailure::CrashLoaded) => {
                 self.emit(VmEvent::GuestPanicked(PanicAction::Run));
             }
             MachineRequest::DebugExit(value) => {
-                self.end(Exit::quiet(ExitStatus::DebugExit(value)), Cause::GuestShutdown);
+                self.end(
+                    Exit::quiet(ExitStatus::DebugExit(value)),
+                    Cause::GuestShutdown,
+                );
             }
         }
     }
@@ -179,14 +187,20 @@ impl Controller {
         const VERB: &str = "system_reset";
         let _turn = self.turn.lock().await;
         if self.is_ending() {
-            return Err(ControlError::WrongState { verb: VERB, state: self.status() });
+            return Err(ControlError::WrongState {
+                verb: VERB,
+                state: self.status(),
+            });
         }
         self.parts.engine.park();
         for hook in &self.parts.reset_hooks {
             Arc::clone(hook).reset().await;
         }
         if let Err(reason) = self.parts.engine.reset() {
-            self.end(Exit::because(ExitStatus::KvmError, &reason), Cause::HostError);
+            self.end(
+                Exit::because(ExitStatus::KvmError, &reason),
+                Cause::HostError,
+            );
             return Err(ControlError::Failed { verb: VERB, reason });
         }
         self.emit(VmEvent::Reset(cause));
@@ -201,7 +215,10 @@ impl Controller {
         match self.status() {
             RunState::Running => {}
             RunState::Shutdown => {
-                return Err(ControlError::WrongState { verb: "stop", state: RunState::Shutdown });
+                return Err(ControlError::WrongState {
+                    verb: "stop",
+                    state: RunState::Shutdown,
+                });
             }
             _ => return Ok(()),
         }
@@ -219,7 +236,10 @@ impl Controller {
         let _turn = self.turn.lock().await;
         let state = self.status();
         if self.is_ending() || matches!(state, RunState::GuestPanicked | RunState::InternalError) {
-            return Err(ControlError::WrongState { verb: "cont", state });
+            return Err(ControlError::WrongState {
+                verb: "cont",
+                state,
+            });
         }
         if state != RunState::Running {
             self.set_state(RunState::Running);
@@ -255,7 +275,10 @@ impl VmControl for Arc<Controller> {
     fn powerdown(&self) -> Result<(), ControlError> {
         let state = Controller::status(self);
         if state == RunState::Shutdown {
-            return Err(ControlError::WrongState { verb: "system_powerdown", state });
+            return Err(ControlError::WrongState {
+                verb: "system_powerdown",
+                state,
+            });
         }
         self.parts.pm.press_power_button();
         self.emit(VmEvent::Powerdown);

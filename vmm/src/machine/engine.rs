@@ -35,7 +35,9 @@ impl Firmware {
     /// Writes tables, kernel and initrd; tells where the kernel is entered.
     pub(super) fn load(&mut self) -> Result<Option<Entry>, FirmwareError> {
         let rsdp: GuestAddress = acpi::write_tables(&self.ram, self.platform)?;
-        let Some(images) = &mut self.images else { return Ok(None) };
+        let Some(images) = &mut self.images else {
+            return Ok(None);
+        };
         Ok(Some(images.load(&self.ram, self.layout, rsdp)?))
     }
 }
@@ -57,7 +59,11 @@ pub(super) struct KvmEngine {
 
 impl KvmEngine {
     fn reset(&self) -> Result<(), String> {
-        let entry = self.firmware.lock().load().map_err(|error| error.to_string())?;
+        let entry = self
+            .firmware
+            .lock()
+            .load()
+            .map_err(|error| error.to_string())?;
         self.vm.reset();
         match entry {
             Some(entry) => self.vcpus.reset(entry).map_err(|error| error.to_string()),

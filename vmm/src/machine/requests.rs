@@ -20,7 +20,11 @@ impl Requests {
     /// A carrier into the `main` context.
     #[must_use]
     pub fn new(main: AioContext) -> Arc<Self> {
-        Arc::new(Self { main, vcpus: OnceLock::new(), controller: OnceLock::new() })
+        Arc::new(Self {
+            main,
+            vcpus: OnceLock::new(),
+            controller: OnceLock::new(),
+        })
     }
 
     /// Makes requests stop these vCPUs.
@@ -36,8 +40,11 @@ impl Requests {
 
     /// Carries the failure of a vCPU. On its thread.
     pub(super) fn vcpu_failed(&self, failure: VcpuFailure) {
-        let Some(controller) = self.controller.get().and_then(Weak::upgrade) else { return };
-        self.main.spawn(move || async move { controller.vcpu_failed(&failure) });
+        let Some(controller) = self.controller.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        self.main
+            .spawn(move || async move { controller.vcpu_failed(&failure) });
     }
 }
 
@@ -47,7 +54,10 @@ impl MachineRequests for Requests {
         if let Some(vcpus) = self.vcpus.get().filter(|_| !goes_on) {
             vcpus.request_park();
         }
-        let Some(controller) = self.controller.get().and_then(Weak::upgrade) else { return };
-        self.main.spawn(move || async move { controller.guest_asked(request).await });
+        let Some(controller) = self.controller.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        self.main
+            .spawn(move || async move { controller.guest_asked(request).await });
     }
 }

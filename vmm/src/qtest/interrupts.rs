@@ -41,13 +41,18 @@ impl QtestInterrupts {
     /// The line of a GSI.
     #[must_use]
     pub fn line(&self, gsi: u32) -> Arc<dyn IrqLine> {
-        Arc::new(Line { recorder: Weak::clone(&self.own), gsi })
+        Arc::new(Line {
+            recorder: Weak::clone(&self.own),
+            gsi,
+        })
     }
 
     /// Vectors that write their messages into `ram`.
     #[must_use]
     pub fn msi(&self, ram: &Arc<GuestRam>) -> Arc<dyn MsiController> {
-        Arc::new(MemoryMessages { ram: Arc::clone(ram) })
+        Arc::new(MemoryMessages {
+            ram: Arc::clone(ram),
+        })
     }
 
     fn set(&self, gsi: u32, level: bool) {
@@ -90,7 +95,10 @@ struct MemoryMessages {
 
 impl MsiController for MemoryMessages {
     fn allocate(&self) -> Result<Arc<dyn MsiVector>, IrqError> {
-        Ok(Arc::new(MemoryVector { ram: Arc::clone(&self.ram), message: Mutex::new(None) }))
+        Ok(Arc::new(MemoryVector {
+            ram: Arc::clone(&self.ram),
+            message: Mutex::new(None),
+        }))
     }
 }
 
@@ -105,8 +113,13 @@ impl MsiVector for MemoryVector {
     }
 
     fn trigger(&self) {
-        let Some((address, data)) = *self.message.lock() else { return };
-        if let Err(error) = self.ram.write_slice(&data.to_le_bytes(), GuestAddress(address)) {
+        let Some((address, data)) = *self.message.lock() else {
+            return;
+        };
+        if let Err(error) = self
+            .ram
+            .write_slice(&data.to_le_bytes(), GuestAddress(address))
+        {
             tracing::debug!(%error, "a message-signalled interrupt went nowhere");
         }
     }
