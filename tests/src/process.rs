@@ -13,6 +13,7 @@
 use std::{
     ffi::OsStr,
     fmt::Write as _,
+    fs::File,
     io::{self, Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
@@ -80,7 +81,8 @@ impl Collected {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn collect(&self, mut input: impl Read) {
+    /// Reads `input` to its end, copying it to `copy` as it comes.
+    fn collect(&self, mut input: impl Read, mut copy: Option<File>) {
         let mut bytes = [0; 4096];
         loop {
             match input.read(&mut bytes) {
@@ -125,6 +127,19 @@ impl Machine {
         program: &str,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<Self, MachineError> {
+        Self::start_copying(program, arguments, None)
+    }
+
+    /// As [`Self::start`], and copies the console to a file as it grows, for somebody to read
+    /// after the test was killed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_copying<S: AsRef<OsStr>>(
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+        copy: Option<File>,
+    ) -> Result<Self, MachineError> {
         let fail = |error| MachineError::Io {
             program: program.to_owned(),
             error,
@@ -146,11 +161,11 @@ impl Machine {
         let mut collectors = Vec::new();
         if let Some(output) = child.stdout.take() {
             let console = Arc::clone(&console);
-            collectors.push(std::thread::spawn(move || console.collect(output)));
+            collectors.push(std::thread::spawn(move || console.collect(output, copy)));
         }
         if let Some(output) = child.stderr.take() {
             let messages = Arc::clone(&messages);
-            collectors.push(std::thread::spawn(move || messages.collect(output)));
+            collectors.push(std::thread::spawn(move || messages.collect(output, None)));
         }
         let stdin = child.stdin.take();
         let program = program.to_owned();

@@ -36,12 +36,18 @@ struct Cli {
     seed: u64,
     /// Only the IDE disk, held in the window between the target's last flush and the swap of the
     /// root.
-    #[arg(long, conflicts_with = "negative")]
+    #[arg(long, group = "scenario")]
     twin: bool,
     /// As --twin, with a device that does not postpone: succeeds if the lost writes are detected.
     /// Needs a program built with the feature `test-hooks`.
-    #[arg(long)]
+    #[arg(long, group = "scenario")]
     negative: bool,
+    /// Leave out the round in which the images are compared while the section is held.
+    #[arg(long, group = "scenario")]
+    quick: bool,
+    /// Copy the guest's console to this file as it grows.
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
     /// Say on standard error what happens.
     #[arg(long, short)]
     verbose: bool,
@@ -49,10 +55,11 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let scenario = match (cli.twin, cli.negative) {
-        (_, true) => Scenario::Negative,
-        (true, false) => Scenario::Twin,
-        (false, false) => Scenario::Demo,
+    let scenario = match (cli.twin, cli.negative, cli.quick) {
+        (true, _, _) => Scenario::Twin,
+        (_, true, _) => Scenario::Negative,
+        (_, _, true) => Scenario::Quick,
+        _ => Scenario::Demo,
     };
     let options = Options {
         scenario,
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         disk_bytes: cli.disk_size << 20,
         rate: cli.rate,
         seed: cli.seed,
+        console: cli.console,
         verbose: cli.verbose,
     };
     if let Err(error) = std::fs::create_dir_all(&options.work) {

@@ -125,7 +125,7 @@ pub fn arguments(options: &Options, images: &Images) -> Vec<String> {
     let virtio = images.of(DiskKind::Virtio, 0);
     let ide_device = match options.scenario {
         Scenario::Negative => "ide-hd,drive=ide,bus=ide.0,unit=0,x-postpone=off",
-        Scenario::Demo | Scenario::Twin => "ide-hd,drive=ide,bus=ide.0,unit=0",
+        Scenario::Demo | Scenario::Quick | Scenario::Twin => "ide-hd,drive=ide,bus=ide.0,unit=0",
     };
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));

@@ -132,6 +132,7 @@ impl fmt::Display for Report {
         }
         let name = match self.scenario {
             Scenario::Demo => "demo",
+            Scenario::Quick => "quick demo",
             Scenario::Twin => "pivot held before the swap, with postponing",
             Scenario::Negative => "negative control, without postponing",
         };

@@ -29,6 +29,9 @@ use crate::{
 /// How often the log is looked at while waiting for the guest.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How often a long wait says that it is still waiting.
+const NEWS: Duration = Duration::from_secs(10);
+
 /// "For a while" in acknowledged writes.
 pub const A_WHILE: u64 = 25;
 
@@ -50,7 +53,10 @@ impl Session {
     pub fn start(options: &Options) -> Result<Self> {
         let images = Images::create(options).context("cannot make the disk images")?;
         let program = options.sluice.display().to_string();
-        let mut machine = Machine::start(&program, disks::arguments(options, &images))?;
+        let console = options.console.as_ref().map(File::create).transpose();
+        let console = console.context("cannot make the copy of the console")?;
+        let arguments = disks::arguments(options, &images);
+        let mut machine = Machine::start_copying(&program, arguments, console)?;
         let qmp = match Qmp::connect(&images.socket(), PATIENCE) {
             Ok(qmp) => qmp,
             Err(error) => {
@@ -103,6 +109,7 @@ impl Session {
         self.read_log()?;
         let wanted = self.disk(disk).acknowledged_writes() + more;
         let deadline = Instant::now() + PATIENCE;
+        let mut next_word = Instant::now() + NEWS;
         while self.disk(disk).acknowledged_writes() < wanted {
             if let Some(status) = self.machine.try_status()? {
                 bail!("the machine ended ({status})");
@@ -110,6 +117,14 @@ impl Session {
             if Instant::now() > deadline {
                 let name = disk.name();
                 bail!("the guest's log shows fewer than {more} new writes to the {name} disk");
+            }
+            if Instant::now() > next_word {
+                next_word += NEWS;
+                let left = wanted - self.disk(disk).acknowledged_writes();
+                self.say(&format!(
+                    "waiting for {left} more writes to the {} disk",
+                    disk.name()
+                ));
             }
             std::thread::sleep(LOOK);
             self.read_log()?;

@@ -45,7 +45,7 @@ pub fn judge(
     for pivot in pivots {
         let mut own = match scenario {
             Scenario::Negative => lost_in_the_window(session, &pivot)?,
-            Scenario::Demo | Scenario::Twin => sound_pivot(session, &pivot)?,
+            Scenario::Demo | Scenario::Quick | Scenario::Twin => sound_pivot(session, &pivot)?,
         };
         own.push(statistics(&pivot));
         let number = pivot.disk.number();
