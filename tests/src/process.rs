@@ -87,10 +87,18 @@ impl Collected {
         loop {
             match input.read(&mut bytes) {
                 Ok(0) => break,
-                Ok(count) => self
-                    .lock()
-                    .text
-                    .push_str(&String::from_utf8_lossy(&bytes[..count])),
+                Ok(count) => {
+                    if copy
+                        .as_mut()
+                        .is_some_and(|file| file.write_all(&bytes[..count]).is_err())
+                    {
+                        // The copy is a help for humans; a full disk must not end the test.
+                        copy = None;
+                    }
+                    self.lock()
+                        .text
+                        .push_str(&String::from_utf8_lossy(&bytes[..count]));
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
