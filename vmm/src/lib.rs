@@ -7,6 +7,7 @@ pub mod clock;
 pub mod console;
 pub mod control;
 pub mod exit;
+pub mod iothreads;
 pub mod kvm;
 pub mod machine;
 pub mod main_loop;

@@ -1,0 +1,94 @@
+//! Commands about block nodes and disks.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+use sluice_aio::current;
+
+use super::records::{DiskRecord, NodeRecord, StatsRecord};
+use super::{Done, Monitor, NoArguments};
+use crate::qmp::blockdev;
+use crate::qmp::error::QmpError;
+use crate::qmp::input::Scalars;
+
+pub(super) async fn blockdev_add(
+    monitor: Arc<Monitor>,
+    arguments: Value,
+) -> Result<Done, QmpError> {
+    let options = blockdev::read(arguments, Scalars::Typed)?;
+    monitor.graph.add_node(&options).await?;
+    Ok(Done {})
+}
+
+/// Arguments of `blockdev-del`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct BlockdevDel {
+    node_name: String,
+}
+
+pub(super) async fn blockdev_del(
+    monitor: Arc<Monitor>,
+    arguments: BlockdevDel,
+) -> Result<Done, QmpError> {
+    monitor.graph.del_node(&arguments.node_name)?;
+    Ok(Done {})
+}
+
+pub(super) async fn query_block(
+    monitor: Arc<Monitor>,
+    _: NoArguments,
+) -> Result<Vec<DiskRecord>, QmpError> {
+    let backends = monitor.graph.backends();
+    let ask = move || {
+        let records = backends.iter().map(|backend| DiskRecord::of(backend));
+        records.collect()
+    };
+    Ok(current::blocking(ask).await?)
+}
+
+/// Arguments of `query-named-block-nodes`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueryNodes {
+    /// Without backing files in the records; there are none anyway.
+    #[expect(
+        dead_code,
+        reason = "both values mean the same while there are no backing files"
+    )]
+    flat: Option<bool>,
+}
+
+pub(super) async fn query_named_block_nodes(
+    monitor: Arc<Monitor>,
+    _: QueryNodes,
+) -> Result<Vec<NodeRecord>, QmpError> {
+    let nodes = monitor.graph.nodes();
+    let ask = move || {
+        let records = nodes.iter().map(|node| NodeRecord::of(node));
+        records.collect()
+    };
+    Ok(current::blocking(ask).await?)
+}
+
+/// Arguments of `query-blockstats`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct QueryStats {
+    query_nodes: Option<bool>,
+}
+
+pub(super) async fn query_blockstats(
+    monitor: Arc<Monitor>,
+    arguments: QueryStats,
+) -> Result<Vec<StatsRecord>, QmpError> {
+    if arguments.query_nodes == Some(true) {
+        return Err(QmpError::generic(
+            "Parameter 'query-nodes' does not accept value 'true': only disks are counted",
+        ));
+    }
+    let backends = monitor.graph.backends();
+    let records = backends.iter().map(|backend| StatsRecord::of(backend));
+    Ok(records.collect())
+}

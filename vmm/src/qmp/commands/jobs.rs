@@ -1,0 +1,137 @@
+//! The verbs of jobs. Those with the prefix `block-job-` and those without differ only in how they
+//! name the job and in the error if there is none.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use sluice_block::job::{BlockJobInfo, Job, JobInfo, VerbError};
+
+use super::{Done, Monitor, NoArguments};
+use crate::qmp::error::QmpError;
+
+/// Arguments of most `block-job-*` commands.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Device {
+    device: String,
+}
+
+/// Arguments of the `job-*` commands, `block-job-finalize` and `block-job-dismiss`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Id {
+    id: String,
+}
+
+/// Gives the verb `verb` to the job that a `block-job-*` command names.
+fn block_job(
+    monitor: &Monitor,
+    id: &str,
+    verb: impl FnOnce(&Job) -> Result<(), VerbError>,
+) -> Result<Done, QmpError> {
+    verb(&*monitor.graph.jobs().find_block_job(id)?)?;
+    Ok(Done {})
+}
+
+/// Gives the verb `verb` to the job that a `job-*` command names.
+fn job(
+    monitor: &Monitor,
+    id: &str,
+    verb: impl FnOnce(&Job) -> Result<(), VerbError>,
+) -> Result<Done, QmpError> {
+    verb(&*monitor.graph.jobs().find_job(id)?)?;
+    Ok(Done {})
+}
+
+/// Arguments of `block-job-cancel`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cancel {
+    device: String,
+    force: Option<bool>,
+}
+
+pub(super) async fn block_job_cancel(
+    monitor: Arc<Monitor>,
+    arguments: Cancel,
+) -> Result<Done, QmpError> {
+    let force = arguments.force.unwrap_or(false);
+    block_job(&monitor, &arguments.device, |job| {
+        job.cancel_unless_paused(force)
+    })
+}
+
+/// Arguments of `block-job-set-speed`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SetSpeed {
+    device: String,
+    speed: i64,
+}
+
+pub(super) async fn block_job_set_speed(
+    monitor: Arc<Monitor>,
+    arguments: SetSpeed,
+) -> Result<Done, QmpError> {
+    block_job(&monitor, &arguments.device, |job| {
+        job.set_speed(arguments.speed)
+    })
+}
+
+pub(super) async fn block_job_complete(m: Arc<Monitor>, a: Device) -> Result<Done, QmpError> {
+    block_job(&m, &a.device, Job::complete)
+}
+
+pub(super) async fn block_job_pause(m: Arc<Monitor>, a: Device) -> Result<Done, QmpError> {
+    block_job(&m, &a.device, Job::pause)
+}
+
+pub(super) async fn block_job_resume(m: Arc<Monitor>, a: Device) -> Result<Done, QmpError> {
+    block_job(&m, &a.device, Job::resume)
+}
+
+pub(super) async fn block_job_finalize(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    block_job(&m, &a.id, Job::finalize)
+}
+
+pub(super) async fn block_job_dismiss(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    block_job(&m, &a.id, Job::dismiss)
+}
+
+pub(super) async fn job_cancel(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    job(&m, &a.id, |job| job.cancel(true))
+}
+
+pub(super) async fn job_complete(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    job(&m, &a.id, Job::complete)
+}
+
+pub(super) async fn job_pause(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    job(&m, &a.id, Job::pause)
+}
+
+pub(super) async fn job_resume(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    job(&m, &a.id, Job::resume)
+}
+
+pub(super) async fn job_finalize(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    job(&m, &a.id, Job::finalize)
+}
+
+pub(super) async fn job_dismiss(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
+    job(&m, &a.id, Job::dismiss)
+}
+
+pub(super) async fn query_block_jobs(
+    monitor: Arc<Monitor>,
+    _: NoArguments,
+) -> Result<Vec<BlockJobInfo>, QmpError> {
+    Ok(monitor.graph.jobs().query_block_jobs())
+}
+
+pub(super) async fn query_jobs(
+    monitor: Arc<Monitor>,
+    _: NoArguments,
+) -> Result<Vec<JobInfo>, QmpError> {
+    Ok(monitor.graph.jobs().query_jobs())
+}

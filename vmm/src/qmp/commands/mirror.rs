@@ -1,0 +1,84 @@
+//! `blockdev-mirror` and `drive-mirror`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sluice_block::mirror::{self, BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode};
+
+use super::{Done, Monitor};
+use crate::qmp::error::QmpError;
+use crate::qmp::input::{self, Scalars};
+
+/// Arguments that only `blockdev-mirror` has.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct BlockdevMirrorOnly {
+    target: String,
+    filter_node_name: Option<String>,
+}
+
+impl BlockdevMirrorOnly {
+    const NAMES: &[&str] = &["target", "filter-node-name"];
+}
+
+pub(super) async fn blockdev_mirror(
+    monitor: Arc<Monitor>,
+    arguments: Map<String, Value>,
+) -> Result<Done, QmpError> {
+    let (own, common) = split(arguments, BlockdevMirrorOnly::NAMES);
+    let common: MirrorCommon = input::from_value(common, Scalars::Typed)?;
+    let own: BlockdevMirrorOnly = input::from_value(own, Scalars::Typed)?;
+    let arguments = BlockdevMirror {
+        common,
+        target: own.target,
+        filter_node_name: own.filter_node_name,
+    };
+    mirror::blockdev_mirror(&monitor.graph, arguments, &monitor.main).await?;
+    Ok(Done {})
+}
+
+/// Arguments that only `drive-mirror` has.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct DriveMirrorOnly {
+    target: PathBuf,
+    format: Option<String>,
+    node_name: Option<String>,
+    mode: Option<NewImageMode>,
+    unmap: Option<bool>,
+}
+
+impl DriveMirrorOnly {
+    const NAMES: &[&str] = &["target", "format", "node-name", "mode", "unmap"];
+}
+
+pub(super) async fn drive_mirror(
+    monitor: Arc<Monitor>,
+    arguments: Map<String, Value>,
+) -> Result<Done, QmpError> {
+    let (own, common) = split(arguments, DriveMirrorOnly::NAMES);
+    let common: MirrorCommon = input::from_value(common, Scalars::Typed)?;
+    let own: DriveMirrorOnly = input::from_value(own, Scalars::Typed)?;
+    let arguments = DriveMirror {
+        common,
+        target: own.target,
+        format: own.format,
+        node_name: own.node_name,
+        mode: own.mode.unwrap_or_default(),
+        unmap: own.unmap.unwrap_or(true),
+    };
+    mirror::drive_mirror(&monitor.graph, arguments, &monitor.main).await?;
+    Ok(Done {})
+}
+
+/// Splits arguments into those that are among `names` and the others. (A flattened struct would do
+/// the same, but could not refuse unknown members by name.)
+fn split(mut arguments: Map<String, Value>, names: &[&str]) -> (Value, Value) {
+    let own = names
+        .iter()
+        .filter_map(|name| arguments.remove_entry(*name));
+    let own: Map<_, _> = own.collect();
+    (Value::Object(own), Value::Object(arguments))
+}

@@ -1,0 +1,153 @@
+//! The commands: a table from name to function, and the functions by subject.
+//!
+//! A command is an `async fn(Arc<Monitor>, Arguments) -> Result<Reply, QmpError>`. Its arguments are
+//! read by [`crate::qmp::input`], so a command's type is its whole syntax. Commands run in the main
+//! context and must not block it.
+
+mod block;
+mod debug;
+mod general;
+mod jobs;
+mod mirror;
+mod objects;
+mod records;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sluice_aio::AioContext;
+use sluice_block::Graph;
+
+use super::error::QmpError;
+use super::input::{self, Scalars};
+use super::session::AfterReply;
+use crate::control::{LocalFuture, VmControl};
+use crate::iothreads::IoThreads;
+
+/// All that commands work on.
+pub struct Monitor {
+    /// Nodes, backends and jobs.
+    pub graph: Arc<Graph>,
+    /// The machine.
+    pub vm: Arc<dyn VmControl>,
+    /// The I/O threads.
+    pub iothreads: Arc<IoThreads>,
+    /// The loop that the monitor itself runs in; jobs on disks without an I/O thread run there.
+    pub main: AioContext,
+}
+
+/// One command.
+pub(super) struct Command {
+    name: &'static str,
+    run: fn(Arc<Monitor>, Value) -> LocalFuture<'static, Result<Value, QmpError>>,
+    after_reply: Option<AfterReply>,
+}
+
+/// Builds the table: `"name" => function`, and for commands of which a part must wait until the
+/// client has the reply, `"name" => function, then function`.
+macro_rules! commands {
+    ($($name:literal => $run:path $(, then $after:path)?;)*) => {
+        const COMMANDS: &[Command] = &[$(Command {
+            name: $name,
+            run: |monitor, arguments| Box::pin(invoke(monitor, arguments, $run)),
+            after_reply: commands!(@after $($after)?),
+        }),*];
+    };
+    (@after) => { None };
+    (@after $after:path) => { Some($after) };
+}
+
+commands! {
+    "block-job-cancel" => jobs::block_job_cancel;
+    "block-job-complete" => jobs::block_job_complete;
+    "block-job-dismiss" => jobs::block_job_dismiss;
+    "block-job-finalize" => jobs::block_job_finalize;
+    "block-job-pause" => jobs::block_job_pause;
+    "block-job-resume" => jobs::block_job_resume;
+    "block-job-set-speed" => jobs::block_job_set_speed;
+    "blockdev-add" => block::blockdev_add;
+    "blockdev-del" => block::blockdev_del;
+    "blockdev-mirror" => mirror::blockdev_mirror;
+    "cont" => general::cont;
+    "drive-mirror" => mirror::drive_mirror;
+    "job-cancel" => jobs::job_cancel;
+    "job-complete" => jobs::job_complete;
+    "job-dismiss" => jobs::job_dismiss;
+    "job-finalize" => jobs::job_finalize;
+    "job-pause" => jobs::job_pause;
+    "job-resume" => jobs::job_resume;
+    "object-add" => objects::object_add;
+    "object-del" => objects::object_del;
+    "query-block" => block::query_block;
+    "query-block-jobs" => jobs::query_block_jobs;
+    "query-blockstats" => block::query_blockstats;
+    "query-commands" => general::query_commands;
+    "query-iothreads" => objects::query_iothreads;
+    "query-jobs" => jobs::query_jobs;
+    "query-kvm" => general::query_kvm;
+    "query-name" => general::query_name;
+    "query-named-block-nodes" => block::query_named_block_nodes;
+    "query-status" => general::query_status;
+    "query-version" => general::query_version;
+    "quit" => general::quit, then general::after_quit;
+    "stop" => general::stop;
+    "system_powerdown" => general::system_powerdown;
+    "system_reset" => general::system_reset;
+    "x-debug-break" => debug::set_break;
+    "x-debug-resume" => debug::resume;
+    "x-debug-wait-break" => debug::wait_break;
+    "x-query-block-drains" => debug::query_block_drains;
+}
+
+/// The names in the table.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|command| command.name)
+}
+
+impl Command {
+    /// The command of that name.
+    pub(super) fn find(name: &str) -> Option<&'static Self> {
+        COMMANDS.iter().find(|command| command.name == name)
+    }
+
+    /// Executes it.
+    pub(super) async fn run(
+        &self,
+        monitor: Arc<Monitor>,
+        arguments: Value,
+    ) -> Result<Value, QmpError> {
+        (self.run)(monitor, arguments).await
+    }
+
+    /// What it does after the reply.
+    pub(super) fn after_reply(&self) -> Option<AfterReply> {
+        self.after_reply
+    }
+}
+
+async fn invoke<A, R, F>(
+    monitor: Arc<Monitor>,
+    arguments: Value,
+    function: impl FnOnce(Arc<Monitor>, A) -> F,
+) -> Result<Value, QmpError>
+where
+    A: DeserializeOwned,
+    R: Serialize,
+    F: Future<Output = Result<R, QmpError>>,
+{
+    let arguments = input::from_value(arguments, Scalars::Typed)?;
+    let reply = function(monitor, arguments).await?;
+    serde_json::to_value(reply).map_err(|error| QmpError::generic(error.to_string()))
+}
+
+/// The arguments of a command that takes none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoArguments {}
+
+/// The reply of a command that has nothing to tell: `{}`.
+#[derive(Debug, Serialize)]
+pub(super) struct Done {}

@@ -1,0 +1,214 @@
+//! Turns what happens to the machine and its disks into QMP events, for every session.
+//!
+//! [`EventBus`] takes events from any thread, stamps them with the real time and puts them into the
+//! [`Outbox`] of each session that has negotiated. `BLOCK_IO_ERROR`, which a guest can bring about
+//! as often as it likes, is limited as in QEMU: of the events about one device within a second the
+//! first and the last are sent. No lock is held while another is taken.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::{Value, json};
+use sluice_aio::{AioContext, current};
+use sluice_block::{BlockEvent, EventSink};
+
+use super::outbox::Outbox;
+use crate::control::{VmEvent, VmEventSink};
+
+/// Of the events of a limited kind about one thing, one is sent in this time (QEMU: 1 s).
+const LIMIT_PERIOD: Duration = Duration::from_secs(1);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct EventBus {
+    this: Weak<Self>,
+    main: AioContext,
+    sessions: Mutex<Vec<Weak<Outbox>>>,
+    /// What is limited now, by device: the latest event that was held back.
+    limited: Mutex<BTreeMap<String, Option<BlockEvent>>>,
+}
+
+impl EventBus {
+    /// A bus without sessions. The limits' timers run in `main`.
+    pub fn new(main: AioContext) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            main,
+            sessions: Mutex::default(),
+            limited: Mutex::default(),
+        })
+    }
+
+    /// Sends events to `session` while it lives.
+    pub(super) fn subscribe(&self, session: &Arc<Outbox>) {
+        let mut sessions = self.sessions.lock();
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(Arc::downgrade(session));
+    }
+
+    fn send(&self, event: &impl Serialize) {
+        let line: Arc<str> = match event_line(event, SystemTime::now()) {
+            Ok(line) => line.into(),
+            Err(error) => {
+                // No event holds what JSON can't; but losing one must not pass unseen.
+                tracing::error!(%error, "an event can't be written");
+                return;
+            }
+        };
+        let sessions: Vec<_> = {
+            let sessions = self.sessions.lock();
+            sessions.iter().filter_map(Weak::upgrade).collect()
+        };
+        for session in sessions {
+            session.event(Arc::clone(&line));
+        }
+    }
+
+    /// Sends `event` unless one about the same `device` was sent just now; then keeps it for the
+    /// end of the period.
+    fn send_limited(&self, device: &str, event: BlockEvent) {
+        let mut limited = self.limited.lock();
+        if let Some(held_back) = limited.get_mut(device) {
+            *held_back = Some(event);
+            return;
+        }
+        limited.insert(device.to_owned(), None);
+        drop(limited);
+        self.send(&event);
+        self.start_period(device);
+    }
+
+    fn start_period(&self, device: &str) {
+        let bus = Weak::clone(&self.this);
+        let device = device.to_owned();
+        self.main.spawn(move || async move {
+            current::sleep(LIMIT_PERIOD).await;
+            if let Some(bus) = bus.upgrade() {
+                bus.end_period(&device);
+            }
+        });
+    }
+
+    fn end_period(&self, device: &str) {
+        let mut limited = self.limited.lock();
+        match limited.remove(device).flatten() {
+            None => {}
+            Some(event) => {
+                limited.insert(device.to_owned(), None);
+                drop(limited);
+                self.send(&event);
+                self.start_period(device);
+            }
+        }
+    }
+}
+
+impl EventSink for EventBus {
+    fn emit(&self, event: BlockEvent) {
+        let limited_by = match &event {
+            BlockEvent::BlockIoError { qom_path, .. } => Some(qom_path.clone()),
+            _ => None,
+        };
+        match limited_by {
+            Some(device) => self.send_limited(&device, event),
+            None => self.send(&event),
+        }
+    }
+}
+
+impl VmEventSink for EventBus {
+    fn emit(&self, event: VmEvent) {
+        self.send(&vm_event(event));
+    }
+}
+
+/// The QMP form of a machine's event, without its time.
+fn vm_event(event: VmEvent) -> Value {
+    match event {
+        VmEvent::Stop => json!({"event": "STOP"}),
+        VmEvent::Resume => json!({"event": "RESUME"}),
+        VmEvent::Powerdown => json!({"event": "POWERDOWN"}),
+        VmEvent::Reset(cause) => {
+            let data = json!({"guest": cause.is_guest(), "reason": cause.name()});
+            json!({"event": "RESET", "data": data})
+        }
+        VmEvent::Shutdown(cause) => {
+            let data = json!({"guest": cause.is_guest(), "reason": cause.name()});
+            json!({"event": "SHUTDOWN", "data": data})
+        }
+        VmEvent::GuestPanicked(action) => {
+            json!({"event": "GUEST_PANICKED", "data": {"action": action.name()}})
+        }
+    }
+}
+
+/// An event's line: with its time, and the line end.
+fn event_line(event: &impl Serialize, now: SystemTime) -> serde_json::Result<String> {
+    /// `timestamp` of an event; -1 each if the clock shows a time before 1970, as in QEMU.
+    #[derive(Serialize)]
+    struct Timestamp {
+        seconds: i64,
+        microseconds: i64,
+    }
+    #[derive(Serialize)]
+    struct Stamped<'a, T> {
+        #[serde(flatten)]
+        event: &'a T,
+        timestamp: Timestamp,
+    }
+    let timestamp = match now.duration_since(UNIX_EPOCH) {
+        Ok(since) => Timestamp {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            microseconds: i64::from(since.subsec_micros()),
+        },
+        Err(_) => Timestamp {
+            seconds: -1,
+            microseconds: -1,
+        },
+    };
+    let mut line = serde_json::to_string(&Stamped { event, timestamp })?;
+    line.push_str(super::LINE_END);
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Cause, PanicAction};
+
+    #[test]
+    fn events_have_qemus_form() {
+        let at = UNIX_EPOCH + Duration::new(12, 345_678_999);
+        let line = event_line(&vm_event(VmEvent::Shutdown(Cause::GuestShutdown)), at).unwrap();
+        assert!(line.ends_with("}\r\n"));
+        let expected = json!({
+            "event": "SHUTDOWN",
+            "data": {"guest": true, "reason": "guest-shutdown"},
+            "timestamp": {"seconds": 12, "microseconds": 345_678},
+        });
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), expected);
+    }
+
+    #[test]
+    fn events_without_data_have_no_data() {
+        for (event, name) in [
+            (VmEvent::Stop, "STOP"),
+            (VmEvent::Resume, "RESUME"),
+            (VmEvent::Powerdown, "POWERDOWN"),
+        ] {
+            assert_eq!(vm_event(event), json!({"event": name}));
+        }
+    }
+
+    #[test]
+    fn causes_say_whether_the_guest_is_the_origin() {
+        let reset = vm_event(VmEvent::Reset(Cause::HostQmpSystemReset));
+        let data = json!({"guest": false, "reason": "host-qmp-system-reset"});
+        assert_eq!(reset, json!({"event": "RESET", "data": data}));
+        let panicked = vm_event(VmEvent::GuestPanicked(PanicAction::Poweroff));
+        assert_eq!(panicked["data"], json!({"action": "poweroff"}));
+    }
+}

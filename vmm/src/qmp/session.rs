@@ -1,0 +1,191 @@
+//! One client's conversation: negotiation, then commands one after the other.
+//!
+//! Pure protocol: messages in, lines into the [`Outbox`]. Runs in the main context; commands of
+//! different sessions interleave at their awaits, those of one session do not.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::commands::{self, Command, Monitor};
+use super::error::QmpError;
+use super::input::{self, Scalars};
+use super::json::JsonError;
+use super::outbox::Outbox;
+
+/// The release of QEMU whose protocol is followed; clients decide by it which arguments they may
+/// use.
+pub(super) const PROTOCOL_VERSION: Version = Version {
+    qemu: Triple {
+        major: 10,
+        minor: 0,
+        micro: 0,
+    },
+    package: concat!("sluice-", env!("CARGO_PKG_VERSION")),
+};
+
+/// The only command before the negotiation is over, and none after.
+const NEGOTIATION: &str = "qmp_capabilities";
+
+/// The answer to `query-version`, and part of the greeting.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Version {
+    qemu: Triple,
+    package: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Triple {
+    major: u8,
+    minor: u8,
+    micro: u8,
+}
+
+/// What is to be done when the reply is on its way.
+pub(super) type AfterReply = fn(&Monitor);
+
+/// One client's conversation.
+pub(super) struct Session {
+    monitor: Arc<Monitor>,
+    outbox: Arc<Outbox>,
+    negotiated: bool,
+}
+
+impl Session {
+    /// Begins a conversation with the greeting.
+    pub(super) fn new(monitor: Arc<Monitor>, outbox: Arc<Outbox>) -> Self {
+        let greeting = json!({"QMP": {"version": PROTOCOL_VERSION, "capabilities": []}});
+        outbox.reply(line(&greeting));
+        Self {
+            monitor,
+            outbox,
+            negotiated: false,
+        }
+    }
+
+    /// Executes one message and queues the reply. Returns what must wait until the client has it.
+    pub(super) async fn handle(&mut self, message: Result<Value, JsonError>) -> Option<AfterReply> {
+        let (id, result) = match message {
+            Err(error) => (None, Err(error.into())),
+            Ok(message) => {
+                let id = message
+                    .as_object()
+                    .and_then(|object| object.get("id"))
+                    .cloned();
+                (id, self.execute(message).await)
+            }
+        };
+        let (reply, after) = match result {
+            Ok((value, after)) => (json!({"return": value}), after),
+            Err(error) => (json!({"error": error}), None),
+        };
+        self.reply(reply, id);
+        after
+    }
+
+    fn reply(&self, mut reply: Value, id: Option<Value>) {
+        if let (Some(id), Some(members)) = (id, reply.as_object_mut()) {
+            members.insert("id".to_owned(), id);
+        }
+        self.outbox.reply(line(&reply));
+    }
+
+    async fn execute(&mut self, message: Value) -> Result<(Value, Option<AfterReply>), QmpError> {
+        let request = Request::read(message)?;
+        if request.command == NEGOTIATION {
+            self.negotiate(request.arguments)?;
+            return Ok((json!({}), None));
+        }
+        if !self.negotiated {
+            return Err(QmpError::command_not_found(format!(
+                "Expecting capabilities negotiation with '{NEGOTIATION}'"
+            )));
+        }
+        let command = Command::find(&request.command).ok_or_else(|| {
+            let name = &request.command;
+            QmpError::command_not_found(format!("The command {name} has not been found"))
+        })?;
+        let value = command
+            .run(Arc::clone(&self.monitor), request.arguments)
+            .await?;
+        Ok((value, command.after_reply()))
+    }
+
+    fn negotiate(&mut self, arguments: Value) -> Result<(), QmpError> {
+        /// Arguments of `qmp_capabilities`.
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Arguments {
+            enable: Option<Vec<Capability>>,
+        }
+        /// The protocol's capabilities.
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum Capability {
+            Oob,
+        }
+        if self.negotiated {
+            return Err(QmpError::command_not_found(
+                "Capabilities negotiation is already complete, command ignored",
+            ));
+        }
+        let arguments: Arguments = input::from_value(arguments, Scalars::Typed)?;
+        if let Some(Capability::Oob) = arguments.enable.unwrap_or_default().first() {
+            return Err(QmpError::generic("Capability oob not available"));
+        }
+        self.negotiated = true;
+        self.outbox.enable_events();
+        Ok(())
+    }
+}
+
+/// A message that has the form of a command.
+struct Request {
+    command: String,
+    arguments: Value,
+}
+
+impl Request {
+    fn read(message: Value) -> Result<Self, QmpError> {
+        let Value::Object(members) = message else {
+            return Err(QmpError::generic("QMP input must be a JSON object"));
+        };
+        let mut command = None;
+        let mut arguments = Value::Object(Map::new());
+        for (name, value) in members {
+            match (name.as_str(), value) {
+                ("execute", Value::String(value)) => command = Some(value),
+                ("execute", _) => {
+                    let desc = "QMP input member 'execute' must be a string";
+                    return Err(QmpError::generic(desc));
+                }
+                ("arguments", value @ Value::Object(_)) => arguments = value,
+                ("arguments", _) => {
+                    let desc = "QMP input member 'arguments' must be an object";
+                    return Err(QmpError::generic(desc));
+                }
+                ("id", _) => {}
+                // Among them exec-oob, which is not offered.
+                (name, _) => {
+                    let desc = format!("QMP input member '{name}' is unexpected");
+                    return Err(QmpError::generic(desc));
+                }
+            }
+        }
+        match command {
+            Some(command) => Ok(Self { command, arguments }),
+            None => Err(QmpError::generic("QMP input lacks member 'execute'")),
+        }
+    }
+}
+
+/// A reply's line.
+fn line(reply: &Value) -> Arc<str> {
+    format!("{reply}{}", super::LINE_END).into()
+}
+
+/// The names of all commands, for `query-commands`.
+pub(super) fn command_names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(NEGOTIATION).chain(commands::names())
+}
