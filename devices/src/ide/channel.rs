@@ -1,0 +1,167 @@
+//! A channel among its threads: vCPUs access registers, the main loop serves requests.
+//!
+//! ```text
+//! vCPU: lock, access, take what was launched, unlock --spawn--> loop: serve()
+//!                                                                 gate open? or park and wait
+//!                                                                 lock, begin, unlock
+//!                                                                 the whole operation, one token
+//! vCPU <---------------- interrupt line ------------------------- lock, complete, unlock
+//! ```
+//!
+//! The lock guards registers only. It is never held across I/O, an await, a spawn or a wake.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use futures_util::future::{Abortable, Aborted};
+use parking_lot::Mutex;
+use sluice_aio::gate::Cancelled;
+use sluice_aio::{AioContext, GuestRam, Token};
+use sluice_block::Backend;
+
+use super::core::{Core, Launch, Parking};
+use super::disk::DriveConfig;
+use super::request::{Generation, Outcome, Request};
+use super::serve::Server;
+use crate::pci::PciConfig;
+
+/// What serves one drive's requests.
+#[derive(Clone)]
+struct Target {
+    backend: Arc<Backend>,
+    #[cfg(feature = "test-hooks")]
+    postpone: bool,
+}
+
+impl Target {
+    fn new(config: &DriveConfig) -> Self {
+        Self {
+            backend: Arc::clone(&config.backend),
+            #[cfg(feature = "test-hooks")]
+            postpone: config.postpone,
+        }
+    }
+
+    /// A token if the gate is open now.
+    fn try_enter(&self) -> Option<Token> {
+        #[cfg(feature = "test-hooks")]
+        if !self.postpone {
+            return Some(self.backend.enter_ignoring_sections());
+        }
+        self.backend.try_enter()
+    }
+}
+
+/// One channel.
+pub(super) struct Channel {
+    core: Mutex<Core>,
+    targets: [Option<Target>; 2],
+    context: AioContext,
+    memory: Arc<GuestRam>,
+    /// The PCI function's, for its bus master bit.
+    config: Arc<PciConfig>,
+}
+
+impl Channel {
+    /// A channel whose requests are served in `context`.
+    pub fn new(
+        core: Core,
+        drives: [Option<&DriveConfig>; 2],
+        context: AioContext,
+        memory: Arc<GuestRam>,
+        config: Arc<PciConfig>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            core: Mutex::new(core),
+            targets: drives.map(|drive| drive.map(Target::new)),
+            context,
+            memory,
+            config,
+        })
+    }
+
+    /// Runs `access` under the lock, then carries on what it has set off.
+    pub fn access<T>(self: &Arc<Self>, access: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = self.core.lock();
+        let result = access(&mut core);
+        let launch = core.take_launch();
+        let wakers = core.take_idle_wakers();
+        drop(core);
+        for waker in wakers {
+            waker.wake();
+        }
+        if let Some(launch) = launch {
+            let channel = Arc::clone(self);
+            self.context.spawn(move || channel.serve(launch));
+        }
+        result
+    }
+
+    /// Waits until no request is in flight. Any context.
+    pub async fn idle(self: Arc<Self>) {
+        poll_fn(|context| self.core.lock().poll_idle(context)).await;
+    }
+
+    /// One request, from the gate to its completion. Runs in the loop.
+    async fn serve(self: Arc<Self>, launch: Launch) {
+        let Launch {
+            request,
+            registration,
+        } = launch;
+        let Request {
+            generation,
+            drive,
+            operation,
+        } = request;
+        let Some(target) = self.targets[drive].clone() else {
+            return;
+        };
+        let mut ticket = Ticket {
+            channel: &self,
+            generation,
+            outcome: Outcome::Failed,
+        };
+        let token = match target.try_enter() {
+            Some(token) => token,
+            None => {
+                if self.access(|core| core.park(generation)) == Parking::Dead {
+                    return;
+                }
+                match Abortable::new(target.backend.enter(), registration).await {
+                    Ok(Ok(token)) => token,
+                    // The disk goes away: the guest is told by the ticket that its command failed.
+                    Ok(Err(Cancelled)) => return,
+                    Err(Aborted) => return,
+                }
+            }
+        };
+        if !self.access(|core| core.begin(generation)) {
+            return;
+        }
+        let server = Server {
+            backend: &target.backend,
+            token: &token,
+            memory: &self.memory,
+            config: &self.config,
+        };
+        ticket.outcome = server.run(operation).await;
+        // The ticket reports before the token goes: a drained section begins with registers at rest.
+        drop(ticket);
+        drop(token);
+    }
+}
+
+/// Reports a request's end, also if its task is dropped before.
+struct Ticket<'a> {
+    channel: &'a Arc<Channel>,
+    generation: Generation,
+    outcome: Outcome,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Outcome::Failed);
+        self.channel
+            .access(|core| core.complete(self.generation, outcome));
+    }
+}

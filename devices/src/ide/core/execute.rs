@@ -1,0 +1,264 @@
+//! What each command does when it is given.
+//!
+//! Commands without I/O are complete when the write of the Command register returns.
+
+use super::super::ata::{
+    Command, FEATURE_TRIM, Feature, MAX_MULTIPLE, MAX_TRIM_BLOCKS, POWER_ACTIVE, Protocol,
+    TransferMode, Width,
+};
+use super::super::disk::{Disk, Settings};
+use super::super::identify::identify;
+use super::super::regs::{Error, SECTOR_SIZE};
+use super::super::request::Operation;
+use super::super::stats::DriveStats;
+use super::super::taskfile::{Addressing, Geometry};
+use super::{Core, DmaCommand, Phase, Transfer, Work};
+
+/// A command's verdict when it needs no I/O.
+type Immediate = Result<(), Abort>;
+
+/// The command is to be aborted.
+struct Abort;
+
+impl Core {
+    /// A write of the Command register.
+    pub(super) fn command(&mut self, code: u8) {
+        if !matches!(self.phase, Phase::Idle) {
+            return;
+        }
+        let slot = self.slot_mut();
+        let Some(drive) = &mut slot.drive else { return };
+        drive.stats.commands += 1;
+        slot.failed = false;
+        slot.error = Error::empty();
+        let Some(command) = Command::decode(code) else {
+            self.abort();
+            return;
+        };
+        match self.execute(command) {
+            // The command is over unless it entered another phase.
+            Ok(()) if matches!(self.phase, Phase::Idle) => self.set_interrupt(true),
+            Ok(()) => {}
+            Err(Abort) => self.abort(),
+        }
+    }
+
+    fn execute(&mut self, command: Command) -> Immediate {
+        match command {
+            Command::NoOperation => Ok(()),
+            Command::Read(protocol, width) => self.read_command(protocol, width),
+            Command::Write(protocol, width) => self.write_command(protocol, width),
+            Command::DataSetManagement => self.data_set_management(),
+            Command::Verify(width) => self.verify(width),
+            Command::Seek => self.seek(),
+            Command::ReadNativeMax(width) => self.read_native_max(width),
+            Command::Diagnostic => {
+                self.diagnostic();
+                Ok(())
+            }
+            Command::InitializeParameters => self.initialize_parameters(),
+            Command::CheckPower => {
+                self.slot_mut().task.set_count_byte(POWER_ACTIVE);
+                Ok(())
+            }
+            Command::SetMultiple => self.set_multiple(),
+            Command::Flush => {
+                self.flush();
+                Ok(())
+            }
+            Command::Identify => self.identify(),
+            Command::SetFeatures => self.set_features(),
+        }
+    }
+
+    /// Ends a command with an error and an interrupt.
+    pub(super) fn abort(&mut self) {
+        self.phase = Phase::Idle;
+        let slot = self.slot_mut();
+        slot.failed = true;
+        slot.error = Error::ABRT;
+        if let Some(drive) = &mut slot.drive {
+            drive.stats.aborted += 1;
+        }
+        self.set_interrupt(true);
+    }
+
+    /// Ends a command well, with an interrupt.
+    pub(super) fn finish(&mut self) {
+        self.phase = Phase::Idle;
+        self.set_interrupt(true);
+    }
+
+    pub(super) fn disk(&self) -> Option<&Disk> {
+        self.slot().drive.as_ref().map(|drive| &drive.disk)
+    }
+
+    pub(super) fn settings(&self) -> Option<&Settings> {
+        self.slot().drive.as_ref().map(|drive| &drive.settings)
+    }
+
+    fn settings_mut(&mut self) -> Result<&mut Settings, Abort> {
+        let drive = self.slot_mut().drive.as_mut().ok_or(Abort)?;
+        Ok(&mut drive.settings)
+    }
+
+    pub(super) fn count(&mut self, count: impl FnOnce(&mut DriveStats)) {
+        if let Some(drive) = &mut self.slot_mut().drive {
+            count(&mut drive.stats);
+        }
+    }
+
+    /// Reads the address registers, once.
+    fn transfer(&self, width: Width, block: u32) -> Result<Transfer, Abort> {
+        let task = &self.slot().task;
+        let settings = self.settings().ok_or(Abort)?;
+        let addressing = task.addressing(width, settings.translation);
+        Ok(Transfer {
+            sector: task.address(addressing).ok_or(Abort)?,
+            remaining: task.sector_count(width),
+            block,
+            addressing,
+        })
+    }
+
+    fn block_of(&self, protocol: Protocol) -> Result<u32, Abort> {
+        match protocol {
+            Protocol::Sectors | Protocol::Dma => Ok(1),
+            Protocol::Multiple => match self.settings().ok_or(Abort)?.multiple {
+                0 => Err(Abort),
+                block => Ok(block.into()),
+            },
+        }
+    }
+
+    fn read_command(&mut self, protocol: Protocol, width: Width) -> Immediate {
+        let transfer = self.transfer(width, self.block_of(protocol)?)?;
+        if protocol == Protocol::Dma {
+            self.await_bus_master(DmaCommand::Read(transfer));
+        } else {
+            self.read_block(transfer);
+        }
+        Ok(())
+    }
+
+    fn write_command(&mut self, protocol: Protocol, width: Width) -> Immediate {
+        let transfer = self.transfer(width, self.block_of(protocol)?)?;
+        if protocol == Protocol::Dma {
+            self.await_bus_master(DmaCommand::Write(transfer));
+        } else {
+            // The first block is asked for without an interrupt (ATA/ATAPI-6, section 9.6).
+            self.expect_block(transfer);
+        }
+        Ok(())
+    }
+
+    fn data_set_management(&mut self) -> Immediate {
+        let task = &self.slot().task;
+        let blocks = task.sector_count(Width::Lba48);
+        let offered = self.disk().is_some_and(|disk| disk.discard);
+        if !offered || task.features() != FEATURE_TRIM || blocks > u32::from(MAX_TRIM_BLOCKS) {
+            return Err(Abort);
+        }
+        let blocks = usize::try_from(blocks).map_err(|_| Abort)?;
+        self.await_bus_master(DmaCommand::Trim(blocks * SECTOR_SIZE));
+        Ok(())
+    }
+
+    /// Nothing to verify in a file without reading it; the range is checked.
+    fn verify(&mut self, width: Width) -> Immediate {
+        let transfer = self.transfer(width, 1)?;
+        let disk = self.disk().ok_or(Abort)?;
+        if disk.contains(transfer.sector, transfer.remaining) {
+            Ok(())
+        } else {
+            Err(Abort)
+        }
+    }
+
+    fn seek(&mut self) -> Immediate {
+        let transfer = self.transfer(Width::Lba28, 1)?;
+        let disk = self.disk().ok_or(Abort)?;
+        if disk.contains(transfer.sector, 1) {
+            Ok(())
+        } else {
+            Err(Abort)
+        }
+    }
+
+    /// Under the native translation, whatever INITIALIZE DEVICE PARAMETERS said.
+    fn read_native_max(&mut self, width: Width) -> Immediate {
+        const LBA28_LAST: u64 = 0x0fff_ffff;
+        let disk = self.disk().ok_or(Abort)?;
+        let geometry = disk.geometry();
+        let last = disk.sectors.checked_sub(1).ok_or(Abort)?;
+        let task = &mut self.slot_mut().task;
+        match task.addressing(width, geometry) {
+            addressing @ Addressing::Lba(Width::Lba28) => {
+                task.set_address(addressing, last.min(LBA28_LAST));
+            }
+            addressing @ Addressing::Lba(Width::Lba48) => task.set_address(addressing, last),
+            addressing @ Addressing::Chs(_) => {
+                let reach = u64::from(geometry.capacity()).saturating_sub(1);
+                task.set_address(addressing, last.min(reach));
+            }
+        }
+        Ok(())
+    }
+
+    /// Both devices run it; device 0 is selected afterwards.
+    fn diagnostic(&mut self) {
+        for slot in &mut self.slots {
+            slot.post_signature();
+        }
+        self.selected = 0;
+    }
+
+    fn initialize_parameters(&mut self) -> Immediate {
+        let task = &self.slot().task;
+        let (heads, sectors) = (task.head() + 1, task.count_byte());
+        let capacity = self.disk().ok_or(Abort)?.sectors;
+        let translation = Geometry::translated(capacity, heads, sectors).ok_or(Abort)?;
+        self.settings_mut()?.translation = translation;
+        Ok(())
+    }
+
+    fn set_multiple(&mut self) -> Immediate {
+        let block = self.slot().task.count_byte();
+        if block > MAX_MULTIPLE || (block != 0 && !block.is_power_of_two()) {
+            return Err(Abort);
+        }
+        self.settings_mut()?.multiple = block;
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        self.count(|stats| stats.flushes += 1);
+        self.phase = Phase::Busy(Work::Flush);
+        self.launch(Operation::Flush);
+    }
+
+    fn identify(&mut self) -> Immediate {
+        let drive = self.slot().drive.as_ref().ok_or(Abort)?;
+        let block = identify(&drive.disk, &drive.settings);
+        self.offer_block(block, None);
+        Ok(())
+    }
+
+    fn set_features(&mut self) -> Immediate {
+        let task = &self.slot().task;
+        let (feature, count) = (task.features(), task.count_byte());
+        match Feature::decode(feature).ok_or(Abort)? {
+            Feature::EnableWriteCache => self.settings_mut()?.write_cache = true,
+            Feature::DisableWriteCache => {
+                self.settings_mut()?.write_cache = false;
+                self.flush();
+            }
+            Feature::TransferMode => {
+                let mode = TransferMode::decode(count).ok_or(Abort)?;
+                self.settings_mut()?.mode = mode;
+            }
+            Feature::Ignored => {}
+        }
+        Ok(())
+    }
+}

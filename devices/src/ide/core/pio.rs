@@ -1,0 +1,179 @@
+//! The data register: blocks read and written by the CPU (ATA/ATAPI-6, sections 9.5 and 9.6).
+//!
+//! Every block is a request of its own, as the guest decides when the next one comes: no request is held open
+//! across the guest's accesses.
+
+use super::super::regs::SECTOR_SIZE;
+use super::super::request::{Operation, Outcome};
+use super::{Core, Phase, Transfer, Work};
+
+/// Bytes of a unit of the data register.
+const WORD: usize = 2;
+
+impl Core {
+    /// Reads the data register: 1, 2 or 4 bytes, or a string of such accesses. A byte takes a word off the block and
+    /// drops its upper half. Without DRQ: zeroes.
+    pub fn read_data(&mut self, data: &mut [u8]) {
+        for unit in data.chunks_mut(WORD) {
+            let word = self.next_word();
+            unit.copy_from_slice(&word[..unit.len()]);
+        }
+    }
+
+    fn next_word(&mut self) -> [u8; WORD] {
+        let Phase::PioIn {
+            block, position, ..
+        } = &mut self.phase
+        else {
+            return [0; WORD];
+        };
+        let mut word = [0; WORD];
+        for byte in &mut word {
+            *byte = block.get(*position).copied().unwrap_or(0);
+            *position += 1;
+        }
+        if *position >= block.len() {
+            self.block_taken();
+        }
+        word
+    }
+
+    /// Writes the data register: 2 or 4 bytes, or a string of such accesses. Bytes are ignored, and so is everything without DRQ.
+    pub fn write_data(&mut self, data: &[u8]) {
+        for word in data.chunks_exact(WORD) {
+            let Phase::PioOut {
+                block, position, ..
+            } = &mut self.phase
+            else {
+                return;
+            };
+            if let Some(place) = block.get_mut(*position..*position + WORD) {
+                place.copy_from_slice(word);
+            }
+            *position += WORD;
+            if *position >= block.len() {
+                self.block_given();
+            }
+        }
+    }
+
+    /// Lets the guest read `block`; `next` follows it.
+    pub(super) fn offer_block(&mut self, block: Vec<u8>, next: Option<Transfer>) {
+        self.phase = Phase::PioIn {
+            block,
+            position: 0,
+            next,
+        };
+        self.set_interrupt(true);
+    }
+
+    /// Lets the guest write the next block of `transfer`.
+    pub(super) fn expect_block(&mut self, transfer: Transfer) {
+        self.phase = Phase::PioOut {
+            block: vec![0; bytes(transfer.next_block())],
+            position: 0,
+            transfer,
+        };
+    }
+
+    /// The guest has read the whole block.
+    fn block_taken(&mut self) {
+        if let Phase::PioIn { next, .. } = std::mem::replace(&mut self.phase, Phase::Idle)
+            && let Some(transfer) = next
+        {
+            self.read_block(transfer);
+        }
+    }
+
+    /// Reads the next block from the disk.
+    pub(super) fn read_block(&mut self, transfer: Transfer) {
+        let sectors = transfer.next_block();
+        if !self.has(transfer.sector, sectors) {
+            self.abort();
+            return;
+        }
+        self.count(|stats| stats.read_sectors += u64::from(sectors));
+        self.phase = Phase::Busy(Work::Read(transfer));
+        self.launch(Operation::ReadBlock {
+            offset: offset(transfer.sector),
+            length: bytes(sectors),
+        });
+    }
+
+    /// The guest has written the whole block.
+    fn block_given(&mut self) {
+        let Phase::PioOut {
+            block, transfer, ..
+        } = std::mem::replace(&mut self.phase, Phase::Idle)
+        else {
+            return;
+        };
+        let sectors = transfer.next_block();
+        if !self.has(transfer.sector, sectors) {
+            self.abort();
+            return;
+        }
+        self.count(|stats| stats.written_sectors += u64::from(sectors));
+        self.phase = Phase::Busy(Work::Write(transfer));
+        self.launch(Operation::WriteBlock {
+            offset: offset(transfer.sector),
+            data: block,
+            write_through: self.writes_through(),
+        });
+    }
+
+    /// The disk has read a block.
+    pub(super) fn block_read(&mut self, mut transfer: Transfer, outcome: Outcome) {
+        let Outcome::Block(block) = outcome else {
+            self.abort();
+            return;
+        };
+        transfer.advance(transfer.next_block());
+        self.write_back(&transfer);
+        self.offer_block(block, (transfer.remaining > 0).then_some(transfer));
+    }
+
+    /// The disk has written a block.
+    pub(super) fn block_written(&mut self, mut transfer: Transfer, outcome: &Outcome) {
+        if *outcome != Outcome::Done {
+            self.abort();
+            return;
+        }
+        transfer.advance(transfer.next_block());
+        self.write_back(&transfer);
+        if transfer.remaining == 0 {
+            self.finish();
+        } else {
+            self.expect_block(transfer);
+            self.set_interrupt(true);
+        }
+    }
+
+    /// Shows how far a transfer has come.
+    pub(super) fn write_back(&mut self, transfer: &Transfer) {
+        let task = &mut self.slot_mut().task;
+        task.set_address(transfer.addressing, transfer.sector);
+        task.set_sector_count(transfer.remaining);
+    }
+
+    /// Whether the selected disk has these sectors.
+    pub(super) fn has(&self, sector: u64, count: u32) -> bool {
+        self.disk().is_some_and(|disk| disk.contains(sector, count))
+    }
+
+    /// Whether a write must be durable when it ends.
+    pub(super) fn writes_through(&self) -> bool {
+        self.settings()
+            .is_some_and(|settings| !settings.write_cache)
+    }
+}
+
+/// Byte offset of a sector that the disk has.
+pub(super) fn offset(sector: u64) -> u64 {
+    sector * SECTOR_SIZE as u64
+}
+
+/// Bytes of at most 65536 sectors.
+pub(super) fn bytes(sectors: u32) -> usize {
+    sectors as usize * SECTOR_SIZE
+}

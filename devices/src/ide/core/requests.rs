@@ -1,0 +1,239 @@
+//! Requests on their way to the loop and back, and resets, which must not overtake them.
+//!
+//! At most one request of a channel is alive: BSY keeps the guest from giving another command. A reset or a stop of the
+//! bus master begins a new [`Generation`]: a request that has not begun is dead at once, one that runs is
+//! waited for, and what it reports is dropped (CVE-2023-5088 came from doing this in another order).
+
+use std::task::{Context, Poll, Waker};
+
+use futures_util::future::{AbortHandle, AbortRegistration};
+
+use super::super::regs::Control;
+use super::super::request::{Generation, Operation, Outcome, Request};
+use super::{BusMaster, Core, Phase, Reset, Work};
+use crate::ide::disk::Settings;
+
+/// A request to be carried to the drive's loop.
+pub(in super::super) struct Launch {
+    pub request: Request,
+    /// To wait at the gate with: the channel aborts the wait when the request dies.
+    pub registration: AbortRegistration,
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// On its way to the loop.
+    Submitted,
+    /// Waiting at the gate of a drained drive.
+    Parked,
+    /// Holding the gate's token.
+    Running,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    generation: Generation,
+    stage: Stage,
+    abort: AbortHandle,
+}
+
+/// What a request that found the gate closed has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Parking {
+    /// Wait for a token.
+    Wait,
+    /// Nothing: it is dead.
+    Dead,
+}
+
+/// The request in flight, and who waits for there to be none.
+#[derive(Default)]
+pub(super) struct Requests {
+    generation: Generation,
+    in_flight: Option<InFlight>,
+    launch: Option<Launch>,
+    idle_wakers: Vec<Waker>,
+}
+
+impl Requests {
+    pub(super) fn is_parked(&self) -> bool {
+        self.in_flight
+            .as_ref()
+            .is_some_and(|request| request.stage == Stage::Parked)
+    }
+
+    fn is_current(&self, generation: Generation) -> bool {
+        generation == self.generation
+    }
+
+    /// Begins a new generation. What has not begun to run is dead; what runs remains in flight.
+    pub(super) fn invalidate(&mut self) {
+        self.generation = self.generation.next();
+        self.launch = None;
+        if let Some(request) = self
+            .in_flight
+            .take_if(|request| request.stage != Stage::Running)
+        {
+            request.abort.abort();
+        }
+    }
+
+    fn advance(&mut self, stage: Stage) {
+        if let Some(request) = &mut self.in_flight {
+            request.stage = stage;
+        }
+    }
+}
+
+impl Core {
+    /// Submits an operation on the selected drive.
+    pub(super) fn launch(&mut self, operation: Operation) {
+        let (abort, registration) = AbortHandle::new_pair();
+        let generation = self.requests.generation;
+        self.requests.in_flight = Some(InFlight {
+            generation,
+            stage: Stage::Submitted,
+            abort,
+        });
+        self.requests.launch = Some(Launch {
+            request: Request {
+                generation,
+                drive: self.selected,
+                operation,
+            },
+            registration,
+        });
+    }
+
+    /// What the last access has submitted.
+    pub fn take_launch(&mut self) -> Option<Launch> {
+        self.requests.launch.take()
+    }
+
+    /// Wakers to be woken after the lock is released.
+    pub fn take_idle_wakers(&mut self) -> Vec<Waker> {
+        if self.requests.in_flight.is_some() {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.requests.idle_wakers)
+    }
+
+    /// A request found the gate closed.
+    pub fn park(&mut self, generation: Generation) -> Parking {
+        if !self.requests.is_current(generation) {
+            return Parking::Dead;
+        }
+        if let Phase::Busy(Work::Dma(command)) = self.phase
+            && !self.bus_master.wanted()
+        {
+            self.take_back(command);
+            return Parking::Dead;
+        }
+        self.requests.advance(Stage::Parked);
+        self.count(|stats| stats.parked += 1);
+        Parking::Wait
+    }
+
+    /// A request has got its token. Returns whether it is still wanted: only then it may touch the disk.
+    #[must_use]
+    pub fn begin(&mut self, generation: Generation) -> bool {
+        let current = self.requests.is_current(generation);
+        if current {
+            self.requests.advance(Stage::Running);
+        }
+        current
+    }
+
+    /// A request is over. Of an older generation only the fact counts, not the outcome.
+    pub fn complete(&mut self, generation: Generation, outcome: Outcome) {
+        if self
+            .requests
+            .in_flight
+            .take_if(|request| request.generation == generation)
+            .is_none()
+        {
+            return;
+        }
+        if !self.requests.is_current(generation) {
+            self.count(|stats| stats.dropped += 1);
+            self.bus_master.stop();
+            self.try_finish_reset();
+            return;
+        }
+        let Phase::Busy(work) = self.phase else {
+            return;
+        };
+        match work {
+            Work::Read(transfer) => self.block_read(transfer, outcome),
+            Work::Write(transfer) => self.block_written(transfer, &outcome),
+            Work::Dma(command) => self.dma_ended(command, &outcome),
+            Work::Flush if outcome == Outcome::Done => self.finish(),
+            Work::Flush => self.abort(),
+        }
+    }
+
+    /// Ready when no request of this channel is in flight.
+    pub fn poll_idle(&mut self, context: &Context<'_>) -> Poll<()> {
+        if self.requests.in_flight.is_none() {
+            return Poll::Ready(());
+        }
+        self.requests.idle_wakers.push(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// The machine is reset: settle, then registers, settings and bus master go to their power-on state.
+    pub fn machine_reset(&mut self) {
+        self.control = Control::empty();
+        self.bus_master = BusMaster::default();
+        self.begin_reset(Reset::Machine);
+        self.try_finish_reset();
+    }
+
+    /// The channel is going away: settle, and stay busy for ever.
+    pub fn retire(&mut self) {
+        self.begin_reset(Reset::Retired);
+    }
+
+    /// Settles: kills what has not begun to run. The registers stay as they are until what runs has ended.
+    pub(super) fn begin_reset(&mut self, reset: Reset) {
+        self.requests.invalidate();
+        let reach = match (&self.phase, reset) {
+            // A reset within a reset: the one that reaches further.
+            (Phase::Reset(Reset::Retired), _) => Reset::Retired,
+            (Phase::Reset(Reset::Machine), Reset::Software) => Reset::Machine,
+            _ => reset,
+        };
+        self.phase = Phase::Reset(reach);
+        self.resets += 1;
+        if self.requests.in_flight.is_none() {
+            // A transfer that was under way will not be resumed.
+            self.bus_master.stop();
+        }
+        self.set_interrupt(false);
+    }
+
+    /// Ends the reset when nothing runs any more and SRST is low: clears the registers and posts the signature.
+    pub(super) fn try_finish_reset(&mut self) {
+        let Phase::Reset(reset) = self.phase else {
+            return;
+        };
+        let held = self.control.contains(Control::SRST) || reset == Reset::Retired;
+        if held || self.requests.in_flight.is_some() {
+            return;
+        }
+        for slot in &mut self.slots {
+            slot.post_signature();
+            let Some(drive) = &mut slot.drive else {
+                continue;
+            };
+            match reset {
+                Reset::Software => drive.settings.after_software_reset(),
+                Reset::Machine | Reset::Retired => drive.settings = Settings::power_on(&drive.disk),
+            }
+        }
+        self.selected = 0;
+        self.control.remove(Control::HOB);
+        self.phase = Phase::Idle;
+    }
+}

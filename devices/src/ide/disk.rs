@@ -1,0 +1,158 @@
+//! What a disk is, and how the guest has set it.
+//!
+//! [`DriveConfig`] comes from the machine builder; [`Disk`] is the checked, unchanging part of it;
+//! [`Settings`] is what commands change. Pure data but for the backend in the configuration.
+
+use std::sync::Arc;
+
+use sluice_block::Backend;
+
+use super::IdeError;
+use super::ata::{MAX_MULTIPLE, TransferMode};
+use super::regs::SECTOR_SIZE;
+use super::taskfile::Geometry;
+
+/// Room for the texts in IDENTIFY DEVICE, in characters.
+const SERIAL_MAX: usize = 20;
+const MODEL_MAX: usize = 40;
+const FIRMWARE_MAX: usize = 8;
+
+const DEFAULT_MODEL: &str = "SLUICE HARDDISK";
+const DEFAULT_FIRMWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// One disk of an IDE channel, as the machine builder describes it.
+#[derive(Clone)]
+pub struct DriveConfig {
+    /// Where its sectors are. Its length is taken when the controller is made.
+    pub backend: Arc<Backend>,
+    /// Serial number, at most 20 printable ASCII characters; by default made from the place
+    /// (`QM00001` for the primary master).
+    pub serial: Option<String>,
+    /// Model, at most 40 printable ASCII characters.
+    pub model: Option<String>,
+    /// Firmware version, at most 8 printable ASCII characters.
+    pub firmware: Option<String>,
+    /// Whether the write cache is on after power-on. When it is off every write is followed by a flush.
+    pub write_cache: bool,
+    /// Rotation rate in revolutions a minute, 1 for a disk that does not rotate.
+    pub rotation_rate: Option<u16>,
+    /// Whether TRIM is offered.
+    pub discard: bool,
+    /// Whether requests wait while the disk is drained. Switched off only by the negative control,
+    /// which shows what is lost then.
+    #[cfg(feature = "test-hooks")]
+    pub postpone: bool,
+}
+
+impl DriveConfig {
+    /// A disk on `backend` with every property at its default.
+    pub fn new(backend: Arc<Backend>) -> Self {
+        Self {
+            backend,
+            serial: None,
+            model: None,
+            firmware: None,
+            write_cache: true,
+            rotation_rate: None,
+            discard: true,
+            #[cfg(feature = "test-hooks")]
+            postpone: true,
+        }
+    }
+}
+
+/// The unchanging properties of a disk.
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    pub serial: String,
+    pub model: String,
+    pub firmware: String,
+    /// Capacity in sectors; a last fraction of a sector is not reachable.
+    pub sectors: u64,
+    pub rotation_rate: Option<u16>,
+    pub discard: bool,
+    pub write_cache: bool,
+}
+
+impl Disk {
+    /// Checks a configuration; `place` (1 to 4) numbers the default serial.
+    pub fn new(config: &DriveConfig, place: usize) -> Result<Self, IdeError> {
+        let serial = config.serial.clone();
+        let model = config.model.clone();
+        let firmware = config.firmware.clone();
+        Ok(Self {
+            serial: text("serial", serial, SERIAL_MAX, || format!("QM{place:05}"))?,
+            model: text("model", model, MODEL_MAX, || DEFAULT_MODEL.to_owned())?,
+            firmware: text("ver", firmware, FIRMWARE_MAX, || {
+                DEFAULT_FIRMWARE.to_owned()
+            })?,
+            sectors: config.backend.len() / SECTOR_SIZE as u64,
+            rotation_rate: config.rotation_rate,
+            discard: config.discard,
+            write_cache: config.write_cache,
+        })
+    }
+
+    /// The native translation.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::for_capacity(self.sectors)
+    }
+
+    /// Whether `count` sectors from `sector` exist.
+    pub fn contains(&self, sector: u64, count: u32) -> bool {
+        sector
+            .checked_add(u64::from(count))
+            .is_some_and(|end| end <= self.sectors)
+    }
+}
+
+fn text(
+    property: &'static str,
+    value: Option<String>,
+    limit: usize,
+    default: impl FnOnce() -> String,
+) -> Result<String, IdeError> {
+    let value = value.unwrap_or_else(default);
+    let printable = value
+        .bytes()
+        .all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    if value.len() <= limit && printable {
+        Ok(value)
+    } else {
+        Err(IdeError::Text {
+            property,
+            value,
+            limit,
+        })
+    }
+}
+
+/// What commands change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// Sectors in a block of READ/WRITE MULTIPLE; 0: these commands are disabled.
+    pub multiple: u8,
+    /// The selected transfer mode; reported, without effect on the transfer.
+    pub mode: TransferMode,
+    /// Whether a write may end before it is on stable storage.
+    pub write_cache: bool,
+    /// The current translation of cylinders, heads and sectors.
+    pub translation: Geometry,
+}
+
+impl Settings {
+    /// The settings after power-on or a hardware reset.
+    pub fn power_on(disk: &Disk) -> Self {
+        Self {
+            multiple: MAX_MULTIPLE,
+            mode: TransferMode::UltraDma(TransferMode::MAX_ULTRA),
+            write_cache: disk.write_cache,
+            translation: disk.geometry(),
+        }
+    }
+
+    /// A software reset keeps everything but the block size of READ/WRITE MULTIPLE.
+    pub fn after_software_reset(&mut self) {
+        self.multiple = MAX_MULTIPLE;
+    }
+}

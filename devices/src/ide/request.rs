@@ -1,0 +1,81 @@
+//! A disk operation as a value.
+//!
+//! Made by a channel when the guest starts a command, carried to the loop that serves the drive and perhaps held there
+//! while the drive is drained. It owns all it needs: nothing in it refers to a register, so what the guest
+//! does to the registers in the meantime cannot change where it reads or writes (design, section 5, rule 5).
+
+use super::prd::Table;
+
+/// Tells requests from before a reset from those after it. Every reset and every cancellation begins a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Generation(u64);
+
+impl Generation {
+    /// The one that follows.
+    pub fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// What to do. Offsets and lengths are in bytes. Each is one request to the backend's gate, however many
+/// pieces it has (rule 7).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    /// Read a block for the data register.
+    ReadBlock { offset: u64, length: usize },
+    /// Write a block that came through the data register.
+    WriteBlock {
+        offset: u64,
+        data: Vec<u8>,
+        write_through: bool,
+    },
+    /// Read into the memory that the table describes.
+    ReadDma {
+        offset: u64,
+        length: usize,
+        table: Table,
+    },
+    /// Write from the memory that the table describes.
+    WriteDma {
+        offset: u64,
+        length: usize,
+        table: Table,
+        write_through: bool,
+    },
+    /// Discard the ranges listed in the memory that the table describes.
+    Trim {
+        length: usize,
+        table: Table,
+        /// Sectors of the disk: no range may reach beyond.
+        capacity: u64,
+    },
+    /// Make everything written before durable.
+    Flush,
+}
+
+/// One operation on one drive of a channel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    /// The channel's generation when the command was given.
+    pub generation: Generation,
+    /// 0 or 1.
+    pub drive: usize,
+    pub operation: Operation,
+}
+
+/// How an operation ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Well.
+    Done,
+    /// Well, with the bytes for the data register.
+    Block(Vec<u8>),
+    /// Well, and the table described more memory than was needed.
+    DoneWithSurplus,
+    /// Nothing was transferred: the table describes less memory than is needed.
+    TableTooShort,
+    /// Nothing was transferred: the table, or what it describes, is not memory.
+    NotMemory,
+    /// The backend failed, or a TRIM range lies beyond the disk's end.
+    Failed,
+}

@@ -1,0 +1,185 @@
+//! Carrying out an operation: from the request value to the backend and guest memory.
+//!
+//! Runs in the loop that serves the drive, holding the gate's token from beginning to end. Data of
+//! a bus master transfer moves straight between the backend and guest memory.
+
+use std::sync::Arc;
+
+use sluice_aio::{GuestRam, IoBuffer, Token};
+use sluice_block::{Backend, BlockError};
+
+use super::prd::{Gathered, Table, gather};
+use super::regs::SECTOR_SIZE;
+use super::request::{Operation, Outcome};
+use crate::pci::PciConfig;
+
+/// What an operation needs.
+pub(super) struct Server<'a> {
+    pub backend: &'a Backend,
+    pub token: &'a Token,
+    pub memory: &'a Arc<GuestRam>,
+    /// The PCI function's, for its bus master bit, which is looked at when the transfer begins.
+    pub config: &'a PciConfig,
+}
+
+/// Guest memory of a transfer.
+struct Dma {
+    buffer: IoBuffer,
+    surplus: bool,
+}
+
+impl Dma {
+    fn done(&self) -> Outcome {
+        if self.surplus {
+            Outcome::DoneWithSurplus
+        } else {
+            Outcome::Done
+        }
+    }
+}
+
+impl Server<'_> {
+    /// Does it. Errors are reported as an [`Outcome`] and logged.
+    pub async fn run(&self, operation: Operation) -> Outcome {
+        match self.attempt(operation).await {
+            Ok(outcome) | Err(Failure::Outcome(outcome)) => outcome,
+            Err(Failure::Backend(error)) => {
+                tracing::warn!(%error, "an IDE request failed");
+                Outcome::Failed
+            }
+        }
+    }
+
+    async fn attempt(&self, operation: Operation) -> Result<Outcome, Failure> {
+        match operation {
+            Operation::ReadBlock { offset, length } => {
+                let buffer = IoBuffer::alloc(length);
+                self.backend
+                    .read(self.token, offset, buffer.clone())
+                    .await?;
+                Ok(Outcome::Block(buffer.to_vec()))
+            }
+            Operation::WriteBlock {
+                offset,
+                data,
+                write_through,
+            } => {
+                let buffer = IoBuffer::copied_from(&data);
+                self.write(offset, buffer, write_through).await?;
+                Ok(Outcome::Done)
+            }
+            Operation::ReadDma {
+                offset,
+                length,
+                table,
+            } => {
+                if !self.config.is_bus_master() {
+                    // The drive does its part; nothing reaches memory. QEMU ends such a transfer the same way.
+                    return Ok(Outcome::DoneWithSurplus);
+                }
+                let dma = self.map(table, length)?;
+                self.backend
+                    .read(self.token, offset, dma.buffer.clone())
+                    .await?;
+                Ok(dma.done())
+            }
+            Operation::WriteDma {
+                offset,
+                length,
+                table,
+                write_through,
+            } => {
+                let dma = self.map(table, length)?;
+                self.write(offset, dma.buffer.clone(), write_through)
+                    .await?;
+                Ok(dma.done())
+            }
+            Operation::Trim {
+                length,
+                table,
+                capacity,
+            } => {
+                let dma = self.map(table, length)?;
+                self.trim(&dma.buffer, capacity).await?;
+                Ok(dma.done())
+            }
+            Operation::Flush => {
+                self.backend.flush(self.token).await?;
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        offset: u64,
+        buffer: IoBuffer,
+        write_through: bool,
+    ) -> Result<(), BlockError> {
+        self.backend.write(self.token, offset, buffer).await?;
+        if write_through {
+            self.backend.flush(self.token).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the descriptor table, once, and takes hold of the memory it names.
+    fn map(&self, table: Table, length: usize) -> Result<Dma, Outcome> {
+        if !self.config.is_bus_master() {
+            return Err(Outcome::NotMemory);
+        }
+        let (ranges, surplus) = match gather(self.memory, table, length) {
+            Gathered::Exact(ranges) => (ranges, false),
+            Gathered::Surplus(ranges) => (ranges, true),
+            Gathered::Short => return Err(Outcome::TableTooShort),
+            Gathered::Fault => return Err(Outcome::NotMemory),
+        };
+        let buffer = IoBuffer::from_guest(self.memory, &ranges).map_err(|_| Outcome::NotMemory)?;
+        Ok(Dma { buffer, surplus })
+    }
+
+    /// Discards every range of a DATA SET MANAGEMENT payload (ACS-2, section 7.10), in order. A range beyond the
+    /// disk's end ends the command; what came before it is done.
+    async fn trim(&self, payload: &IoBuffer, capacity: u64) -> Result<(), Failure> {
+        const ENTRY: usize = 8;
+        const COUNT_SHIFT: u32 = 48;
+        const SECTOR_MASK: u64 = (1 << COUNT_SHIFT) - 1;
+        // The guest's memory is copied once: what is checked is what is discarded.
+        for entry in payload.to_vec().chunks_exact(ENTRY) {
+            let entry = entry
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte));
+            let (sector, count) = (entry & SECTOR_MASK, entry >> COUNT_SHIFT);
+            if count == 0 {
+                continue;
+            }
+            if sector + count > capacity {
+                return Err(Outcome::Failed.into());
+            }
+            let unit = SECTOR_SIZE as u64;
+            self.backend
+                .discard(self.token, sector * unit, count * unit)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Why an operation ended early.
+enum Failure {
+    Outcome(Outcome),
+    Backend(BlockError),
+}
+
+impl From<Outcome> for Failure {
+    fn from(outcome: Outcome) -> Self {
+        Self::Outcome(outcome)
+    }
+}
+
+impl From<BlockError> for Failure {
+    fn from(error: BlockError) -> Self {
+        Self::Backend(error)
+    }
+}

@@ -1,0 +1,324 @@
+//! Commands without data, and what the registers show around them.
+
+use sluice_block::driver::DebugEvent;
+
+use super::bench::*;
+use crate::bus::PioDevice;
+
+fn identify(bench: &mut Bench) -> Vec<u16> {
+    assert_eq!(bench.simple(0xec) & (DRQ | ERR), DRQ);
+    let words: Vec<u16> = bench
+        .read_block(1)
+        .chunks_exact(2)
+        .map(|word| u16::from_le_bytes([word[0], word[1]]))
+        .collect();
+    assert_eq!(bench.status(), DRDY | DSC);
+    words
+}
+
+#[test]
+fn a_disk_at_power_on_shows_its_signature() {
+    let bench = Bench::new();
+    assert_eq!(bench.inb(STATUS), DRDY | DSC);
+    let signature = [COUNT, LBA_LOW, LBA_MID, LBA_HIGH, ERROR].map(|port| bench.inb(port));
+    assert_eq!(signature, [1, 1, 0, 0, 1]);
+    assert!(!bench.is_interrupted());
+}
+
+#[test]
+fn identify_is_there_when_the_command_write_returns() {
+    let bench = Bench::new();
+    bench.outb(COMMAND, 0xec);
+    assert_eq!(bench.status(), DRDY | DSC | DRQ);
+    assert!(bench.is_interrupted());
+    let block = bench.read_block(1);
+    assert_eq!(&block[120..124], &4096u32.to_le_bytes());
+    assert_eq!(&block[20..28], b"MQ0000 1");
+    assert_eq!(bench.status(), DRDY | DSC);
+}
+
+#[test]
+fn an_absent_slave_echoes_but_does_nothing() {
+    let bench = Bench::new();
+    bench.outb(DEVICE, SLAVE);
+    bench.outb(COUNT, 0x55);
+    assert_eq!(bench.inb(COUNT), 0x55);
+    bench.outb(COMMAND, 0xec);
+    assert_eq!(bench.inb(STATUS), 0);
+    assert!(!bench.is_interrupted());
+}
+
+#[test]
+fn an_empty_channel_reads_as_zeroes() {
+    let bench = Bench::new();
+    for port in 0x171..0x178 {
+        bench.outb(port, 0x55);
+        assert_eq!(bench.inb(port), 0, "{port:#x}");
+    }
+    assert_eq!(bench.inb(0x376), 0);
+    assert!(!bench.lines[1].is_high());
+}
+
+#[test]
+fn unknown_commands_are_aborted() {
+    let mut bench = Bench::new();
+    // NOP, DEVICE RESET, PACKET, IDENTIFY PACKET, SMART, and something vendor specific.
+    for command in [0x00, 0x08, 0xa0, 0xa1, 0xb0, 0xfe] {
+        assert_eq!(bench.simple(command), DRDY | ERR, "{command:#x}");
+        assert_eq!(bench.inb(ERROR), ABRT);
+    }
+    assert_eq!(bench.drive_stats().aborted, 6);
+    // The next good command clears the error.
+    assert_eq!(bench.simple(0xe5), DRDY | DSC);
+    assert_eq!(bench.inb(ERROR), 0);
+    assert_eq!(bench.inb(COUNT), 0xff);
+}
+
+#[test]
+fn status_ends_the_interrupt_and_alternate_status_does_not() {
+    let bench = Bench::new();
+    bench.outb(COMMAND, 0xe5);
+    assert!(bench.is_interrupted());
+    bench.status();
+    assert!(bench.is_interrupted());
+    bench.inb(STATUS);
+    assert!(!bench.is_interrupted());
+}
+
+#[test]
+fn a_new_command_makes_a_new_edge() {
+    let bench = Bench::new();
+    bench.outb(COMMAND, 0xe5);
+    bench.outb(COMMAND, 0xe5);
+    assert!(bench.is_interrupted());
+    assert_eq!(bench.lines[0].edges(), 2);
+}
+
+#[test]
+fn nien_masks_the_line_and_keeps_the_interrupt() {
+    let bench = Bench::new();
+    bench.outb(CONTROL, NIEN);
+    bench.outb(COMMAND, 0xe5);
+    assert!(!bench.is_interrupted());
+    assert_eq!(bench.bm_read(BM_STATUS) & INTERRUPT, 0);
+    bench.outb(CONTROL, 0);
+    assert!(bench.is_interrupted());
+    bench.outb(CONTROL, NIEN);
+    assert!(!bench.is_interrupted());
+}
+
+#[test]
+fn previous_bytes_show_while_hob_is_set() {
+    let bench = Bench::new();
+    bench.address48(0x6655_4433_2211, 0x8877);
+    bench.outb(CONTROL, HOB);
+    let read = |bench: &Bench| [COUNT, LBA_LOW, LBA_MID, LBA_HIGH].map(|port| bench.inb(port));
+    assert_eq!(read(&bench), [0x88, 0x44, 0x55, 0x66]);
+    // Any write of the command block ends it.
+    bench.outb(DEVICE, LBA);
+    assert_eq!(read(&bench), [0x77, 0x11, 0x22, 0x33]);
+}
+
+#[test]
+fn registers_are_not_written_while_data_is_due() {
+    let bench = Bench::new();
+    bench.outb(COUNT, 7);
+    bench.outb(COMMAND, 0xec);
+    bench.outb(COUNT, 9);
+    bench.outb(DEVICE, SLAVE);
+    bench.outb(COMMAND, 0xe5);
+    assert_eq!(bench.inb(COUNT), 7);
+    assert_eq!(bench.status() & DRQ, DRQ);
+    assert_eq!(bench.inb(DEVICE) & SLAVE, 0);
+}
+
+#[test]
+fn wide_accesses_reach_one_register_after_the_other() {
+    let bench = Bench::new();
+    bench.ide.write(COUNT, &[1, 2, 3, 4]);
+    let mut bytes = [0; 4];
+    bench.ide.read(COUNT, &mut bytes);
+    assert_eq!(bytes, [1, 2, 3, 4]);
+}
+
+#[test]
+fn transfer_modes_show_in_identify() {
+    let mut bench = Bench::new();
+    for (mode, multiword, ultra) in [
+        (0x42, 0x0007, 0x043f),
+        (0x22, 0x0407, 0x003f),
+        (0x0c, 0x0007, 0x003f),
+    ] {
+        bench.outb(FEATURES, 0x03);
+        bench.outb(COUNT, mode);
+        assert_eq!(bench.simple(0xef), DRDY | DSC, "mode {mode:#x}");
+        let words = identify(&mut bench);
+        assert_eq!((words[63], words[88]), (multiword, ultra), "mode {mode:#x}");
+    }
+    for mode in [0x46, 0x23, 0x0d, 0x10, 0xff] {
+        bench.outb(FEATURES, 0x03);
+        bench.outb(COUNT, mode);
+        assert_eq!(bench.simple(0xef), DRDY | ERR, "mode {mode:#x}");
+    }
+}
+
+#[test]
+fn unknown_features_are_aborted() {
+    let mut bench = Bench::new();
+    bench.outb(FEATURES, 0x77);
+    assert_eq!(bench.simple(0xef), DRDY | ERR);
+    bench.outb(FEATURES, 0xaa);
+    assert_eq!(bench.simple(0xef), DRDY | DSC);
+}
+
+#[test]
+fn set_multiple_takes_powers_of_two_up_to_16() {
+    let mut bench = Bench::new();
+    for (count, status) in [
+        (0, DSC),
+        (1, DSC),
+        (3, ERR),
+        (8, DSC),
+        (12, ERR),
+        (16, DSC),
+        (32, ERR),
+        (255, ERR),
+    ] {
+        bench.outb(COUNT, count);
+        assert_eq!(bench.simple(0xc6), DRDY | status, "{count}");
+    }
+    assert_eq!(identify(&mut bench)[59], 0x110);
+    // Without a block size READ MULTIPLE is disabled.
+    bench.outb(COUNT, 0);
+    bench.simple(0xc6);
+    bench.address28(0, 1);
+    assert_eq!(bench.simple(0xc4), DRDY | ERR);
+}
+
+#[test]
+fn native_max_is_the_last_sector() {
+    let mut bench = Bench::new();
+    bench.outb(DEVICE, LBA);
+    assert_eq!(bench.simple(0xf8), DRDY | DSC);
+    let low = [LBA_LOW, LBA_MID, LBA_HIGH].map(|port| bench.inb(port));
+    assert_eq!(low, [0xff, 0x0f, 0]);
+    assert_eq!(bench.simple(0x27), DRDY | DSC);
+    bench.outb(CONTROL, HOB);
+    assert_eq!(bench.inb(LBA_LOW), 0);
+}
+
+#[test]
+fn native_max_ignores_the_translation_in_force() {
+    let mut bench = Bench::new();
+    // 1 head, 1 sector; the native translation has 16 and 63.
+    bench.outb(DEVICE, 0);
+    bench.outb(COUNT, 1);
+    assert_eq!(bench.simple(0x91), DRDY | DSC);
+    assert_eq!(bench.simple(0xf8), DRDY | DSC);
+    // 4096 sectors are 4 cylinders and 64 sectors; 4 * 16 * 63 of them are reachable.
+    assert_eq!(bench.inb(LBA_LOW), 63);
+    assert_eq!(bench.inb(LBA_MID), 3);
+    assert_eq!(bench.inb(DEVICE) & 0x0f, 15);
+}
+
+#[test]
+fn no_sectors_per_track_is_refused() {
+    let mut bench = Bench::new();
+    bench.outb(DEVICE, 0x0f);
+    bench.outb(COUNT, 0);
+    assert_eq!(bench.simple(0x91), DRDY | ERR);
+    bench.outb(LBA_LOW, 1);
+    assert_eq!(bench.simple(0x20) & ERR, 0);
+}
+
+#[test]
+fn verify_and_seek_check_the_range() {
+    let mut bench = Bench::new();
+    bench.address28(4095, 1);
+    for (command, status) in [(0x40, DSC), (0x70, DSC)] {
+        assert_eq!(bench.simple(command), DRDY | status);
+    }
+    bench.address28(4095, 2);
+    assert_eq!(bench.simple(0x41), DRDY | ERR);
+    bench.address28(4096, 1);
+    assert_eq!(bench.simple(0x70), DRDY | ERR);
+    bench.address48(0xffff_ffff_ffff, 1);
+    assert_eq!(bench.simple(0x42), DRDY | ERR);
+    assert_eq!(bench.drive_stats().read_sectors, 0);
+}
+
+#[test]
+fn diagnostic_selects_device_0() {
+    let mut bench = Bench::with(2, "", |_| {});
+    bench.outb(DEVICE, SLAVE);
+    assert_eq!(bench.inb(DEVICE) & SLAVE, SLAVE);
+    bench.outb(COMMAND, 0x90);
+    assert_eq!(bench.inb(DEVICE) & SLAVE, 0);
+    assert_eq!(bench.inb(ERROR), 1);
+    assert!(bench.is_interrupted());
+    assert_eq!(bench.simple(0x10), DRDY | DSC);
+}
+
+#[test]
+fn both_disks_answer_for_themselves() {
+    let mut bench = Bench::with(2, "", |_| {});
+    assert_eq!(
+        identify(&mut bench)[10..14],
+        [0x514d, 0x3030, 0x3030, 0x3120]
+    );
+    bench.outb(DEVICE, SLAVE);
+    assert_eq!(
+        identify(&mut bench)[10..14],
+        [0x514d, 0x3030, 0x3030, 0x3220]
+    );
+}
+
+#[test]
+fn a_flush_is_busy_until_the_node_has_flushed() {
+    let mut bench = Bench::new();
+    bench.hold(DebugEvent::FlushToDisk);
+    bench.outb(COMMAND, 0xe7);
+    bench.wait_held();
+    assert_eq!(bench.status(), BSY | DRDY);
+    assert!(!bench.is_interrupted());
+    bench.release();
+    bench.wait_ready();
+    assert_eq!(bench.status(), DRDY | DSC);
+    assert!(bench.is_interrupted());
+}
+
+#[test]
+fn a_failing_flush_is_reported() {
+    let errors = r#""inject-error": [{ "event": "flush_to_disk", "once": true }],"#;
+    let mut bench = Bench::with(1, errors, |_| {});
+    assert_eq!(bench.simple(0xea), DRDY | ERR);
+    assert_eq!(bench.inb(ERROR), ABRT);
+    assert_eq!(bench.simple(0xea), DRDY | DSC);
+}
+
+#[test]
+fn switching_the_write_cache_off_flushes() {
+    let mut bench = Bench::new();
+    assert_eq!(identify(&mut bench)[85] & 0x20, 0x20);
+    bench.outb(FEATURES, 0x82);
+    assert_eq!(bench.simple(0xef), DRDY | DSC);
+    assert_eq!(bench.drive_stats().flushes, 1);
+    assert_eq!(identify(&mut bench)[85] & 0x20, 0);
+    bench.outb(FEATURES, 0x02);
+    assert_eq!(bench.simple(0xef), DRDY | DSC);
+    assert_eq!(identify(&mut bench)[85] & 0x20, 0x20);
+}
+
+#[test]
+fn texts_that_do_not_fit_are_refused() {
+    use crate::ide::disk::Disk;
+    let bench = Bench::new();
+    let mut config = crate::ide::DriveConfig::new(bench.disks[0].backend.clone());
+    config.serial = Some("x".repeat(21));
+    let error = Disk::new(&config, 1).unwrap_err().to_string();
+    assert!(error.contains("'serial'"), "{error}");
+    config.serial = None;
+    config.model = Some("tab\t".into());
+    let error = Disk::new(&config, 1).unwrap_err().to_string();
+    assert!(error.contains("'model'"), "{error}");
+}

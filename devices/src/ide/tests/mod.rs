@@ -1,0 +1,9 @@
+//! The controller as a guest sees it: ports, bus master and interrupt line against a real event loop, block graph and file.
+
+mod bench;
+mod commands;
+mod dma;
+mod drain;
+mod fuzz;
+mod pio;
+mod reset;
