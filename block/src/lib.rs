@@ -8,6 +8,7 @@ pub mod error;
 pub mod event;
 pub mod graph;
 pub mod job;
+pub mod mirror;
 pub mod node;
 pub mod options;
 

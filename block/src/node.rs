@@ -262,9 +262,25 @@ impl Node {
         self.state.lock().writer.clone()
     }
 
-    /// Forbids (or allows again, `None`) other uses while a job of this type runs.
-    pub(crate) fn set_blocker(&self, job: Option<&'static str>) {
-        self.state.lock().blocker = job;
+    /// Claims the node for a job of this type: others are refused until [`Node::unblock`].
+    ///
+    /// # Errors
+    /// Another job has it.
+    pub(crate) fn block(&self, job: &'static str) -> Result<()> {
+        let mut state = self.state.lock();
+        if let Some(present) = state.blocker {
+            return Err(BlockError::Busy {
+                node: self.name.clone(),
+                job: present,
+            });
+        }
+        state.blocker = Some(job);
+        Ok(())
+    }
+
+    /// Ends a job's claim.
+    pub(crate) fn unblock(&self) {
+        self.state.lock().blocker = None;
     }
 
     /// # Errors

@@ -1,0 +1,307 @@
+//! Copying dirty chunks from source to target, several at once.
+//!
+//! One *copy* covers a range of whole chunks. It clears the range's marks first and only then looks
+//! at the source, so a guest's write at any later moment marks the chunk again. Copies of
+//! overlapping ranges never run at the same time: an older copy's bytes must not land after a newer
+//! one's. A copy that fails marks its range dirty again and leaves its error for the job to judge.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use sluice_aio::{Clock, Gate, IoBuffer, Token, current};
+
+use crate::dirty::DirtyBitmap;
+use crate::driver::{Allocation, RequestFlags};
+use crate::error::BlockError;
+use crate::event::IoOperation;
+use crate::job::JobKicker;
+use crate::node::Node;
+
+/// The most bytes of data one copy moves.
+const MAX_DATA: u64 = 1 << 20;
+/// The most bytes of zeroes one copy covers.
+const MAX_ZEROES: u64 = 1 << 30;
+/// The most copies at once.
+const MAX_IN_FLIGHT: usize = 16;
+
+/// Why a copy failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CopyError {
+    pub(super) operation: IoOperation,
+    pub(super) errno: Errno,
+}
+
+impl CopyError {
+    fn new(operation: IoOperation, error: &BlockError) -> Self {
+        Self {
+            operation,
+            errno: Errno::from_raw_os_error(error.errno()),
+        }
+    }
+}
+
+/// What the copies have done so far, in bytes; for reports.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) copied: AtomicU64,
+    pub(super) zeroed: AtomicU64,
+    pub(super) retried: AtomicU64,
+}
+
+/// What the next step found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A copy was started.
+    Started {
+        /// Bytes that are expected to move; zeroes do not count.
+        data: u64,
+    },
+    /// There is something to copy, but a running copy must end first.
+    Busy,
+    /// Nothing is dirty.
+    Clean,
+}
+
+/// See the [module](self). Its methods run in the job's home loop.
+#[derive(Debug)]
+pub(super) struct Copier {
+    source: Arc<Node>,
+    target: Arc<Node>,
+    dirty: Arc<DirtyBitmap>,
+    unmap: bool,
+    max_data: u64,
+    /// Counts the copies in flight; `settle` waits for it.
+    running: Gate,
+    state: Mutex<State>,
+    tally: Tally,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ranges: Vec<Range<u64>>,
+    /// Where the next search begins, so that a hot chunk does not starve the others.
+    cursor: u64,
+    errors: Vec<CopyError>,
+    finished: u64,
+}
+
+impl Copier {
+    pub(super) fn new(
+        source: Arc<Node>,
+        target: Arc<Node>,
+        dirty: Arc<DirtyBitmap>,
+        unmap: bool,
+        buf_size: u64,
+        clock: Clock,
+    ) -> Self {
+        let granularity = dirty.granularity();
+        Self {
+            source,
+            target,
+            unmap,
+            max_data: (buf_size / MAX_IN_FLIGHT as u64)
+                .clamp(granularity, MAX_DATA.max(granularity)),
+            dirty,
+            running: Gate::new("mirror copies", clock),
+            state: Mutex::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Bytes that are dirty or being copied.
+    pub(super) fn remaining(&self) -> u64 {
+        let in_flight: u64 = self
+            .state
+            .lock()
+            .ranges
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum();
+        self.dirty.count().saturating_add(in_flight)
+    }
+
+    /// Whether nothing is dirty and no copy runs.
+    pub(super) fn is_converged(&self) -> bool {
+        self.running.in_flight() == 0 && self.dirty.is_clean()
+    }
+
+    /// Bytes finished since the last call, and the errors met.
+    pub(super) fn take_results(&self) -> (u64, Vec<CopyError>) {
+        let mut state = self.state.lock();
+        (
+            std::mem::take(&mut state.finished),
+            std::mem::take(&mut state.errors),
+        )
+    }
+
+    /// Waits until no copy runs.
+    pub(super) async fn settle(&self) {
+        self.running.wait_idle().await;
+    }
+
+    /// Starts one copy of what is dirty next, if there is any and it may run now.
+    ///
+    /// The job is kicked when the copy has ended.
+    pub(super) async fn step(self: &Arc<Self>, kicker: &JobKicker) -> Step {
+        let Some(run) = self.next_run() else {
+            return if self.dirty.is_clean() {
+                Step::Clean
+            } else {
+                Step::Busy
+            };
+        };
+        let Some(token) = self.running.try_enter().filter(|_| self.has_room()) else {
+            return Step::Busy;
+        };
+        let (range, data) = self.sized(run).await;
+        self.state.lock().ranges.push(range.clone());
+        let copier = Arc::clone(self);
+        let kicker = kicker.clone();
+        current::spawn_local(async move {
+            copier.run(range, token).await;
+            kicker.kick();
+        })
+        .detach();
+        Step::Started { data }
+    }
+
+    fn has_room(&self) -> bool {
+        self.state.lock().ranges.len() < MAX_IN_FLIGHT
+    }
+
+    /// The next dirty run that no running copy touches.
+    fn next_run(&self) -> Option<Range<u64>> {
+        let mut state = self.state.lock();
+        let cursor = state.cursor;
+        let run = self
+            .free_run(&state.ranges, cursor, u64::MAX)
+            .or_else(|| self.free_run(&state.ranges, 0, cursor))?;
+        state.cursor = run.end;
+        Some(run)
+    }
+
+    /// Searches `[from, until)` for a dirty run outside of `busy`.
+    fn free_run(&self, busy: &[Range<u64>], from: u64, until: u64) -> Option<Range<u64>> {
+        let mut from = from;
+        while from < until {
+            let mut run = self.dirty.next_dirty(from, MAX_ZEROES)?;
+            if run.start >= until {
+                return None;
+            }
+            let inside = busy.iter().find(|range| range.contains(&run.start));
+            if let Some(range) = inside {
+                from = range.end;
+                continue;
+            }
+            let limit = busy
+                .iter()
+                .map(|range| range.start)
+                .filter(|start| *start > run.start);
+            run.end = limit.fold(run.end, u64::min);
+            return Some(run);
+        }
+        None
+    }
+
+    /// Cuts a run to what one copy does, and says how much of that is data. The source is asked only for a hint of the size: what is
+    /// there is looked at again after the marks were cleared.
+    async fn sized(&self, run: Range<u64>) -> (Range<u64>, u64) {
+        let len = run.end - run.start;
+        let granularity = self.dirty.granularity();
+        let zeroes = match self.source.block_status(run.start, len).await {
+            Ok(status) if status.allocation == Allocation::Zero => status.len,
+            _ => 0,
+        };
+        let whole = if zeroes >= len {
+            len
+        } else {
+            zeroes / granularity * granularity
+        };
+        let data = (self.max_data / granularity).max(1) * granularity;
+        let (take, data) = if whole > 0 {
+            (whole, 0)
+        } else {
+            (data.min(len), data.min(len))
+        };
+        (run.start..run.start + take, data)
+    }
+
+    async fn run(&self, range: Range<u64>, token: Token) {
+        self.dirty.clear(range.start, range.end - range.start);
+        let result = self.copy(range.clone()).await;
+        if result.is_err() {
+            self.dirty.set_dirty(range.start, range.end - range.start);
+            self.tally
+                .retried
+                .fetch_add(range.end - range.start, Ordering::Relaxed);
+        }
+        let mut state = self.state.lock();
+        state.ranges.retain(|other| *other != range);
+        match result {
+            Ok(()) => state.finished += range.end - range.start,
+            Err(error) => state.errors.push(error),
+        }
+        drop(state);
+        drop(token);
+    }
+
+    /// Copies a range piece by piece, zeroes as zeroes.
+    async fn copy(&self, range: Range<u64>) -> Result<(), CopyError> {
+        let mut at = range.start;
+        while at < range.end {
+            let left = range.end - at;
+            let status = self.source.block_status(at, left).await.ok();
+            let len = match status {
+                Some(status) if status.allocation == Allocation::Zero => {
+                    self.zero(at, status.len).await?;
+                    status.len
+                }
+                // Not known counts as data.
+                _ => {
+                    self.move_data(at, status.map_or(left, |status| status.len))
+                        .await?
+                }
+            };
+            at += len;
+        }
+        Ok(())
+    }
+
+    async fn zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {
+        let flags = if self.unmap {
+            RequestFlags::MAY_UNMAP
+        } else {
+            RequestFlags::empty()
+        };
+        self.target
+            .write_zeroes(offset, len, flags)
+            .await
+            .map_err(|error| CopyError::new(IoOperation::Write, &error))?;
+        self.tally.zeroed.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves at most one buffer of data and says how much it was.
+    async fn move_data(&self, offset: u64, len: u64) -> Result<u64, CopyError> {
+        let len = len.min(self.max_data);
+        // `max_data` is at most 64 MiB.
+        let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or_default());
+        self.source
+            .read(offset, buffer.clone())
+            .await
+            .map_err(|error| CopyError::new(IoOperation::Read, &error))?;
+        self.target
+            .write(offset, buffer, RequestFlags::empty())
+            .await
+            .map_err(|error| CopyError::new(IoOperation::Write, &error))?;
+        self.tally.copied.fetch_add(len, Ordering::Relaxed);
+        Ok(len)
+    }
+}

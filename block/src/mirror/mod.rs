@@ -1,0 +1,31 @@
+//! The mirror job: copies a disk while its guest writes, and pivots to the copy.
+//!
+//! # What it promises
+//! When `block-job-complete` has succeeded, the target held exactly what the source held at the
+//! moment of the pivot, every write that the guest was told had ended before is in it, and every
+//! later one goes to it alone. A target's error never fails a guest's write.
+//!
+//! # How
+//! 1. [`start`]: inside a drained section of the source the [filter](filter) is put above it; from
+//!    then on every write is recorded. With `sync=full` the whole disk is marked dirty.
+//! 2. [`job`] runs in the loop that serves the source's device: it keeps up to 16
+//!    [copies](copier) running until nothing is dirty, flushes the target, and is *ready*.
+//! 3. After `complete`, as soon as nothing is dirty again, the work ends and the job waits for its
+//!    finalize verb, if that was asked for; the guest is not held meanwhile.
+//! 4. The pivot: a drained section on the filter; whatever became dirty is copied inside it; the
+//!    target is flushed; every parent of the filter is pointed to the target; the section ends, and
+//!    the guest's postponed requests run against the target.
+//!
+//! On a cancel or a failure the filter is taken out, in a section too, and the source stays.
+
+mod copier;
+mod filter;
+mod job;
+mod start;
+#[cfg(test)]
+mod tests;
+
+pub use start::{
+    BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, NewImageMode, SyncMode, blockdev_mirror,
+    drive_mirror,
+};

@@ -1,0 +1,396 @@
+//! The commands `blockdev-mirror` and `drive-mirror`: everything that can be wrong is found here,
+//! before the guest's disk is touched.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use sluice_aio::{AioContext, current};
+
+use super::copier::Copier;
+use super::filter::MirrorTop;
+use super::job::{MirrorJob, Outcome};
+use crate::dirty::{DirtyBitmap, Granularity};
+use crate::driver::file::create_image;
+use crate::error::{BlockError, Result};
+use crate::graph::Graph;
+use crate::job::{JobId, JobOptions, OnError};
+use crate::node::Node;
+use crate::options::{BlockdevOptions, Discard};
+
+/// What is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncMode {
+    /// Everything, then every write.
+    Full,
+    /// What the top image holds; without a backing image that is everything.
+    Top,
+    /// Only what is written from now on.
+    None,
+}
+
+/// How guest writes reach the target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyMode {
+    /// They are recorded and copied later.
+    #[default]
+    Background,
+    /// They go to both at once.
+    WriteBlocking,
+}
+
+/// Whether `drive-mirror` makes its target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NewImageMode {
+    /// It exists already.
+    Existing,
+    /// It is created, or emptied if it exists.
+    #[default]
+    AbsolutePaths,
+}
+
+/// What both commands take.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MirrorCommon {
+    /// The job's name; the device's if not given.
+    #[serde(default)]
+    pub job_id: Option<String>,
+    /// The source: a device or a node.
+    pub device: String,
+    /// What to copy.
+    pub sync: SyncMode,
+    /// Bytes per second; 0: no limit.
+    #[serde(default)]
+    pub speed: Option<i64>,
+    /// Bytes per bit of the dirty bitmap.
+    #[serde(default)]
+    pub granularity: Option<u64>,
+    /// Bytes in flight at most.
+    #[serde(default)]
+    pub buf_size: Option<i64>,
+    /// What to do when the source can't be read.
+    #[serde(default)]
+    pub on_source_error: OnError,
+    /// What to do when the target can't be written.
+    #[serde(default)]
+    pub on_target_error: OnError,
+    /// How guest writes reach the target.
+    #[serde(default)]
+    pub copy_mode: CopyMode,
+    /// Pivot without `job-finalize`.
+    #[serde(default)]
+    pub auto_finalize: Option<bool>,
+    /// Go away without `job-dismiss`.
+    #[serde(default)]
+    pub auto_dismiss: Option<bool>,
+}
+
+/// Arguments of `blockdev-mirror` beyond the common ones.
+#[derive(Clone, Debug)]
+pub struct BlockdevMirror {
+    /// What both commands take.
+    pub common: MirrorCommon,
+    /// The target node's name.
+    pub target: String,
+    /// A name for the filter; made up if not given.
+    pub filter_node_name: Option<String>,
+}
+
+/// Arguments of `drive-mirror` beyond the common ones.
+#[derive(Clone, Debug)]
+pub struct DriveMirror {
+    /// What both commands take.
+    pub common: MirrorCommon,
+    /// The target's path.
+    pub target: PathBuf,
+    /// The target's format; only `raw`.
+    pub format: Option<String>,
+    /// A name for the target node.
+    pub node_name: Option<String>,
+    /// Whether to create the target.
+    pub mode: NewImageMode,
+    /// Carry zeroes as holes.
+    pub unmap: bool,
+}
+
+/// Granularity if none is asked for, in bytes (QEMU: 64 KiB where no cluster size is known).
+const DEFAULT_GRANULARITY: u64 = 64 << 10;
+/// Bytes in flight if nothing is asked for, as QEMU.
+const DEFAULT_BUF_SIZE: u64 = 16 << 20;
+/// The type in messages of other commands.
+const JOB_TYPE: &str = "mirror";
+
+fn refused(text: impl Into<String>) -> BlockError {
+    BlockError::Refused(text.into())
+}
+
+/// Starts a mirror onto an existing node; `main` is where it runs if no loop serves the source.
+///
+/// Call it from a task. On an error nothing has changed.
+///
+/// # Errors
+/// What QEMU refuses, with its texts; and a size mismatch, which QEMU finds only later.
+pub async fn blockdev_mirror(
+    graph: &Arc<Graph>,
+    arguments: BlockdevMirror,
+    main: &AioContext,
+) -> Result<()> {
+    let source = source_node(graph, &arguments.common)?;
+    let target = graph.node(&arguments.target)?;
+    let plan = Plan {
+        source,
+        target,
+        filter_name: arguments.filter_node_name,
+        // blockdev-mirror may always unmap.
+        unmap: true,
+    };
+    start(graph, &arguments.common, plan, main).await
+}
+
+/// Starts a mirror onto a raw file, which is created first if `mode` says so.
+///
+/// Call it from a task. On an error the graph has not changed; a file that was created stays.
+///
+/// # Errors
+/// As [`blockdev_mirror`], and what the file system says.
+pub async fn drive_mirror(
+    graph: &Arc<Graph>,
+    arguments: DriveMirror,
+    main: &AioContext,
+) -> Result<()> {
+    let source = source_node(graph, &arguments.common)?;
+    if let Some(format) = arguments
+        .format
+        .as_deref()
+        .filter(|format| *format != "raw")
+    {
+        return Err(refused(format!(
+            "Unknown driver '{format}'; targets of drive-mirror can only be 'raw' yet"
+        )));
+    }
+    // Everything that needs no target is checked before a file is made.
+    check_source(&source)?;
+    settings(&arguments.common, &source)?;
+    if arguments.mode == NewImageMode::AbsolutePaths {
+        let (path, size) = (arguments.target.clone(), source.len());
+        let in_use = graph.files_in_use();
+        current::blocking(move || create_image(&path, size, &in_use)).await??;
+    }
+    let mut options = BlockdevOptions::raw_file(arguments.node_name, arguments.target);
+    if let (BlockdevOptions::Raw(raw), true) = (&mut options, arguments.unmap) {
+        raw.discard = Some(Discard::Unmap);
+    }
+    let target = graph.add_implicit_node(&options).await?;
+    let plan = Plan {
+        source,
+        target: Arc::clone(&target),
+        filter_name: None,
+        unmap: arguments.unmap,
+    };
+    let started = start(graph, &arguments.common, plan, main).await;
+    if started.is_err() {
+        graph.remove_if_unused(&target);
+    }
+    started
+}
+
+struct Plan {
+    source: Arc<Node>,
+    target: Arc<Node>,
+    filter_name: Option<String>,
+    unmap: bool,
+}
+
+fn source_node(graph: &Graph, common: &MirrorCommon) -> Result<Arc<Node>> {
+    graph.device_or_node(&common.device)
+}
+
+fn check_source(source: &Node) -> Result<()> {
+    source.check_not_blocked()?;
+    if source.driver_name() == "mirror_top" {
+        return Err(BlockError::Busy {
+            node: source.name().to_owned(),
+            job: JOB_TYPE,
+        });
+    }
+    Ok(())
+}
+
+/// The numbers of a mirror, checked.
+struct Settings {
+    granularity: Granularity,
+    buf_size: u64,
+}
+
+fn settings(common: &MirrorCommon, source: &Node) -> Result<Settings> {
+    let bytes = common
+        .granularity
+        .filter(|bytes| *bytes != 0)
+        .unwrap_or(DEFAULT_GRANULARITY);
+    let granularity = Granularity::new(bytes).map_err(|error| refused(error.to_string()))?;
+    let buf_size = match common.buf_size.unwrap_or(0) {
+        0 => DEFAULT_BUF_SIZE,
+        size => u64::try_from(size).map_err(|_| refused("Invalid parameter 'buf-size'"))?,
+    };
+    if common.copy_mode == CopyMode::WriteBlocking {
+        return Err(refused(
+            "Parameter 'copy-mode' does not accept value 'write-blocking' yet; use 'background'",
+        ));
+    }
+    job_options(common, source)?;
+    Ok(Settings {
+        granularity,
+        buf_size,
+    })
+}
+
+fn job_options(common: &MirrorCommon, source: &Node) -> Result<JobOptions> {
+    let as_text = |error: crate::job::CreateError| refused(error.to_string());
+    let backend = source
+        .backends()
+        .first()
+        .map(|backend| backend.name().to_owned());
+    let id = JobId::choose(common.job_id.as_deref(), backend.as_deref()).map_err(as_text)?;
+    let mut options = JobOptions::new(id)
+        .with_speed(common.speed.unwrap_or(0))
+        .map_err(as_text)?;
+    options.auto_finalize = common.auto_finalize.unwrap_or(true);
+    options.auto_dismiss = common.auto_dismiss.unwrap_or(true);
+    Ok(options)
+}
+
+fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
+    if Arc::ptr_eq(source, target) {
+        return Err(refused("Can't mirror node into itself"));
+    }
+    if is_below(source, target) || is_below(target, source) {
+        return Err(refused(
+            "Cannot mirror to a filter on top of a node in the source's backing chain",
+        ));
+    }
+    target.check_not_blocked()?;
+    if target.is_read_only() {
+        return Err(BlockError::ReadOnly(target.name().to_owned()));
+    }
+    if !target.parents().is_empty() {
+        return Err(BlockError::InUse(target.name().to_owned()));
+    }
+    if source.len() != target.len() {
+        return Err(refused(format!(
+            "Source and target image have different sizes: '{}' has {} bytes, '{}' has {}",
+            source.name(),
+            source.len(),
+            target.name(),
+            target.len()
+        )));
+    }
+    Ok(())
+}
+
+fn is_below(node: &Arc<Node>, top: &Arc<Node>) -> bool {
+    top.children()
+        .iter()
+        .any(|(_, child)| Arc::ptr_eq(child, node) || is_below(node, child))
+}
+
+async fn start(
+    graph: &Arc<Graph>,
+    common: &MirrorCommon,
+    plan: Plan,
+    main: &AioContext,
+) -> Result<()> {
+    let Plan {
+        source,
+        target,
+        filter_name,
+        unmap,
+    } = plan;
+    check_source(&source)?;
+    check_pair(&source, &target)?;
+    let settings = settings(common, &source)?;
+    let options = job_options(common, &source)?;
+    let id = options.id.to_string();
+    let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
+    let dirty = Arc::new(bitmap.map_err(|error| refused(error.to_string()))?);
+    let claim = Claim::take(&source, &target, &id)?;
+
+    let section = graph.drain(&source, &format!("start of job '{id}'")).await;
+    let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&dirty)));
+    let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
+    let home = filter
+        .backends()
+        .first()
+        .and_then(|backend| backend.context());
+    let driver = MirrorJob {
+        graph: Arc::clone(graph),
+        source: Arc::clone(&source),
+        filter: Arc::clone(&filter),
+        target: Arc::clone(&target),
+        dirty: Arc::clone(&dirty),
+        copier: Arc::new(Copier::new(
+            Arc::clone(&source),
+            Arc::clone(&target),
+            dirty,
+            unmap,
+            settings.buf_size,
+            graph.clock().clone(),
+        )),
+        copy_everything: common.sync != SyncMode::None,
+        on_source_error: common.on_source_error,
+        on_target_error: common.on_target_error,
+        outcome: Outcome::default(),
+    };
+    let home = home.unwrap_or_else(|| main.clone());
+    let job = match graph.jobs().create(options, Box::new(driver), &home) {
+        Ok(job) => job,
+        Err(error) => {
+            let taken_out = graph.replace_node(&filter, &source);
+            graph.remove_if_unused(&filter);
+            taken_out?;
+            return Err(refused(error.to_string()));
+        }
+    };
+    graph.add_job_parent(&filter, &job);
+    graph.add_job_parent(&target, &job);
+    // From here on the job's end gives the claim back.
+    std::mem::forget(claim);
+    job.start();
+    drop(section);
+    Ok(())
+}
+
+/// Source and target claimed for a job; dropped, if the start fails.
+struct Claim<'a> {
+    source: &'a Node,
+    target: &'a Node,
+}
+
+impl<'a> Claim<'a> {
+    fn take(source: &'a Node, target: &'a Node, id: &str) -> Result<Self> {
+        source.block(JOB_TYPE)?;
+        let taken = target.block(JOB_TYPE).and_then(|()| {
+            target
+                .set_writer(Some(&format!("job '{id}'")))
+                .inspect_err(|_| target.unblock())
+        });
+        if let Err(error) = taken {
+            source.unblock();
+            return Err(error);
+        }
+        Ok(Self { source, target })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.source.unblock();
+        self.target.unblock();
+        if let Err(error) = self.target.set_writer(None) {
+            tracing::warn!(%error, "the target's locks can't be given back");
+        }
+    }
+}
