@@ -1,5 +1,6 @@
 //! The harness of the integration tests and of the demo.
 //!
+//! * [`boot`]: boot times and memory, next to QEMU's.
 //! * [`check`]: is what the disks hold what the guest was promised?
 //! * [`demo`]: the story of a guest whose disks are moved under it, and its checks.
 //! * [`qmp`]: a blocking client of the control socket.
@@ -7,6 +8,7 @@
 //!
 //! Everything here is blocking and meant for test threads and small tools, not for the monitor.
 
+pub mod boot;
 pub mod check;
 pub mod demo;
 pub mod process;

@@ -2,8 +2,12 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::Parser;
-use sluice_tests::demo::{self, Options, Scenario};
+use sluice_tests::{
+    boot,
+    demo::{self, Options, Scenario},
+};
 
 /// Mirror and pivot a running guest's disks, and check that nothing was lost.
 ///
@@ -45,6 +49,13 @@ struct Cli {
     /// Leave out the round in which the images are compared while the section is held.
     #[arg(long, group = "scenario")]
     quick: bool,
+    /// Instead of the demo, boot this often and print how long it takes to the guest's init.
+    #[arg(long, value_name = "N", group = "scenario",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    boot_time: Option<u32>,
+    /// With --boot-time: also boot this QEMU.
+    #[arg(long, value_name = "FILE", requires = "boot_time")]
+    qemu: Option<PathBuf>,
     /// Copy the guest's console to this file as it grows.
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
@@ -55,6 +66,36 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let result = match cli.boot_time {
+        Some(boots) => measure_boots(cli, boots),
+        None => run_demo(cli),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("sluice-demo: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn measure_boots(cli: Cli, boots: u32) -> anyhow::Result<ExitCode> {
+    let Cli {
+        sluice,
+        qemu,
+        kernel,
+        initrd,
+        ..
+    } = cli;
+    let report = boot::measure(&boot::Options {
+        sluice,
+        qemu,
+        kernel,
+        initrd,
+        boots,
+    })?;
+    print!("{report}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_demo(cli: Cli) -> anyhow::Result<ExitCode> {
     let scenario = match (cli.twin, cli.negative, cli.quick) {
         (true, _, _) => Scenario::Twin,
         (_, true, _) => Scenario::Negative,
@@ -73,22 +114,13 @@ fn main() -> ExitCode {
         console: cli.console,
         verbose: cli.verbose,
     };
-    if let Err(error) = std::fs::create_dir_all(&options.work) {
-        eprintln!("sluice-demo: {}: {error}", options.work.display());
-        return ExitCode::from(2);
-    }
-    match demo::run(&options) {
-        Ok(report) => {
-            println!("{report}");
-            if report.is_good() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(1)
-            }
-        }
-        Err(error) => {
-            eprintln!("sluice-demo: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    std::fs::create_dir_all(&options.work)
+        .with_context(|| format!("cannot make {}", options.work.display()))?;
+    let report = demo::run(&options)?;
+    println!("{report}");
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

@@ -121,7 +121,10 @@ impl fmt::Display for Report {
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
         if self.rows.iter().any(|row| row.pivot.held.is_some()) {
-            writeln!(f, "* held by a breakpoint on purpose for most of this time")?;
+            writeln!(
+                f,
+                "* held on purpose; the pivot pause does not count that time"
+            )?;
         }
         writeln!(f)?;
         for Check { what, wrong } in &self.checks {
@@ -166,11 +169,14 @@ fn cells(row: &Row, disk_bytes: u64) -> [String; 10] {
         format!("{} MiB", disk_bytes >> 20),
         format!("{}{what}", pivot.command),
         format!("{:.1} s", pivot.ready_after.as_secs_f64()),
-        format!("{pause}{star}"),
+        pause,
         pivot
             .postponed
             .map_or_else(unknown, |count| count.to_string()),
-        pivot.longest_wait.map_or_else(unknown, milliseconds),
+        format!(
+            "{}{star}",
+            pivot.longest_wait.map_or_else(unknown, milliseconds)
+        ),
         acknowledged.to_string(),
         acknowledged_after.to_string(),
         if *is_good { "ok" } else { "FAIL" }.to_owned(),
