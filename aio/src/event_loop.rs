@@ -238,6 +238,8 @@ impl EventLoop {
         let result = Rc::clone(&slot);
         current::spawn_local(async move {
             result.set(Some(AssertUnwindSafe(future).catch_unwind().await));
+            // This may be the turn's step before its sleep.
+            current::context().notify();
         })
         .detach();
         drop(scope);
