@@ -126,6 +126,19 @@ impl JobContext {
         wakeup
     }
 
+    /// Waits for `duration` before a failed transfer is tried again; then a pause point.
+    ///
+    /// Unlike a sleep it is not cut short by kicks, only by a forced cancel or the wish that the job rests.
+    pub async fn back_off(&self, duration: Duration) {
+        self.set_activity(Activity::Sleeping);
+        let interrupt = self
+            .job
+            .wait(|core| (core.is_cancelled() || core.must_rest()).then_some(()));
+        select(pin!(interrupt), sluice_aio::current::sleep(duration)).await;
+        self.set_activity(Activity::Working);
+        self.pause_point().await;
+    }
+
     /// Tells the world that the job may be completed from now on.
     ///
     /// # Errors
@@ -182,8 +195,6 @@ impl JobContext {
                 action,
             });
         }
-        drop(core);
-        self.job.wake();
         verdict
     }
 

@@ -19,10 +19,43 @@ enum Launch {
     Discarded,
 }
 
-/// Lives the life of `job`.
-pub(super) async fn live(job: Arc<Job>) {
-    let context = JobContext::new(Arc::clone(&job));
-    let launch = job.wait(|core| launch(&job, core)).await;
+/// A job's life, on its way into the job's loop.
+///
+/// If it is dropped before its end (the loop has ended, or the driver's code has panicked) the job
+/// fails without its driver's last hooks: nobody waits for it for ever, and its name is free again.
+pub(super) struct Life(Arc<Job>);
+
+impl Life {
+    pub(super) fn new(job: &Arc<Job>) -> Self {
+        Self(Arc::clone(job))
+    }
+
+    /// Lives it.
+    pub(super) async fn live(self) {
+        live(&self.0).await;
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        let job = &self.0;
+        let mut core = job.lock();
+        if core.state.has_ended() {
+            return;
+        }
+        if let Some(work) = core.state.at_work() {
+            job.report_mistake(job.transition(&mut core, work));
+        }
+        job.report_mistake(job.transition(&mut core, JobState::Aborting));
+        core.error = Some(JobError::Failed("The job was interrupted".to_owned()));
+        drop(core);
+        conclude(job);
+    }
+}
+
+async fn live(job: &Arc<Job>) {
+    let context = JobContext::new(Arc::clone(job));
+    let launch = job.wait(|core| launch(job, core)).await;
     let mut result = match launch {
         Launch::Start => work(&context).await,
         Launch::Cancelled => Err(JobError::Cancelled),
@@ -39,12 +72,12 @@ pub(super) async fn live(job: Arc<Job>) {
     match &result {
         Ok(()) => job.driver.commit(&context).await,
         Err(error) => {
-            job.wait(|core| begin_abort(&job, core, error)).await;
+            job.wait(|core| begin_abort(job, core, error)).await;
             job.driver.abort(&context).await;
         }
     }
     job.driver.clean(&context).await;
-    conclude(&job);
+    conclude(job);
 }
 
 fn launch(job: &Job, core: &mut Core) -> Option<Launch> {

@@ -74,7 +74,8 @@ impl IoStatus {
 pub enum ErrorVerdict {
     /// Return the error; the job fails.
     Fail,
-    /// Try again after this time; it grows from error to error in a row.
+    /// Try again after this time ([`JobContext::back_off`](super::JobContext::back_off)); it grows from
+    /// error to error in a row.
     RetryAfter(Duration),
     /// Keep the work to be done and go to the next pause point: the job is paused and tries again when
     /// the operator resumes it.

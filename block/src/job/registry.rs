@@ -14,7 +14,7 @@ use super::error::{CreateError, VerbError};
 use super::handle::Job;
 use super::id::JobId;
 use super::info::{BlockJobInfo, JobInfo};
-use super::lifecycle;
+use super::lifecycle::Life;
 use super::state::JobState;
 use crate::event::EventSink;
 
@@ -94,7 +94,7 @@ impl JobRegistry {
     /// Creates a job that will do `driver`'s work in the event loop `home`.
     ///
     /// The creator calls [`Job::start`] or [`Job::discard`] when it has made everything ready. If the loop ends
-    /// before the job does, the job stays as it is.
+    /// before the job does, the job fails.
     ///
     /// # Errors
     /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].
@@ -124,8 +124,8 @@ impl JobRegistry {
         debug_assert!(created.is_ok());
         jobs.all.push(Arc::clone(&job));
         drop(jobs);
-        let living = Arc::clone(&job);
-        home.spawn(move || lifecycle::live(living));
+        let life = Life::new(&job);
+        home.spawn(move || life.live());
         Ok(job)
     }
 
@@ -179,7 +179,7 @@ impl JobRegistry {
     /// Cancels all jobs by force, waits until each has ended, and forgets them; no new ones are
     /// taken. Jobs that are just being made final end as they would have.
     ///
-    /// The jobs' home contexts must still run, and no drained section may hold the jobs for ever.
+    /// No drained section may hold the jobs for ever.
     pub async fn shut_down(&self) {
         self.shared.jobs.lock().shutting_down = true;
         let jobs = self.jobs();

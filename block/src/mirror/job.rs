@@ -123,7 +123,7 @@ impl MirrorJob {
                 Err(JobError::Errno(error.errno))
             }
             ErrorVerdict::RetryAfter(delay) => {
-                job.sleep(delay).await;
+                job.back_off(delay).await;
                 Ok(())
             }
             ErrorVerdict::Stopped => {

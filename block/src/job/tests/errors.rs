@@ -96,3 +96,44 @@ fn ignored_errors_back_off_and_do_not_flood() {
     );
     assert_eq!(fake.job.state(), JobState::Running);
 }
+
+#[test]
+fn backing_off_lasts_through_kicks_but_not_through_commands() {
+    let mut world = World::new();
+    let fake = world.start("job");
+    fake.calls();
+    let back_off = || Step::BackOff(Duration::from_millis(10));
+    fake.act(
+        &mut world,
+        [Step::IoError(OnError::Ignore, Write, Errno::IO), back_off()],
+    );
+    fake.act(&mut world, []);
+    world.advance(Duration::from_millis(9));
+    assert!(fake.calls().is_empty());
+    world.advance(Duration::from_millis(1));
+    assert_eq!(fake.calls(), ["tries again"]);
+    fake.act(&mut world, [back_off()]);
+    let quiesced = fake.job.quiesce();
+    world.rest();
+    assert!(
+        !fake.job.is_busy(),
+        "a drained section does not wait for the time to pass"
+    );
+    drop(quiesced);
+    world.rest();
+    assert_eq!(fake.calls(), ["settle", "tries again"]);
+    fake.act(&mut world, [back_off()]);
+    fake.job.cancel(true).unwrap();
+    world.rest();
+    assert_eq!(fake.job.state(), JobState::Null);
+}
+
+#[test]
+fn an_error_of_its_own_does_not_wake_the_work() {
+    let mut world = World::new();
+    let fake = world.start("job");
+    fake.calls();
+    let error = Step::IoError(OnError::Ignore, Write, Errno::IO);
+    fake.act(&mut world, [error, Step::Sleep(Duration::from_millis(10))]);
+    assert!(fake.calls().is_empty());
+}

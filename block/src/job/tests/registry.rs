@@ -211,3 +211,63 @@ fn a_thousand_jobs() {
         .unwrap();
     assert!(world.registry.jobs().is_empty());
 }
+
+#[test]
+fn a_job_does_not_outlive_its_loop() {
+    let mut world = World::new();
+    world.start("running");
+    world.start("paused").job.pause().unwrap();
+    world.create("created");
+    world
+        .start_with(manual("pending"), true)
+        .act(&mut world, [Step::Return(Ok(()))]);
+    world.events();
+    let pending = world.registry.get("pending").unwrap();
+    let (registry, home, log) = (world.registry.clone(), world.home(), world.log());
+    drop(world);
+    assert_eq!(
+        pending.info().error.as_deref(),
+        Some("The job was interrupted")
+    );
+    pending.dismiss().unwrap();
+    assert!(registry.jobs().is_empty());
+    log.take();
+    let job = registry.create(options("late"), scripted(), &home).unwrap();
+    assert_eq!(job.state(), JobState::Null);
+}
+
+#[test]
+fn a_driver_that_panics_fails_its_job_only() {
+    struct Panics;
+    impl JobDriver for Panics {
+        fn kind(&self) -> JobKind {
+            JobKind::Mirror
+        }
+        fn run<'a>(
+            &'a self,
+            _: &'a JobContext,
+        ) -> futures_util::future::LocalBoxFuture<'a, Result<(), JobError>> {
+            Box::pin(async { panic!("a mistake in the driver") })
+        }
+    }
+    let mut world = World::new();
+    let job = world
+        .registry
+        .create(options("job"), Box::new(Panics), &world.home())
+        .unwrap();
+    let other = world.start("other");
+    world.events();
+    job.start();
+    world.rest();
+    assert_eq!(
+        world.events(),
+        [
+            "running",
+            "aborting",
+            "COMPLETED: The job was interrupted",
+            "concluded",
+            "null"
+        ]
+    );
+    assert_eq!(other.job.state(), JobState::Running);
+}

@@ -21,6 +21,7 @@ pub(super) enum Step {
     IoError(OnError, IoOperation, Errno),
     IoSuccess,
     Sleep(Duration),
+    BackOff(Duration),
     OwnSection,
     EndOwnSection,
 }
@@ -74,6 +75,10 @@ impl ScriptedDriver {
                 Some(Step::Sleep(duration)) => {
                     let wakeup = job.sleep(duration).await;
                     self.call(&format!("woke {wakeup:?}"));
+                }
+                Some(Step::BackOff(duration)) => {
+                    job.back_off(duration).await;
+                    self.call("tries again");
                 }
                 Some(Step::OwnSection) => own_section = Some(job.own_section()),
                 Some(Step::EndOwnSection) => drop(own_section.take()),
