@@ -85,7 +85,7 @@ impl MainLoop {
     ///
     /// # Errors
     /// [`MainLoopError`] when the host refuses to wait.
-    pub fn run_until(&mut self, done: impl Fn() -> bool) -> Result<(), MainLoopError> {
+    pub fn run_until(&mut self, mut done: impl FnMut() -> bool) -> Result<(), MainLoopError> {
         while !done() {
             // Interruptions come back as a round without events.
             self.manager.run().map_err(MainLoopError::Manager)?;

@@ -3,22 +3,29 @@
 //! Runs on the main thread. Everything that has to be undone (raw terminal, serial output) is
 //! undone here, whichever way the machine ends.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use sluice_aio::{Clock, EventLoop, LoopConfig};
+use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, LoopError, current};
+use sluice_block::Graph;
 use sluice_devices::legacy::SerialSink;
+use thiserror::Error;
 
 use crate::cli::CommandLine;
 use crate::clock::MachineClock;
 use crate::console::{ConsoleInput, RawTerminal, SerialOutput};
 use crate::control::{Cause, VmControl};
 use crate::exit::{Exit, ExitStatus};
-use crate::machine::config::{AcceleratorConfig, SerialConfig};
-use crate::machine::{Machine, MachineBuilder};
-use crate::main_loop::MainLoop;
+use crate::iothreads::IoThreads;
+use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
+use crate::machine::disks::{self, DiskError, DiskParts};
+use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder};
+use crate::main_loop::{MainLoop, MainLoopError};
+use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
 pub fn run(command_line: &CommandLine) -> Exit {
@@ -82,7 +89,118 @@ fn serial_output(config: &SerialConfig) -> Result<Serial, Exit> {
     })
 }
 
+/// Why the process cannot get as far as a running machine.
+#[derive(Debug, Error)]
+enum StartError {
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("--qmp: {0}")]
+    Qmp(#[from] SocketError),
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    #[error(transparent)]
+    MainLoop(#[from] MainLoopError),
+    #[error("the terminal cannot be switched to raw mode: {0}")]
+    Terminal(#[source] io::Error),
+}
+
+impl From<StartError> for Exit {
+    fn from(error: StartError) -> Self {
+        let status = match &error {
+            StartError::Build(error) => error.status(),
+            _ => ExitStatus::Setup,
+        };
+        Self::because(status, error)
+    }
+}
+
 fn with_serial(command_line: &CommandLine, sink: Option<Arc<dyn SerialSink>>) -> Exit {
+    start_and_serve(command_line, sink).unwrap_or_else(Exit::from)
+}
+
+/// Where the end of the process is announced, and how it shall be.
+type Finished = Rc<Cell<Option<Exit>>>;
+
+/// Builds everything, as a task of the main loop: disks are opened there. Leaves a task behind
+/// that sees to the end.
+async fn assemble(
+    command_line: CommandLine,
+    main: AioContext,
+    loop_config: LoopConfig,
+    sink: Option<Arc<dyn SerialSink>>,
+    finished: Finished,
+) -> Result<Machine, StartError> {
+    let clock = loop_config.clock.clone();
+    let events = EventBus::new(main.clone());
+    let graph = Graph::new(Arc::clone(&events) as _, clock.clone());
+    let iothreads = Arc::new(IoThreads::new(loop_config));
+    let devices_clock = Arc::new(MachineClock::new(clock));
+    let mut builder =
+        MachineBuilder::new(&command_line.machine, main.clone(), devices_clock, sink)?;
+    let parts = DiskParts {
+        graph: &graph,
+        iothreads: &iothreads,
+        main: &main,
+        piix: command_line.piix,
+    };
+    disks::add(&mut builder, &command_line.storage, parts).await?;
+    let machine = builder.finish()?;
+
+    let controller = &machine.controller;
+    controller.subscribe(Arc::clone(&events) as _);
+    controller.on_stop(quiesce(&graph));
+    let monitor = Monitor {
+        graph: Arc::clone(&graph),
+        vm: Arc::clone(controller) as _,
+        iothreads,
+        main,
+    };
+    let mut qmp = QmpServer::new(monitor, events);
+    for socket in &command_line.qmp {
+        qmp.serve(socket)?;
+    }
+    let ending = Arc::clone(controller);
+    let farewell = async move {
+        let exit = ending.ended().await;
+        farewell(&graph, qmp).await;
+        finished.set(Some(exit));
+    };
+    current::spawn_local(farewell).detach();
+    Ok(machine)
+}
+
+/// What `stop` does after the vCPUs: waits for the requests in flight, flushes the disks.
+fn quiesce(graph: &Arc<Graph>) -> Chore {
+    let graph = Arc::clone(graph);
+    Box::new(move || {
+        let graph = Arc::clone(&graph);
+        Box::pin(async move {
+            drop(graph.drain_all("stop").await);
+            flush(&graph).await;
+        })
+    })
+}
+
+async fn flush(graph: &Graph) {
+    if let Err(error) = graph.flush_all().await {
+        tracing::error!(%error, "a disk cannot be flushed");
+    }
+}
+
+/// What has to be done between the end of the machine and that of the process.
+async fn farewell(graph: &Graph, qmp: QmpServer) {
+    graph.jobs().shut_down().await;
+    drop(graph.drain_all("shutdown").await);
+    flush(graph).await;
+    qmp.shut_down().await;
+}
+
+fn start_and_serve(
+    command_line: &CommandLine,
+    sink: Option<Arc<dyn SerialSink>>,
+) -> Result<Exit, StartError> {
     let config = &command_line.machine;
     let qtest = matches!(config.accelerator, AcceleratorConfig::Qtest(_));
     let clock = if qtest {
@@ -91,64 +209,79 @@ fn with_serial(command_line: &CommandLine, sink: Option<Arc<dyn SerialSink>>) ->
         Clock::real()
     };
     let loop_config = LoopConfig {
-        clock: clock.clone(),
+        clock,
         ..LoopConfig::default()
     };
-    let aio = match EventLoop::new("main", &loop_config) {
-        Ok(aio) => aio,
-        Err(error) => return Exit::because(ExitStatus::Setup, error),
-    };
-    let devices_clock = Arc::new(MachineClock::new(clock));
-    let built = MachineBuilder::new(config, aio.context(), devices_clock, sink.clone())
-        .and_then(MachineBuilder::finish);
-    let machine = match built {
-        Ok(machine) => machine,
-        Err(error) => return Exit::because(error.status(), error),
-    };
-    match serve(command_line, aio, &machine, sink) {
-        Ok(exit) => exit,
-        Err(error) => Exit::because(ExitStatus::Setup, error),
-    }
-}
-
-/// The main loop, from the first instruction to the last chore.
-fn serve(
-    command_line: &CommandLine,
-    aio: EventLoop,
-    machine: &Machine,
-    sink: Option<Arc<dyn SerialSink>>,
-) -> Result<Exit, Box<dyn std::error::Error>> {
-    let controller = &machine.controller;
+    let mut aio = EventLoop::new("main", &loop_config)?;
     let context = aio.context();
+    let finished = Finished::default();
+    let assembling = assemble(
+        command_line.clone(),
+        context.clone(),
+        loop_config,
+        sink.clone(),
+        Rc::clone(&finished),
+    );
+    let machine = aio.run_until(assembling)??;
+    let controller = &machine.controller;
+
     let mut main_loop = MainLoop::new(aio)?;
-    let signalled = Arc::clone(controller);
-    main_loop.catch_signals(move |signal| {
-        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        let exit = Exit::because(ExitStatus::Success, format!("ended by {name}"));
-        signalled.end(exit, Cause::HostSignal);
-    })?;
-
-    // Raw mode comes last before the guest runs: errors before this are printed as usual.
-    let stdio = command_line.machine.serial == SerialConfig::Stdio;
-    let mut terminal = None;
-    if let (true, Some(port), Some(sink)) = (stdio, &machine.serial, sink) {
-        terminal = RawTerminal::enter()?;
-        if ConsoleInput::possible() {
-            let quitting = Arc::clone(controller);
-            let quit = move || quitting.quit(Cause::HostSignal);
-            let port = Arc::clone(port);
-            main_loop.subscribe(ConsoleInput::new(port, sink, terminal.is_some(), quit));
-        }
-    }
-
-    if !command_line.machine.start_paused {
+    catch_signals(&mut main_loop, controller, &finished)?;
+    let terminal = attach_console(&mut main_loop, config, &machine, sink)?;
+    if !config.start_paused {
         let starting = Arc::clone(controller);
         context.spawn(move || async move {
             // The only refusal is that the machine is ending already.
             let _ = starting.resume().await;
         });
     }
-    main_loop.run_until(|| controller.is_finished())?;
+    let mut exit = None;
+    main_loop.run_until(|| {
+        exit = finished.take();
+        exit.is_some()
+    })?;
     drop(terminal);
-    Ok(controller.exit())
+    Ok(exit.unwrap_or_else(|| Exit::quiet(ExitStatus::Internal)))
+}
+
+/// The first signal ends the machine in order; another one ends the process without waiting for
+/// disks or clients.
+fn catch_signals(
+    main_loop: &mut MainLoop,
+    controller: &Arc<Controller>,
+    finished: &Finished,
+) -> Result<(), MainLoopError> {
+    let (controller, finished) = (Arc::clone(controller), Rc::clone(finished));
+    main_loop.catch_signals(move |signal| {
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+        if controller.is_ending() {
+            let why = format!("ended by {name}, before everything was finished in order");
+            finished.set(Some(Exit::because(ExitStatus::Setup, why)));
+        } else {
+            let exit = Exit::because(ExitStatus::Success, format!("ended by {name}"));
+            controller.end(exit, Cause::HostSignal);
+        }
+    })
+}
+
+/// Connects the serial port to the terminal. Raw mode comes last before the guest runs: errors
+/// before this are printed as usual.
+fn attach_console(
+    main_loop: &mut MainLoop,
+    config: &MachineConfig,
+    machine: &Machine,
+    sink: Option<Arc<dyn SerialSink>>,
+) -> Result<Option<RawTerminal>, StartError> {
+    let (SerialConfig::Stdio, Some(port), Some(sink)) = (&config.serial, &machine.serial, sink)
+    else {
+        return Ok(None);
+    };
+    let terminal = RawTerminal::enter().map_err(StartError::Terminal)?;
+    if ConsoleInput::possible() {
+        let quitting = Arc::clone(&machine.controller);
+        let quit = move || quitting.quit(Cause::HostSignal);
+        let port = Arc::clone(port);
+        main_loop.subscribe(ConsoleInput::new(port, sink, terminal.is_some(), quit));
+    }
+    Ok(terminal)
 }

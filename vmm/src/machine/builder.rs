@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use sluice_aio::AioContext;
+use sluice_aio::{AioContext, IoThread};
 use sluice_devices::bus::{BusError, MmioBus, PioBus, PioDevice};
 use sluice_devices::clock::Clock;
 use sluice_devices::doorbell::Doorbells;
@@ -18,7 +18,7 @@ use sluice_devices::legacy::{
 };
 use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::pci::{
-    Address, BarAllocator, Bridge, CONFIG_PORTS, IntxRouter, PciBus, PciError, PciFunction,
+    Address, BarAllocator, Bridge, CONFIG_PORTS, IntxRouter, PciBus, PciError,
 };
 use sluice_devices::reset::ResetHook;
 use thiserror::Error;
@@ -130,6 +130,7 @@ pub struct MachineBuilder {
     serial: Option<Arc<SerialPort>>,
     requests: Arc<Requests>,
     reset_hooks: Vec<Arc<dyn ResetHook>>,
+    iothreads: Vec<Arc<IoThread>>,
     main: AioContext,
 }
 
@@ -145,6 +146,8 @@ pub struct Machine {
     pub ram: Arc<GuestRam>,
     /// What a qtest client sees of interrupts; none on KVM.
     pub qtest: Option<Arc<QtestInterrupts>>,
+    /// The threads that serve its disks; in use as long as it exists.
+    pub iothreads: Vec<Arc<IoThread>>,
 }
 
 impl MachineBuilder {
@@ -201,6 +204,7 @@ impl MachineBuilder {
             serial,
             requests,
             reset_hooks: Vec::new(),
+            iothreads: Vec::new(),
             main,
         };
         builder.add_legacy(clock)?;
@@ -304,22 +308,6 @@ impl MachineBuilder {
         &self.pci
     }
 
-    /// Adds a PCI function at `address`, or as function 0 of the first free device.
-    ///
-    /// # Errors
-    /// [`PciError`] when the place is taken or the bus is full.
-    pub fn add_pci(
-        &self,
-        address: Option<Address>,
-        function: Arc<dyn PciFunction>,
-    ) -> Result<(), PciError> {
-        let address = match address {
-            Some(address) => address,
-            None => Address::new(self.pci.free_device(FIRST_FREE_DEVICE)?, 0),
-        };
-        self.pci.add(address, function)
-    }
-
     /// The interrupt wire of a PCI device's pin.
     #[must_use]
     pub fn pci_line(&self, device: u8, pin: InterruptPin) -> Arc<dyn IrqLine> {
@@ -353,6 +341,11 @@ impl MachineBuilder {
     /// Resets `device` with the machine. PCI functions are reset by their bus.
     pub fn add_reset_hook(&mut self, device: Arc<dyn ResetHook>) {
         self.reset_hooks.push(device);
+    }
+
+    /// Keeps `thread` as long as the machine: a device uses it.
+    pub fn keep(&mut self, thread: Arc<IoThread>) {
+        self.iothreads.push(thread);
     }
 
     /// Gives the BARs their addresses, writes the tables, loads the kernel and makes the vCPUs.
@@ -408,9 +401,10 @@ impl MachineBuilder {
             buses: self.buses,
             ram: self.ram,
             qtest,
+            iothreads: self.iothreads,
         })
     }
 }
 
 /// Device numbers below belong to the bridges (and the IDE controller behind one of them).
-const FIRST_FREE_DEVICE: u8 = 2;
+pub(super) const FIRST_FREE_DEVICE: u8 = 2;

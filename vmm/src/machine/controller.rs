@@ -10,8 +10,9 @@
 //! and from the guest through [`super::requests::Requests`]. They run in the main context, one at a
 //! time and in order of arrival: each waits for the previous one.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::poll_fn;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
 
 use futures_util::lock::Mutex as FairMutex;
 use parking_lot::Mutex;
@@ -27,7 +28,7 @@ use crate::control::{
 use crate::exit::{Exit, ExitStatus};
 use crate::kvm::VcpuFailure;
 
-/// Work that has to be done when the machine stands still, or before the process ends.
+/// Work that has to be done when the machine stands still.
 pub type Chore = Box<dyn Fn() -> LocalFuture<'static, ()> + Send + Sync>;
 
 /// What a controller is made of.
@@ -46,24 +47,32 @@ pub struct Controller {
     state: Mutex<RunState>,
     sinks: Mutex<Vec<Arc<dyn VmEventSink>>>,
     on_stop: Mutex<Vec<Arc<Chore>>>,
-    on_end: Mutex<Vec<Arc<Chore>>>,
     /// Held by the verb that is being done.
     turn: FairMutex<()>,
-    exit: Mutex<Option<Exit>>,
-    finished: AtomicBool,
+    ending: Mutex<Ending>,
+    this: Weak<Self>,
+}
+
+/// Whether and how the machine ends.
+#[derive(Default)]
+struct Ending {
+    exit: Option<Exit>,
+    /// The vCPUs stand still for good.
+    stopped: bool,
+    /// Who waits for that.
+    waiting: Vec<Waker>,
 }
 
 impl Controller {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
             parts,
             state: Mutex::new(RunState::Prelaunch),
             sinks: Mutex::default(),
             on_stop: Mutex::default(),
-            on_end: Mutex::default(),
             turn: FairMutex::new(()),
-            exit: Mutex::new(None),
-            finished: AtomicBool::new(false),
+            ending: Mutex::default(),
+            this: Weak::clone(this),
         })
     }
 
@@ -78,49 +87,55 @@ impl Controller {
         self.on_stop.lock().push(Arc::new(chore));
     }
 
-    /// Has `chore` done before the process ends, in the order of these calls.
-    pub fn on_end(&self, chore: Chore) {
-        self.on_end.lock().push(Arc::new(chore));
+    /// Ready when the machine has ended: the vCPUs stand still for good and the event is out. What
+    /// is left to do then is up to the caller. Returns how the process shall end.
+    pub async fn ended(&self) -> Exit {
+        poll_fn(|task| {
+            let mut ending = self.ending.lock();
+            match &ending.exit {
+                Some(exit) if ending.stopped => Poll::Ready(exit.clone()),
+                _ => {
+                    ending.waiting.push(task.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
-    /// Whether everything is done and the process may end. Any thread.
+    /// Whether the machine ends or has ended. Any thread.
     #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.finished.load(Ordering::Acquire)
+    pub fn is_ending(&self) -> bool {
+        self.ending.lock().exit.is_some()
     }
 
-    /// How the process shall end; a defect if nobody said so.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        let unexplained = || Exit::because(ExitStatus::Internal, "the main loop ended unasked");
-        self.exit.lock().clone().unwrap_or_else(unexplained)
-    }
-
-    /// Ends the machine and then the process, once. Main thread.
-    pub fn end(self: &Arc<Self>, exit: Exit, cause: Cause) {
+    /// Ends the machine, once: of several reasons the first counts. Any thread.
+    pub fn end(&self, exit: Exit, cause: Cause) {
         {
-            let mut slot = self.exit.lock();
-            if slot.is_some() {
+            let mut ending = self.ending.lock();
+            if ending.exit.is_some() {
                 return;
             }
-            *slot = Some(exit);
+            ending.exit = Some(exit);
         }
-        let controller = Arc::clone(self);
-        self.parts
-            .main
-            .spawn(move || async move { controller.wind_down(cause).await });
+        if let Some(this) = self.this.upgrade() {
+            self.parts
+                .main
+                .spawn(move || async move { this.wind_down(cause).await });
+        }
     }
 
-    async fn wind_down(self: Arc<Self>, cause: Cause) {
+    async fn wind_down(&self, cause: Cause) {
         let _turn = self.turn.lock().await;
         self.parts.engine.park();
         self.set_state(RunState::Shutdown);
         self.emit(VmEvent::Shutdown(cause));
-        let chores = self.on_end.lock().clone();
-        for chore in chores {
-            chore().await;
-        }
-        self.finished.store(true, Ordering::Release);
+        let waiting = {
+            let mut ending = self.ending.lock();
+            ending.stopped = true;
+            std::mem::take(&mut ending.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     fn emit(&self, event: VmEvent) {
@@ -134,12 +149,8 @@ impl Controller {
         *self.state.lock() = state;
     }
 
-    fn is_ending(&self) -> bool {
-        self.exit.lock().is_some()
-    }
-
     /// A request of the guest; the vCPU that made it is parked. Main context.
-    pub(super) async fn guest_asked(self: Arc<Self>, request: MachineRequest) {
+    pub(super) async fn guest_asked(&self, request: MachineRequest) {
         match request {
             MachineRequest::PowerOff => {
                 self.end(Exit::quiet(ExitStatus::Success), Cause::GuestShutdown);
@@ -174,7 +185,7 @@ impl Controller {
     }
 
     /// A vCPU cannot go on. Main context.
-    pub(super) fn vcpu_failed(self: &Arc<Self>, failure: &VcpuFailure) {
+    pub(super) fn vcpu_failed(&self, failure: &VcpuFailure) {
         let (status, cause) = match failure {
             VcpuFailure::TripleFault { .. } => (ExitStatus::TripleFault, Cause::GuestPanic),
             VcpuFailure::Kvm { .. } => (ExitStatus::KvmError, Cause::HostError),
@@ -183,7 +194,7 @@ impl Controller {
         self.end(Exit::because(status, failure), cause);
     }
 
-    async fn do_reset(self: &Arc<Self>, cause: Cause) -> Result<(), ControlError> {
+    async fn do_reset(&self, cause: Cause) -> Result<(), ControlError> {
         const VERB: &str = "system_reset";
         let _turn = self.turn.lock().await;
         if self.is_ending() {
@@ -250,8 +261,7 @@ impl Controller {
     }
 }
 
-/// The verbs, on the shared handle: ending needs one of its own.
-impl VmControl for Arc<Controller> {
+impl VmControl for Controller {
     fn name(&self) -> Option<String> {
         self.parts.name.clone()
     }
@@ -261,7 +271,7 @@ impl VmControl for Arc<Controller> {
     }
 
     fn status(&self) -> RunState {
-        Controller::status(self)
+        *self.state.lock()
     }
 
     fn pause(&self) -> LocalFuture<'_, Result<(), ControlError>> {
@@ -273,7 +283,7 @@ impl VmControl for Arc<Controller> {
     }
 
     fn powerdown(&self) -> Result<(), ControlError> {
-        let state = Controller::status(self);
+        let state = self.status();
         if state == RunState::Shutdown {
             return Err(ControlError::WrongState {
                 verb: "system_powerdown",
@@ -298,13 +308,5 @@ impl VmControl for Arc<Controller> {
 
     fn quit(&self, cause: Cause) {
         self.end(Exit::quiet(ExitStatus::Success), cause);
-    }
-}
-
-impl Controller {
-    /// What the machine is doing. Any thread.
-    #[must_use]
-    pub fn status(&self) -> RunState {
-        *self.state.lock()
     }
 }

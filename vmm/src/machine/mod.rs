@@ -3,6 +3,7 @@
 mod builder;
 pub mod config;
 mod controller;
+pub mod disks;
 mod engine;
 mod requests;
 pub mod routing;

@@ -4,7 +4,8 @@
 //! are further inputs of the I/O APIC. PCI's INTx wires have inputs of their own, so that no ISA
 //! device shares with them.
 
-use sluice_devices::pci::WIRES;
+use sluice_devices::pci::layout::InterruptPin;
+use sluice_devices::pci::{IntxRouter, WIRES};
 
 /// ISA interrupt of the timer (the in-kernel PIT).
 pub const TIMER_IRQ: u8 = 0;
@@ -30,3 +31,10 @@ pub const FIRST_MSI_GSI: u32 = IOAPIC_INPUTS;
 pub const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 /// Guest-physical address of every vCPU's local APIC.
 pub const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
+
+/// The GSI of a PCI device's pin, for the interrupt line register.
+#[must_use]
+pub fn pci_gsi(device: u8, pin: InterruptPin) -> u8 {
+    // The last of them is 19.
+    PCI_GSIS[IntxRouter::wire_of(device, pin)].to_le_bytes()[0]
+}

@@ -25,7 +25,7 @@ pub(crate) mod port {
 }
 
 /// Soft-off: sleep type 5, sleep enable.
-const SOFT_OFF: u16 = 5 << 10 | 1 << 13;
+const SOFT_OFF: u16 = (5 << 10) | (1 << 13);
 
 /// An assembler for the dozen instructions the payloads need (32-bit protected mode).
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Code {
     }
 
     /// `cmp al, value; je +then.len(); ...`: runs `otherwise` unless `al` is `value`.
-    pub(crate) fn unless_al(self, value: u8, otherwise: Self) -> Self {
+    pub(crate) fn unless_al(self, value: u8, otherwise: &Self) -> Self {
         let length = u8::try_from(otherwise.0.len()).unwrap();
         assert!(length < 0x80);
         self.bytes(&[0x3c, value, 0x74, length]).bytes(&otherwise.0)

@@ -4,6 +4,7 @@
 //! fails them with the message of `sluice` that says so.
 #![expect(
     clippy::tests_outside_test_module,
+    clippy::unwrap_used,
     reason = "the whole crate is a test"
 )]
 
@@ -100,7 +101,7 @@ fn reset_boots_again_from_the_loaded_image() {
         .print("boot ")
         .out8(port::CMOS_INDEX, 0x40)
         .in8(port::CMOS_DATA)
-        .unless_al(1, first_run)
+        .unless_al(1, &first_run)
         .power_off();
     for cpus in ["1", "2"] {
         let output = run(&code, &["--smp", cpus]);

@@ -1,0 +1,243 @@
+//! The guest's disks: I/O threads, nodes, backends, and the controllers they hang on.
+//!
+//! [`add`] runs once, as a task of the main loop, between making the machine and finishing it.
+
+use std::sync::Arc;
+
+use sluice_aio::AioContext;
+use sluice_block::{Backend, BlockError, Graph, Node};
+use sluice_devices::bus::BusError;
+use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeError, IdeVariant};
+use sluice_devices::irq::IrqLine;
+use sluice_devices::pci::layout::InterruptPin;
+use sluice_devices::pci::{Address, PciError};
+use sluice_devices::virtio::{VirtioBlk, VirtioBlkConfig, VirtioError, VirtioPci, VirtioPciParts};
+use thiserror::Error;
+
+use super::MachineBuilder;
+use super::builder::FIRST_FREE_DEVICE;
+use super::routing::{IDE_IRQS, pci_gsi};
+use crate::cli::PiixModel;
+use crate::iothreads::{IoThreadError, IoThreads};
+use crate::storage::{Attachment, DiskConfig, DiskRoot, IdePosition, StorageConfig};
+
+/// The IDE controller's place: function 1 of the device of the ISA bridge.
+const IDE_ADDRESS: Address = Address::new(1, 1);
+
+/// Why a disk cannot be had.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// An I/O thread.
+    #[error("iothread '{id}': {source}")]
+    IoThread {
+        /// Its name.
+        id: String,
+        /// Why.
+        source: IoThreadError,
+    },
+    /// A device names a thread that was not declared.
+    #[error(
+        "disk '{disk}': there is no iothread '{id}' (declare it with --object iothread,id={id})"
+    )]
+    NoIoThread {
+        /// The disk.
+        disk: String,
+        /// The thread.
+        id: String,
+    },
+    /// A node of `--blockdev`.
+    #[error("--blockdev {node}: {source}")]
+    Node {
+        /// Its name.
+        node: String,
+        /// Why.
+        source: BlockError,
+    },
+    /// What a disk stands on.
+    #[error("disk '{disk}': {source}")]
+    Root {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: BlockError,
+    },
+    /// A virtio disk.
+    #[error("disk '{disk}': {source}")]
+    Virtio {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: VirtioError,
+    },
+    /// A place on the PCI bus.
+    #[error("disk '{disk}': {source}")]
+    Pci {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: PciError,
+    },
+    /// The IDE controller or one of its disks.
+    #[error(transparent)]
+    Ide(#[from] IdeError),
+    /// The IDE controller's ports or place.
+    #[error("the IDE controller: {0}")]
+    IdePorts(#[from] BusError),
+    /// The IDE controller's place on the PCI bus.
+    #[error("the IDE controller: {0}")]
+    IdePlace(#[from] PciError),
+}
+
+/// What disks are made of.
+pub struct DiskParts<'a> {
+    /// Where nodes and backends go.
+    pub graph: &'a Graph,
+    /// Where I/O threads go.
+    pub iothreads: &'a IoThreads,
+    /// The main loop: it serves IDE, and virtio disks without an I/O thread.
+    pub main: &'a AioContext,
+    /// Which part carries the IDE channels.
+    pub piix: PiixModel,
+}
+
+/// Starts the threads, opens the nodes and puts the disks on `builder`'s machine. A machine
+/// always has the IDE controller, with or without disks.
+///
+/// # Errors
+/// [`DiskError`], naming the disk or node.
+pub async fn add(
+    builder: &mut MachineBuilder,
+    storage: &StorageConfig,
+    parts: DiskParts<'_>,
+) -> Result<(), DiskError> {
+    for thread in &storage.iothreads {
+        let failed = |source| DiskError::IoThread {
+            id: thread.id.clone(),
+            source,
+        };
+        parts.iothreads.add(&thread.id).map_err(failed)?;
+    }
+    for options in &storage.nodes {
+        let added = parts.graph.add_node(options).await;
+        added.map_err(|source| DiskError::Node {
+            node: options.node_name().unwrap_or("(unnamed)").to_owned(),
+            source,
+        })?;
+    }
+    let mut drives: [[Option<DriveConfig>; 2]; 2] = Default::default();
+    for disk in &storage.disks {
+        let backend = backend(parts.graph, disk).await?;
+        match &disk.attachment {
+            Attachment::Ide(IdePosition { channel, unit }) => {
+                backend.set_context(parts.main);
+                let mut drive = DriveConfig::new(backend);
+                drive.serial.clone_from(&disk.serial);
+                drive.write_cache = disk.write_cache;
+                drives[usize::from(*channel)][usize::from(*unit)] = Some(drive);
+            }
+            Attachment::VirtioPci { iothread, address } => {
+                let context = match iothread {
+                    None => parts.main.clone(),
+                    Some(id) => {
+                        let thread =
+                            parts
+                                .iothreads
+                                .get(id)
+                                .ok_or_else(|| DiskError::NoIoThread {
+                                    disk: disk.backend.clone(),
+                                    id: id.clone(),
+                                })?;
+                        let context = thread.context().clone();
+                        builder.keep(thread);
+                        context
+                    }
+                };
+                let address = address.map(|place| Address::new(place.slot, place.function));
+                add_virtio(builder, disk, backend, context, address)?;
+            }
+        }
+    }
+    add_ide(builder, drives, &parts)
+}
+
+/// The node a disk stands on, with a backend over it.
+async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskError> {
+    let failed = |source| DiskError::Root {
+        disk: disk.backend.clone(),
+        source,
+    };
+    let root: Arc<Node> = match &disk.root {
+        DiskRoot::Named(name) => graph.node(name).map_err(failed)?,
+        DiskRoot::Own(options) => graph.add_implicit_node(options).await.map_err(failed)?,
+    };
+    let backend = graph.add_backend(&disk.backend, &root).map_err(failed)?;
+    if let Some(id) = &disk.id {
+        backend.set_device(id);
+    }
+    Ok(backend)
+}
+
+fn add_virtio(
+    builder: &MachineBuilder,
+    disk: &DiskConfig,
+    backend: Arc<Backend>,
+    context: AioContext,
+    address: Option<Address>,
+) -> Result<(), DiskError> {
+    let virtio = |source| DiskError::Virtio {
+        disk: disk.backend.clone(),
+        source,
+    };
+    let pci = |source| DiskError::Pci {
+        disk: disk.backend.clone(),
+        source,
+    };
+    let mut settings = VirtioBlkConfig::new(backend, context);
+    settings.serial = disk.serial.clone().unwrap_or_default();
+    let blk = VirtioBlk::new(settings).map_err(virtio)?;
+    let address = match address {
+        Some(address) => address,
+        None => Address::new(
+            builder.pci().free_device(FIRST_FREE_DEVICE).map_err(pci)?,
+            0,
+        ),
+    };
+    let pin = InterruptPin::A;
+    let line = builder.pci_line(address.device(), pin);
+    let msi = builder.msi();
+    let parts = VirtioPciParts {
+        memory: Arc::clone(builder.ram()),
+        msi: msi.as_ref(),
+        vectors: None,
+        doorbells: builder.doorbells(),
+        intx: Some((line, pci_gsi(address.device(), pin))),
+    };
+    let function = VirtioPci::new(blk, parts).map_err(virtio)?;
+    builder.pci().add(address, function).map_err(pci)
+}
+
+fn add_ide(
+    builder: &MachineBuilder,
+    drives: [[Option<DriveConfig>; 2]; 2],
+    parts: &DiskParts<'_>,
+) -> Result<(), DiskError> {
+    let irq: [Arc<dyn IrqLine>; 2] = IDE_IRQS.map(|irq| builder.isa_line(irq));
+    let config = IdeConfig {
+        memory: Arc::clone(builder.ram()),
+        context: parts.main.clone(),
+        irq,
+        variant: match parts.piix {
+            PiixModel::Piix3 => IdeVariant::Piix3,
+            PiixModel::Piix4 => IdeVariant::Piix4,
+        },
+        drives,
+    };
+    let controller = IdeController::new(&config)?;
+    for ports in IdeController::ports() {
+        builder
+            .buses()
+            .pio
+            .insert(ports, Arc::clone(&controller) as _)?;
+    }
+    Ok(builder.pci().add(IDE_ADDRESS, controller)?)
+}
