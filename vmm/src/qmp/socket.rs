@@ -168,10 +168,9 @@ mod tests {
     fn a_file_that_was_replaced_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let (listener, file) = listen(&path).unwrap();
-        drop(listener);
+        let (_listener, file) = listen(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        let (_listener, _other) = listen(&path).unwrap();
+        let (_other_listener, _other_file) = listen(&path).unwrap();
         drop(file);
         assert!(path.exists());
     }
