@@ -184,16 +184,26 @@ pub fn blocking<T: Send + 'static>(
     async move { receiver.await.map_err(|_| Cancelled) }
 }
 
+/// Refuses a range that a file can't have; Linux counts offsets in signed 64 bits, and gives the
+/// unsigned value of -1 a meaning of its own.
+fn check_range(offset: u64, len: usize) -> io::Result<()> {
+    match offset.checked_add(len as u64).map(i64::try_from) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
 /// Reads into `buffer` from byte `offset`; fewer bytes than asked mean the end of the file.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; [`io::ErrorKind::InvalidInput`] beyond what a file offset can be.
 pub async fn read_at(
     engine: EngineKind,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
 ) -> io::Result<usize> {
+    check_range(offset, buffer.len())?;
     let mut done = 0;
     while done < buffer.len() {
         let rest = if done == 0 {
@@ -212,13 +222,14 @@ pub async fn read_at(
 /// Writes all of `buffer` at byte `offset`.
 ///
 /// # Errors
-/// The kernel's; how much was written before is not known.
+/// The kernel's, or as [`read_at`]; how much was written before is not known.
 pub async fn write_at(
     engine: EngineKind,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
 ) -> io::Result<()> {
+    check_range(offset, buffer.len())?;
     let mut done = 0;
     while done < buffer.len() {
         let rest = if done == 0 {

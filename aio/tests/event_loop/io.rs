@@ -1,0 +1,305 @@
+//! File I/O through both engines: shapes, sizes, errors, and many operations at once.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Weak};
+
+use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, current};
+use vm_memory::GuestAddress;
+
+use crate::support::{ENGINES, event_loop, has_ring, pipe, settle, turn_until, within};
+
+const PAGE: usize = 4096;
+
+fn file(content: &[u8]) -> Arc<File> {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(content, 0).unwrap();
+    Arc::new(file)
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect()
+}
+
+fn ram(pages: usize) -> Arc<GuestRam> {
+    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), pages * PAGE)]).unwrap())
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        let back = event_loop
+            .run_until(async move {
+                let file = file(&[]);
+                let data = IoBuffer::copied_from(&pattern(10_000));
+                current::write_at(engine, &file, 123, data).await.unwrap();
+                current::fdatasync(engine, &file).await.unwrap();
+                let back = IoBuffer::alloc(20_000);
+                let read = current::read_at(engine, &file, 0, back.clone());
+                let count = read.await.unwrap();
+                back.to_vec()[..count].to_vec()
+            })
+            .unwrap();
+        assert_eq!(back[..123], [0; 123]);
+        assert_eq!(back[123..], pattern(10_000));
+    }
+}
+
+#[test]
+fn more_segments_than_one_call_can_take() {
+    const SEGMENTS: usize = 3000;
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let ram = ram(SEGMENTS);
+                // Half of every page, last page first: no two of them touch.
+                let ranges: Vec<_> = (0..SEGMENTS)
+                    .rev()
+                    .map(|page| (GuestAddress((page * PAGE) as u64), PAGE / 2))
+                    .collect();
+                let buffer = IoBuffer::from_guest(&ram, &ranges).unwrap();
+                let expected = pattern(buffer.len());
+                buffer.copy_from_slice(0, &expected);
+                let file = file(&[]);
+                current::write_at(engine, &file, 0, buffer.clone())
+                    .await
+                    .unwrap();
+                let mut written = vec![0; expected.len()];
+                file.read_exact_at(&mut written, 0).unwrap();
+                assert!(written == expected, "written wrongly");
+                buffer.fill(0, buffer.len(), 0);
+                let count = current::read_at(engine, &file, 0, buffer.clone()).await;
+                assert_eq!(count.unwrap(), expected.len());
+                assert!(buffer.to_vec() == expected, "read wrongly");
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_read_ends_at_the_end_of_the_file() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let file = file(&pattern(1000));
+                let ram = ram(4);
+                let ranges = [(GuestAddress(0), 600), (GuestAddress(0x2000), 600)];
+                let scattered = IoBuffer::from_guest(&ram, &ranges).unwrap();
+                for (buffer, offset, expected) in [
+                    (IoBuffer::alloc(1500), 0, 1000),
+                    (scattered, 0, 1000),
+                    (IoBuffer::alloc(10), 995, 5),
+                    (IoBuffer::alloc(10), 1000, 0),
+                    (IoBuffer::alloc(10), 5000, 0),
+                    (IoBuffer::empty(), 0, 0),
+                ] {
+                    let read = current::read_at(engine, &file, offset, buffer.clone());
+                    assert_eq!(read.await.unwrap(), expected);
+                    let start = usize::try_from(offset).unwrap().min(1000);
+                    let expected = &pattern(1000)[start..start + expected];
+                    assert_eq!(buffer.to_vec()[..expected.len()], *expected);
+                }
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn the_kernels_errors_are_passed_on() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+                let full = Arc::new(full);
+                let data = IoBuffer::copied_from(&[1; 512]);
+                let write = current::write_at(engine, &full, 0, data.clone());
+                assert_eq!(write.await.unwrap_err().kind(), ErrorKind::StorageFull);
+                // A file that is open only for writing can't be read, and the reverse.
+                let read = current::read_at(engine, &full, 0, data.clone());
+                assert_eq!(read.await.unwrap_err().raw_os_error(), Some(libc::EBADF));
+                let zero = Arc::new(File::open("/dev/zero").unwrap());
+                let write = current::write_at(engine, &zero, 0, data);
+                assert_eq!(write.await.unwrap_err().raw_os_error(), Some(libc::EBADF));
+                let sync = current::fdatasync(engine, &zero).await;
+                assert_eq!(sync.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn an_impossible_offset_is_an_error() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let file = file(&pattern(1000));
+                let largest = i64::MAX.unsigned_abs();
+                for offset in [u64::MAX, largest + 1, largest - 5, u64::MAX - 5] {
+                    let data = IoBuffer::alloc(10);
+                    let read = current::read_at(engine, &file, offset, data.clone());
+                    assert_eq!(read.await.unwrap_err().kind(), ErrorKind::InvalidInput);
+                    let write = current::write_at(engine, &file, offset, data);
+                    assert_eq!(write.await.unwrap_err().kind(), ErrorKind::InvalidInput);
+                }
+                let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                let refused = current::fallocate(engine, &file, punch, u64::MAX, 1).await;
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn punching_a_hole_zeroes_it() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let file = file(&[0xff; 3 * PAGE]);
+                let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                let page = PAGE as u64;
+                current::fallocate(engine, &file, punch, page, page)
+                    .await
+                    .unwrap();
+                let mut content = vec![1; 3 * PAGE];
+                file.read_exact_at(&mut content, 0).unwrap();
+                let (before, rest) = content.split_at(PAGE);
+                let (hole, after) = rest.split_at(PAGE);
+                assert!([before, after].iter().all(|part| **part == [0xff; PAGE]));
+                assert_eq!(*hole, [0; PAGE]);
+            })
+            .unwrap();
+    }
+}
+
+/// More at once than the submission and the completion queue hold together.
+#[test]
+fn more_operations_than_the_queues_hold() {
+    const OPERATIONS: usize = 5000;
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let content = pattern(OPERATIONS + 16);
+                let file = file(&content);
+                let tasks: Vec<_> = (0..OPERATIONS)
+                    .map(|at| {
+                        let file = Arc::clone(&file);
+                        current::spawn_local(async move {
+                            let buffer = IoBuffer::alloc(16);
+                            let read = current::read_at(engine, &file, at as u64, buffer.clone());
+                            assert_eq!(read.await.unwrap(), 16);
+                            buffer.to_vec()
+                        })
+                    })
+                    .collect();
+                for (at, task) in tasks.into_iter().enumerate() {
+                    assert_eq!(task.await.unwrap(), content[at..at + 16]);
+                }
+            })
+            .unwrap();
+    }
+}
+
+/// Operations that end all at once, long after they were submitted, overflow the completion queue.
+#[test]
+fn completions_that_overflow_their_queue_are_not_lost() {
+    const OPERATIONS: usize = 3000;
+    if !has_ring() {
+        return;
+    }
+    let mut event_loop = event_loop();
+    let (reader, mut writer) = pipe();
+    event_loop
+        .run_until(async move {
+            let tasks: Vec<_> = (0..OPERATIONS)
+                .map(|_| {
+                    let reader = Arc::clone(&reader);
+                    current::spawn_local(async move {
+                        let byte = IoBuffer::alloc(1);
+                        current::read_at(EngineKind::IoUring, &reader, 0, byte).await
+                    })
+                })
+                .collect();
+            for _ in 0..4 {
+                current::yield_now().await;
+            }
+            writer.write_all(&[7; OPERATIONS]).unwrap();
+            for task in tasks {
+                assert_eq!(task.await.unwrap().unwrap(), 1);
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_loop_without_a_ring_serves_ring_files_with_threads() {
+    let config = LoopConfig {
+        engine: EngineKind::Threads,
+        ..LoopConfig::default()
+    };
+    let mut event_loop = EventLoop::new("test", &config).unwrap();
+    let count = event_loop
+        .run_until(async {
+            let buffer = IoBuffer::alloc(100);
+            current::read_at(EngineKind::IoUring, &file(&[7; 50]), 0, buffer).await
+        })
+        .unwrap();
+    assert_eq!(count.unwrap(), 50);
+}
+
+/// The memory of a guest whose every owner but the kernel is gone.
+fn read_in_flight(event_loop: &mut EventLoop) -> (Weak<GuestRam>, File) {
+    let (reader, writer) = pipe();
+    let ram = ram(1);
+    let watch = Arc::downgrade(&ram);
+    let buffer = IoBuffer::from_guest(&ram, &[(GuestAddress(0), 1)]).unwrap();
+    drop(ram);
+    let task = within(event_loop, move || {
+        current::spawn_local(async move {
+            current::read_at(EngineKind::IoUring, &reader, 0, buffer).await
+        })
+    });
+    settle(event_loop);
+    task.cancel();
+    settle(event_loop);
+    (watch, writer)
+}
+
+#[test]
+fn a_dropped_operation_keeps_its_memory_until_the_kernel_is_done() {
+    if !has_ring() {
+        return;
+    }
+    let mut event_loop = event_loop();
+    let (memory, mut writer) = read_in_flight(&mut event_loop);
+    assert!(memory.upgrade().is_some(), "freed under the kernel's feet");
+    writer.write_all(&[7]).unwrap();
+    turn_until(&mut event_loop, || memory.strong_count() == 0);
+}
+
+#[test]
+fn a_dropped_loop_waits_for_the_kernel() {
+    if !has_ring() {
+        return;
+    }
+    let mut event_loop = event_loop();
+    let (memory, mut writer) = read_in_flight(&mut event_loop);
+    let this = crate::support::thread_id();
+    let seen = memory.clone();
+    let helper = std::thread::spawn(move || {
+        crate::support::until_asleep(this);
+        let alive = seen.upgrade().is_some();
+        writer.write_all(&[7]).unwrap();
+        alive
+    });
+    drop(event_loop);
+    assert!(helper.join().unwrap(), "freed under the kernel's feet");
+    assert!(memory.upgrade().is_none(), "leaked");
+}

@@ -1,0 +1,18 @@
+//! The event loop from outside: tasks, timers, descriptors, I/O, its life inside another loop, and
+//! its end.
+#![cfg(not(loom))]
+
+#[cfg(test)]
+mod ending;
+#[cfg(test)]
+mod fds;
+#[cfg(test)]
+mod io;
+#[cfg(test)]
+mod nested;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod tasks;
+#[cfg(test)]
+mod timers;
