@@ -119,7 +119,9 @@ fn sound_pivot(session: &Session, pivot: &Pivot) -> Result<Vec<Check>> {
     if let Some(held) = &pivot.held {
         checks.push(frozen(disk, held));
     }
+    session.say(&format!("checking {old}: unchanged since the pivot?"));
     checks.push(unchanged(&source, digest)?);
+    session.say(&format!("checking {old}: all acknowledged writes there?"));
     let now = session.history.disk(disk.number());
     let findings = judge::acknowledged_writes(
         &source,
@@ -129,6 +131,7 @@ fn sound_pivot(session: &Session, pivot: &Pivot) -> Result<Vec<Check>> {
     )?;
     let what = format!("{old} holds every write acknowledged before the pivot");
     checks.push(Check::new(what, describe(&findings)));
+    session.say(&format!("checking {new} against {old}"));
     let findings = judge::only_newer_writes(&source, &target)?;
     let what = format!("{new} differs from {old} by newer writes only");
     checks.push(Check::new(what, describe(&findings)));
@@ -161,6 +164,7 @@ fn last_image(session: &Session, disk: DiskKind) -> Result<Check> {
     let history = session.history.disk(disk.number());
     let generation = session.generations[disk.number()];
     let image = Image::open(&session.images.of(disk, generation))?;
+    session.say(&format!("checking {}: all acknowledged writes there?", file_name(&image)));
     let findings = judge::acknowledged_writes(&image, history, history, LogState::Complete)?;
     let what = format!(
         "{} holds all {} acknowledged writes at the end, and nothing else",
