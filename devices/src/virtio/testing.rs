@@ -210,6 +210,12 @@ impl<'a> Driver<'a> {
         self.guest.common(common::QUEUE_ENABLE, &[1, 0]);
     }
 
+    /// Sets the queue up again after it was reset alone.
+    pub(crate) fn restart(&mut self) {
+        (self.next_descriptor, self.avail, self.seen) = (0, 0, 0);
+        self.set_up();
+    }
+
     /// Descriptor table, available ring, used ring.
     pub(crate) fn areas(&self) -> [u64; 3] {
         let base = 0x1_0000 * (u64::from(self.queue) + 1);

@@ -1,0 +1,164 @@
+//! Drivers that break the rules: the device asks for a reset, harms nobody, and works after it.
+
+use proptest::prelude::*;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::bench::{Bench, OK, SECTOR, SECTORS, Slot, add, run, stamp};
+use crate::virtio::blk::layout::request_type;
+use crate::virtio::testing::{Buffer, Driver, Guest, MEMORY_LEN, NEXT, RING_LEN};
+use crate::virtio::{RingFeatures, Status};
+
+fn bring_up(guest: &Guest) -> Driver<'_> {
+    guest.use_msix();
+    guest.common(
+        crate::virtio::pci::layout::common::CONFIG_MSIX_VECTOR,
+        &[0, 0],
+    );
+    guest.bring_up(RingFeatures::empty(), 0, 1).remove(0)
+}
+
+/// The device is broken, has said so once, and can be used after a reset.
+fn broken_until_reset(bench: &mut Bench, guest: &Guest, what: &str) {
+    bench.until(what, || guest.status().contains(Status::NEEDS_RESET));
+    bench.quiesce();
+    let told = guest
+        .msi
+        .sent()
+        .iter()
+        .filter(|(_, data)| *data == 0)
+        .count();
+    assert_eq!(told, 1, "{what}");
+    guest.set_status(Status::empty());
+    bench.until("the reset", || guest.status().is_empty());
+    let mut driver = bring_up(guest);
+    assert_eq!(
+        run(bench, &mut driver, request_type::IN, 1, SECTOR).0,
+        OK,
+        "{what}"
+    );
+    assert_eq!(Slot(0).read_data(guest, SECTOR), stamp(1));
+}
+
+#[test]
+fn malformed_requests_break_the_device() {
+    let slot = Slot(0);
+    let memory_end = MEMORY_LEN as u64;
+    let (header, status) = (slot.header(), slot.status_address());
+    let cases: [(&str, Vec<Buffer>); 7] = [
+        (
+            "a short header",
+            vec![(header, 15, false), (status, 1, true)],
+        ),
+        ("no header", vec![(status, 1, true)]),
+        ("no status", vec![(header, 16, false)]),
+        (
+            "an empty status",
+            vec![(header, 16, false), (status, 0, true)],
+        ),
+        (
+            "a header out of memory",
+            vec![(memory_end - 8, 16, false), (status, 1, true)],
+        ),
+        (
+            "data out of memory",
+            vec![
+                (header, 16, false),
+                (memory_end, 512, true),
+                (status, 1, true),
+            ],
+        ),
+        (
+            "an address that overflows",
+            vec![
+                (header, 16, false),
+                (u64::MAX - 100, 512, true),
+                (status, 1, true),
+            ],
+        ),
+    ];
+    for (what, buffers) in cases {
+        let (mut bench, guest) = Bench::new();
+        let mut driver = bring_up(&guest);
+        slot.write_header(&guest, request_type::IN, 0);
+        driver.add(&buffers);
+        driver.kick();
+        broken_until_reset(&mut bench, &guest, what);
+    }
+}
+
+#[test]
+fn broken_rings_break_the_device() {
+    type Lay = fn(&mut Driver<'_>);
+    let cases: [(&str, Lay); 3] = [
+        ("a loop", |driver| {
+            driver.write_descriptor(0, Descriptor::new(0x10_0000, 16, NEXT, 0));
+            driver.offer(0);
+        }),
+        ("a head out of the table", |driver| driver.offer(RING_LEN)),
+        ("an index that jumps", |driver| {
+            let index = GuestAddress(driver.areas()[1] + 2);
+            driver.guest.memory.write_obj(RING_LEN + 1, index).unwrap();
+        }),
+    ];
+    for (what, lay) in cases {
+        let (mut bench, guest) = Bench::new();
+        let mut driver = bring_up(&guest);
+        lay(&mut driver);
+        driver.kick();
+        broken_until_reset(&mut bench, &guest, what);
+    }
+}
+
+#[test]
+fn good_requests_before_a_bad_one_are_not_answered_into_a_broken_ring() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = bring_up(&guest);
+    add(&mut driver, Slot(1), request_type::IN, 3, SECTOR);
+    driver.offer(RING_LEN);
+    driver.kick();
+    bench.until("the breakdown", || {
+        guest.status().contains(Status::NEEDS_RESET)
+    });
+    bench.until("the read", || bench_idle(&guest, &driver));
+    assert_eq!(driver.used_index(), 0);
+    broken_until_reset(&mut bench, &guest, "a bad head behind a good one");
+}
+
+/// The ring stays as it is while the device is broken.
+fn bench_idle(guest: &Guest, driver: &Driver<'_>) -> bool {
+    guest.status().contains(Status::NEEDS_RESET) && driver.used_index() == 0
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Random descriptors, headers and heads: no panic, no hang, nothing outside of the disk's first sectors that were
+    /// aimed at changes, and a reset brings the disk back.
+    #[test]
+    fn random_rings_do_no_harm(
+        descriptors in prop::collection::vec((0_u64..0x40, 0_u32..0x600, 0_u16..8, 0_u16..9), 8),
+        kinds in prop::collection::vec((0_u32..15, 0_u64..8), 4),
+        heads in prop::collection::vec(0_u16..9, 1..8),
+    ) {
+        let (mut bench, guest) = Bench::new();
+        let mut driver = bring_up(&guest);
+        for (slot, (kind, sector)) in (0..).zip(kinds) {
+            Slot(slot).write_header(&guest, kind, sector);
+        }
+        for (index, (page, len, flags, next)) in (0..).zip(descriptors) {
+            let address = Slot(page % 4).header() + page * 0x40;
+            driver.write_descriptor(index, Descriptor::new(address, len, flags, next));
+        }
+        for head in heads {
+            driver.offer(head);
+            driver.kick();
+            bench.quiesce();
+        }
+        guest.set_status(Status::empty());
+        bench.until("the reset", || guest.status().is_empty());
+        let mut driver = bring_up(&guest);
+        prop_assert_eq!(run(&mut bench, &mut driver, request_type::IN, SECTORS - 1, SECTOR).0, OK);
+        prop_assert_eq!(Slot(0).read_data(&guest, SECTOR), stamp(SECTORS - 1));
+    }
+}

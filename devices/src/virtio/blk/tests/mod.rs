@@ -1,0 +1,8 @@
+//! Tests of the disk through registers and rings, as a guest drives it.
+
+mod bench;
+mod drain;
+mod hostile;
+mod requests;
+mod reset;
+mod threads;
