@@ -89,10 +89,35 @@ impl Framer {
 
     /// Takes the next bytes of the stream. Complete messages queue up for [`Framer::next`]; feed
     /// small pieces and drain between them to keep that queue short.
-    pub fn push(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.step(byte);
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (plain, rest) = bytes.split_at(self.plain_bytes(bytes));
+            self.keep(plain);
+            bytes = rest;
+            if let Some((&byte, rest)) = bytes.split_first() {
+                self.step(byte);
+                bytes = rest;
+            }
         }
+    }
+
+    /// How many bytes at the head of `bytes` only go on with the string that is open: the bulk of
+    /// any large message, which need not be looked at one by one.
+    fn plain_bytes(&self, bytes: &[u8]) -> usize {
+        let Position::String {
+            quote,
+            escaped: false,
+        } = self.position
+        else {
+            return 0;
+        };
+        let ends_run = |byte: &u8| {
+            *byte < FIRST_PRINTABLE
+                || *byte == quote
+                || *byte == b'\\'
+                || RESET_BYTES.contains(byte)
+        };
+        bytes.iter().position(ends_run).unwrap_or(bytes.len())
     }
 
     /// The next complete message, or why it is none.
@@ -126,7 +151,7 @@ impl Framer {
         if byte < FIRST_PRINTABLE {
             self.fail(JsonError::syntax("control character in a string"));
         }
-        self.keep(byte);
+        self.keep(&[byte]);
         if byte == quote && !escaped {
             self.position = Position::Between;
             self.finish_if_complete();
@@ -147,7 +172,7 @@ impl Framer {
         match byte {
             b' ' | b'\t' | b'\n' | b'\r' => {
                 if self.depth > 0 {
-                    self.keep(byte);
+                    self.keep(&[byte]);
                 }
             }
             b'{' | b'[' => {
@@ -156,22 +181,22 @@ impl Framer {
                 if self.depth > self.limits.nesting {
                     self.fail(JsonError::Nesting);
                 }
-                self.keep(byte);
+                self.keep(&[byte]);
             }
             b'}' | b']' => {
                 self.token();
-                self.keep(byte);
+                self.keep(&[byte]);
                 self.depth = self.depth.saturating_sub(1);
                 self.finish_if_complete();
             }
             b',' | b':' => {
                 self.token();
-                self.keep(byte);
+                self.keep(&[byte]);
                 self.finish_if_complete();
             }
             b'"' | b'\'' => {
                 self.token();
-                self.keep(byte);
+                self.keep(&[byte]);
                 self.position = Position::String {
                     quote: byte,
                     escaped: false,
@@ -182,7 +207,7 @@ impl Framer {
                     self.token();
                     self.position = Position::Scalar;
                 }
-                self.keep(byte);
+                self.keep(&[byte]);
             }
         }
     }
@@ -194,15 +219,15 @@ impl Framer {
         }
     }
 
-    fn keep(&mut self, byte: u8) {
+    fn keep(&mut self, bytes: &[u8]) {
         if self.fault.is_some() {
             return;
         }
-        if self.message.len() >= self.limits.bytes {
+        if bytes.len() > self.limits.bytes - self.message.len() {
             self.fail(JsonError::Size);
             return;
         }
-        self.message.push(byte);
+        self.message.extend_from_slice(bytes);
     }
 
     /// Notes the first reason to refuse the message and lets go of what was kept of it.
