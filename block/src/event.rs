@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::job::{JobKind, JobState};
 
-/// Takes events. Called from any thread, also while a job's lock is held, so that events come in the
-/// order in which things happened.
+/// Takes events. Called from any thread, also while a job's lock is held, so that events come in
+/// the order in which things happened.
 ///
 /// An implementation keeps or queues the event and returns; it never waits and never calls back
 /// into a job.

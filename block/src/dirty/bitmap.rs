@@ -123,7 +123,8 @@ impl DirtyBitmap {
         }
     }
 
-    /// Clears every chunk that the range covers entirely (rounded inward, in bytes) and returns how many were dirty.
+    /// Clears every chunk that the range covers entirely (rounded inward, in bytes) and returns how
+    /// many were dirty.
     ///
     /// A short last chunk is covered when the range reaches the disk's end. Chunks that are only
     /// partly in the range stay as they are: the rest of them may be dirty.
@@ -163,9 +164,9 @@ impl DirtyBitmap {
 
     /// The first run of dirty chunks at or after the chunk that holds byte `from`, in bytes.
     ///
-    /// The run begins at a chunk's first byte (before `from` if that chunk itself is dirty), ends at a
-    /// chunk's end or the disk's, and is cut after `max_len` bytes rounded down to whole chunks,
-    /// but holds at least one. There is no wrap-around. It is a snapshot: only a later
+    /// The run begins at a chunk's first byte (before `from` if that chunk itself is dirty), ends
+    /// at a chunk's end or the disk's, and is cut after `max_len` bytes rounded down to whole
+    /// chunks, but holds at least one. There is no wrap-around. It is a snapshot: only a later
     /// [`clear`](Self::clear) is ordered against marks.
     #[must_use]
     pub fn next_dirty(&self, from: u64, max_len: u64) -> Option<Range<u64>> {

@@ -91,8 +91,9 @@ impl JobContext {
 
     /// Rests here as long as an operator or a drained section wants it.
     ///
-    /// The driver's `settle` is called before the job counts as idle. A forced cancel ends an operator's pause; a
-    /// drained section is respected all the same. Only for the work's main task, in `run`.
+    /// The driver's `settle` is called before the job counts as idle. A forced cancel ends an
+    /// operator's pause; a drained section is respected all the same. Only for the work's main
+    /// task, in `run`.
     pub async fn pause_point(&self) {
         while self.job.lock().must_rest() {
             self.job.driver.settle(self).await;
@@ -128,7 +129,8 @@ impl JobContext {
 
     /// Waits for `duration` before a failed transfer is tried again; then a pause point.
     ///
-    /// Unlike a sleep it is not cut short by kicks, only by a forced cancel or the wish that the job rests.
+    /// Unlike a sleep it is not cut short by kicks, only by a forced cancel or the wish that the
+    /// job rests.
     pub async fn back_off(&self, duration: Duration) {
         self.set_activity(Activity::Sleeping);
         let interrupt = self
@@ -209,7 +211,8 @@ impl JobContext {
         self.job.lock().io_status
     }
 
-    /// Announces a drained section of the job itself on its own nodes; keep it until that has ended.
+    /// Announces a drained section of the job itself on its own nodes; keep it until that has
+    /// ended.
     pub fn own_section(&self) -> OwnSection {
         OwnSection::new(&self.job)
     }

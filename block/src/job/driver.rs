@@ -10,17 +10,17 @@ use super::state::JobKind;
 
 /// A job's work and its hooks.
 ///
-/// The futures run in the job's home context, one after the other: `run`; then, if it was successful
-/// and nobody cancelled, `prepare` and `commit`; otherwise `abort`; at last `clean`. If
-/// `prepare` fails, `abort` follows. A job that is cancelled before it began gets only
-/// `abort` and `clean`. The hooks that are plain functions are called on whatever thread the
-/// operator's command arrives, without the job's lock, and must not wait.
+/// The futures run in the job's home context, one after the other: `run`; then, if it was
+/// successful and nobody cancelled, `prepare` and `commit`; otherwise `abort`; at last `clean`. If
+/// `prepare` fails, `abort` follows. A job that is cancelled before it began gets only `abort` and
+/// `clean`. The hooks that are plain functions are called on whatever thread the operator's command
+/// arrives, without the job's lock, and must not wait.
 pub trait JobDriver: Send + Sync + 'static {
     /// The kind of job, for queries and events.
     fn kind(&self) -> JobKind;
 
-    /// The work. It calls [`JobContext::pause_point`] (or [`JobContext::sleep`], which is one) often
-    /// enough, and returns soon after [`JobContext::is_cancelled`] turned true.
+    /// The work. It calls [`JobContext::pause_point`] (or [`JobContext::sleep`], which is one)
+    /// often enough, and returns soon after [`JobContext::is_cancelled`] turned true.
     ///
     /// # Errors
     /// Why the job fails. What is returned after a forced cancel does not matter.
@@ -60,8 +60,8 @@ pub trait JobDriver: Send + Sync + 'static {
         Box::pin(async {})
     }
 
-    /// Whether a cancel without force makes a ready job finish its copy and end well. Otherwise every
-    /// cancel is by force.
+    /// Whether a cancel without force makes a ready job finish its copy and end well. Otherwise
+    /// every cancel is by force.
     fn cancels_softly(&self) -> bool {
         false
     }

@@ -117,7 +117,8 @@ impl Job {
         self.wake();
     }
 
-    /// Ends the sleep of the job's work, or the next one if it does not sleep: there is something to do.
+    /// Ends the sleep of the job's work, or the next one if it does not sleep: there is something
+    /// to do.
     ///
     /// Cheap if that was said before and not yet heard, so every guest write may call it.
     pub fn kick(&self) {
@@ -152,7 +153,8 @@ impl Job {
         self.kicked.swap(false, Ordering::AcqRel)
     }
 
-    /// Waits until `ready`, which is called under the job's lock after every change, returns something.
+    /// Waits until `ready`, which is called under the job's lock after every change, returns
+    /// something.
     pub(super) async fn wait<T>(&self, mut ready: impl FnMut(&mut Core) -> Option<T>) -> T {
         loop {
             let listener = self.changed.listen();
@@ -186,7 +188,8 @@ impl Job {
         Ok(())
     }
 
-    /// Logs that the engine left its own table: a mistake in the program that no client can bring about.
+    /// Logs that the engine left its own table: a mistake in the program that no client can bring
+    /// about.
     pub(super) fn report_mistake(&self, result: Result<(), IllegalTransition>) {
         if let Err(error) = result {
             tracing::error!(job = self.id(), %error, "job engine broke its table of states");
@@ -209,7 +212,8 @@ impl Job {
         }
     }
 
-    /// Leaves the registry and becomes `Null`, in this order: who sees the event may use the name again.
+    /// Leaves the registry and becomes `Null`, in this order: who sees the event may use the name
+    /// again.
     pub(super) fn retire(&self, core: &mut Core) -> Result<(), IllegalTransition> {
         core.state.check(JobState::Null)?;
         if let Some(registry) = self.registry.upgrade() {

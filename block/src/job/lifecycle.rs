@@ -92,8 +92,8 @@ fn launch(job: &Job, core: &mut Core) -> Option<Launch> {
     }
     job.report_mistake(job.transition(core, JobState::Running));
     core.started = true;
-    // Nothing is done before the first pause point, so the job may count as working for a moment even
-    // if a drained section wants it to rest.
+    // Nothing is done before the first pause point, so the job may count as working for a moment
+    // even if a drained section wants it to rest.
     core.activity = Activity::Working;
     Some(Launch::Start)
 }

@@ -1,9 +1,9 @@
 //! The job engine: states, verbs, events and the life of long block operations.
 //!
 //! A kind of job implements [`JobDriver`]. [`JobRegistry::create`] makes a [`Job`] of it, whose
-//! work is one `async fn` in an event loop; operators give their commands on the [`Job`] from any thread,
-//! drained sections make it rest ([`Job::quiesce`]), and the work itself sees a [`JobContext`].
-//! What follows what is data: see [`JobState::check`] and [`JobVerb::allowed_in`].
+//! work is one `async fn` in an event loop; operators give their commands on the [`Job`] from any
+//! thread, drained sections make it rest ([`Job::quiesce`]), and the work itself sees a
+//! [`JobContext`]. What follows what is data: see [`JobState::check`] and [`JobVerb::allowed_in`].
 
 mod context;
 mod driver;

@@ -2,9 +2,9 @@
 //! turning into a storm.
 //!
 //! With the policy `ignore` a job tries again what failed. QEMU does so at once, so that a dead
-//! target means an endless loop and an event for each turn. Here every further attempt waits longer, and
-//! of the events about ignored errors one per second and direction gets through. Pure values;
-//! the job's context uses them under the job's lock.
+//! target means an endless loop and an event for each turn. Here every further attempt waits
+//! longer, and of the events about ignored errors one per second and direction gets through. Pure
+//! values; the job's context uses them under the job's lock.
 
 use std::time::Duration;
 
@@ -74,11 +74,11 @@ impl IoStatus {
 pub enum ErrorVerdict {
     /// Return the error; the job fails.
     Fail,
-    /// Try again after this time ([`JobContext::back_off`](super::JobContext::back_off)); it grows from
-    /// error to error in a row.
+    /// Try again after this time ([`JobContext::back_off`](super::JobContext::back_off)); it grows
+    /// from error to error in a row.
     RetryAfter(Duration),
-    /// Keep the work to be done and go to the next pause point: the job is paused and tries again when
-    /// the operator resumes it.
+    /// Keep the work to be done and go to the next pause point: the job is paused and tries again
+    /// when the operator resumes it.
     Stopped,
 }
 

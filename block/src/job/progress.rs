@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Work done and work in total; bytes for all of today's jobs. Any thread.
 ///
-/// The two are read one after the other, so a reader may see a total that is a little old, but never less
-/// than what is done.
+/// The two are read one after the other, so a reader may see a total that is a little old, but
+/// never less than what is done.
 #[derive(Debug, Default)]
 pub struct Progress {
     current: AtomicU64,

@@ -1,7 +1,7 @@
 //! How drained sections make a job rest.
 //!
-//! The graph treats a job as a parent of its nodes: it takes a [`Quiesced`] guard for every edge by which a
-//! drained section reaches the job, waits until the job is idle, and drops the guard at the
+//! The graph treats a job as a parent of its nodes: it takes a [`Quiesced`] guard for every edge by
+//! which a drained section reaches the job, waits until the job is idle, and drops the guard at the
 //! section's end. Any thread.
 
 use std::fmt;
@@ -18,7 +18,8 @@ pub struct Quiesced {
 }
 
 impl Job {
-    /// Asks the job to rest. It does so at its next pause point: see [`wait_idle`](Self::wait_idle).
+    /// Asks the job to rest. It does so at its next pause point: see
+    /// [`wait_idle`](Self::wait_idle).
     pub fn quiesce(self: &Arc<Self>) -> Quiesced {
         self.lock().quiescers += 1;
         self.wake();
@@ -57,8 +58,8 @@ impl fmt::Debug for Quiesced {
 
 /// The job's own drained section, from before its begin until after its end.
 ///
-/// While it lives the job counts as idle and no section holds it back; or else the job's own section
-/// would wait for the job for ever.
+/// While it lives the job counts as idle and no section holds it back; or else the job's own
+/// section would wait for the job for ever.
 #[must_use = "the exemption ends when the guard is dropped"]
 pub struct OwnSection {
     job: Arc<Job>,

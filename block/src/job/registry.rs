@@ -93,8 +93,8 @@ impl JobRegistry {
 
     /// Creates a job that will do `driver`'s work in the event loop `home`.
     ///
-    /// The creator calls [`Job::start`] or [`Job::discard`] when it has made everything ready. If the loop ends
-    /// before the job does, the job fails.
+    /// The creator calls [`Job::start`] or [`Job::discard`] when it has made everything ready. If
+    /// the loop ends before the job does, the job fails.
     ///
     /// # Errors
     /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].

@@ -144,6 +144,21 @@ fn forced_cancel_when_ready() {
 }
 
 #[test]
+fn a_soft_cancel_does_not_take_back_a_forced_one() {
+    let mut world = World::new();
+    let fake = world.start("job");
+    fake.act(&mut world, [Step::Ready]);
+    world.events();
+    fake.job.cancel(true).unwrap();
+    fake.job.cancel(false).unwrap();
+    world.rest();
+    assert_eq!(
+        world.events(),
+        ["aborting", "CANCELLED", "concluded", "null"]
+    );
+}
+
+#[test]
 fn a_kind_without_soft_cancel_is_aborted_when_ready() {
     let mut world = World::new();
     let fake = world.start_with(options("job"), false);

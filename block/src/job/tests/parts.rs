@@ -70,7 +70,8 @@ fn without_a_limit_nothing_waits_and_a_new_limit_begins_without_debt() {
 }
 
 proptest! {
-    /// Transfers that wait as they are told keep to the speed, give or take a slice and the last transfer.
+    /// Transfers that wait as they are told keep to the speed, give or take a slice and the last
+    /// transfer.
     #[test]
     fn the_average_speed_is_kept(
         speed in 10_u64..1 << 30,
