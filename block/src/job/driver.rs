@@ -36,7 +36,7 @@ pub trait JobDriver: Send + Sync + 'static {
     /// The last step that can fail: the switch-over. From here on a cancel is refused.
     ///
     /// # Errors
-    /// Why the job fails after all; whatever this step had changed is changed back by it or by `abort`.
+    /// Why the job fails after all; what this step had changed is changed back by it or by `abort`.
     fn prepare<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
         let _ = job;
         Box::pin(async { Ok(()) })
