@@ -40,6 +40,10 @@ pub struct DiskConfig {
     pub serial: Option<String>,
     /// The controller it hangs on.
     pub attachment: Attachment,
+    /// Whether requests wait while the disk is drained; false only in the negative control, which
+    /// shows what happens then (`ide-hd,x-postpone=off`).
+    #[cfg(feature = "test-hooks")]
+    pub postpone: bool,
 }
 
 /// The node that a disk's backend stands on.

@@ -118,7 +118,7 @@ pub struct Arguments {
     pub blockdev: Vec<String>,
 
     /// A device (repeatable): virtio-blk-pci,drive=NODE[,iothread=ID] or
-    /// ide-hd,drive=NODE[,bus=ide.0,unit=0], each with id=, serial=, write-cache=on|off
+    /// ide-hd,drive=NODE[,bus=ide.0,unit=0][,write-cache=on|off], each with id=, serial=
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub device: Vec<String>,
 

@@ -56,6 +56,7 @@ pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
         builder.device(text)?;
     }
     builder.check_drives_used()?;
+    builder.check_names()?;
     Ok(Devices {
         storage: builder.storage,
         debug_exit: builder.debug_exit,
@@ -205,14 +206,17 @@ impl Builder {
             connected: attachment.is_some(),
         };
         if let Some(attachment) = attachment {
-            self.storage.disks.push(DiskConfig {
+            let disk = DiskConfig {
                 backend: id.clone(),
                 id: None,
                 root: DiskRoot::Own(drive.options.clone()),
                 write_cache: drive.write_cache,
                 serial: drive.serial.clone(),
                 attachment,
-            });
+                #[cfg(feature = "test-hooks")]
+                postpone: true,
+            };
+            self.add_disk(DRIVE, text, disk)?;
         }
         self.drives.insert(id, drive);
         Ok(())
@@ -229,7 +233,7 @@ impl Builder {
     fn numbered(&self, prefix: &str) -> String {
         (0_usize..)
             .map(|n| format!("{prefix}{n}"))
-            .find(|id| !self.backends.contains(id))
+            .find(|id| !self.backends.contains(id) && !self.node_names.contains(id))
             .unwrap_or_default()
     }
 
@@ -276,7 +280,9 @@ impl Builder {
             drive: options.drive,
             id: options.id,
             serial: options.serial,
-            write_cache: options.write_cache,
+            write_cache: None,
+            #[cfg(feature = "test-hooks")]
+            postpone: true,
         };
         self.disk(drive, attachment, text)
     }
@@ -312,6 +318,8 @@ impl Builder {
             id: options.id,
             serial: options.serial,
             write_cache: options.write_cache,
+            #[cfg(feature = "test-hooks")]
+            postpone: options.x_postpone.unwrap_or(true),
         };
         let place = self.places.claim_ide(DEVICE, text, place, channel)?;
         self.disk(drive, Attachment::Ide(place), text)
@@ -384,14 +392,32 @@ impl Builder {
                 "give each device its own id",
             ));
         }
-        self.storage.disks.push(DiskConfig {
+        let disk = DiskConfig {
             backend,
             id: device.id,
             root,
             write_cache: device.write_cache.unwrap_or(default_cache),
             serial: check_serial(DEVICE, text, serial)?,
             attachment,
-        });
+            #[cfg(feature = "test-hooks")]
+            postpone: device.postpone,
+        };
+        self.add_disk(DEVICE, text, disk)
+    }
+
+    fn add_disk(
+        &mut self,
+        option: &'static str,
+        text: &str,
+        disk: DiskConfig,
+    ) -> Result<(), CliError> {
+        let is_virtio = matches!(disk.attachment, Attachment::VirtioPci { .. });
+        if is_virtio && !disk.write_cache {
+            let problem = "virtio disks without a write cache are not implemented";
+            let remedy = "use cache=writeback or cache=none: the guest flushes what must be safe";
+            return Err(CliError::new(option, text, problem, remedy));
+        }
+        self.storage.disks.push(disk);
         Ok(())
     }
 
@@ -412,6 +438,27 @@ impl Builder {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses a disk with the name of a node that is not its own: commands that take either name
+    /// would reach the wrong disk.
+    fn check_names(&self) -> Result<(), CliError> {
+        let ambiguous = self.storage.disks.iter().find(|disk| {
+            let own = matches!(&disk.root, DiskRoot::Named(node) if *node == disk.backend);
+            !own && self.node_names.contains(&disk.backend)
+        });
+        match ambiguous {
+            None => Ok(()),
+            Some(disk) => {
+                let name = &disk.backend;
+                let problem = format!("node-name={name} is conflicting with a device id");
+                Err(CliError::bare(
+                    BLOCKDEV,
+                    problem,
+                    "give disk and node different names",
+                ))
+            }
+        }
     }
 
     /// Refuses drives that nobody uses: they would be opened for nothing.
@@ -451,6 +498,8 @@ struct DeviceDrive {
     id: Option<String>,
     serial: Option<String>,
     write_cache: Option<bool>,
+    #[cfg(feature = "test-hooks")]
+    postpone: bool,
 }
 
 /// The node that `--drive` describes, in the words of `blockdev-add`.

@@ -311,7 +311,6 @@ pub(super) struct VirtioBlkOptions {
     pub(super) serial: Option<String>,
     pub(super) bus: Option<String>,
     pub(super) addr: Option<String>,
-    pub(super) write_cache: Option<bool>,
 }
 
 /// `--device ide-hd`.
@@ -324,6 +323,8 @@ pub(super) struct IdeDiskOptions {
     pub(super) unit: Option<u8>,
     pub(super) serial: Option<String>,
     pub(super) write_cache: Option<bool>,
+    #[cfg(feature = "test-hooks")]
+    pub(super) x_postpone: Option<bool>,
 }
 
 /// `--device isa-debug-exit`.

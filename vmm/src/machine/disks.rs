@@ -133,6 +133,10 @@ pub async fn add(
                 let mut drive = DriveConfig::new(backend);
                 drive.serial.clone_from(&disk.serial);
                 drive.write_cache = disk.write_cache;
+                #[cfg(feature = "test-hooks")]
+                {
+                    drive.postpone = disk.postpone;
+                }
                 drives[usize::from(*channel)][usize::from(*unit)] = Some(drive);
             }
             Attachment::VirtioPci { iothread, address } => {

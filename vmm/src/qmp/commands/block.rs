@@ -17,8 +17,22 @@ pub(super) async fn blockdev_add(
     arguments: Value,
 ) -> Result<Done, QmpError> {
     let options = blockdev::read(arguments, Scalars::Typed)?;
+    if let Some(name) = options.node_name() {
+        refuse_disk_name(&monitor, name)?;
+    }
     monitor.graph.add_node(&options).await?;
     Ok(Done {})
+}
+
+/// Refuses a new node with the name of a disk: commands that take either name would reach the wrong
+/// one.
+pub(super) fn refuse_disk_name(monitor: &Monitor, name: &str) -> Result<(), QmpError> {
+    match monitor.graph.backend(name) {
+        None => Ok(()),
+        Some(_) => Err(QmpError::generic(format!(
+            "node-name={name} is conflicting with a device id"
+        ))),
+    }
 }
 
 /// Arguments of `blockdev-del`.

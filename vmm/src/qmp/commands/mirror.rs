@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use sluice_block::mirror::{self, BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode};
 
+use super::block::refuse_disk_name;
 use super::{Done, Monitor};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::{self, Scalars};
@@ -30,6 +31,9 @@ pub(super) async fn blockdev_mirror(
     let (own, common) = split(arguments, BlockdevMirrorOnly::NAMES);
     let common: MirrorCommon = input::from_value(common, Scalars::Typed)?;
     let own: BlockdevMirrorOnly = input::from_value(own, Scalars::Typed)?;
+    if let Some(name) = &own.filter_node_name {
+        refuse_disk_name(&monitor, name)?;
+    }
     let arguments = BlockdevMirror {
         common,
         target: own.target,
@@ -61,6 +65,9 @@ pub(super) async fn drive_mirror(
     let (own, common) = split(arguments, DriveMirrorOnly::NAMES);
     let common: MirrorCommon = input::from_value(common, Scalars::Typed)?;
     let own: DriveMirrorOnly = input::from_value(own, Scalars::Typed)?;
+    if let Some(name) = &own.node_name {
+        refuse_disk_name(&monitor, name)?;
+    }
     let arguments = DriveMirror {
         common,
         target: own.target,
