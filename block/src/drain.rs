@@ -24,6 +24,8 @@ use crate::node::{Node, Parent};
 #[derive(Debug)]
 pub(crate) struct SectionInner {
     holder: String,
+    /// The job whose section it is: it would wait for itself.
+    own_job: Option<Arc<Job>>,
     held: Mutex<Held>,
 }
 
@@ -34,9 +36,10 @@ struct Held {
 }
 
 impl SectionInner {
-    pub(crate) fn new(holder: &str) -> Arc<Self> {
+    pub(crate) fn new(holder: &str, own_job: Option<Arc<Job>>) -> Arc<Self> {
         Arc::new(Self {
             holder: holder.to_owned(),
+            own_job,
             held: Mutex::default(),
         })
     }
@@ -51,6 +54,13 @@ impl SectionInner {
 
     /// Makes `job` rest for this section, once.
     pub(crate) fn cover_job(&self, job: &Arc<Job>) {
+        if self
+            .own_job
+            .as_ref()
+            .is_some_and(|own| Arc::ptr_eq(own, job))
+        {
+            return;
+        }
         let mut held = self.held.lock();
         if !held.jobs.iter().any(|(other, _)| Arc::ptr_eq(other, job)) {
             held.jobs.push((Arc::clone(job), job.quiesce()));

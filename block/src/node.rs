@@ -89,7 +89,7 @@ impl Node {
     /// Size in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.driver.len()
+        self.driver.size()
     }
 
     /// Whether the node has no bytes.
@@ -215,7 +215,7 @@ impl Node {
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        let size = self.driver.len();
+        let size = self.driver.size();
         if offset.checked_add(len).is_some_and(|end| end <= size) {
             return Ok(());
         }
@@ -251,9 +251,15 @@ impl Node {
         Ok(())
     }
 
-    /// Renames the holder of the right to write, which the caller holds.
+    /// Renames the holder of the right to write, here and below; nothing if nobody holds it.
     pub(crate) fn pass_writer(&self, user: &str) {
-        self.state.lock().writer = Some(user.to_owned());
+        match &mut self.state.lock().writer {
+            Some(writer) => user.clone_into(writer),
+            None => return,
+        }
+        for (_, child) in self.children() {
+            child.pass_writer(user);
+        }
     }
 
     /// Who may write now.

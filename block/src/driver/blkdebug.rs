@@ -216,7 +216,7 @@ impl Driver for Blkdebug {
         "blkdebug"
     }
 
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.image.node().len()
     }
 

@@ -1,7 +1,7 @@
 //! What every vertex of the block graph can do: the [`Driver`] trait and the drivers themselves.
 //!
 //! A driver is called through its [`Node`](crate::Node), which checks ranges and read-only first;
-//! so a driver may rely on `offset + len <= len()` and on writes being allowed. Its futures run in
+//! so a driver may rely on `offset + len <= size()` and on writes being allowed. Its futures run in
 //! the loop of whoever submitted the request: a driver has no loop of its own, is shared between
 //! threads and takes no lock across an await. A driver with children reaches them through
 //! [`Edge`]s, which the graph may re-point inside a drained section.
@@ -128,7 +128,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn format_name(&self) -> &'static str;
 
     /// Size in bytes.
-    fn len(&self) -> u64;
+    fn size(&self) -> u64;
 
     /// Reads `buffer.len()` bytes from byte `offset`.
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()>;

@@ -48,7 +48,7 @@ impl Driver for Null {
         "null-co"
     }
 
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.size
     }
 

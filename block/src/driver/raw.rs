@@ -47,7 +47,7 @@ impl Driver for Raw {
         "raw"
     }
 
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.size
             .unwrap_or_else(|| self.file.node().len().saturating_sub(self.offset))
     }

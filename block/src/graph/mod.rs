@@ -20,7 +20,7 @@ use crate::drain::{Section, SectionInner, cover_above, sections_at_or_below};
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
 use crate::event::EventSink;
-use crate::job::JobRegistry;
+use crate::job::{Job, JobRegistry};
 use crate::node::{Node, Owner, Parent};
 use crate::options::BlockdevOptions;
 
@@ -247,12 +247,33 @@ impl Graph {
     ///
     /// `holder` says whose section it is. The caller must hold no token of a gate above the node.
     pub async fn drain(&self, node: &Arc<Node>, holder: &str) -> Section {
+        self.drain_for(node, holder, None).await
+    }
+
+    /// A section of a job on a node that it stands above itself: everybody else is kept out, and
+    /// other sections wait for the job as for any that works.
+    pub(crate) async fn drain_by_job(
+        &self,
+        node: &Arc<Node>,
+        holder: &str,
+        job: &Arc<Job>,
+    ) -> Section {
+        self.drain_for(node, holder, Some(Arc::clone(job))).await
+    }
+
+    async fn drain_for(
+        &self,
+        node: &Arc<Node>,
+        holder: &str,
+        own_job: Option<Arc<Job>>,
+    ) -> Section {
         let began = self.clock.now();
-        let inner = SectionInner::new(holder);
-        let topology = self.topology();
-        node.state.lock().sections.push(Arc::downgrade(&inner));
-        cover_above(node, &inner);
-        drop(topology);
+        let inner = SectionInner::new(holder, own_job);
+        {
+            let _topology = self.topology();
+            node.state.lock().sections.push(Arc::downgrade(&inner));
+            cover_above(node, &inner);
+        }
         inner.wait_idle().await;
         Section::new(inner, self.clock.clone(), began)
     }
@@ -260,16 +281,17 @@ impl Graph {
     /// A section over every disk and job, those made meanwhile included.
     pub async fn drain_all(&self, holder: &str) -> Section {
         let began = self.clock.now();
-        let inner = SectionInner::new(holder);
-        let mut topology = self.topology();
-        topology.global.push(Arc::downgrade(&inner));
-        for backend in &topology.backends {
-            inner.cover(backend.gate());
+        let inner = SectionInner::new(holder, None);
+        {
+            let mut topology = self.topology();
+            topology.global.push(Arc::downgrade(&inner));
+            for backend in &topology.backends {
+                inner.cover(backend.gate());
+            }
+            for job in self.jobs.jobs() {
+                inner.cover_job(&job);
+            }
         }
-        for job in self.jobs.jobs() {
-            inner.cover_job(&job);
-        }
-        drop(topology);
         inner.wait_idle().await;
         Section::new(inner, self.clock.clone(), began)
     }

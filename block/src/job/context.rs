@@ -16,7 +16,6 @@ use super::handle::{Job, JobKicker};
 use super::inner::{Activity, CancelRequest, Core};
 use super::policy::{ErrorVerdict, IoStatus, OnError};
 use super::progress::Progress;
-use super::quiesce::OwnSection;
 use super::state::{IllegalTransition, JobState};
 use crate::event::{BlockEvent, ErrorAction, IoOperation};
 
@@ -209,12 +208,6 @@ impl JobContext {
     #[must_use]
     pub fn io_status(&self) -> IoStatus {
         self.job.lock().io_status
-    }
-
-    /// Announces a drained section of the job itself on its own nodes; keep it until that has
-    /// ended.
-    pub fn own_section(&self) -> OwnSection {
-        OwnSection::new(&self.job)
     }
 
     /// `Err` if the job was cancelled by force; to be used with `?`.

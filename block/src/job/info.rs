@@ -77,7 +77,7 @@ impl Job {
             len: self.progress().total(),
             offset: self.progress().current(),
             busy: core.activity == Activity::Working,
-            paused: core.wants_rest(),
+            paused: core.must_rest(),
             speed: core.rate.speed(),
             io_status: core.io_status,
             ready: core.state.is_ready(),

@@ -45,8 +45,6 @@ pub(super) struct Core {
     pub(super) user_paused: bool,
     /// Drained sections that want the job to rest.
     pub(super) quiescers: u32,
-    /// The job's own drained sections; while there are any, `quiescers` don't hold it.
-    pub(super) own_sections: u32,
     pub(super) cancel: CancelRequest,
     pub(super) complete_requested: bool,
     pub(super) finalize_requested: bool,
@@ -68,7 +66,6 @@ impl Core {
             started: false,
             user_paused: false,
             quiescers: 0,
-            own_sections: 0,
             cancel: CancelRequest::None,
             complete_requested: false,
             finalize_requested: false,
@@ -84,24 +81,19 @@ impl Core {
         self.cancel == CancelRequest::Force
     }
 
-    /// A drained section of somebody else holds the job.
+    /// A drained section holds the job.
     fn is_quiesced(&self) -> bool {
-        self.quiescers > 0 && self.own_sections == 0
+        self.quiescers > 0
     }
 
-    /// The job has to rest at its next pause point.
+    /// The job has to rest at its next pause point; what QMP calls paused.
     pub(super) fn must_rest(&self) -> bool {
         self.user_paused || self.is_quiesced()
     }
 
-    /// How many reasons to rest there are; what QMP calls paused is more than none.
-    pub(super) fn wants_rest(&self) -> bool {
-        self.user_paused || self.quiescers > 0
-    }
-
     /// Whether a drained section still has to wait for the job.
     pub(super) fn is_busy(&self) -> bool {
-        self.activity != Activity::Idle && self.own_sections == 0
+        self.activity != Activity::Idle
     }
 
     /// Lets an idle job work again, unless a drained section forbids it; a working one goes on.

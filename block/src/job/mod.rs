@@ -29,7 +29,7 @@ pub use id::JobId;
 pub use info::{BlockJobInfo, JobInfo};
 pub use policy::{ErrorVerdict, IoStatus, OnError};
 pub use progress::Progress;
-pub use quiesce::{OwnSection, Quiesced};
+pub use quiesce::Quiesced;
 pub use ratelimit::RateLimit;
 pub use registry::{JobOptions, JobRegistry};
 pub use state::{IllegalTransition, JobKind, JobState, JobVerb};

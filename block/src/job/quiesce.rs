@@ -30,8 +30,9 @@ impl Job {
 
     /// Whether the job may have requests in flight on its nodes, or start some.
     ///
-    /// False before the job begins, at rest, while it waits for an operator, after its end, and
-    /// inside a drained section of its own.
+    /// False before the job begins, at rest, while it waits for an operator, and after its end. A
+    /// job that begins a drained section itself is left out of that section; see
+    /// [`Graph::drain`](crate::Graph::drain).
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.lock().is_busy()
@@ -53,37 +54,5 @@ impl Drop for Quiesced {
 impl fmt::Debug for Quiesced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Quiesced({})", self.job.id())
-    }
-}
-
-/// The job's own drained section, from before its begin until after its end.
-///
-/// While it lives the job counts as idle and no section holds it back; or else the job's own
-/// section would wait for the job for ever.
-#[must_use = "the exemption ends when the guard is dropped"]
-pub struct OwnSection {
-    job: Arc<Job>,
-}
-
-impl OwnSection {
-    pub(super) fn new(job: &Arc<Job>) -> Self {
-        job.lock().own_sections += 1;
-        job.wake();
-        Self {
-            job: Arc::clone(job),
-        }
-    }
-}
-
-impl Drop for OwnSection {
-    fn drop(&mut self) {
-        self.job.lock().own_sections -= 1;
-        self.job.wake();
-    }
-}
-
-impl fmt::Debug for OwnSection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OwnSection({})", self.job.id())
     }
 }

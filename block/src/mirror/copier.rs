@@ -20,8 +20,10 @@ use crate::event::IoOperation;
 use crate::job::JobKicker;
 use crate::node::Node;
 
-/// The most bytes of data one copy moves.
+/// The most bytes of data that one copy holds in memory.
 const MAX_DATA: u64 = 1 << 20;
+/// The least, however small a buffer the operator wants.
+const MIN_DATA: u64 = 4 << 10;
 /// The most bytes of zeroes one copy covers.
 const MAX_ZEROES: u64 = 1 << 30;
 /// The most copies at once.
@@ -72,7 +74,8 @@ pub(super) struct Copier {
     target: Arc<Node>,
     dirty: Arc<DirtyBitmap>,
     unmap: bool,
-    max_data: u64,
+    /// Bytes that one copy moves at once: its share of the operator's `buf-size`.
+    piece: u64,
     /// Counts the copies in flight; `settle` waits for it.
     running: Gate,
     state: Mutex<State>,
@@ -97,14 +100,13 @@ impl Copier {
         buf_size: u64,
         clock: Clock,
     ) -> Self {
-        let granularity = dirty.granularity();
+        let share = (buf_size / MAX_IN_FLIGHT as u64).clamp(MIN_DATA, MAX_DATA);
         Self {
             source,
             target,
-            unmap,
-            max_data: (buf_size / MAX_IN_FLIGHT as u64)
-                .clamp(granularity, MAX_DATA.max(granularity)),
             dirty,
+            unmap,
+            piece: share / MIN_DATA * MIN_DATA,
             running: Gate::new("mirror copies", clock),
             state: Mutex::default(),
             tally: Tally::default(),
@@ -161,7 +163,10 @@ impl Copier {
             return Step::Busy;
         };
         let (range, data) = self.sized(run).await;
-        self.state.lock().ranges.push(range.clone());
+        let mut state = self.state.lock();
+        state.cursor = range.end;
+        state.ranges.push(range.clone());
+        drop(state);
         let copier = Arc::clone(self);
         let kicker = kicker.clone();
         current::spawn_local(async move {
@@ -178,13 +183,9 @@ impl Copier {
 
     /// The next dirty run that no running copy touches.
     fn next_run(&self) -> Option<Range<u64>> {
-        let mut state = self.state.lock();
-        let cursor = state.cursor;
-        let run = self
-            .free_run(&state.ranges, cursor, u64::MAX)
-            .or_else(|| self.free_run(&state.ranges, 0, cursor))?;
-        state.cursor = run.end;
-        Some(run)
+        let state = self.state.lock();
+        self.free_run(&state.ranges, state.cursor, u64::MAX)
+            .or_else(|| self.free_run(&state.ranges, 0, state.cursor))
     }
 
     /// Searches `[from, until)` for a dirty run outside of `busy`.
@@ -210,8 +211,10 @@ impl Copier {
         None
     }
 
-    /// Cuts a run to what one copy does, and says how much of that is data. The source is asked only for a hint of the size: what is
-    /// there is looked at again after the marks were cleared.
+    /// Cuts a run to what one copy does, and says how much of that is data.
+    ///
+    /// The source is asked only for a hint of the size: what is there is looked at again after the
+    /// marks were cleared.
     async fn sized(&self, run: Range<u64>) -> (Range<u64>, u64) {
         let len = run.end - run.start;
         let granularity = self.dirty.granularity();
@@ -224,12 +227,8 @@ impl Copier {
         } else {
             zeroes / granularity * granularity
         };
-        let data = (self.max_data / granularity).max(1) * granularity;
-        let (take, data) = if whole > 0 {
-            (whole, 0)
-        } else {
-            (data.min(len), data.min(len))
-        };
+        let data = self.piece.next_multiple_of(granularity).min(len);
+        let (take, data) = if whole > 0 { (whole, 0) } else { (data, data) };
         (run.start..run.start + take, data)
     }
 
@@ -290,8 +289,8 @@ impl Copier {
 
     /// Moves at most one buffer of data and says how much it was.
     async fn move_data(&self, offset: u64, len: u64) -> Result<u64, CopyError> {
-        let len = len.min(self.max_data);
-        // `max_data` is at most 64 MiB.
+        let len = len.min(self.piece);
+        // A piece is at most 1 MiB.
         let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or_default());
         self.source
             .read(offset, buffer.clone())

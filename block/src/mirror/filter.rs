@@ -50,7 +50,7 @@ impl Driver for MirrorTop {
         "mirror_top"
     }
 
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.source.node().len()
     }
 

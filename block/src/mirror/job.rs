@@ -168,7 +168,10 @@ impl MirrorJob {
             self.converge(job, false).await?;
         }
         let holder = format!("pivot of job '{}'", job.job().id());
-        let section = self.graph.drain(&self.filter, &holder).await;
+        let section = self
+            .graph
+            .drain_by_job(&self.filter, &holder, job.job())
+            .await;
         // Requests that ended while draining may have left marks: look again.
         self.converge(job, false).await?;
         if !self.copier.is_converged() {
@@ -180,7 +183,6 @@ impl MirrorJob {
     }
 
     async fn pivot(&self, job: &JobContext) -> Result<(), JobError> {
-        let own = job.own_section();
         let section = self.catch_up_in_section(job).await?;
         let stopwatch = Stopwatch::start(&section);
         stopwatch
@@ -207,7 +209,6 @@ impl MirrorJob {
             .longest_wait_us
             .store(micros(held_back.longest_wait), Ordering::Relaxed);
         drop(section);
-        drop(own);
         Ok(())
     }
 
@@ -321,14 +322,15 @@ impl JobDriver for MirrorJob {
             if self.outcome.pivoted.load(Ordering::Relaxed) {
                 return;
             }
-            let own = job.own_section();
             let holder = format!("end of job '{}'", job.job().id());
-            let section = self.graph.drain(&self.filter, &holder).await;
+            let section = self
+                .graph
+                .drain_by_job(&self.filter, &holder, job.job())
+                .await;
             if let Err(error) = self.take_filter_out() {
                 tracing::error!(%error, "the mirror's filter can't be taken out");
             }
             drop(section);
-            drop(own);
         })
     }
 

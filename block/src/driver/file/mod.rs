@@ -112,21 +112,24 @@ impl FileDriver {
             let data = match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
                 Ok(data) => data,
                 // No data up to the end.
-                Err(rustix::io::Errno::NXIO) => offset.saturating_add(len),
+                Err(rustix::io::Errno::NXIO) => offset.saturating_add(len.max(SECTOR)),
                 Err(error) => return Err(error.into()),
             };
-            if data > offset {
-                let len = len.min(data - offset);
+            // Whole sectors, or a file that was cut off within one would make every later
+            // question an unaligned one.
+            let zeroes = (data - offset) / SECTOR * SECTOR;
+            if zeroes > 0 {
                 return Ok(BlockStatus {
                     allocation: Allocation::Zero,
-                    len,
+                    len: len.min(zeroes),
                 });
             }
             let hole = rustix::fs::seek(&*file, SeekFrom::Hole(offset))?;
-            let len = len.min(hole.saturating_sub(offset)).max(1);
+            // The hole may just have been punched: then what is known is that one sector was data.
+            let data = (hole.saturating_sub(offset)).next_multiple_of(SECTOR);
             Ok(BlockStatus {
                 allocation: Allocation::Data,
-                len,
+                len: len.min(data.max(SECTOR)),
             })
         })
         .await?;
@@ -176,7 +179,7 @@ impl Driver for FileDriver {
         "file"
     }
 
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.size
     }
 

@@ -136,24 +136,3 @@ fn a_section_waits_for_last_steps_that_have_begun() {
     assert!(!fake.job.is_busy());
     assert_eq!(fake.job.state(), JobState::Null);
 }
-
-#[test]
-fn the_jobs_own_section_does_not_wait_for_the_job() {
-    let mut world = World::new();
-    let fake = world.start("job");
-    fake.act(&mut world, [Step::OwnSection]);
-    world.events();
-    let quiesced = fake.job.quiesce();
-    assert!(!fake.job.is_busy());
-    fake.act(&mut world, []);
-    assert_eq!(fake.job.state(), JobState::Running);
-    assert!(
-        world.events().is_empty(),
-        "its own section does not hold it"
-    );
-    fake.act(&mut world, [Step::EndOwnSection]);
-    assert_eq!(world.events(), ["paused"]);
-    drop(quiesced);
-    world.rest();
-    assert_eq!(world.events(), ["running"]);
-}

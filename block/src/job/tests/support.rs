@@ -22,8 +22,6 @@ pub(super) enum Step {
     IoSuccess,
     Sleep(Duration),
     BackOff(Duration),
-    OwnSection,
-    EndOwnSection,
 }
 
 /// The outside of a scripted job: shared with the test.
@@ -50,7 +48,6 @@ impl ScriptedDriver {
     }
 
     async fn work(&self, job: &JobContext) -> Result<(), JobError> {
-        let mut own_section = None;
         loop {
             *self.0.turns.lock() += 1;
             job.check_cancelled()?;
@@ -80,8 +77,6 @@ impl ScriptedDriver {
                     job.back_off(duration).await;
                     self.call("tries again");
                 }
-                Some(Step::OwnSection) => own_section = Some(job.own_section()),
-                Some(Step::EndOwnSection) => drop(own_section.take()),
             }
         }
     }
