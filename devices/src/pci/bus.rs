@@ -6,14 +6,17 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2.
 
+mod window;
+
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use self::window::BarWindow;
 use super::{Address, BarAllocator, BarIndex, BarKind, ConfigChange, PciError, PciFunction};
-use crate::bus::{BusError, FLOATING, MmioBus, MmioDevice, PioBus, PioDevice};
+use crate::bus::{BusError, FLOATING, MmioBus, PioBus, PioDevice};
 use crate::reset::{ResetHook, Resetting};
 
 /// The ports of configuration mechanism #1.
@@ -310,56 +313,6 @@ impl ResetHook for PciBus {
             self.address.store(0, Ordering::Release);
             self.move_windows();
         })
-    }
-}
-
-/// A BAR in an address space: turns absolute addresses into offsets.
-struct BarWindow {
-    function: Arc<dyn PciFunction>,
-    bar: BarIndex,
-    range: RangeInclusive<u64>,
-}
-
-impl BarWindow {
-    /// Offset of an access, and how many of its bytes lie in the window.
-    fn clip(&self, address: u64, len: usize) -> (u64, usize) {
-        let offset = address.saturating_sub(*self.range.start());
-        let room = self.range.end().saturating_sub(address).saturating_add(1);
-        (
-            offset,
-            usize::try_from(room).map_or(len, |room| len.min(room)),
-        )
-    }
-
-    fn read_at(&self, address: u64, data: &mut [u8]) {
-        let (offset, len) = self.clip(address, data.len());
-        data[len..].fill(FLOATING);
-        self.function.bar_read(self.bar, offset, &mut data[..len]);
-    }
-
-    fn write_at(&self, address: u64, data: &[u8]) {
-        let (offset, len) = self.clip(address, data.len());
-        self.function.bar_write(self.bar, offset, &data[..len]);
-    }
-}
-
-impl PioDevice for BarWindow {
-    fn read(&self, port: u16, data: &mut [u8]) {
-        self.read_at(u64::from(port), data);
-    }
-
-    fn write(&self, port: u16, data: &[u8]) {
-        self.write_at(u64::from(port), data);
-    }
-}
-
-impl MmioDevice for BarWindow {
-    fn read(&self, address: u64, data: &mut [u8]) {
-        self.read_at(address, data);
-    }
-
-    fn write(&self, address: u64, data: &[u8]) {
-        self.write_at(address, data);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Stand-ins for the machine around a function, for this crate's tests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -31,11 +31,13 @@ impl IrqLine for RecordedLine {
 #[derive(Debug, Default)]
 pub(crate) struct RecordedMsi {
     sent: Arc<Mutex<Vec<(u64, u32)>>>,
+    configured: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 struct RecordedVector {
     sent: Arc<Mutex<Vec<(u64, u32)>>>,
+    configured: Arc<AtomicUsize>,
     message: Mutex<Option<(u64, u32)>>,
 }
 
@@ -48,12 +50,18 @@ impl RecordedMsi {
     pub(crate) fn sent(&self) -> Vec<(u64, u32)> {
         self.sent.lock().clone()
     }
+
+    /// How often vectors were configured.
+    pub(crate) fn configured(&self) -> usize {
+        self.configured.load(Ordering::SeqCst)
+    }
 }
 
 impl MsiController for RecordedMsi {
     fn allocate(&self) -> Result<Arc<dyn MsiVector>, IrqError> {
         Ok(Arc::new(RecordedVector {
             sent: Arc::clone(&self.sent),
+            configured: Arc::clone(&self.configured),
             message: Mutex::default(),
         }))
     }
@@ -61,6 +69,7 @@ impl MsiController for RecordedMsi {
 
 impl MsiVector for RecordedVector {
     fn configure(&self, address: u64, data: u32, masked: bool) {
+        self.configured.fetch_add(1, Ordering::SeqCst);
         *self.message.lock() = (!masked).then_some((address, data));
     }
 

@@ -5,37 +5,30 @@
 //! asked for a reset reads a status that is not zero until it is over (VIRTIO 1.2, sections 2.1.2 and 4.1.4.3.2).
 //! The data path (doorbells and interrupts) does not take the lock.
 
+mod configuration;
 mod interrupts;
 pub(super) mod layout;
+mod lifecycle;
 mod registers;
 #[cfg(test)]
 mod tests;
 
-use std::future::poll_fn;
 use std::sync::{Arc, Weak};
-use std::task::Poll;
 
 use parking_lot::Mutex;
 use sluice_aio::GuestRam;
 
+use self::configuration::configuration;
 use self::interrupts::Vectors;
 use self::layout::{
-    CAPABILITY_BODY_LEN, CAPABILITY_EXTRA_LEN, MAX_QUEUES, MSIX_BAR, NOTIFY_STRIDE, STRUCTURES_BAR,
-    STRUCTURES_LEN, Structure, capability,
+    CAPABILITY_EXTRA_LEN, MAX_QUEUES, MSIX_BAR, NOTIFY_STRIDE, STRUCTURES_BAR, Structure,
+    capability,
 };
-use self::registers::{Effect, Registers};
-use super::ring::checked_queue;
-use super::{
-    ActiveQueue, Interrupts, Kick, RingFeatures, Settling, Status, VirtioDevice, VirtioError,
-};
+use self::registers::Registers;
+use super::{Interrupts, Kick, RingFeatures, VirtioDevice, VirtioError};
 use crate::doorbell::{DoorbellAddress, Doorbells};
-use crate::irq::IrqLine;
-use crate::irq::MsiController;
-use crate::pci::layout::{CapabilityId, InterruptPin, class};
-use crate::pci::msix::{self, MessageControl};
-use crate::pci::{
-    BarIndex, BarKind, ConfigBuilder, ConfigChange, Identity, Msix, PciConfig, PciFunction,
-};
+use crate::irq::{IrqLine, MsiController};
+use crate::pci::{BarIndex, ConfigChange, Msix, PciConfig, PciFunction};
 use crate::reset::Resetting;
 
 /// What a virtio function is put together from.
@@ -51,9 +44,6 @@ pub struct VirtioPciParts<'a> {
     /// The end of the INTx wire for pin A, and the number for the interrupt line register.
     pub intx: Option<(Arc<dyn IrqLine>, u8)>,
 }
-
-/// The smallest BAR for MSI-X: a page, so that it can be mapped alone.
-const MSIX_BAR_LEAST: u64 = 0x1000;
 
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
@@ -129,212 +119,6 @@ impl VirtioPci {
         }
     }
 
-    fn write_common(&self, offset: u64, data: &[u8]) {
-        let Ok(offset) = usize::try_from(offset) else {
-            return;
-        };
-        let mut registers = self.registers.lock();
-        // Dropped after the lock: the last one may finish a reset, which takes it.
-        let _settling: Option<Settling> = match registers.write(offset, data) {
-            Effect::Nothing => None,
-            Effect::Status(0) => self.begin_reset(&mut registers),
-            Effect::Status(value) => {
-                self.raise_status(&mut registers, Status::from_bits_truncate(value));
-                None
-            }
-            Effect::ConfigVector(vector) => {
-                self.vectors.set_config(vector, &self.msix);
-                None
-            }
-            Effect::QueueVector(queue, vector) => {
-                self.vectors.set_queue(queue, vector, &self.msix);
-                None
-            }
-            Effect::Enabled(index) => {
-                if registers.status.contains(Status::DRIVER_OK) {
-                    self.start(&mut registers, index);
-                }
-                None
-            }
-            Effect::ResetQueue(index) => self.begin_queue_reset(&mut registers, index),
-        };
-        drop(registers);
-    }
-
-    /// The driver sets status bits; it cannot clear any but by a reset.
-    fn raise_status(&self, registers: &mut Registers, requested: Status) {
-        let mut new = requested - registers.status - Status::NEEDS_RESET;
-        if new.contains(Status::FEATURES_OK) && !registers.features_are_acceptable() {
-            new.remove(Status::FEATURES_OK);
-        }
-        if !(registers.status | new).contains(Status::FEATURES_OK) {
-            new.remove(Status::DRIVER_OK);
-        }
-        registers.status |= new;
-        if new.contains(Status::DRIVER_OK) {
-            for index in 0..registers.queues.len() {
-                if registers.queues[index].enabled {
-                    self.start(registers, index);
-                }
-            }
-        }
-    }
-
-    /// Hands a queue to the device, or declares the device broken if the driver set it up wrongly.
-    fn start(&self, registers: &mut Registers, index: usize) {
-        let event_idx = registers.has(RingFeatures::EVENT_IDX);
-        let features = registers.accepted;
-        let (Some(this), Ok(number)) = (self.this.upgrade(), u16::try_from(index)) else {
-            return;
-        };
-        let queue = &mut registers.queues[index];
-        let checked = checked_queue(
-            queue.max_size,
-            queue.size,
-            queue.addresses,
-            event_idx,
-            &self.memory,
-        );
-        match checked {
-            Ok(checked) => {
-                queue.running = true;
-                self.device.start_queue(ActiveQueue {
-                    index: number,
-                    queue: checked,
-                    memory: Arc::clone(&self.memory),
-                    kick: Arc::clone(&self.kicks[index]),
-                    features,
-                    interrupts: this,
-                });
-            }
-            Err(error) => self.break_device(registers, &error),
-        }
-    }
-
-    fn break_device(&self, registers: &mut Registers, reason: &dyn std::error::Error) {
-        if registers.status.contains(Status::NEEDS_RESET) || registers.resetting {
-            return;
-        }
-        tracing::warn!(reason = %reason, "virtio: the driver broke the device, which needs a reset");
-        registers.status |= Status::NEEDS_RESET;
-        if registers.status.contains(Status::DRIVER_OK) {
-            self.vectors.raise_config(&self.msix, &self.pci);
-        }
-    }
-
-    /// Begins a device reset. The result is to be dropped once the lock is released.
-    #[must_use]
-    fn begin_reset(&self, registers: &mut Registers) -> Option<Settling> {
-        if registers.resetting {
-            return None;
-        }
-        registers.resetting = true;
-        let this = Weak::clone(&self.this);
-        let settling = Settling::new(move || {
-            if let Some(this) = this.upgrade() {
-                this.finish_reset();
-            }
-        });
-        for (index, queue) in (0_u16..).zip(&mut registers.queues) {
-            if std::mem::take(&mut queue.running) {
-                self.device.stop_queue(index, settling.clone());
-            }
-        }
-        Some(settling)
-    }
-
-    /// Nothing of the old life is in flight any more.
-    fn finish_reset(&self) {
-        let mut registers = self.registers.lock();
-        registers.reset();
-        self.device.reset();
-        self.vectors.reset(&self.msix, &self.pci);
-        let waiters = std::mem::take(&mut registers.reset_waiters);
-        drop(registers);
-        for waiter in waiters {
-            waiter.wake();
-        }
-    }
-
-    /// Begins the reset of one queue (section 4.1.4.3.2.1). The result as in [`Self::begin_reset`].
-    #[must_use]
-    fn begin_queue_reset(&self, registers: &mut Registers, index: usize) -> Option<Settling> {
-        let queue = &mut registers.queues[index];
-        if queue.resetting {
-            return None;
-        }
-        queue.resetting = true;
-        queue.enabled = false;
-        let this = Weak::clone(&self.this);
-        let settling = Settling::new(move || {
-            if let Some(this) = this.upgrade() {
-                let mut registers = this.registers.lock();
-                // A device reset meanwhile resets it too.
-                if registers.queues[index].resetting && !registers.resetting {
-                    registers.queues[index].reset();
-                    this.vectors.set_queue(index, layout::NO_VECTOR, &this.msix);
-                }
-            }
-        });
-        if std::mem::take(&mut queue.running)
-            && let Ok(number) = u16::try_from(index)
-        {
-            self.device.stop_queue(number, settling.clone());
-        }
-        Some(settling)
-    }
-
-    /// Ends what is in flight and brings the device to its power-on state; resolves when it is there.
-    async fn settle(self: Arc<Self>) {
-        let settling = {
-            let mut registers = self.registers.lock();
-            self.begin_reset(&mut registers)
-        };
-        drop(settling);
-        poll_fn(|cx| {
-            let mut registers = self.registers.lock();
-            if registers.resetting {
-                registers.reset_waiters.push(cx.waker().clone());
-                Poll::Pending
-            } else {
-                Poll::Ready(())
-            }
-        })
-        .await;
-    }
-
-    /// MSI-X and INTx follow the registers that configuration writes can change.
-    fn update_interrupts(&self) {
-        let control = self
-            .pci
-            .read_u16(self.msix_capability + msix::CONTROL_OFFSET);
-        let control = MessageControl::from_bits_truncate(control);
-        self.msix.update(control, self.pci.is_bus_master());
-        self.vectors.drive_line(&self.msix, &self.pci);
-    }
-
-    /// The access that the PCI access capability describes now: BAR, offset and length (section 4.1.4.9).
-    fn window(&self) -> Option<(BarIndex, u64, usize)> {
-        let field = |at| self.pci.read_u32(self.access_capability + at);
-        let bar =
-            BarIndex::from_number(self.pci.read_u8(self.access_capability + capability::BAR))?;
-        let offset = u64::from(field(capability::OFFSET));
-        let len = usize::try_from(field(capability::LENGTH)).ok()?;
-        let (_, size) = self.pci.bar(bar)?;
-        let fits = matches!(len, 1 | 2 | 4)
-            && offset.is_multiple_of(len as u64)
-            && offset
-                .checked_add(len as u64)
-                .is_some_and(|end| end <= size);
-        fits.then_some((bar, offset, len))
-    }
-
-    /// Whether a configuration access touches `pci_cfg_data`.
-    fn touches_window(&self, offset: usize, len: usize) -> bool {
-        let data = self.access_capability + capability::EXTRA;
-        offset < data + CAPABILITY_EXTRA_LEN && offset + len > data
-    }
-
     fn bind_doorbells(&self, base: u64, bind: bool) {
         for (kick, stride) in self.kicks.iter().zip((0..).step_by(NOTIFY_STRIDE as usize)) {
             let at = base + u64::from(Structure::Notify.offset()) + stride;
@@ -350,63 +134,6 @@ impl VirtioPci {
             }
         }
     }
-}
-
-/// The configuration space of a virtio function; with it the offsets of the MSI-X and the PCI access capabilities.
-fn configuration(device_id: u16, msix: &Msix) -> Result<(PciConfig, usize, usize), VirtioError> {
-    let pending = msix.table_len();
-    let msix_size = (pending + msix.pending_len())
-        .next_power_of_two()
-        .max(MSIX_BAR_LEAST);
-    let mut builder = ConfigBuilder::new(Identity {
-        vendor: layout::VENDOR,
-        device: layout::DEVICE_BASE + device_id,
-        revision: layout::REVISION,
-        class: class::STORAGE_SCSI,
-    })
-    .subsystem(layout::VENDOR, layout::SUBSYSTEM)
-    .interrupt_pin(InterruptPin::A)
-    .bar(STRUCTURES_BAR, BarKind::Memory64, STRUCTURES_LEN)?
-    .bar(MSIX_BAR, BarKind::Memory32, msix_size)?;
-
-    // The table has at most 2048 entries of 16 bytes.
-    let pending = u32::try_from(pending).unwrap_or(u32::MAX);
-    let (body, writable) = msix.capability(MSIX_BAR, 0, pending);
-    let msix_capability = builder.capability(CapabilityId::MsiX, &body, &writable)?;
-    for structure in Structure::IN_BAR {
-        let body = virtio_capability(structure);
-        let extra: &[u8] = match structure {
-            Structure::Notify => &NOTIFY_STRIDE.to_le_bytes(),
-            _ => &[],
-        };
-        builder.capability(CapabilityId::Vendor, &[&body, extra].concat(), &[])?;
-    }
-    let body = [virtio_capability(Structure::PciAccess).as_slice(), &[0; 4]].concat();
-    // Everything from `bar` on can be written, but for the padding.
-    let writable = [
-        0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    ];
-    let access = builder.capability(CapabilityId::Vendor, &body, &writable)?;
-    Ok((builder.build(), msix_capability, access))
-}
-
-/// A `virtio_pci_cap` behind ID and link.
-fn virtio_capability(structure: Structure) -> [u8; CAPABILITY_BODY_LEN] {
-    let extra = match structure {
-        Structure::Notify | Structure::PciAccess => CAPABILITY_EXTRA_LEN,
-        Structure::Common | Structure::Isr | Structure::Device => 0,
-    };
-    // 16 or 20.
-    let len = u8::try_from(2 + CAPABILITY_BODY_LEN + extra).unwrap_or(u8::MAX);
-    let mut body = [0; CAPABILITY_BODY_LEN];
-    body[0] = len;
-    body[1] = structure as u8;
-    if structure != Structure::PciAccess {
-        body[capability::BAR - 2] = STRUCTURES_BAR.number();
-    }
-    body[capability::OFFSET - 2..][..4].copy_from_slice(&structure.offset().to_le_bytes());
-    body[capability::LENGTH - 2..][..4].copy_from_slice(&structure.len().to_le_bytes());
-    body
 }
 
 impl PciFunction for VirtioPci {

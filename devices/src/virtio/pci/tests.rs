@@ -3,11 +3,11 @@
 use sluice_aio::GuestRam;
 use virtio_queue::QueueT;
 
-use super::layout::{NO_VECTOR, common};
+use super::layout::{NO_VECTOR, STRUCTURES_LEN, common};
 use super::*;
 use crate::pci::layout::{Command, offset};
-use crate::virtio::DeviceId;
 use crate::virtio::testing::{Guest, RING_LEN};
+use crate::virtio::{ActiveQueue, DeviceId, Settling, Status};
 
 /// A device with two queues.
 #[derive(Default)]

@@ -86,10 +86,10 @@ fn broken_chains_are_errors() {
     type Lay = fn(&GuestRam);
     let cases: [(&str, Lay); 8] = [
         ("a loop", |m| {
-            describe(m, DESCRIPTORS, 0, 0x5000, 16, NEXT, 0)
+            describe(m, DESCRIPTORS, 0, 0x5000, 16, NEXT, 0);
         }),
         ("a next out of the table", |m| {
-            describe(m, DESCRIPTORS, 0, 0x5000, 16, NEXT, SIZE)
+            describe(m, DESCRIPTORS, 0, 0x5000, 16, NEXT, SIZE);
         }),
         ("readable behind writable", |m| {
             describe(m, DESCRIPTORS, 0, 0x5000, 16, NEXT | WRITE, 1);
@@ -100,10 +100,10 @@ fn broken_chains_are_errors() {
             describe(m, DESCRIPTORS, 1, 0x5000, u32::MAX, 0, 0);
         }),
         ("an empty indirect table", |m| {
-            describe(m, DESCRIPTORS, 0, TABLE, 0, INDIRECT, 0)
+            describe(m, DESCRIPTORS, 0, TABLE, 0, INDIRECT, 0);
         }),
         ("half a descriptor", |m| {
-            describe(m, DESCRIPTORS, 0, TABLE, 24, INDIRECT, 0)
+            describe(m, DESCRIPTORS, 0, TABLE, 24, INDIRECT, 0);
         }),
         ("an indirect table that is no memory", |m| {
             describe(m, DESCRIPTORS, 0, u64::MAX - 15, 32, INDIRECT, 0);
