@@ -26,6 +26,7 @@ use crate::machine::disks::{self, DiskError, DiskParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder};
 use crate::main_loop::{MainLoop, MainLoopError};
 use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
+use crate::qtest;
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
 pub fn run(command_line: &CommandLine) -> Exit {
@@ -98,6 +99,8 @@ enum StartError {
     Disk(#[from] DiskError),
     #[error("--qmp: {0}")]
     Qmp(#[from] SocketError),
+    #[error("--qtest: {0}")]
+    Qtest(#[source] SocketError),
     #[error(transparent)]
     Loop(#[from] LoopError),
     #[error(transparent)]
@@ -133,12 +136,17 @@ async fn assemble(
     finished: Finished,
 ) -> Result<Machine, StartError> {
     let clock = loop_config.clock.clone();
+    // Under qtest the devices' clock stands still until it is moved; loops and jobs go by real time.
+    let devices_clock = match &command_line.machine.accelerator {
+        AcceleratorConfig::Kvm => clock.clone(),
+        AcceleratorConfig::Qtest(_) => Clock::manual(),
+    };
     let events = EventBus::new(main.clone());
-    let graph = Graph::new(Arc::clone(&events) as _, clock.clone());
+    let graph = Graph::new(Arc::clone(&events) as _, clock);
     let iothreads = Arc::new(IoThreads::new(loop_config));
-    let devices_clock = Arc::new(MachineClock::new(clock));
+    let machine_clock = Arc::new(MachineClock::new(devices_clock.clone()));
     let mut builder =
-        MachineBuilder::new(&command_line.machine, main.clone(), devices_clock, sink)?;
+        MachineBuilder::new(&command_line.machine, main.clone(), machine_clock, sink)?;
     let parts = DiskParts {
         graph: &graph,
         iothreads: &iothreads,
@@ -160,6 +168,17 @@ async fn assemble(
     let mut qmp = QmpServer::new(monitor, events);
     for socket in &command_line.qmp {
         qmp.serve(socket)?;
+    }
+    if let (AcceleratorConfig::Qtest(config), Some(interrupts)) =
+        (&command_line.machine.accelerator, &machine.qtest)
+    {
+        let target = qtest::Target {
+            buses: machine.buses.clone(),
+            ram: Arc::clone(&machine.ram),
+            interrupts: Arc::clone(interrupts),
+            clock: devices_clock,
+        };
+        qtest::serve(config, target).map_err(StartError::Qtest)?;
     }
     let ending = Arc::clone(controller);
     let farewell = async move {

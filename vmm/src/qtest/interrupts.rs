@@ -2,6 +2,7 @@
 //! messages are written to guest memory, where libqos looks for them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ type Listener = Box<dyn Fn(u32, bool) + Send + Sync>;
 /// The recorder. Any thread.
 pub struct QtestInterrupts {
     levels: Mutex<BTreeMap<u32, bool>>,
+    intercepted: AtomicBool,
     listener: Mutex<Option<Listener>>,
     own: Weak<Self>,
 }
@@ -28,12 +30,18 @@ impl QtestInterrupts {
     pub fn new() -> Arc<Self> {
         Arc::new_cyclic(|own| Self {
             levels: Mutex::default(),
+            intercepted: AtomicBool::new(false),
             listener: Mutex::new(None),
             own: Weak::clone(own),
         })
     }
 
-    /// Tells `listener` of every level change from now on.
+    /// Switches on or off that the listener is told.
+    pub(super) fn intercept(&self, on: bool) {
+        self.intercepted.store(on, Ordering::Relaxed);
+    }
+
+    /// Tells `listener` of every level change while they are intercepted.
     pub fn listen(&self, listener: impl Fn(u32, bool) + Send + Sync + 'static) {
         *self.listener.lock() = Some(Box::new(listener));
     }
@@ -55,9 +63,11 @@ impl QtestInterrupts {
         })
     }
 
-    fn set(&self, gsi: u32, level: bool) {
+    /// Drives an input.
+    pub(super) fn set(&self, gsi: u32, level: bool) {
         let before = self.levels.lock().insert(gsi, level).unwrap_or(false);
         if before != level
+            && self.intercepted.load(Ordering::Relaxed)
             && let Some(listener) = self.listener.lock().as_ref()
         {
             listener(gsi, level);

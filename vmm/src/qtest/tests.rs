@@ -1,0 +1,171 @@
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sluice_aio::Clock;
+use sluice_devices::bus::{MmioBus, MmioDevice, PioBus, PioDevice};
+
+use super::{QtestInterrupts, Target, base64, command};
+use crate::kvm::Buses;
+use crate::memory::MemoryLayout;
+
+#[derive(Default)]
+struct Register(Mutex<[u8; 4]>);
+
+impl PioDevice for Register {
+    fn read(&self, _: u16, data: &mut [u8]) {
+        data.copy_from_slice(&self.0.lock()[..data.len()]);
+    }
+
+    fn write(&self, _: u16, data: &[u8]) {
+        self.0.lock()[..data.len()].copy_from_slice(data);
+    }
+}
+
+impl MmioDevice for Register {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        data.copy_from_slice(&self.0.lock()[..data.len()]);
+    }
+
+    fn write(&self, _: u64, data: &[u8]) {
+        self.0.lock()[..data.len()].copy_from_slice(data);
+    }
+}
+
+fn target() -> Target {
+    let buses = Buses {
+        pio: Arc::new(PioBus::new()),
+        mmio: Arc::new(MmioBus::new()),
+    };
+    buses
+        .pio
+        .insert(0x100..=0x103, Arc::new(Register::default()))
+        .unwrap();
+    buses
+        .mmio
+        .insert(0xe000_0000..=0xe000_0003, Arc::new(Register::default()))
+        .unwrap();
+    Target {
+        buses,
+        ram: Arc::new(MemoryLayout::new(2 << 20).unwrap().map().unwrap()),
+        interrupts: QtestInterrupts::new(),
+        clock: Clock::manual(),
+    }
+}
+
+fn ask(target: &Target, line: &str) -> Result<String, String> {
+    command::parse(line).and_then(|command| target.execute(command))
+}
+
+fn dialogue(lines: &[(&str, Result<&str, &str>)]) {
+    let target = target();
+    for (line, answer) in lines {
+        let expected = answer.map(str::to_owned).map_err(str::to_owned);
+        assert_eq!(ask(&target, line), expected, "{line}");
+    }
+}
+
+#[test]
+fn ports_are_read_and_written_by_width() {
+    dialogue(&[
+        ("outl 0x100 0x12345678", Ok("")),
+        ("inb 0x100", Ok("0x0078")),
+        ("inw 256", Ok("0x5678")),
+        ("inl 0400", Ok("0x12345678")),
+        ("inb 0x200", Ok("0x00ff")),
+        ("inq 0x100", Err("Unknown command 'inq'")),
+        ("inb 0x10000", Err("'0x10000' is not a port")),
+    ]);
+}
+
+#[test]
+fn memory_and_registers_are_one_address_space() {
+    dialogue(&[
+        ("writeq 0x1000 0x1122334455667788", Ok("")),
+        ("readq 0x1000", Ok("0x1122334455667788")),
+        ("readw 0x1001", Ok("0x0000000000006677")),
+        ("writel 0xe0000000 -1", Ok("")),
+        ("readb 0xe0000000", Ok("0x00000000000000ff")),
+        ("write 0x2000 4 0xa1b2", Ok("")),
+        ("read 0x2000 4", Ok("0xa1b20000")),
+        ("memset 0x2001 2 0x5a", Ok("")),
+        ("read 0x2000 4", Ok("0xa15a5a00")),
+        ("memset 0x2000 0 1", Ok("")),
+        ("b64read 0x2000 4", Ok("oVpaAA==")),
+        ("b64write 0x3000 4 oVpaAA==", Ok("")),
+        ("readl 0x3000", Ok("0x00000000005a5aa1")),
+        (
+            "b64write 0x3000 3 oVpaAA==",
+            Err("the data have another length"),
+        ),
+        ("write 0x2000 1 zz", Err("the data are not hexadecimal")),
+        ("endianness", Ok("little")),
+    ]);
+}
+
+#[test]
+fn clock_stands_still_until_it_is_moved_and_never_goes_back() {
+    dialogue(&[
+        ("clock_set 0", Ok("0")),
+        ("clock_step 100", Ok("100")),
+        ("clock_set 400", Ok("400")),
+        ("clock_set 400", Ok("400")),
+        ("clock_set 300", Err("400")),
+        ("clock_step", Err("no timer is set")),
+    ]);
+}
+
+#[test]
+fn level_changes_are_told_once_intercepted() {
+    let target = target();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&told);
+    target
+        .interrupts
+        .listen(move |gsi, level| sink.lock().push((gsi, level)));
+    let line = target.interrupts.line(14);
+    line.set(true);
+    assert!(told.lock().is_empty());
+    assert_eq!(
+        ask(&target, "irq_intercept_in lapic"),
+        Err("Unknown device".to_owned())
+    );
+    assert_eq!(ask(&target, "irq_intercept_in ioapic"), Ok(String::new()));
+    line.set(true);
+    line.set(false);
+    assert_eq!(
+        ask(&target, "set_irq_in ioapic unnamed-gpio-in 3 1"),
+        Ok(String::new())
+    );
+    assert_eq!(*told.lock(), [(14, false), (3, true)]);
+}
+
+#[test]
+fn nonsense_is_refused() {
+    let refused = [
+        "",
+        "bogus",
+        "outb",
+        "outb 1",
+        "inb one",
+        "read 0 0x100000000",
+        "clock_set",
+    ];
+    let target = target();
+    for line in refused {
+        assert!(ask(&target, line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn base64_is_its_own_inverse() {
+    for length in 0..20 {
+        let bytes: Vec<u8> = (0..length)
+            .map(|index: u8| index.wrapping_mul(37))
+            .collect();
+        assert_eq!(base64::decode(&base64::encode(&bytes)), Some(bytes));
+    }
+    assert_eq!(base64::encode(b"ab"), "YWI=");
+    for bad in ["A", "AB=", "A===", "AA=A", "====", "AB C"] {
+        assert_eq!(base64::decode(bad), None, "{bad}");
+    }
+}

@@ -1,0 +1,159 @@
+//! The machine without vCPUs: the real binary, spoken to in the qtest protocol.
+#![expect(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "the whole crate is a test"
+)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A machine and the test's end of its socket. The test listens, as libqtest does.
+struct Machine {
+    child: Child,
+    answers: BufReader<UnixStream>,
+    stream: UnixStream,
+    _directory: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qtest.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(["-accel", "qtest", "-serial", "null", "-m", "64"])
+            .args(["-qtest", &format!("unix:{}", path.display())])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let answers = BufReader::new(stream.try_clone().unwrap());
+        Self {
+            child,
+            answers,
+            stream,
+            _directory: directory,
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Sends a command; returns the interrupts told before the answer, and the answer.
+    fn command(&mut self, command: &str) -> (Vec<String>, String) {
+        writeln!(self.stream, "{command}").unwrap();
+        let mut interrupts = Vec::new();
+        loop {
+            let line = self.line();
+            if !line.starts_with("IRQ ") {
+                return (interrupts, line);
+            }
+            interrupts.push(line);
+        }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.command(command).1
+    }
+
+    fn end(self) -> Output {
+        drop((self.stream, self.answers));
+        self.child.wait_with_output().unwrap()
+    }
+}
+
+#[test]
+fn pci_bus_is_there_without_a_cpu() {
+    let mut machine = Machine::start(&[]);
+    assert_eq!(machine.ask("endianness"), "OK little");
+    assert_eq!(machine.ask("outl 0xcf8 0x80000000"), "OK");
+    assert_eq!(machine.ask("inl 0xcfc"), "OK 0x12378086");
+    assert_eq!(machine.ask("outl 0xcf8 0x80000900"), "OK");
+    assert_eq!(machine.ask("inw 0xcfe"), "OK 0x7010");
+    assert_eq!(machine.ask("outw 0x604 0x3400"), "OK");
+    let output = machine.end();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn devices_go_by_the_clock_of_the_test() {
+    let mut machine = Machine::start(&[]);
+    assert_eq!(machine.ask("inl 0x608"), "OK 0x0000");
+    assert_eq!(machine.ask("clock_step 1000000000"), "OK 1000000000");
+    assert_eq!(machine.ask("inl 0x608"), "OK 0x369e99");
+    assert_eq!(machine.ask("inl 0x608"), "OK 0x369e99");
+    machine.child.kill().unwrap();
+    machine.end();
+}
+
+#[test]
+fn ide_disk_answers_and_its_interrupt_is_told() {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    let mut sectors = vec![0; 1 << 20];
+    sectors[512..514].copy_from_slice(&[0x5a, 0xa5]);
+    std::fs::write(disk.path(), &sectors).unwrap();
+    let drive = format!("file={},format=raw,if=ide", disk.path().display());
+    let mut machine = Machine::start(&["-drive", &drive]);
+    assert_eq!(machine.ask("irq_intercept_in ioapic"), "OK");
+    // READ SECTORS of sector 1, by LBA.
+    for (port, value) in [
+        (0x1f2, 1),
+        (0x1f3, 1),
+        (0x1f4, 0),
+        (0x1f5, 0),
+        (0x1f6, 0xe0),
+    ] {
+        assert_eq!(machine.ask(&format!("outb {port:#x} {value:#x}")), "OK");
+    }
+    let (mut interrupts, answer) = machine.command("outb 0x1f7 0x20");
+    assert_eq!(answer, "OK");
+    // The disk is read meanwhile: a command with an answer lets the interrupt through.
+    while interrupts.is_empty() {
+        interrupts = machine.command("inb 0x3f6").0;
+    }
+    assert_eq!(interrupts, ["IRQ raise 14"]);
+    let (interrupts, status) = machine.command("inb 0x1f7");
+    assert_eq!(
+        (interrupts.as_slice(), status.as_str()),
+        (&["IRQ lower 14".to_owned()][..], "OK 0x0058")
+    );
+    assert_eq!(machine.ask("inw 0x1f0"), "OK 0xa55a");
+    machine.child.kill().unwrap();
+    machine.end();
+}
+
+#[test]
+fn signal_ends_it_in_order() {
+    let machine = Machine::start(&[]);
+    let pid = machine.child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(
+        machine.child.wait_with_output().unwrap().status.code(),
+        Some(0)
+    );
+}
+
+#[test]
+fn socket_that_nobody_listens_on_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(["-accel", "qtest", "-qtest", "unix:/nonexistent/qtest.sock"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/qtest.sock"));
+}
