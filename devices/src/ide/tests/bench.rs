@@ -8,10 +8,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sluice_aio::{Clock, EventLoop, GuestRam, LoopConfig};
+use sluice_aio::{Clock, EventLoop, Gate, GuestRam, LoopConfig};
 use sluice_block::driver::DebugEvent;
 use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node, Section};
 use vm_memory::{Bytes, GuestAddress};
@@ -67,18 +67,30 @@ pub(super) const BUFFER: u32 = 0x1_0000;
 /// End of table.
 pub(super) const EOT: u32 = 0x8000_0000;
 
-/// More turns than any test needs: a test that waits in vain fails instead of hanging.
-const PATIENCE: usize = 10_000;
-const LONGEST_SLEEP: Duration = Duration::from_secs(20);
+/// Longer than any test needs: one that waits in vain fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Remembers the level and counts edges.
 #[derive(Default)]
 pub(super) struct Line {
     level: Mutex<bool>,
     edges: AtomicUsize,
+    /// A gate to be looked at when the line rises.
+    watched: Mutex<Option<Gate>>,
+    in_flight: AtomicUsize,
 }
 
 impl Line {
+    /// Looks at `gate` whenever the line rises.
+    pub(super) fn watch(&self, gate: Gate) {
+        *self.watched.lock() = Some(gate);
+    }
+
+    /// Requests in flight when the line rose last.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
     pub(super) fn is_high(&self) -> bool {
         *self.level.lock()
     }
@@ -94,6 +106,9 @@ impl IrqLine for Line {
         let before = std::mem::replace(&mut *self.level.lock(), level);
         if level && !before {
             self.edges.fetch_add(1, Ordering::SeqCst);
+            if let Some(gate) = &*self.watched.lock() {
+                self.in_flight.store(gate.in_flight(), Ordering::SeqCst);
+            }
         }
     }
 }
@@ -123,13 +138,22 @@ impl Disk {
 
     /// Whether every sector is as it was made.
     pub(super) fn is_untouched(&self) -> bool {
-        (0..SECTORS).all(|lba| self.sector(lba) == stamp(lba))
+        let expected = image();
+        let mut bytes = vec![0; expected.len()];
+        self.file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes == expected
     }
 }
 
 /// What a sector holds at first.
 pub(super) fn stamp(lba: u64) -> Vec<u8> {
     lba.to_le_bytes().repeat(SECTOR / 8)
+}
+
+/// A whole disk of stamps.
+fn image() -> Vec<u8> {
+    let sectors: Vec<_> = (0..SECTORS).map(stamp).collect();
+    sectors.concat()
 }
 
 pub(super) struct Bench {
@@ -164,8 +188,7 @@ impl Bench {
                     .create_new(true)
                     .open(&path)
                     .unwrap();
-                let stamps: Vec<u8> = (0..SECTORS).flat_map(stamp).collect();
-                file.write_all_at(&stamps, 0).unwrap();
+                file.write_all_at(&image(), 0).unwrap();
                 let options: BlockdevOptions = serde_json::from_str(&format!(
                     r#"{{ "driver": "blkdebug", "node-name": "disk{index}", "discard": "unmap", {blkdebug}
                           "image": {{ "driver": "raw", "file": {{
@@ -250,13 +273,12 @@ impl Bench {
 
     /// Runs the loop until `condition` holds.
     pub(super) fn wait(&mut self, condition: impl Fn(&Self) -> bool) {
-        for _ in 0..PATIENCE {
-            if condition(self) {
-                return;
-            }
-            self.event_loop.turn(Some(LONGEST_SLEEP)).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            let waited_in_vain = Instant::now() > deadline;
+            assert!(!waited_in_vain, "status {:#x}", self.status());
+            self.event_loop.turn(Some(PATIENCE)).unwrap();
         }
-        panic!("waited in vain; status {:#x}", self.status());
     }
 
     /// Runs the loop until the channel is not busy.
@@ -274,6 +296,13 @@ impl Bench {
         for _ in 0..16 {
             self.event_loop.turn(Some(Duration::ZERO)).unwrap();
         }
+    }
+
+    /// Lets the loop do whatever it could do now, and to the end: nothing is in flight afterwards.
+    pub(super) fn quiesce(&mut self) {
+        self.idle_turns();
+        let gate = self.disks[0].backend.gate().clone();
+        self.run(async move { gate.wait_idle().await });
     }
 
     /// Runs a future to its end in the loop.

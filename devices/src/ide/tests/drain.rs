@@ -137,14 +137,16 @@ fn a_drain_waits_for_the_whole_request() {
     start_write(&bench, 50, 0xab);
     bench.wait_held();
     let gate = bench.disks[0].backend.gate().clone();
+    bench.lines[0].watch(gate.clone());
     assert_eq!(gate.in_flight(), 1);
     let closed = gate.close("test");
     bench.idle_turns();
     assert_eq!(gate.in_flight(), 1);
     bench.release();
     bench.run(async move { gate.wait_idle().await });
-    // Idle means that the guest has been told, too.
+    // The token went only after the guest had been told.
     assert!(bench.is_interrupted());
+    assert_eq!(bench.lines[0].in_flight(), 1);
     assert_eq!(bench.status(), DRDY | DSC);
     drop(closed);
 }
@@ -176,7 +178,7 @@ fn stopping_the_bus_master_takes_a_parked_transfer_back() {
     assert_eq!(bench.bm_read(BM_STATUS), 0);
     assert_eq!(bench.status(), DRDY | DSC | DRQ);
     drop(section);
-    bench.idle_turns();
+    bench.quiesce();
     assert_eq!(bench.memory_at(BUFFER, SECTOR), vec![0; SECTOR]);
     // Started again, it runs, with the table of then.
     bench.set_table(&[(BUFFER + 0x1000, 0x200 | EOT)]);
@@ -200,7 +202,7 @@ fn stopping_the_bus_master_takes_back_what_would_be_parked() {
     assert_eq!(bench.status(), DRDY | DSC | DRQ);
     assert_eq!(bench.bm_read(BM_STATUS), 0);
     drop(section);
-    bench.idle_turns();
+    bench.quiesce();
     assert_eq!(bench.memory_at(BUFFER, SECTOR), vec![0; SECTOR]);
     assert_eq!(bench.drive_stats().parked, 0);
 }
@@ -211,7 +213,7 @@ fn stopping_the_bus_master_takes_back_what_would_be_parked() {
 fn a_trim_of_64_ranges_gets_through_continuous_sections() {
     let mut bench = Bench::new();
     let payload: Vec<u8> = (0..64u64)
-        .flat_map(|range| (range * 64 | 8 << 48).to_le_bytes())
+        .flat_map(|range| ((range * 64) | (8 << 48)).to_le_bytes())
         .collect();
     bench.fill_memory(BUFFER, &payload);
     bench.set_table(&[(BUFFER, 0x200 | EOT)]);
@@ -255,7 +257,7 @@ fn a_parked_trim_runs_whole_after_the_section() {
     let mut bench = Bench::new();
     let section = bench.drain();
     bench.fill_memory(BUFFER, &[0; SECTOR]);
-    bench.fill_memory(BUFFER, &(8 | 8u64 << 48).to_le_bytes());
+    bench.fill_memory(BUFFER, &(8 | (8u64 << 48)).to_le_bytes());
     bench.set_table(&[(BUFFER, 0x200 | EOT)]);
     bench.address48(0, 1);
     bench.outb(FEATURES, 1);

@@ -81,8 +81,11 @@ fn a_parked_write_is_cancelled_by_srst() {
     assert_eq!(bench.status(), DRDY | DSC);
     assert_eq!(signature(&bench), DISK);
     assert!(!bench.stats().parked_now);
-    drop(section);
+    // It does not even keep its place at the gate.
     bench.idle_turns();
+    assert_eq!(bench.disks[0].backend.gate().parked(), 0);
+    drop(section);
+    bench.quiesce();
     assert!(bench.disks[0].is_untouched());
     assert_eq!(bench.status(), DRDY | DSC);
     assert!(!bench.is_interrupted());
@@ -104,7 +107,7 @@ fn a_parked_write_through_the_data_register_is_cancelled_by_srst() {
     bench.outb(CONTROL, SRST);
     bench.outb(CONTROL, 0);
     drop(section);
-    bench.idle_turns();
+    bench.quiesce();
     assert!(bench.disks[0].is_untouched());
 }
 
@@ -115,7 +118,7 @@ fn a_write_that_was_only_submitted_is_cancelled_by_srst() {
     bench.outb(CONTROL, SRST);
     bench.outb(CONTROL, 0);
     assert_eq!(bench.status(), DRDY | DSC);
-    bench.idle_turns();
+    bench.quiesce();
     assert!(bench.disks[0].is_untouched());
     assert_eq!(bench.bm_read(BM_STATUS), 0);
 }
@@ -206,7 +209,7 @@ fn a_machine_reset_cancels_what_is_parked() {
     bench.run(resetting);
     assert_eq!(bench.status(), DRDY | DSC);
     drop(section);
-    bench.idle_turns();
+    bench.quiesce();
     assert!(bench.disks[0].is_untouched());
 }
 
@@ -233,7 +236,7 @@ fn shutdown_cancels_awaits_and_accepts_nothing_more() {
     bench.outb(CONTROL, SRST);
     bench.outb(CONTROL, 0);
     start_write(&bench, 1001);
-    bench.idle_turns();
+    bench.quiesce();
     assert_eq!(bench.status(), BSY);
     assert_eq!(bench.disks[0].sector(1001), stamp(1001));
 }
@@ -249,6 +252,6 @@ fn a_disk_that_is_taken_away_fails_what_is_parked() {
     assert_eq!(bench.status(), DRDY | ERR);
     assert!(bench.is_interrupted());
     drop(section);
-    bench.idle_turns();
+    bench.quiesce();
     assert!(bench.disks[0].is_untouched());
 }
