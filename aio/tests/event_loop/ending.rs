@@ -11,7 +11,7 @@ use sluice_aio::{
     Cancelled, EventLoop, FdHandler, IoBuffer, IoThread, LoopConfig, Source, current,
 };
 
-use crate::support::{ENGINES, canary, event_fd, event_loop, settle, thread_id};
+use crate::support::{ENGINES, canary, event_fd, event_loop, settle, thread_id, within};
 
 /// Notes in which thread it is dropped.
 struct Tomb(Arc<Mutex<Vec<u32>>>);
@@ -143,6 +143,21 @@ fn tasks_that_tasks_start_while_they_are_dropped_are_dropped_too() {
     assert_eq!(outside.strong_count(), 1);
     drop(event_loop);
     assert_eq!(outside.strong_count(), 0);
+}
+
+#[test]
+fn handlers_are_dropped_inside_their_loop() {
+    let mut event_loop = event_loop();
+    let (inside, outside) = canary();
+    let handler = within(&mut event_loop, move || {
+        let hydra = Hydra(3, inside);
+        current::add_fd(event_fd(), Source::External, move || {
+            let _hydra = &hydra;
+        })
+    });
+    drop(event_loop);
+    assert_eq!(outside.strong_count(), 0);
+    drop(handler);
 }
 
 #[test]

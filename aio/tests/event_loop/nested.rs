@@ -14,11 +14,15 @@ use sluice_aio::{EventLoop, IoBuffer, current};
 
 use crate::support::{ENGINES, event_loop, manual_loop};
 
-/// Asks as an outer loop would; waits at most `timeout`, for ever if `None`.
-fn poll_outside(event_loop: &EventLoop, timeout: Option<&Timespec>) -> bool {
+/// Asks as an outer loop would; waits at most that many seconds.
+fn poll_outside(event_loop: &EventLoop, seconds: i64) -> bool {
+    let timeout = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
     loop {
         let mut fds = [PollFd::from_borrowed_fd(event_loop.as_fd(), PollFlags::IN)];
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, Some(&timeout)) {
             Ok(count) => return count == 1,
             // A completion may interrupt the wait.
             Err(rustix::io::Errno::INTR) => {}
@@ -28,17 +32,16 @@ fn poll_outside(event_loop: &EventLoop, timeout: Option<&Timespec>) -> bool {
 }
 
 pub(crate) fn is_readable(event_loop: &EventLoop) -> bool {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll_outside(event_loop, Some(&now))
+    poll_outside(event_loop, 0)
 }
+
+/// A test that waits longer than this waits for ever.
+const FOR_EVER: i64 = 60;
 
 /// What the outer loop does: dispatch whenever the descriptor is readable, else sleep.
 fn serve(event_loop: &mut EventLoop, mut done: impl FnMut() -> bool) {
     while !done() {
-        assert!(poll_outside(event_loop, None));
+        assert!(poll_outside(event_loop, FOR_EVER), "work, and not readable");
         event_loop.dispatch().unwrap();
     }
 }
