@@ -9,6 +9,8 @@
 )]
 
 mod image;
+mod lifecycle;
+mod monitor;
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -30,14 +32,18 @@ fn sluice(kernel: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn start(code: &Code, arguments: &[&str]) -> (Child, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    let kernel = code.write(&directory);
-    let child = sluice(&kernel, arguments)
+/// Starts the payload `code`, whose image goes into `directory`.
+fn start_in(directory: &tempfile::TempDir, code: &Code, arguments: &[&str]) -> Child {
+    let kernel = code.write(directory);
+    sluice(&kernel, arguments)
         .stdin(Stdio::piped())
         .spawn()
-        .unwrap();
-    (child, directory)
+        .unwrap()
+}
+
+fn start(code: &Code, arguments: &[&str]) -> (Child, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    (start_in(&directory, code, arguments), directory)
 }
 
 fn run(code: &Code, arguments: &[&str]) -> Output {
