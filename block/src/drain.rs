@@ -10,7 +10,7 @@
 //! change under it. A root that is re-pointed inside the section stays closed until its end; a
 //! parent that is attached above a drained node is closed at that moment, on the section's behalf.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -175,16 +175,18 @@ pub(crate) fn cover_above(node: &Arc<Node>, section: &SectionInner) {
     }
 }
 
+/// Puts `section` on a list of open ones, off which those go that have ended.
+pub(crate) fn enlist(sections: &mut Vec<Weak<SectionInner>>, section: &Arc<SectionInner>) {
+    sections.retain(|other| other.strong_count() > 0);
+    sections.push(Arc::downgrade(section));
+}
+
 /// The open sections of `node` and of everything below it: they all close a new parent of `node`.
 pub(crate) fn sections_at_or_below(node: &Node) -> Vec<Arc<SectionInner>> {
     let mut sections: Vec<_> = {
         let mut state = node.state.lock();
         state.sections.retain(|section| section.strong_count() > 0);
-        state
-            .sections
-            .iter()
-            .filter_map(std::sync::Weak::upgrade)
-            .collect()
+        state.sections.iter().filter_map(Weak::upgrade).collect()
     };
     for (_, child) in node.children() {
         sections.extend(sections_at_or_below(&child));

@@ -67,6 +67,9 @@ pub enum BlockError {
     /// A backend's name is taken.
     #[error("Device with id '{0}' already exists")]
     DuplicateBackend(String),
+    /// A backend can't have the name of a node, or commands could not tell them apart.
+    #[error("Device name '{0}' conflicts with an existing node name")]
+    NameOfNode(String),
     /// The node has users.
     #[error("Block device {0} is in use")]
     InUse(String),

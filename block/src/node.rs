@@ -305,6 +305,20 @@ impl Node {
         self.state.lock().parents.clone()
     }
 
+    pub(crate) fn has_node_above(&self) -> bool {
+        self.parents()
+            .iter()
+            .any(|parent| matches!(parent, Parent::Node(above) if above.strong_count() > 0))
+    }
+
+    /// The files behind this node, with those of the nodes below it.
+    pub(crate) fn files(&self) -> Vec<FileIdentity> {
+        let below = self.children();
+        let mut files: Vec<_> = below.iter().flat_map(|(_, child)| child.files()).collect();
+        files.extend(self.file_identity());
+        files
+    }
+
     /// The backends whose root is this node.
     #[must_use]
     pub fn backends(&self) -> Vec<Arc<Backend>> {

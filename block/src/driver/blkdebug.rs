@@ -110,6 +110,16 @@ impl Blkdebug {
         Ok(())
     }
 
+    /// Adds an error rule, behind those that there are.
+    pub fn inject(&self, rule: InjectError) {
+        self.errors.lock().push(rule);
+    }
+
+    /// Drops all error rules.
+    pub fn clear_errors(&self) {
+        self.errors.lock().clear();
+    }
+
     /// Lets go whoever is held under `tag` and removes the breakpoint.
     ///
     /// # Errors

@@ -8,6 +8,9 @@ use super::{
 };
 use crate::error::{BlockError, Result};
 
+/// Bytes of a sector, of which a window must have whole ones.
+const SECTOR: u64 = 512;
+
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Raw {
@@ -22,9 +25,16 @@ impl Raw {
     /// A disk over `file`, `size` bytes from byte `offset` (all the rest if `None`).
     ///
     /// # Errors
-    /// The window does not lie within the file.
+    /// The window does not lie within the file, or on sectors.
     pub fn new(file: Edge, offset: u64, size: Option<u64>) -> Result<Self> {
         let whole = file.node().len();
+        for (what, bytes) in [("offset", offset), ("size", size.unwrap_or_default())] {
+            if bytes % SECTOR != 0 {
+                return Err(BlockError::Refused(format!(
+                    "Specified {what} is not multiple of {SECTOR}"
+                )));
+            }
+        }
         if offset > whole {
             return Err(BlockError::Refused(format!(
                 "Offset ({offset}) cannot be greater than size of the containing file ({whole})"

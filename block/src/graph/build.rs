@@ -54,12 +54,14 @@ impl Graph {
             .await?;
         // Names may have been taken while files were being opened: this is where it is decided.
         let mut topology = self.topology();
-        if let Some(taken) = opened
-            .0
-            .iter()
-            .find(|node| topology.nodes.contains_key(node.name()))
-        {
-            return Err(BlockError::DuplicateNode(taken.name().to_owned()));
+        for node in &opened.0 {
+            topology.check_free(node.name())?;
+            for (_, child) in node.children() {
+                let is_new = opened.0.iter().any(|other| Arc::ptr_eq(other, &child));
+                if !is_new {
+                    topology.check_adoptable(&child)?;
+                }
+            }
         }
         for node in &opened.0 {
             add(&mut topology, node);
@@ -120,12 +122,9 @@ impl Graph {
     ) -> Result<Arc<Node>> {
         match child {
             ChildRef::Name(name) => {
-                let node = self.node(name)?;
-                node.check_not_blocked()?;
-                if node.writer().is_some() {
-                    // Its writer would not see what is written through the new parent.
-                    return Err(BlockError::InUse(name.clone()));
-                }
+                let topology = self.topology();
+                let node = topology.node(name)?;
+                topology.check_adoptable(&node)?;
                 Ok(node)
             }
             ChildRef::Options(options) => {
@@ -144,19 +143,45 @@ impl Graph {
                 }
             }
         };
-        if !is_well_formed(name) {
-            return Err(BlockError::InvalidNodeName(name.to_owned()));
-        }
-        let taken = topology.nodes.contains_key(name)
-            || topology
-                .backends
-                .iter()
-                .any(|backend| backend.name() == name)
-            || opened.0.iter().any(|node| node.name() == name);
-        if taken {
+        topology.check_new_node(name)?;
+        if opened.0.iter().any(|node| node.name() == name) {
             return Err(BlockError::DuplicateNode(name.to_owned()));
         }
         Ok(name.to_owned())
+    }
+}
+
+impl Topology {
+    /// # Errors
+    /// No operator may give a new node this name.
+    pub(super) fn check_new_node(&self, name: &str) -> Result<()> {
+        if !is_well_formed(name) {
+            return Err(BlockError::InvalidNodeName(name.to_owned()));
+        }
+        self.check_free(name)
+    }
+
+    /// # Errors
+    /// The name belongs to a node or to a backend.
+    fn check_free(&self, name: &str) -> Result<()> {
+        let taken = self.nodes.contains_key(name)
+            || self.backends.iter().any(|backend| backend.name() == name);
+        if taken {
+            return Err(BlockError::DuplicateNode(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `node` can't get a new parent: it has gone, a job holds it, or somebody writes to it, who
+    /// would not see what is written through the new parent.
+    fn check_adoptable(&self, node: &Arc<Node>) -> Result<()> {
+        self.check_present(node)?;
+        node.check_not_blocked()?;
+        if node.writer().is_some() {
+            return Err(BlockError::InUse(node.name().to_owned()));
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ impl Graph {
     /// The caller holds a section of `below`.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is malformed or taken.
     pub(crate) fn insert_filter(
         &self,
         name: Option<&str>,
@@ -24,10 +24,10 @@ impl Graph {
     ) -> Result<Arc<Node>> {
         let mut topology = self.topology();
         let name = match name {
-            Some(name) if topology.nodes.contains_key(name) => {
-                return Err(BlockError::DuplicateNode(name.to_owned()));
+            Some(name) => {
+                topology.check_new_node(name)?;
+                name.to_owned()
             }
-            Some(name) => name.to_owned(),
             None => topology.made_up_name(),
         };
         let filter = Node::new(name, driver, below.is_read_only(), Owner::Implicit);
@@ -162,6 +162,10 @@ fn remove_if_unused(topology: &mut Topology, node: &Arc<Node>) {
 
 /// Removes a node without parents, and the implicit ones below it.
 pub(super) fn remove_node(topology: &mut Topology, node: &Arc<Node>) {
+    if !topology.contains(node) {
+        // It has gone before, and its name may belong to somebody else by now.
+        return;
+    }
     topology.nodes.remove(node.name());
     for (_, child) in node.children() {
         drop_parent(topology, &child, &Parent::Node(Arc::downgrade(node)));

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use sluice_aio::Clock;
 
 use crate::backend::Backend;
-use crate::drain::{Section, SectionInner, cover_above, sections_at_or_below};
+use crate::drain::{Section, SectionInner, cover_above, enlist, sections_at_or_below};
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
 use crate::event::EventSink;
@@ -54,6 +54,21 @@ impl Topology {
             .get(name)
             .cloned()
             .ok_or_else(|| BlockError::NodeNotFound(name.to_owned()))
+    }
+
+    fn contains(&self, node: &Arc<Node>) -> bool {
+        self.nodes
+            .get(node.name())
+            .is_some_and(|present| Arc::ptr_eq(present, node))
+    }
+
+    /// # Errors
+    /// The node was removed since the caller got hold of it.
+    fn check_present(&self, node: &Arc<Node>) -> Result<()> {
+        if self.contains(node) {
+            return Ok(());
+        }
+        Err(BlockError::NodeNotFound(node.name().to_owned()))
     }
 
     fn made_up_name(&mut self) -> String {
@@ -195,7 +210,7 @@ impl Graph {
     /// Gives a device its disk: a backend named `name` over `root`.
     ///
     /// # Errors
-    /// The name is taken; a job holds the node; somebody else writes to it.
+    /// The name is taken; the node has gone, or a job holds it; somebody else writes to it.
     pub fn add_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
         let mut topology = self.topology();
         if topology
@@ -205,6 +220,10 @@ impl Graph {
         {
             return Err(BlockError::DuplicateBackend(name.to_owned()));
         }
+        if topology.nodes.contains_key(name) {
+            return Err(BlockError::NameOfNode(name.to_owned()));
+        }
+        topology.check_present(root)?;
         root.check_not_blocked()?;
         if !root.is_read_only() {
             root.set_writer(Some(name))?;
@@ -271,7 +290,7 @@ impl Graph {
         let inner = SectionInner::new(holder, own_job);
         {
             let _topology = self.topology();
-            node.state.lock().sections.push(Arc::downgrade(&inner));
+            enlist(&mut node.state.lock().sections, &inner);
             cover_above(node, &inner);
         }
         inner.wait_idle().await;
@@ -284,7 +303,7 @@ impl Graph {
         let inner = SectionInner::new(holder, None);
         {
             let mut topology = self.topology();
-            topology.global.push(Arc::downgrade(&inner));
+            enlist(&mut topology.global, &inner);
             for backend in &topology.backends {
                 inner.cover(backend.gate());
             }
@@ -296,17 +315,26 @@ impl Graph {
         Section::new(inner, self.clock.clone(), began)
     }
 
-    /// Flushes every writable disk; all are tried.
+    /// Flushes every writable disk; all are tried. A node below others is flushed through them.
     ///
     /// # Errors
     /// The first failure.
     pub async fn flush_all(&self) -> Result<()> {
         let mut result = Ok(());
         for node in self.nodes() {
+            if node.has_node_above() {
+                continue;
+            }
             let flushed = node.flush().await;
             result = result.and(flushed);
         }
         result
+    }
+
+    /// # Errors
+    /// [`BlockError::NodeNotFound`], if the node was removed since the caller got hold of it.
+    pub(crate) fn check_present(&self, node: &Arc<Node>) -> Result<()> {
+        self.topology().check_present(node)
     }
 
     /// The files behind all nodes, to find a path that is in use.

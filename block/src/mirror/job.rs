@@ -24,9 +24,19 @@ const IDLE_SLICE: Duration = Duration::from_millis(100);
 /// the guest runs.
 const PIVOT_BACKLOG: u64 = 4 << 20;
 
-/// Rounds of copying outside the section before the pivot gives up waiting for a calmer guest: the
-/// rest is then copied inside it.
-const PIVOT_ROUNDS: u32 = 16;
+/// Passes over what became dirty meanwhile before a guest that never stops writing is taken as it
+/// is: a small rest does not keep the job from being ready, and the pivot copies any rest inside
+/// its section.
+const MAX_PASSES: u32 = 16;
+
+/// How the copying treats everybody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// It obeys the speed limit, rests at pause points and asks the operator's error policies.
+    Background,
+    /// Nothing holds it up, and an error ends the job: the guest is held, or about to be.
+    Pivot,
+}
 
 /// Everything the job needs; made by [`super::start`].
 pub(super) struct MirrorJob {
@@ -56,144 +66,199 @@ fn micros(duration: Duration) -> u64 {
 }
 
 impl MirrorJob {
-    /// Copies until nothing is dirty, no copy runs and the target is flushed.
-    ///
-    /// With `paced` it obeys the speed limit and reaches pause points; the pivot does neither.
-    async fn converge(&self, job: &JobContext, paced: bool) -> Result<(), JobError> {
+    /// Copies until nothing is dirty and no copy runs, or `enough` says so.
+    async fn copy_until(
+        &self,
+        job: &JobContext,
+        pace: Pace,
+        enough: impl Fn() -> bool,
+    ) -> Result<(), JobError> {
         loop {
-            job.check_cancelled()?;
-            if paced {
+            if pace == Pace::Background {
                 job.pause_point().await;
-                job.check_cancelled()?;
             }
-            self.account(job);
-            self.judge_errors(job, paced).await?;
-            let delay = if paced {
-                job.rate_delay()
-            } else {
-                Duration::ZERO
-            };
-            if !delay.is_zero() && !self.copier.is_converged() {
-                job.sleep(delay).await;
-                continue;
+            job.check_cancelled()?;
+            self.judge_copies(job, pace).await?;
+            if self.copier.is_converged() || enough() {
+                return Ok(());
             }
-            match self.copier.step(&job.kicker()).await {
-                Step::Started { data } => job.charge(data),
-                Step::Clean if self.copier.is_converged() => {
-                    if self.flush_target(job, paced).await? {
-                        return Ok(());
-                    }
+            if pace == Pace::Background {
+                let delay = job.rate_delay();
+                if !delay.is_zero() {
+                    job.sleep(delay).await;
+                    continue;
                 }
-                Step::Clean | Step::Busy if paced => {
+            }
+            match (self.copier.step(&job.kicker()).await, pace) {
+                (Step::Started { data }, Pace::Background) => job.charge(data),
+                (Step::Started { .. }, Pace::Pivot) => {}
+                (Step::Clean | Step::Busy, Pace::Background) => {
                     job.sleep(IDLE_SLICE).await;
                 }
-                Step::Clean | Step::Busy => self.copier.settle().await,
+                (Step::Clean | Step::Busy, Pace::Pivot) => self.copier.settle().await,
             }
         }
     }
 
-    fn account(&self, job: &JobContext) {
-        let remaining = self.copier.remaining();
-        job.progress().set_remaining(remaining);
+    /// Copies about as much as is dirty now.
+    async fn pass(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
+        self.judge_copies(job, pace).await?;
+        let goal = job.progress().total();
+        self.copy_until(job, pace, || job.progress().current() >= goal)
+            .await
     }
 
-    async fn judge_errors(&self, job: &JobContext, paced: bool) -> Result<(), JobError> {
+    /// Whether so little is dirty that it can be copied while the guest is held.
+    fn is_nearly_converged(&self) -> bool {
+        self.copier.remaining() <= PIVOT_BACKLOG
+    }
+
+    /// The first copy of everything, and of what the guest wrote meanwhile.
+    async fn synchronise(&self, job: &JobContext) -> Result<(), JobError> {
+        let mut passes = 0;
+        while !self.copier.is_converged() && (passes < MAX_PASSES || !self.is_nearly_converged()) {
+            self.pass(job, Pace::Background).await?;
+            passes += 1;
+        }
+        self.flush_target(job, Pace::Background).await?;
+        self.judge_copies(job, Pace::Background).await
+    }
+
+    /// Counts what the copies have done, and judges the errors they met.
+    async fn judge_copies(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
+        let mut errors = self.account(job);
+        if !errors.is_empty() {
+            // Copies run side by side, and what ails one ails all: let them all end and judge
+            // their error once, or the operator would have to resume the job for each of them.
+            self.copier.settle().await;
+            errors.extend(self.account(job));
+        }
+        self.judge(job, errors, pace).await
+    }
+
+    /// Moves the job's progress; returns the errors that copies met since the last time.
+    fn account(&self, job: &JobContext) -> Vec<CopyError> {
         let (finished, errors) = self.copier.take_results();
         job.progress().add_done(finished);
+        job.progress().set_remaining(self.copier.remaining());
         if finished > 0 && errors.is_empty() {
             job.io_success();
         }
+        errors
+    }
+
+    /// Applies the operator's policy; returns if the job is to go on (what failed is dirty again).
+    async fn judge(
+        &self,
+        job: &JobContext,
+        errors: Vec<CopyError>,
+        pace: Pace,
+    ) -> Result<(), JobError> {
+        let mut judged: Vec<CopyError> = Vec::new();
+        let mut wait = Duration::ZERO;
+        let mut stopped = false;
         for error in errors {
-            self.judge(job, error, paced).await?;
+            if judged.contains(&error) {
+                continue;
+            }
+            judged.push(error);
+            let policy = match (pace, error.operation) {
+                // Nobody may wait for an operator with the guest held.
+                (Pace::Pivot, _) => OnError::Report,
+                (Pace::Background, IoOperation::Read) => self.on_source_error,
+                (Pace::Background, IoOperation::Write) => self.on_target_error,
+            };
+            match job.io_error(policy, error.operation, error.errno) {
+                ErrorVerdict::Fail => return Err(JobError::Errno(error.errno)),
+                ErrorVerdict::RetryAfter(delay) => wait = wait.max(delay),
+                ErrorVerdict::Stopped => stopped = true,
+            }
+        }
+        if stopped {
+            job.pause_point().await;
+        } else if !wait.is_zero() {
+            job.back_off(wait).await;
         }
         Ok(())
     }
 
-    /// Applies the operator's policy; returns if the job is to go on (the range is dirty again).
-    async fn judge(&self, job: &JobContext, error: CopyError, paced: bool) -> Result<(), JobError> {
-        let policy = match error.operation {
-            IoOperation::Read => self.on_source_error,
-            IoOperation::Write => self.on_target_error,
-        };
-        // Inside the pivot's section nobody may wait for an operator with the guest held.
-        let policy = if paced { policy } else { OnError::Report };
-        match job.io_error(policy, error.operation, error.errno) {
-            ErrorVerdict::Fail => {
-                self.copier.settle().await;
-                Err(JobError::Errno(error.errno))
-            }
-            ErrorVerdict::RetryAfter(delay) => {
-                job.back_off(delay).await;
-                Ok(())
-            }
-            ErrorVerdict::Stopped => {
-                job.pause_point().await;
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the target is durable and nothing became dirty meanwhile.
-    async fn flush_target(&self, job: &JobContext, paced: bool) -> Result<bool, JobError> {
-        if let Err(error) = self.target.flush().await {
-            let errno = Errno::from_raw_os_error(error.errno());
+    /// Makes the target durable, as far as it was written before.
+    async fn flush_target(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
+        loop {
+            job.check_cancelled()?;
+            let Err(error) = self.target.flush().await else {
+                return Ok(());
+            };
             let error = CopyError {
                 operation: IoOperation::Write,
-                errno,
+                errno: Errno::from_raw_os_error(error.errno()),
             };
-            self.judge(job, error, paced).await?;
-            return Ok(false);
+            self.judge(job, vec![error], pace).await?;
         }
-        Ok(self.copier.is_converged())
     }
 
-    /// From ready until the operator wants the end and nothing is dirty.
+    /// From ready until the operator wants the end and what is dirty can be left to the pivot.
     async fn keep_in_sync(&self, job: &JobContext) -> Result<(), JobError> {
+        let wanted = || job.complete_requested() || job.cancel_requested();
         loop {
-            self.converge(job, true).await?;
-            if job.complete_requested() || job.cancel_requested() {
-                job.check_cancelled()?;
-                return Ok(());
+            self.copy_until(job, Pace::Background, || {
+                wanted() && self.is_nearly_converged()
+            })
+            .await?;
+            if !wanted() {
+                job.sleep(IDLE_SLICE).await;
+                continue;
             }
-            job.sleep(IDLE_SLICE).await;
+            // The last chance for an error to be judged by the operator's policy.
+            self.copier.settle().await;
+            let errors = self.account(job);
+            if errors.is_empty() {
+                return job.check_cancelled();
+            }
+            self.judge(job, errors, Pace::Background).await?;
         }
     }
 
     /// The pivot: returns inside the section that it has begun, with the guest held.
     async fn catch_up_in_section(&self, job: &JobContext) -> Result<Section, JobError> {
-        for _ in 0..PIVOT_ROUNDS {
-            if self.copier.remaining() <= PIVOT_BACKLOG {
+        // Much may have become dirty since the work's end, while the job waited to be finalised.
+        for _ in 0..MAX_PASSES {
+            if self.is_nearly_converged() {
                 break;
             }
-            self.converge(job, false).await?;
+            self.pass(job, Pace::Pivot).await?;
         }
+        // So that the flush inside the section is a short one.
+        self.flush_target(job, Pace::Pivot).await?;
         let holder = format!("pivot of job '{}'", job.job().id());
         let section = self
             .graph
             .drain_by_job(&self.filter, &holder, job.job())
             .await;
-        // Requests that ended while draining may have left marks: look again.
-        self.converge(job, false).await?;
-        if !self.copier.is_converged() {
-            return Err(JobError::Failed(
-                "the source changed inside a drained section".to_owned(),
-            ));
+        // Requests that ended while draining have left marks.
+        loop {
+            self.copy_until(job, Pace::Pivot, || false).await?;
+            self.flush_target(job, Pace::Pivot).await?;
+            if self.copier.is_converged() {
+                return Ok(section);
+            }
+            tracing::error!(job = job.job().id(), "a write inside a drained section");
         }
-        Ok(section)
     }
 
     async fn pivot(&self, job: &JobContext) -> Result<(), JobError> {
         let section = self.catch_up_in_section(job).await?;
-        let stopwatch = Stopwatch::start(&section);
+        let stopwatch = Stopwatch::default();
         stopwatch
             .excluding(&section, self.target.debug_event(DebugEvent::PivotClean))
             .await?;
         let swap = !job.cancel_requested();
         if swap {
             self.swap_root()?;
-            stopwatch
-                .excluding(&section, self.target.debug_event(DebugEvent::PivotSwapped))
-                .await?;
+            let swapped = self.target.debug_event(DebugEvent::PivotSwapped);
+            if let Err(error) = stopwatch.excluding(&section, swapped).await {
+                tracing::warn!(%error, "the disk is on the target all the same");
+            }
         } else {
             self.take_filter_out()?;
         }
@@ -214,19 +279,23 @@ impl MirrorJob {
 
     /// Points everything above the filter to the target, and passes the right to write on.
     fn swap_root(&self) -> Result<(), JobError> {
-        let writer = self.source.writer();
         self.graph
             .replace_node(&self.filter, &self.target)
             .map_err(failed)?;
         self.outcome.pivoted.store(true, Ordering::Relaxed);
-        match writer {
+        // Asked for only now: the backend may have been removed at any moment before.
+        let released = match self.source.writer() {
             Some(writer) => {
                 self.target.pass_writer(&writer);
-                self.source.set_writer(None).map_err(failed)
+                self.source.set_writer(None)
             }
-            // A read-only disk needs no right to write any more.
-            None => self.target.set_writer(None).map_err(failed),
+            // Nobody writes to this disk: it needs no right to write any more.
+            None => self.target.set_writer(None),
+        };
+        if let Err(error) = released {
+            tracing::warn!(%error, "an image's locks can't be given back");
         }
+        Ok(())
     }
 
     fn take_filter_out(&self) -> Result<(), JobError> {
@@ -258,17 +327,12 @@ fn failed(error: impl std::fmt::Display) -> JobError {
 }
 
 /// Time inside a section, less what a fault injector held it for.
+#[derive(Default)]
 struct Stopwatch {
     excluded: std::cell::Cell<Duration>,
 }
 
 impl Stopwatch {
-    fn start(_section: &Section) -> Self {
-        Self {
-            excluded: std::cell::Cell::new(Duration::ZERO),
-        }
-    }
-
     async fn excluding(
         &self,
         section: &Section,
@@ -297,13 +361,12 @@ impl JobDriver for MirrorJob {
                 self.dirty.set_all();
             }
             let result = async {
-                self.converge(job, true).await?;
+                self.synchronise(job).await?;
                 job.transition_to_ready()?;
                 self.keep_in_sync(job).await
             }
             .await;
             self.copier.settle().await;
-            self.account(job);
             result
         })
     }

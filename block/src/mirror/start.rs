@@ -14,7 +14,7 @@ use crate::dirty::{DirtyBitmap, Granularity};
 use crate::driver::file::create_image;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
-use crate::job::{JobId, JobOptions, OnError};
+use crate::job::{CreateError, JobId, JobOptions, OnError};
 use crate::node::Node;
 use crate::options::{BlockdevOptions, Discard};
 
@@ -175,6 +175,7 @@ pub async fn drive_mirror(
     // Everything that needs no target is checked before a file is made.
     check_source(&source)?;
     settings(&arguments.common, &source)?;
+    check_job_id(graph, &arguments.common, &source)?;
     if arguments.mode == NewImageMode::AbsolutePaths {
         let (path, size) = (arguments.target.clone(), source.len());
         let in_use = graph.files_in_use();
@@ -249,7 +250,7 @@ fn settings(common: &MirrorCommon, source: &Node) -> Result<Settings> {
 }
 
 fn job_options(common: &MirrorCommon, source: &Node) -> Result<JobOptions> {
-    let as_text = |error: crate::job::CreateError| refused(error.to_string());
+    let as_text = |error: CreateError| refused(error.to_string());
     let backend = source
         .backends()
         .first()
@@ -263,8 +264,22 @@ fn job_options(common: &MirrorCommon, source: &Node) -> Result<JobOptions> {
     Ok(options)
 }
 
+/// The registry decides when the job is made; before that, a file would be emptied in vain.
+fn check_job_id(graph: &Graph, common: &MirrorCommon, source: &Node) -> Result<()> {
+    let id = job_options(common, source)?.id.to_string();
+    match graph.jobs().get(&id) {
+        Some(_) => Err(refused(CreateError::IdInUse { id }.to_string())),
+        None => Ok(()),
+    }
+}
+
 fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
-    if Arc::ptr_eq(source, target) {
+    let source_files = source.files();
+    let same_file = target
+        .files()
+        .iter()
+        .any(|file| source_files.contains(file));
+    if Arc::ptr_eq(source, target) || same_file {
         return Err(refused("Can't mirror node into itself"));
     }
     if is_below(source, target) || is_below(target, source) {
@@ -317,6 +332,9 @@ async fn start(
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
     let dirty = Arc::new(bitmap.map_err(|error| refused(error.to_string()))?);
     let claim = Claim::take(&source, &target, &id)?;
+    // From here on neither can be deleted any more.
+    graph.check_present(&source)?;
+    graph.check_present(&target)?;
 
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
     let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&dirty)));

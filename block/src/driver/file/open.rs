@@ -75,6 +75,11 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
 
 fn open_file(options: &FileOptions) -> Result<(File, bool)> {
     let path = &options.path;
+    // Before opening: that of a pipe without a writer would never end. What can't be looked at is
+    // left to the opening, whose error says more.
+    if let Ok(metadata) = path.metadata() {
+        check_kind(&metadata, path)?;
+    }
     let attempt = |write: bool| {
         let flags = if options.direct { libc::O_DIRECT } else { 0 };
         OpenOptions::new()
@@ -122,23 +127,30 @@ pub(super) fn unsuitable(path: &Path, reason: impl Into<String>) -> BlockError {
     }
 }
 
-fn size_of(mut file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
+/// A disk is a regular file or a block device.
+fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
     let kind = metadata.file_type();
-    let size = if kind.is_file() {
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let what = if kind.is_dir() {
+        "a directory"
+    } else {
+        "not a regular file"
+    };
+    Err(unsuitable(
+        path,
+        format!("it is {what}; a disk image is a file"),
+    ))
+}
+
+fn size_of(mut file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
+    check_kind(metadata, path)?;
+    let size = if metadata.is_file() {
         metadata.len()
-    } else if kind.is_block_device() {
+    } else {
         file.seek(SeekFrom::End(0))
             .map_err(|error| open_error(path, error, ""))?
-    } else {
-        let what = if kind.is_dir() {
-            "a directory"
-        } else {
-            "not a regular file"
-        };
-        return Err(unsuitable(
-            path,
-            format!("it is {what}; a disk image is a file"),
-        ));
     };
     if size < SECTOR {
         let reason = format!(
