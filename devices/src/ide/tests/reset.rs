@@ -1,5 +1,6 @@
 //! Resets settle first: what is parked is cancelled, what runs is awaited, then registers change.
 
+use sluice_aio::current;
 use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
@@ -220,19 +221,13 @@ fn shutdown_cancels_awaits_and_accepts_nothing_more() {
     start_write(&bench, 1000);
     bench.wait_held();
     let ide = bench.ide.clone();
-    let ended = std::rc::Rc::new(std::cell::Cell::new(false));
-    let flag = ended.clone();
-    bench.run(async move {
-        sluice_aio::current::spawn_local(async move {
-            ide.shutdown().await;
-            flag.set(true);
-        })
-        .detach();
-    });
+    let shutdown =
+        bench.run(async move { current::spawn_local(async move { ide.shutdown().await }) });
     bench.idle_turns();
-    assert!(!ended.get());
+    assert_eq!(bench.disks[0].sector(1000), stamp(1000));
     bench.release();
-    bench.wait(|_| ended.get());
+    bench.run(shutdown);
+    assert_eq!(bench.disks[0].sector(1000), vec![0xab; SECTOR]);
     bench.outb(CONTROL, SRST);
     bench.outb(CONTROL, 0);
     start_write(&bench, 1001);
