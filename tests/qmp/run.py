@@ -509,6 +509,21 @@ class Start(unittest.TestCase):
         self.check(self.SETUP, "missing.img", "No such file", arguments=("-drive", "file=missing.img"))
         (self.machine.directory / "d").mkdir()
         self.check(self.SETUP, "'d'", arguments=("-drive", "file=d"))
+        self.machine.image("small.img", 100)
+        self.check(self.SETUP, "small.img", "100 bytes", arguments=("-drive", "file=small.img"))
+        self.machine.image("odd.img", 513)
+        self.check(self.SETUP, "odd.img", "513 bytes", arguments=("-drive", "file=odd.img"))
+        self.machine.image("twice.img", MIB)
+        twice = ("-drive", "file=twice.img")
+        self.check(self.SETUP, "twice.img", "another node", arguments=twice * 2)
+
+    def test_more_memory_than_there_is(self) -> None:
+        self.check(self.SETUP, "guest memory", "-m", arguments=("-m", "100000G"))
+
+    def test_two_devices_on_one_slot(self) -> None:
+        self.check(self.USAGE, "PCI: slot 5 function 0", arguments=(
+            "-blockdev", "null-co,node-name=a", "-device", "virtio-blk-pci,drive=a,addr=5",
+            "-blockdev", "null-co,node-name=b", "-device", "virtio-blk-pci,drive=b,addr=5"))
 
     def test_a_path_that_is_taken(self) -> None:
         with socket.socket(socket.AF_UNIX) as listener:

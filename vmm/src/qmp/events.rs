@@ -21,7 +21,8 @@ use crate::control::{VmEvent, VmEventSink};
 /// Of the events of a limited kind about one thing, one is sent in this time (QEMU: 1 s).
 const LIMIT_PERIOD: Duration = Duration::from_secs(1);
 
-/// See the [module](self).
+/// Takes events from any thread and sends them to every session that wants events. Made once, by
+/// `main`; the graph and the machine hold it as their sink.
 #[derive(Debug)]
 pub struct EventBus {
     this: Weak<Self>,

@@ -87,7 +87,7 @@ impl Framer {
         }
     }
 
-    /// Takes the next bytes of the stream. Complete messages queue up for [`Framer::next`]; feed
+    /// Takes the next bytes of the stream. Complete messages queue up for [`Framer::pop`]; feed
     /// small pieces and drain between them to keep that queue short.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {

@@ -216,7 +216,7 @@ impl Client {
             "{greeting}"
         );
         assert_eq!(
-            self.execute(json!({"execute": "qmp_capabilities"})),
+            self.execute(&json!({"execute": "qmp_capabilities"})),
             json!({"return": {}})
         );
     }
@@ -273,21 +273,21 @@ impl Client {
         }
     }
 
-    pub(super) fn execute(&mut self, request: Value) -> Value {
+    pub(super) fn execute(&mut self, request: &Value) -> Value {
         self.send(request.to_string().as_bytes());
         self.reply()
     }
 
     /// Executes a command that must succeed, and returns what it returns.
     pub(super) fn ok(&mut self, command: &str, arguments: Value) -> Value {
-        let mut reply = self.execute(json!({"execute": command, "arguments": arguments}));
+        let mut reply = self.execute(&request(command, arguments));
         assert!(reply.get("return").is_some(), "{command}: {reply}");
         reply["return"].take()
     }
 
     /// Executes a command that must fail, and returns class and description.
     pub(super) fn fails(&mut self, command: &str, arguments: Value) -> (String, String) {
-        let reply = self.execute(json!({"execute": command, "arguments": arguments}));
+        let reply = self.execute(&request(command, arguments));
         let error = reply
             .get("error")
             .unwrap_or_else(|| panic!("{command}: {reply}"));
@@ -301,4 +301,10 @@ impl Client {
         assert_eq!(class, "GenericError", "{desc}");
         desc
     }
+}
+
+fn request(command: &str, arguments: Value) -> Value {
+    let mut request = json!({"execute": command});
+    request["arguments"] = arguments;
+    request
 }

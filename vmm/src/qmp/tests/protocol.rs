@@ -67,16 +67,16 @@ fn the_id_comes_back_whatever_it_is() {
             json!(null),
             json!(1.5),
         ] {
-            let reply = client.execute(json!({"execute": "query-name", "id": id}));
+            let reply = client.execute(&json!({"execute": "query-name", "id": id}));
             assert_eq!(reply, json!({"return": {"name": "fake"}, "id": id}));
-            let reply = client.execute(json!({"execute": "x", "id": id}));
+            let reply = client.execute(&json!({"execute": "x", "id": id}));
             assert_eq!(reply["id"], id);
-            let reply = client.execute(json!({"execute": 1, "id": id}));
+            let reply = client.execute(&json!({"execute": 1, "id": id}));
             assert_eq!(reply["id"], id);
         }
         assert!(
             client
-                .execute(json!({"execute": "query-name"}))
+                .execute(&json!({"execute": "query-name"}))
                 .get("id")
                 .is_none()
         );
