@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sluice_aio::{Clock, EventLoop, Gate, GuestRam, LoopConfig};
+use sluice_aio::{AioContext, Clock, EventLoop, Gate, GuestRam, LoopConfig};
 use sluice_block::driver::DebugEvent;
 use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node, Section};
 use vm_memory::{Bytes, GuestAddress};
@@ -236,6 +236,11 @@ impl Bench {
         };
         bench.set_pci_command(0x5);
         bench
+    }
+
+    /// The loop's handle.
+    pub(super) fn context(&self) -> AioContext {
+        self.event_loop.context()
     }
 
     /// Writes the PCI command register: bit 0 I/O, bit 2 bus master.

@@ -1,6 +1,5 @@
 //! Resets settle first: what is parked is cancelled, what runs is awaited, then registers change.
 
-use sluice_aio::current;
 use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
@@ -221,12 +220,13 @@ fn shutdown_cancels_awaits_and_accepts_nothing_more() {
     start_write(&bench, 1000);
     bench.wait_held();
     let ide = bench.ide.clone();
-    let shutdown =
-        bench.run(async move { current::spawn_local(async move { ide.shutdown().await }) });
+    let shutdown = bench
+        .context()
+        .call(move || async move { ide.shutdown().await });
     bench.idle_turns();
     assert_eq!(bench.disks[0].sector(1000), stamp(1000));
     bench.release();
-    bench.run(shutdown);
+    bench.run(shutdown).unwrap();
     assert_eq!(bench.disks[0].sector(1000), vec![0xab; SECTOR]);
     bench.outb(CONTROL, SRST);
     bench.outb(CONTROL, 0);
