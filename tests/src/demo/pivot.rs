@@ -297,7 +297,7 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for the job's good end, dismisses it, and returns what it says of itself.
+    /// Waits for the job's good end, dismisses it, and returns what the event says of it.
     fn wait_completed(&mut self, mirror: &Mirror) -> Result<Value> {
         let event = self.job_event("BLOCK_JOB_COMPLETED", &mirror.job)?;
         if let Some(error) = event.data.get("error") {
@@ -310,9 +310,9 @@ impl Session {
                     && event.text("status") == "concluded"
             })?;
         self.generations[mirror.disk.number()] += 1;
-        let job = self.dismiss(&mirror.job)?;
-        self.say(&format!("{} has pivoted: {job}", mirror.job));
-        Ok(job)
+        self.command("job-dismiss", &json!({"id": mirror.job}))?;
+        self.say(&format!("{} has pivoted: {}", mirror.job, event.data));
+        Ok(event.data)
     }
 
     /// Waits for an event of a job; the job's failure ends the wait.

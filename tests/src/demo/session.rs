@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice_writer::{SECTOR_SIZE, record::LogReader};
 
 use super::{
@@ -190,20 +190,5 @@ impl Session {
             eprintln!("{}", self.machine.output());
         }
         Ok(report)
-    }
-
-    /// Ends a job that has concluded and returns what `query-jobs` says of it.
-    pub fn dismiss(&mut self, job: &str) -> Result<Value> {
-        let jobs = self.command("query-jobs", &json!({}))?;
-        let found = jobs
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|entry| entry["id"] == job);
-        let found = found
-            .cloned()
-            .with_context(|| format!("query-jobs does not know {job}"))?;
-        self.command("job-dismiss", &json!({"id": job}))?;
-        Ok(found)
     }
 }

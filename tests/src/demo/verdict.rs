@@ -164,7 +164,10 @@ fn last_image(session: &Session, disk: DiskKind) -> Result<Check> {
     let history = session.history.disk(disk.number());
     let generation = session.generations[disk.number()];
     let image = Image::open(&session.images.of(disk, generation))?;
-    session.say(&format!("checking {}: all acknowledged writes there?", file_name(&image)));
+    session.say(&format!(
+        "checking {}: all acknowledged writes there?",
+        file_name(&image)
+    ));
     let findings = judge::acknowledged_writes(&image, history, history, LogState::Complete)?;
     let what = format!(
         "{} holds all {} acknowledged writes at the end, and nothing else",
@@ -260,7 +263,7 @@ fn statistics(pivot: &Pivot) -> Check {
         "the {} job told its pause and its postponed requests",
         pivot.disk.name()
     );
-    Check::that(what, told, "query-jobs lacks them")
+    Check::that(what, told, "BLOCK_JOB_COMPLETED lacks them")
 }
 
 fn describe(findings: &Findings) -> Option<String> {
