@@ -546,6 +546,31 @@ class Start(unittest.TestCase):
             self.assertIn(expected, done.stdout)
 
 
+class Outgoing(unittest.TestCase):
+    def test_the_machine_connects_to_a_listening_client(self) -> None:
+        machine = Machine("-qmp", "unix:out,server=off")
+        self.addCleanup(machine.clean_up)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.settimeout(PATIENCE)
+            listener.bind(str(machine.directory / "out"))
+            listener.listen()
+            asyncio.run(machine.start())
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rw") as stream:
+                self.assertIn("QMP", json.loads(stream.readline()))
+                print(json.dumps({"execute": "qmp_capabilities"}), file=stream, flush=True)
+                self.assertEqual(json.loads(stream.readline()), {"return": {}})
+
+    def test_nobody_listens(self) -> None:
+        machine = Machine("-qmp", "unix:nobody,server=off")
+        self.addCleanup(machine.clean_up)
+        done = subprocess.run(
+            machine.arguments, cwd=machine.directory, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        self.assertEqual(done.returncode, Start.SETUP, done.stderr)
+        self.assertIn("nobody", done.stderr)
+
+
 class StaleSocket(unittest.IsolatedAsyncioTestCase):
     async def test_the_socket_of_a_killed_machine_is_taken_over(self) -> None:
         machine = Machine()

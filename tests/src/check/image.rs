@@ -1,7 +1,8 @@
 //! Reading disk images: hash, comparison, sector by sector.
 //!
 //! Images are read through the page cache, so what another process has written (or has in its
-//! cache) is seen; the caller takes care that nobody writes meanwhile.
+//! cache) is seen; the caller takes care that nobody writes meanwhile. Holes are not read: some
+//! of this happens while a guest is held.
 
 use std::{
     fs::File,
@@ -10,11 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{fs::SeekFrom, io::Errno};
 use sluice_writer::SECTOR_SIZE;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
+
+/// What a chunk without data reads as.
+static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
 /// How many differing sectors a comparison lists; the rest is only counted.
 pub const LISTED: usize = 16;
@@ -35,7 +40,8 @@ pub struct Image {
     len: u64,
 }
 
-/// A hash of a whole image.
+/// A hash of a whole image: of the hashes of its chunks. It depends on the content alone, not on
+/// where the image has holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(u64);
 
@@ -107,6 +113,23 @@ impl Image {
             })
     }
 
+    /// Whether the file has no data in this range. A file system that does not know says no.
+    fn is_hole(&self, offset: u64, size: usize) -> bool {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data >= offset + size as u64,
+            Err(error) => error == Errno::NXIO,
+        }
+    }
+
+    /// The bytes at `offset`, read into `buffer` unless they are known to be zero.
+    fn chunk<'a>(&self, offset: u64, buffer: &'a mut [u8]) -> Result<&'a [u8], ImageError> {
+        if self.is_hole(offset, buffer.len()) {
+            return Ok(&ZEROES[..buffer.len()]);
+        }
+        self.read(offset, buffer)?;
+        Ok(buffer)
+    }
+
     /// Calls `visit` with the number of the first sector and the bytes of each chunk.
     ///
     /// # Errors
@@ -114,8 +137,10 @@ impl Image {
     pub fn chunks(&self, mut visit: impl FnMut(u64, &[u8])) -> Result<(), ImageError> {
         let mut bytes = vec![0; CHUNK];
         for (offset, size) in spans(self.len) {
-            self.read(offset, &mut bytes[..size])?;
-            visit(offset / SECTOR_SIZE as u64, &bytes[..size]);
+            visit(
+                offset / SECTOR_SIZE as u64,
+                self.chunk(offset, &mut bytes[..size])?,
+            );
         }
         Ok(())
     }
@@ -125,9 +150,9 @@ impl Image {
     /// # Errors
     /// The image can't be read.
     pub fn digest(&self) -> Result<Digest, ImageError> {
-        let mut hasher = Xxh3::new();
+        let mut hasher = Hasher::new();
         self.chunks(|_, bytes| hasher.update(bytes))?;
-        Ok(Digest(hasher.digest()))
+        Ok(hasher.digest())
     }
 
     /// Calls `visit` with the number of the first sector and the bytes of each chunk of both
@@ -149,9 +174,9 @@ impl Image {
         }
         let (mut mine, mut others) = (vec![0; CHUNK], vec![0; CHUNK]);
         for (offset, size) in spans(self.len) {
-            self.read(offset, &mut mine[..size])?;
-            other.read(offset, &mut others[..size])?;
-            visit(offset / SECTOR_SIZE as u64, &mine[..size], &others[..size]);
+            let mine = self.chunk(offset, &mut mine[..size])?;
+            let others = other.chunk(offset, &mut others[..size])?;
+            visit(offset / SECTOR_SIZE as u64, mine, others);
         }
         Ok(())
     }
@@ -161,12 +186,12 @@ impl Image {
     /// # Errors
     /// An image can't be read, or they are not of the same size.
     pub fn compare(&self, other: &Self) -> Result<Comparison, ImageError> {
-        let mut hasher = Xxh3::new();
+        let mut hasher = Hasher::new();
         let mut differing = 0;
         let mut listed = Vec::new();
         self.chunks_with(other, |first, mine, others| {
             hasher.update(mine);
-            if mine == others {
+            if std::ptr::eq(mine, others) || mine == others {
                 return;
             }
             for (sector, (a, b)) in (first..).zip(sectors(mine).iter().zip(sectors(others))) {
@@ -179,10 +204,39 @@ impl Image {
             }
         })?;
         Ok(Comparison {
-            digest: Digest(hasher.digest()),
+            digest: hasher.digest(),
             differing,
             listed,
         })
+    }
+}
+
+/// Makes a [`Digest`] of chunks, in order.
+struct Hasher {
+    whole: Xxh3,
+    /// The hash of a full chunk of zeroes, which is never hashed again.
+    zeroes: u64,
+}
+
+impl Hasher {
+    fn new() -> Self {
+        Self {
+            whole: Xxh3::new(),
+            zeroes: xxh3_64(&ZEROES),
+        }
+    }
+
+    fn update(&mut self, chunk: &[u8]) {
+        let hash = if std::ptr::eq(chunk, &raw const ZEROES[..]) {
+            self.zeroes
+        } else {
+            xxh3_64(chunk)
+        };
+        self.whole.update(&hash.to_le_bytes());
+    }
+
+    fn digest(&self) -> Digest {
+        Digest(self.whole.digest())
     }
 }
 
@@ -226,6 +280,29 @@ mod tests {
             assert_ne!(a.digest().unwrap(), b.digest().unwrap());
             bytes[at] = 1;
         }
+    }
+
+    #[test]
+    fn a_hole_is_as_good_as_zeroes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = vec![0; 4 * CHUNK + SECTOR_SIZE];
+        bytes[CHUNK + 5] = 1;
+        let full = image(&dir, "full", &bytes);
+        let sparse = File::create_new(dir.path().join("sparse")).unwrap();
+        sparse.set_len(bytes.len() as u64).unwrap();
+        sparse.write_all_at(&[1], CHUNK as u64 + 5).unwrap();
+        let sparse = Image::open(&dir.path().join("sparse")).unwrap();
+        assert_eq!(
+            full.compare(&sparse).unwrap(),
+            sparse.compare(&full).unwrap()
+        );
+        assert_eq!(full.compare(&sparse).unwrap().differing, 0);
+        assert_eq!(full.digest().unwrap(), sparse.digest().unwrap());
+        let mut read = Vec::new();
+        sparse
+            .chunks(|_, chunk| read.extend_from_slice(chunk))
+            .unwrap();
+        assert!(read == bytes);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     PATIENCE,
     disks::DiskKind,
-    session::{A_WHILE, Session},
+    session::{A_MOMENT, A_WHILE, Session},
 };
 use crate::check::{
     history::{DiskHistory, History},
@@ -145,7 +145,7 @@ impl Session {
         let source = self.source(&mirror)?;
         let target = Image::open(&self.images.of(disk, mirror.generation + 1))?;
         let comparison = source.compare(&target)?;
-        self.wait_acknowledged(disk.other(), A_WHILE)?;
+        self.wait_acknowledged(disk.other(), A_MOMENT)?;
         let before = self.history.clone();
         let held = Held {
             duration: held_at.elapsed(),
@@ -175,7 +175,14 @@ impl Session {
         } else {
             disk.other()
         };
-        self.wait_acknowledged(watched, A_WHILE)?;
+        self.wait_acknowledged(
+            watched,
+            if window == Window::Open {
+                A_WHILE
+            } else {
+                A_MOMENT
+            },
+        )?;
         let held = Held {
             duration: held_at.elapsed(),
             begin,
@@ -209,9 +216,9 @@ impl Session {
         )?;
         let held_at = Instant::now();
         self.say(&format!("held at {event}"));
-        // The log is a little behind; two acknowledgements of the other disk come after at least
-        // one whole write of the log.
-        self.wait_acknowledged(mirror.disk.other(), A_WHILE)?;
+        // The log is a little behind, but in order: what this disk acknowledged before the hold is
+        // in it before what the other disk acknowledges from now on.
+        self.wait_acknowledged(mirror.disk.other(), A_MOMENT)?;
         Ok(held_at)
     }
 

@@ -35,6 +35,10 @@ const NEWS: Duration = Duration::from_secs(10);
 /// "For a while" in acknowledged writes.
 pub const A_WHILE: u64 = 25;
 
+/// "A moment" in acknowledged writes: for use while a disk is held, for a guest's kernel gives an
+/// IDE disk up after 30 s.
+pub const A_MOMENT: u64 = 10;
+
 /// The machine and all that is known of it.
 pub struct Session {
     pub(super) options: Options,
