@@ -24,7 +24,7 @@ use crate::iothreads::IoThreads;
 use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
 use crate::machine::disks::{self, DiskError, DiskParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder};
-use crate::main_loop::{MainLoop, MainLoopError};
+use crate::main_loop::{MainLoop, MainLoopError, survive_file_size_limit};
 use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
 use crate::qtest;
 
@@ -220,6 +220,7 @@ fn start_and_serve(
     command_line: &CommandLine,
     sink: Option<Arc<dyn SerialSink>>,
 ) -> Result<Exit, StartError> {
+    survive_file_size_limit()?;
     let config = &command_line.machine;
     let qtest = matches!(config.accelerator, AcceleratorConfig::Qtest(_));
     let clock = if qtest {
@@ -249,10 +250,7 @@ fn start_and_serve(
     let terminal = attach_console(&mut main_loop, config, &machine, sink)?;
     if !config.start_paused {
         let starting = Arc::clone(controller);
-        context.spawn(move || async move {
-            // The only refusal is that the machine is ending already.
-            let _ = starting.resume().await;
-        });
+        context.spawn(move || async move { starting.launch().await });
     }
     let mut exit = None;
     main_loop.run_until(|| {

@@ -5,9 +5,9 @@ const ESCAPE: u8 = 0x01;
 
 /// What the keys are, in words.
 pub(super) const HELP: &str = "\
-\r\nCtrl-A h    this help\
-\r\nCtrl-A x    end sluice\
-\r\nCtrl-A Ctrl-A    send Ctrl-A\r\n";
+\nCtrl-A h    this help\
+\nCtrl-A x    end sluice\
+\nCtrl-A Ctrl-A    send Ctrl-A\n";
 
 /// What a byte from the keyboard means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -87,6 +87,16 @@ impl Controller {
         self.on_stop.lock().push(Arc::new(chore));
     }
 
+    /// Lets a machine that was just built run. Not an event: nobody has seen it stopped.
+    pub async fn launch(&self) {
+        let _turn = self.turn.lock().await;
+        // Whoever was faster may have ended it, or resumed it.
+        if !self.is_ending() && self.status() == RunState::Prelaunch {
+            self.set_state(RunState::Running);
+            self.parts.engine.run();
+        }
+    }
+
     /// Ready when the machine has ended: the vCPUs stand still for good and the event is out. What
     /// is left to do then is up to the caller. Returns how the process shall end.
     pub async fn ended(&self) -> Exit {

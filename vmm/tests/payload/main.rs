@@ -11,6 +11,7 @@
 mod image;
 mod lifecycle;
 mod monitor;
+mod terminal;
 
 use std::io::{Read, Write};
 use std::path::Path;
