@@ -127,16 +127,21 @@ impl Guest {
         self.set_status(Status::FEATURES_OK);
     }
 
-    /// Sets up one queue per ring, with MSI-X vector = queue + 1, and lets the device live.
+    /// Sets up the first `queues` queues, with MSI-X vector = queue + 1; the device does not live yet.
+    pub(crate) fn set_up(&self, features: RingFeatures, more: u64, queues: u16) -> Vec<Driver<'_>> {
+        self.use_msix();
+        self.negotiate((features | RingFeatures::VERSION_1).bits() | more);
+        (0..queues).map(|queue| Driver::new(self, queue)).collect()
+    }
+
+    /// The same, and lets the device live.
     pub(crate) fn bring_up(
         &self,
         features: RingFeatures,
         more: u64,
         queues: u16,
     ) -> Vec<Driver<'_>> {
-        self.use_msix();
-        self.negotiate((features | RingFeatures::VERSION_1).bits() | more);
-        let drivers: Vec<_> = (0..queues).map(|queue| Driver::new(self, queue)).collect();
+        let drivers = self.set_up(features, more, queues);
         self.set_status(Status::DRIVER_OK);
         drivers
     }
@@ -177,7 +182,7 @@ pub(crate) struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(guest: &'a Guest, queue: u16) -> Self {
+    pub(crate) fn new(guest: &'a Guest, queue: u16) -> Self {
         let driver = Self {
             guest,
             queue,
@@ -265,6 +270,13 @@ impl<'a> Driver<'a> {
         let at = u64::from(self.queue) * u64::from(NOTIFY_STRIDE);
         self.guest
             .write(Structure::Notify, at, &self.queue.to_le_bytes());
+    }
+
+    /// Whether the device wants the doorbell to be rung (without EVENT_IDX).
+    pub(crate) fn kicks_are_wanted(&self) -> bool {
+        let flags = GuestAddress(self.areas()[2]);
+        let flags: u16 = self.guest.memory.load(flags, Ordering::Acquire).unwrap();
+        flags == 0
     }
 
     /// The device's used index.

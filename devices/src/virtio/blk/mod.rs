@@ -21,7 +21,7 @@ use sluice_block::backend::Backend;
 
 use self::layout::{Features, SECTOR, SERIAL_LEN, config};
 use self::request::{Disk, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS};
-use self::worker::{EndOfService, Stop, serve};
+use self::worker::{Stop, serve};
 use super::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice, VirtioError};
 
 /// How a virtio disk is set up.
@@ -40,6 +40,9 @@ pub struct VirtioBlkConfig {
     pub logical_block_size: u32,
     /// Physical block size in bytes: a power of two, not below the logical one.
     pub physical_block_size: u32,
+    /// Keep writes in the host's cache until a flush; if not, every write is durable when it ends,
+    /// unless the driver switches the cache on itself.
+    pub write_cache: bool,
     /// Offer DISCARD.
     pub discard: bool,
     /// Offer WRITE_ZEROES.
@@ -57,6 +60,7 @@ impl VirtioBlkConfig {
             serial: String::new(),
             logical_block_size: 512,
             physical_block_size: 512,
+            write_cache: true,
             discard: true,
             write_zeroes: true,
         }
@@ -75,6 +79,8 @@ struct Shared {
     disk: Disk,
     /// The `writeback` field: the driver's wish, if it may have one.
     writeback: AtomicBool,
+    /// What the operator wants; the field's value after a reset.
+    write_cache: bool,
 }
 
 impl Shared {
@@ -83,7 +89,7 @@ impl Shared {
         if features.contains(Features::CONFIG_WCE) {
             !self.writeback.load(Ordering::Acquire)
         } else {
-            !features.contains(Features::FLUSH)
+            !(self.write_cache && features.contains(Features::FLUSH))
         }
     }
 }
@@ -112,6 +118,7 @@ impl VirtioBlk {
             contexts,
             num_queues,
             queue_size,
+            write_cache,
             ..
         } = settings;
         let Some(home) = contexts.first().filter(|_| num_queues > 0) else {
@@ -157,7 +164,8 @@ impl VirtioBlk {
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 disk,
-                writeback: AtomicBool::new(true),
+                writeback: AtomicBool::new(write_cache),
+                write_cache,
             }),
             contexts,
             queue_sizes: vec![queue_size; usize::from(num_queues)],
@@ -259,10 +267,9 @@ impl VirtioDevice for VirtioBlk {
             *slot = Some(Arc::clone(&stop));
         }
         let shared = Arc::clone(&self.shared);
-        let end = EndOfService(stop);
         // `new` made sure that there is a context.
         let context = &self.contexts[index % self.contexts.len()];
-        context.spawn(move || serve(shared, queue, end));
+        context.spawn(move || serve(shared, queue, stop));
     }
 
     fn stop_queue(&self, index: u16, settling: Settling) {
@@ -277,6 +284,7 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn reset(&self) {
-        self.shared.writeback.store(true, Ordering::Release);
+        let initial = self.shared.write_cache;
+        self.shared.writeback.store(initial, Ordering::Release);
     }
 }

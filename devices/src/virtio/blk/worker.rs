@@ -33,50 +33,21 @@ use super::layout::{Features, RequestStatus};
 use super::request::{Answer, Mode, Operation, parse};
 use crate::virtio::{ActiveQueue, Interrupts, Kick, Ring, RingError, Settling};
 
-/// How a vCPU thread asks a worker to stop.
+/// How a vCPU thread asks a worker to stop. Held by the device while the queue runs, and by the
+/// worker: a request is settled when both have let go, also if the loop went away with its worker.
 #[derive(Default)]
 pub(super) struct Stop {
     requested: AtomicBool,
     waker: AtomicWaker,
-    state: Mutex<StopState>,
-}
-
-#[derive(Default)]
-enum StopState {
-    #[default]
-    Serving,
-    Asked(#[expect(dead_code, reason = "settles by being dropped")] Settling),
-    /// The worker is gone.
-    Over,
+    settling: Mutex<Option<Settling>>,
 }
 
 impl Stop {
     /// Asks for the end; `settling` is dropped when it has come.
-    pub(super) fn request(&self, settling: Settling) {
-        let mut state = self.state.lock();
-        let asked = match *state {
-            // Dropped behind the lock, since that runs foreign code.
-            StopState::Over => Some(settling),
-            StopState::Serving | StopState::Asked(_) => {
-                *state = StopState::Asked(settling);
-                self.requested.store(true, Ordering::Release);
-                None
-            }
-        };
-        drop(state);
+    pub(super) fn request(self: Arc<Self>, settling: Settling) {
+        *self.settling.lock() = Some(settling);
+        self.requested.store(true, Ordering::Release);
         self.waker.wake();
-        drop(asked);
-    }
-}
-
-/// Settles when it is dropped: with the worker, or with a loop that goes away (before it ever
-/// began to serve, too).
-pub(super) struct EndOfService(pub(super) Arc<Stop>);
-
-impl Drop for EndOfService {
-    fn drop(&mut self) {
-        let last = std::mem::replace(&mut *self.0.state.lock(), StopState::Over);
-        drop(last);
     }
 }
 
@@ -102,7 +73,7 @@ struct Worker {
 }
 
 /// Starts the service of a queue in the current loop's thread; [`Stop`] ends it.
-pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, end: EndOfService) {
+pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Stop>) {
     let worker = Rc::new(Worker {
         shared,
         index: queue.index,
@@ -134,13 +105,13 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, end: EndOfSer
     };
     // The driver may have made requests available before there was anybody to hear the doorbell.
     worker.kick.ring();
-    poll_fn(|cx| worker.poll(cx, &end.0)).await;
+    poll_fn(|cx| worker.poll(cx, &stop)).await;
     drop(handler);
     worker.closed.set(true);
     worker.opened.take();
     poll_fn(|cx| worker.poll_idle(cx)).await;
     drop(worker);
-    drop(end);
+    drop(stop);
 }
 
 impl Worker {

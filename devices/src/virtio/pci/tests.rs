@@ -6,7 +6,7 @@ use virtio_queue::QueueT;
 use super::layout::{NO_VECTOR, STRUCTURES_LEN, common};
 use super::*;
 use crate::pci::layout::{Command, offset};
-use crate::virtio::testing::{Guest, RING_LEN};
+use crate::virtio::testing::{Driver, Guest, RING_LEN};
 use crate::virtio::{ActiveQueue, DeviceId, Settling, Status};
 
 /// A device with two queues.
@@ -165,6 +165,17 @@ fn reset_shows_only_when_everything_has_settled() {
     assert_eq!(guest.read_u16(common::QUEUE_ENABLE), 0);
     guest.bring_up(RingFeatures::empty(), 0, 1);
     assert_eq!(fake.started.lock().len(), 3);
+}
+
+#[test]
+fn nothing_starts_while_a_reset_goes_on() {
+    let (fake, guest) = guest();
+    guest.bring_up(RingFeatures::empty(), 0, 1);
+    guest.set_status(Status::empty());
+    Driver::new(&guest, 1);
+    assert_eq!(fake.started.lock().len(), 1);
+    fake.settling.lock().clear();
+    assert_eq!(guest.read_u16(common::QUEUE_ENABLE), 0);
 }
 
 #[test]

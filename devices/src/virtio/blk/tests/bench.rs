@@ -117,9 +117,20 @@ impl Bench {
         }
     }
 
-    /// Takes turns until nothing is left to do.
+    /// Takes turns until nothing is left to do and no request is in flight.
     pub(super) fn quiesce(&mut self) {
-        for _ in 0..20 {
+        self.quiesce_beside(0);
+    }
+
+    /// The same beside requests that a breakpoint holds.
+    pub(super) fn quiesce_beside(&mut self, held: usize) {
+        const TURNS: usize = 20;
+        let gate = self.backend.gate().clone();
+        for _ in 0..TURNS {
+            self.event_loop.turn(Some(Duration::ZERO)).unwrap();
+        }
+        self.until("the end of what is in flight", || gate.in_flight() <= held);
+        for _ in 0..TURNS {
             self.event_loop.turn(Some(Duration::ZERO)).unwrap();
         }
     }

@@ -9,8 +9,9 @@ use super::bench::{
     Bench, IO_ERROR, OK, SECTOR, SECTORS, Slot, UNSUPPORTED, add, add_write, run, stamp,
 };
 use crate::virtio::blk::layout::{Features, config, request_type};
-use crate::virtio::testing::{Driver, Guest, INDIRECT};
-use crate::virtio::{RingFeatures, VirtioBlk, VirtioBlkConfig, VirtioError};
+use crate::virtio::pci::layout::{Structure, common};
+use crate::virtio::testing::{Driver, Guest, INDIRECT, NEXT, RING_LEN, WRITE};
+use crate::virtio::{RingFeatures, Status, VirtioBlk, VirtioBlkConfig, VirtioError};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -286,10 +287,29 @@ fn the_write_cache_follows_the_configuration() {
     let mut driver = up(&guest);
     let field = config::WRITEBACK as u64;
     assert!(!write_flushes(&mut bench, &mut driver));
-    guest.write(crate::virtio::pci::layout::Structure::Device, field, &[0]);
+    guest.write(Structure::Device, field, &[0]);
     assert!(write_flushes(&mut bench, &mut driver));
-    guest.write(crate::virtio::pci::layout::Structure::Device, field, &[1]);
+    guest.write(Structure::Device, field, &[1]);
     assert!(!write_flushes(&mut bench, &mut driver));
+}
+
+#[test]
+fn without_a_write_cache_the_driver_has_to_switch_it_on() {
+    let (mut bench, guest) = Bench::with("", |settings| settings.write_cache = false);
+    let structure = Structure::Device;
+    let field = config::WRITEBACK as u64;
+    assert_eq!(guest.read(structure, field), [0]);
+    let mut driver = up(&guest);
+    assert!(write_flushes(&mut bench, &mut driver));
+    guest.write(structure, field, &[1]);
+    assert!(!write_flushes(&mut bench, &mut driver));
+    guest.set_status(Status::empty());
+    bench.until("the reset", || guest.status().is_empty());
+    assert_eq!(guest.read(structure, field), [0]);
+    let mut driver = guest
+        .bring_up(RingFeatures::empty(), Features::FLUSH.bits(), 1)
+        .remove(0);
+    assert!(write_flushes(&mut bench, &mut driver));
 }
 
 #[test]
@@ -299,7 +319,7 @@ fn the_configuration_tells_the_disk() {
         settings.logical_block_size = 1024;
         settings.physical_block_size = 4096;
     });
-    let structure = crate::virtio::pci::layout::Structure::Device;
+    let structure = Structure::Device;
     let field32 = |at: usize| u32::from_le_bytes(guest.read(structure, at as u64));
     let field16 = |at: usize| u16::from_le_bytes(guest.read(structure, at as u64));
     let capacity = u64::from_le_bytes(guest.read(structure, config::CAPACITY as u64));
@@ -329,16 +349,12 @@ fn a_resize_is_told_to_the_driver() {
     let (bench, guest) = Bench::new();
     bench.blk.capacity_changed();
     let _driver = up(&guest);
-    let common = crate::virtio::pci::layout::Structure::Common;
-    guest.common(
-        crate::virtio::pci::layout::common::CONFIG_MSIX_VECTOR,
-        &[0, 0],
-    );
+    guest.common(common::CONFIG_MSIX_VECTOR, &[0, 0]);
     let before = guest.msi.sent().len();
     bench.blk.capacity_changed();
     assert_eq!(guest.msi.sent()[before..], [(0xfee0_0000, 0)]);
-    let generation = crate::virtio::pci::layout::common::CONFIG_GENERATION as u64;
-    assert_eq!(guest.read(common, generation), [1]);
+    let generation = common::CONFIG_GENERATION as u64;
+    assert_eq!(guest.read(Structure::Common, generation), [1]);
 }
 
 #[test]
@@ -394,6 +410,31 @@ fn a_batch_makes_one_interrupt() {
     bench.until("four answers", || driver.used_index() == 4);
     bench.quiesce();
     assert_eq!(guest.interrupts(0), 1);
+}
+
+#[test]
+fn a_full_ring_is_served_and_kicks_are_wanted_again() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = guest.bring_up(RingFeatures::INDIRECT_DESC, 0, 1).remove(0);
+    for index in 0..RING_LEN {
+        let slot = Slot(u64::from(index));
+        slot.write_header(&guest, request_type::GET_ID, 0);
+        let table = 0x8_0000 + 0x100 * u64::from(index);
+        let parts = [(slot.header(), 16, NEXT), (slot.status_address(), 1, WRITE)];
+        for (at, (address, len, flags)) in (0..).zip(parts) {
+            let descriptor = Descriptor::new(address, len, flags, 1);
+            guest
+                .memory
+                .write_obj(descriptor, GuestAddress(table + 16 * at))
+                .unwrap();
+        }
+        driver.write_descriptor(index, Descriptor::new(table, 32, INDIRECT, 0));
+        driver.offer(index);
+    }
+    driver.kick();
+    bench.until("all answers", || driver.used_index() == RING_LEN);
+    bench.quiesce();
+    assert!(driver.kicks_are_wanted());
 }
 
 #[test]

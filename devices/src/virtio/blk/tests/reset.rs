@@ -26,14 +26,14 @@ fn a_reset_settles_what_is_in_flight_and_drops_its_answer() {
     driver.kick();
     bench.wait_held();
     guest.set_status(Status::empty());
-    bench.quiesce();
+    bench.quiesce_beside(1);
     assert!(
         guest.status().contains(Status::DRIVER_OK),
         "the write is still in flight"
     );
     add_write(&mut driver, Slot(1), 6, &[6; SECTOR]);
     driver.kick();
-    bench.quiesce();
+    bench.quiesce_beside(1);
     bench.release();
     bench.until("the reset", || guest.status().is_empty());
     assert_eq!(bench.sector(5), [5; SECTOR], "what was begun has ended");
@@ -76,7 +76,7 @@ fn a_queue_reset_settles_that_queue_alone() {
     bench.wait_held();
     guest.common(common::QUEUE_SELECT, &[0, 0]);
     guest.common(common::QUEUE_RESET, &[1, 0]);
-    bench.quiesce();
+    bench.quiesce_beside(1);
     assert_eq!(guest.read_u16(common::QUEUE_RESET), 1);
     assert_eq!(
         run(&mut bench, &mut drivers[1], request_type::FLUSH, 0, 0).0,
@@ -150,4 +150,18 @@ fn without_bus_mastering_the_ring_is_left_alone() {
         .write_config(offset::COMMAND, &command.bits().to_le_bytes());
     bench.until("the write", || driver.used_index() == 1);
     assert_eq!(bench.sector(5), [5; SECTOR]);
+}
+
+#[test]
+fn what_is_in_the_ring_before_the_device_lives_is_found() {
+    let (mut bench, guest) = Bench::new();
+    works_again(&mut bench, &guest);
+    guest.set_status(Status::empty());
+    bench.until("the reset", || guest.status().is_empty());
+    let mut driver = guest.set_up(RingFeatures::empty(), 0, 1).remove(0);
+    add_write(&mut driver, Slot(0), 5, &[5; SECTOR]);
+    bench.quiesce();
+    assert_eq!(bench.sector(5), stamp(5));
+    guest.set_status(Status::DRIVER_OK);
+    bench.until("the write", || driver.used_index() == 1);
 }

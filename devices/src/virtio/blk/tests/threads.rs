@@ -1,16 +1,15 @@
 //! The same with real threads: a vCPU that adds and kicks, an IOThread that serves, a main loop that drains.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sluice_aio::{EventLoop, IoThread, LoopConfig};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bench::{Bench, OK, SECTOR, Slot, add, stamp};
-use crate::virtio::RingFeatures;
 use crate::virtio::blk::layout::request_type;
 use crate::virtio::testing::{Driver, Guest, RING_LEN};
+use crate::virtio::{RingFeatures, Status};
 
 const REQUESTS: u16 = 2000;
 /// A test that waits in vain fails instead of hanging.
@@ -29,8 +28,17 @@ fn must_kick(driver: &Driver<'_>, added: u16) -> bool {
     event == added.wrapping_sub(1)
 }
 
-/// One request at a time, ringing only when the device asks for it, as Linux does.
-fn drive(guest: &Guest) {
+/// Waits for the next used element.
+fn wait_used(driver: &mut Driver<'_>, number: u16) {
+    let began = Instant::now();
+    while driver.take_used().is_none() {
+        assert!(began.elapsed() < PATIENCE, "request {number} was lost");
+        std::thread::yield_now();
+    }
+}
+
+/// One read at a time, ringing only when the device asks for it, as Linux does.
+fn read_one_by_one(guest: &Guest) {
     let mut driver = guest.bring_up(RingFeatures::EVENT_IDX, 0, 1).remove(0);
     for number in 0..REQUESTS {
         let sector = u64::from(number % 64);
@@ -38,38 +46,47 @@ fn drive(guest: &Guest) {
         if must_kick(&driver, number + 1) {
             driver.kick();
         }
-        let began = Instant::now();
-        while driver.take_used().is_none() {
-            assert!(began.elapsed() < PATIENCE, "request {number} was lost");
-            std::thread::yield_now();
-        }
+        wait_used(&mut driver, number);
         assert_eq!(Slot(0).status(guest), OK);
         assert_eq!(Slot(0).read_data(guest, SECTOR), stamp(sector));
     }
 }
 
-#[test]
-fn no_kick_is_lost_under_continuous_sections() {
+/// Requests without I/O, as many at a time as the ring takes: the device goes to sleep and is woken
+/// as often as can be.
+fn ask_at_depth(guest: &Guest) {
+    const DEPTH: u16 = RING_LEN / 2;
+    let mut driver = guest.bring_up(RingFeatures::EVENT_IDX, 0, 1).remove(0);
+    for number in 0..8 * REQUESTS {
+        if number >= DEPTH {
+            wait_used(&mut driver, number - DEPTH);
+        }
+        add(
+            &mut driver,
+            Slot(u64::from(number % DEPTH)),
+            request_type::GET_ID,
+            0,
+            0,
+        );
+        if must_kick(&driver, number + 1) {
+            driver.kick();
+        }
+    }
+    for number in 8 * REQUESTS - DEPTH..8 * REQUESTS {
+        wait_used(&mut driver, number);
+    }
+}
+
+/// Runs `drive` in a thread of its own against an IOThread, with one section after another.
+fn under_continuous_sections(drive: fn(&Guest)) {
     let iothread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
     let event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
-    let (mut bench, guest) = Bench::served_by(event_loop, iothread.context().clone(), "", |_| {});
-    let finished = Arc::new(AtomicBool::new(false));
+    let context = iothread.context().clone();
+    let (mut bench, guest) = Bench::served_by(event_loop, context, "", |_| {});
     let mut sections = 0;
     std::thread::scope(|scope| {
-        let done = Arc::clone(&finished);
-        let guest = &guest;
-        let vcpu = scope.spawn(move || {
-            /// Says so also when an assertion fails.
-            struct Finish(Arc<AtomicBool>);
-            impl Drop for Finish {
-                fn drop(&mut self) {
-                    self.0.store(true, Ordering::SeqCst);
-                }
-            }
-            let _finish = Finish(done);
-            drive(guest);
-        });
-        while !finished.load(Ordering::SeqCst) {
+        let vcpu = scope.spawn(|| drive(&guest));
+        while !vcpu.is_finished() {
             let section = bench.drain();
             assert_eq!(bench.backend.gate().in_flight(), 0);
             sections += 1;
@@ -78,10 +95,29 @@ fn no_kick_is_lost_under_continuous_sections() {
         vcpu.join().unwrap();
     });
     assert!(sections > 0);
-    guest.set_status(crate::virtio::Status::empty());
+    guest.set_status(Status::empty());
     let began = Instant::now();
     while !guest.status().is_empty() {
         assert!(began.elapsed() < PATIENCE, "the reset was lost");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn no_read_is_lost_under_continuous_sections() {
+    under_continuous_sections(read_one_by_one);
+}
+
+#[test]
+fn no_kick_is_lost_under_continuous_sections() {
+    under_continuous_sections(ask_at_depth);
+}
+
+#[test]
+fn no_kick_is_lost_without_sections() {
+    let iothread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+    let event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+    let context = iothread.context().clone();
+    let (_bench, guest) = Bench::served_by(event_loop, context, "", |_| {});
+    ask_at_depth(&guest);
 }
