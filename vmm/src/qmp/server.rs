@@ -4,14 +4,15 @@
 //! executes them one after the other; its *writer* task sends what is in the [`Outbox`]. A client
 //! that disconnects takes its session with it and nothing else: jobs it started go on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::rc::{Rc, Weak};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_listener::Event;
 use futures_util::future::{self, Either};
 use sluice_aio::{JoinHandle, current};
 
@@ -23,7 +24,7 @@ use super::session::Session;
 use super::socket::{self, SocketError, SocketFile};
 use crate::cli::QmpSocket;
 
-/// Clients at once, over all sockets; more are turned away.
+/// Clients at once, over all sockets; more wait in the sockets' backlogs.
 const MAX_CLIENTS: usize = 64;
 /// Bytes taken off a socket at once. Also bounds how many messages can wait to be executed.
 const READ_SIZE: usize = 4096;
@@ -40,13 +41,34 @@ pub struct QmpServer {
     shared: Rc<Shared>,
     listeners: Vec<JoinHandle<()>>,
     /// Removed when dropped.
-    _files: Vec<SocketFile>,
+    files: Vec<SocketFile>,
 }
 
 struct Shared {
     monitor: Arc<Monitor>,
     events: Arc<EventBus>,
     sessions: RefCell<Vec<std::sync::Weak<Outbox>>>,
+    /// Clients that are connected now.
+    clients: Cell<usize>,
+    /// A client has gone.
+    client_gone: Event,
+}
+
+/// A client's place among [`MAX_CLIENTS`]; its tasks share it, and the last one gives it back.
+struct Place(Rc<Shared>);
+
+impl Place {
+    fn take(shared: &Rc<Shared>) -> Rc<Self> {
+        shared.clients.set(shared.clients.get() + 1);
+        Rc::new(Self(Rc::clone(shared)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.clients.set(self.0.clients.get().saturating_sub(1));
+        self.0.client_gone.notify(usize::MAX);
+    }
 }
 
 impl QmpServer {
@@ -57,11 +79,13 @@ impl QmpServer {
             monitor: Arc::new(monitor),
             events,
             sessions: RefCell::default(),
+            clients: Cell::new(0),
+            client_gone: Event::new(),
         };
         Self {
             shared: Rc::new(shared),
             listeners: Vec::new(),
-            _files: Vec::new(),
+            files: Vec::new(),
         }
     }
 
@@ -73,8 +97,8 @@ impl QmpServer {
     pub fn serve(&mut self, socket: &QmpSocket) -> Result<(), SocketError> {
         if socket.server {
             let (listener, file) = socket::listen(&socket.path)?;
-            self._files.push(file);
-            let shared = Rc::downgrade(&self.shared);
+            self.files.push(file);
+            let shared = Rc::clone(&self.shared);
             let path = socket.path.clone();
             let task = current::spawn_local(accept(shared, listener, path));
             self.listeners.push(task);
@@ -86,7 +110,7 @@ impl QmpServer {
 
     /// Starts a session on a connected stream that does not block.
     pub fn admit(&self, stream: UnixStream) {
-        self.shared.admit(stream);
+        admit(&self.shared, stream);
     }
 
     /// Ends all sessions: what is queued for the clients is sent, for a short time at most. To be
@@ -126,43 +150,58 @@ impl Shared {
             .collect()
     }
 
-    fn admit(&self, stream: UnixStream) {
-        if self.living_sessions().len() >= MAX_CLIENTS {
-            tracing::warn!(MAX_CLIENTS, "too many QMP clients; turning one away");
-            return;
-        }
-        // The reader and the writer wait for different things of the same socket; each needs a
-        // descriptor of its own for that.
-        let writer = match stream.try_clone() {
-            Ok(writer) => writer,
-            Err(error) => {
-                tracing::warn!(%error, "no descriptor for a QMP client; turning it away");
+    /// Waits until another client may be admitted.
+    async fn room(&self) {
+        loop {
+            let gone = self.client_gone.listen();
+            if self.clients.get() < MAX_CLIENTS {
                 return;
             }
-        };
-        let outbox = Outbox::new();
-        self.events.subscribe(&outbox);
-        self.sessions.borrow_mut().push(Arc::downgrade(&outbox));
-        let session = Session::new(Arc::clone(&self.monitor), Arc::clone(&outbox));
-        current::spawn_local(write(writer, Arc::clone(&outbox))).detach();
-        let monitor = Arc::clone(&self.monitor);
-        current::spawn_local(read(stream, session, outbox, monitor)).detach();
+            gone.await;
+        }
     }
 }
 
-/// Accepts clients until the server is gone.
-async fn accept(shared: Weak<Shared>, listener: UnixListener, path: std::path::PathBuf) {
+fn admit(shared: &Rc<Shared>, stream: UnixStream) {
+    // The reader and the writer wait for different things of the same socket; each needs a
+    // descriptor of its own for that.
+    let writer = match stream.try_clone() {
+        Ok(writer) => writer,
+        Err(error) => {
+            tracing::warn!(%error, "no descriptor for a QMP client; turning it away");
+            return;
+        }
+    };
+    let outbox = Outbox::new();
+    shared.events.subscribe(&outbox);
+    shared.sessions.borrow_mut().push(Arc::downgrade(&outbox));
+    let session = Session::new(Arc::clone(&shared.monitor), Arc::clone(&outbox));
+    let monitor = Arc::clone(&shared.monitor);
+    let place = Place::take(shared);
+    let writing = {
+        let (outbox, place) = (Arc::clone(&outbox), Rc::clone(&place));
+        async move {
+            write(writer, outbox).await;
+            drop(place);
+        }
+    };
+    current::spawn_local(writing).detach();
+    let reading = async move {
+        read(stream, session, outbox, monitor).await;
+        drop(place);
+    };
+    current::spawn_local(reading).detach();
+}
+
+/// Accepts clients until it is cancelled.
+async fn accept(shared: Rc<Shared>, listener: UnixListener, path: PathBuf) {
     loop {
+        shared.room().await;
         match listener.accept() {
-            Ok((stream, _)) => {
-                let Some(shared) = shared.upgrade() else {
-                    return;
-                };
-                match stream.set_nonblocking(true) {
-                    Ok(()) => shared.admit(stream),
-                    Err(error) => tracing::warn!(%error, "a QMP client can't be served"),
-                }
-            }
+            Ok((stream, _)) => match stream.set_nonblocking(true) {
+                Ok(()) => admit(&shared, stream),
+                Err(error) => tracing::warn!(%error, "a QMP client can't be served"),
+            },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if let Err(error) = current::readable(&listener).await {
                     report(&path, &error);

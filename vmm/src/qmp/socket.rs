@@ -26,7 +26,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("can't {action} socket '{}': {source}", path.display())]
+    #[error("can't {action} socket '{}': {source}{}", path.display(), hint(source))]
     System {
         /// What was tried.
         action: &'static str,
@@ -35,6 +35,15 @@ pub enum SocketError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+/// What would help, with its separator.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; create its directory first, or use another path",
+        io::ErrorKind::PermissionDenied => "; use a directory that you may write to",
+        _ => "",
+    }
 }
 
 impl SocketError {

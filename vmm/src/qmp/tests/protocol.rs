@@ -426,3 +426,21 @@ fn what_was_asked_before_the_client_finished_is_answered() {
         assert_eq!(messages[2]["return"]["status"], "running");
     });
 }
+
+#[test]
+fn more_clients_than_there_is_room_for_wait_their_turn() {
+    run(|world| {
+        const MORE_THAN_FIT: usize = 70;
+        let mut clients: Vec<_> = (0..MORE_THAN_FIT)
+            .map(|_| Client::connect(&world.socket))
+            .collect();
+        // Each is served in the end, because those before it leave.
+        for mut client in clients.drain(..) {
+            client.greet();
+        }
+        for _ in 0..3 * MORE_THAN_FIT {
+            drop(Client::connect(&world.socket));
+        }
+        world.client().ok("query-status", json!({}));
+    });
+}
