@@ -16,7 +16,7 @@ pub use doorbell::KvmDoorbells;
 pub use irq::InterruptRouter;
 pub use vcpu::{Buses, VcpuFailure};
 pub use vcpus::{FailureSink, VcpuSet, Vcpus};
-pub use vm::KvmVm;
+pub use vm::{GuestClock, KvmVm};
 
 use thiserror::Error;
 

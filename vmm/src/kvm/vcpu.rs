@@ -7,8 +7,10 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_fpu,
-    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_SIMUL_EX, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_regs,
+    kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::VcpuExit;
 use sluice_devices::bus::{MmioBus, PioBus};
@@ -175,6 +177,12 @@ impl Vcpu {
             .refused("set a vCPU's run state")
     }
 
+    /// Tells the guest that it was stopped for a while, so that its watchdogs do not take the time
+    /// for a lock-up. A guest without the paravirtual clock cannot be told.
+    pub(super) fn tell_of_stop(&self) {
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     /// KVM completes an exit (moves what was read into a register, steps on) when it enters the
     /// guest next; registers set before that would be overwritten. Lets it do so and nothing else.
     fn complete_exit(&mut self, kick: &Kickable) {
@@ -206,6 +214,9 @@ impl Vcpu {
                     vcpu: self.number,
                     rip: self.rip(),
                 });
+            }
+            Ok(VcpuExit::InternalError) => {
+                return Err(self.failure(internal_error(run).to_owned()));
             }
             Ok(exit) => {
                 let what = describe(&exit);
@@ -241,9 +252,21 @@ fn io_width(run: *mut kvm_run) -> usize {
     usize::from(width)
 }
 
+/// What KVM says of the internal error that it just reported.
+fn internal_error(run: *mut kvm_run) -> &'static str {
+    // SAFETY: as in `io_width`; an exit of this kind has filled in the `internal` part.
+    let kind = unsafe { (&raw const (*run).__bindgen_anon_1.internal.suberror).read() };
+    match kind {
+        KVM_INTERNAL_ERROR_EMULATION => "it met an instruction that it cannot emulate",
+        KVM_INTERNAL_ERROR_SIMUL_EX => "exceptions met that it cannot deliver together",
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit interrupted the delivery of an event",
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "the hardware exited for an unknown reason",
+        _ => "an internal error of an unknown kind",
+    }
+}
+
 fn describe(exit: &VcpuExit<'_>) -> String {
     match exit {
-        VcpuExit::InternalError => "internal error (an instruction it cannot emulate?)".to_owned(),
         VcpuExit::FailEntry(reason, cpu) => {
             format!("the hardware refused to enter the guest on CPU {cpu}, reason {reason:#x}")
         }

@@ -290,5 +290,7 @@ fn rest(vcpu: &mut Vcpu, shared: &Shared, kick: &Kickable, resets: &mut usize) -
         }
     };
     state.parked -= 1;
+    drop(state);
+    vcpu.tell_of_stop();
     run_again
 }

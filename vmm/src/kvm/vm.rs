@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -37,6 +37,10 @@ struct PowerOn {
     controllers: Vec<kvm_irqchip>,
     timer: Option<kvm_pit_state2>,
 }
+
+/// A moment of the paravirtual clock, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestClock(u64);
 
 /// A virtual machine of KVM with memory, interrupt controllers and timer, but no vCPUs yet.
 pub struct KvmVm {
@@ -92,6 +96,20 @@ impl KvmVm {
     #[must_use]
     pub fn fd(&self) -> &Arc<VmFd> {
         &self.fd
+    }
+
+    /// Tells the guest's clock; none when the host does not.
+    pub fn clock(&self) -> Option<GuestClock> {
+        optional("tell the guest's clock", self.fd.get_clock()).map(|data| GuestClock(data.clock))
+    }
+
+    /// Makes the guest's clock go on from `clock`. No vCPU may run.
+    pub fn set_clock(&self, clock: GuestClock) {
+        let data = kvm_clock_data {
+            clock: clock.0,
+            ..kvm_clock_data::default()
+        };
+        optional("set the guest's clock", self.fd.set_clock(&data));
     }
 
     /// Puts interrupt controllers and timer into their power-on state. No vCPU may run.

@@ -379,6 +379,7 @@ impl MachineBuilder {
                     vcpus,
                     vm,
                     firmware: firmware.into(),
+                    stopped_at: None.into(),
                 }))
             }
             Interrupts::Qtest(recorder) => {

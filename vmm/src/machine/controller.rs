@@ -243,7 +243,7 @@ impl Controller {
             }
             _ => return Ok(()),
         }
-        self.parts.engine.park();
+        self.parts.engine.stop();
         self.set_state(RunState::Paused);
         self.emit(VmEvent::Stop);
         let chores = self.on_stop.lock().clone();

@@ -8,7 +8,7 @@ use vm_memory::GuestAddress;
 use crate::acpi::{self, Platform};
 use crate::boot::{BootError, BootImages, Entry};
 use crate::control::Accelerator;
-use crate::kvm::{KvmVm, VcpuSet};
+use crate::kvm::{GuestClock, KvmVm, VcpuSet};
 use crate::memory::{GuestRam, MemoryLayout};
 
 /// What has to be in guest memory before the first instruction.
@@ -55,6 +55,8 @@ pub(super) struct KvmEngine {
     pub(super) vcpus: VcpuSet,
     pub(super) vm: KvmVm,
     pub(super) firmware: Mutex<Firmware>,
+    /// Where the guest's clock stood when the operator stopped the machine.
+    pub(super) stopped_at: Mutex<Option<GuestClock>>,
 }
 
 impl KvmEngine {
@@ -87,8 +89,19 @@ impl Engine {
         }
     }
 
+    /// Parks the vCPUs for as long as the operator likes: the guest's clock stands still too.
+    pub(super) fn stop(&self) {
+        if let Self::Kvm(engine) = self {
+            engine.vcpus.park();
+            *engine.stopped_at.lock() = engine.vm.clock();
+        }
+    }
+
     pub(super) fn run(&self) {
         if let Self::Kvm(engine) = self {
+            if let Some(clock) = engine.stopped_at.lock().take() {
+                engine.vm.set_clock(clock);
+            }
             engine.vcpus.run();
         }
     }
