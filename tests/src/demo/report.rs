@@ -135,17 +135,18 @@ impl fmt::Display for Report {
         }
         let name = match self.scenario {
             Scenario::Demo => "demo",
-            Scenario::Quick => "quick demo",
-            Scenario::Twin => "pivot held before the swap, with postponing",
-            Scenario::Negative => "negative control, without postponing",
+            Scenario::Quick => "quick",
+            Scenario::Twin => "twin",
+            Scenario::Negative => "negative",
         };
-        let (failed, all) = (self.failures().count(), self.checks.len());
+        let failed = self.failures().count();
+        let passed = self.checks.len() - failed;
         let verdict = match (self.is_good(), self.scenario) {
-            (true, Scenario::Negative) => "ok: the lost writes were detected".to_owned(),
-            (true, _) => "ok: nothing was lost".to_owned(),
-            (false, _) => format!("FAIL: {failed} of {all} checks"),
+            (true, Scenario::Negative) => "ok, without postponing writes were lost, and noticed",
+            (true, _) => "ok, nothing was lost",
+            (false, _) => "FAIL",
         };
-        write!(f, "\n{name}: {verdict}")
+        write!(f, "\n{name}: {passed} passed, {failed} failed: {verdict}")
     }
 }
 
