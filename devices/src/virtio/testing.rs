@@ -223,7 +223,12 @@ impl<'a> Driver<'a> {
 
     /// Descriptor table, available ring, used ring.
     pub(crate) fn areas(&self) -> [u64; 3] {
-        let base = 0x1_0000 * (u64::from(self.queue) + 1);
+        Self::areas_of(self.queue)
+    }
+
+    /// The same of any queue.
+    pub(crate) fn areas_of(queue: u16) -> [u64; 3] {
+        let base = 0x1_0000 * (u64::from(queue) + 1);
         [base, base + 0x1000, base + 0x2000]
     }
 
