@@ -24,7 +24,7 @@ use crate::iothreads::IoThreads;
 use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
 use crate::machine::disks::{self, DiskError, DiskParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder};
-use crate::main_loop::{MainLoop, MainLoopError, survive_file_size_limit};
+use crate::main_loop::{MainLoop, MainLoopError};
 use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
 use crate::qtest;
 
@@ -220,18 +220,8 @@ fn start_and_serve(
     command_line: &CommandLine,
     sink: Option<Arc<dyn SerialSink>>,
 ) -> Result<Exit, StartError> {
-    survive_file_size_limit()?;
     let config = &command_line.machine;
-    let qtest = matches!(config.accelerator, AcceleratorConfig::Qtest(_));
-    let clock = if qtest {
-        Clock::manual()
-    } else {
-        Clock::real()
-    };
-    let loop_config = LoopConfig {
-        clock,
-        ..LoopConfig::default()
-    };
+    let loop_config = LoopConfig::default();
     let mut aio = EventLoop::new("main", &loop_config)?;
     let context = aio.context();
     let finished = Finished::default();
