@@ -60,6 +60,7 @@ pub struct Arguments {
     #[arg(
         short = 'm',
         long,
+        alias = "m",
         value_name = "[size=]SIZE",
         help_heading = "The machine"
     )]
@@ -73,6 +74,7 @@ pub struct Arguments {
     #[arg(
         short = 'M',
         long,
+        alias = "M",
         value_name = "[type=]TYPE[,ide=piix3|piix4]",
         help_heading = "The machine"
     )]
@@ -143,7 +145,7 @@ pub struct Arguments {
     pub qtest: Option<String>,
 
     /// Print this help
-    #[arg(short = 'h', long, action = ArgAction::Help, help_heading = "Information")]
+    #[arg(short = 'h', long, alias = "h", action = ArgAction::Help, help_heading = "Information")]
     help: Option<bool>,
 
     /// Print the version

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 
 use clap::{ArgAction, Command};
 
-/// Returns `arguments` (without the program's name) with every single-dash long option of
-/// `command` written with two dashes. Values of options are left as they are, whatever they look
-/// like.
+/// Returns `arguments` (without the program's name) with every single-dash long option written with
+/// two dashes: those of `command`, and those that it does not have, which would be taken for a
+/// row of one-letter options otherwise, and refused by the first of these. Values of options are
+/// left as they are, whatever they look like.
 pub fn double_dashes(
     command: &Command,
     arguments: impl IntoIterator<Item = OsString>,
@@ -25,7 +26,10 @@ pub fn double_dashes(
         let takes_value = option
             .is_some_and(|known| matches!(known.get_action(), ArgAction::Set | ArgAction::Append));
         let single_dash = !argument.as_encoded_bytes().starts_with(b"--");
-        let is_long = option.is_some_and(|known| known.get_long() == Some(name));
+        let is_long = match option {
+            Some(known) => known.get_long() == Some(name),
+            None => !starts_with_short(command, name),
+        };
         let value_follows = takes_value && !inline_value;
         if single_dash && is_long {
             let mut doubled = OsString::from("-");
@@ -49,6 +53,14 @@ fn option_name(argument: &OsString) -> Option<(&str, bool)> {
         Some((name, _)) => Some((name, true)),
         None => Some((name, false)),
     }
+}
+
+/// Whether this may be a one-letter option with its value attached, as in `-m512`.
+fn starts_with_short(command: &Command, name: &str) -> bool {
+    let first = name.chars().next();
+    command
+        .get_arguments()
+        .any(|known| known.get_short().is_some_and(|short| first == Some(short)))
 }
 
 fn is_just(name: &str, short: char) -> bool {

@@ -112,11 +112,23 @@ impl From<clap::Error> for Refusal {
     fn from(error: clap::Error) -> Self {
         let text = error.render().to_string();
         if error.use_stderr() {
-            Self::Usage(text.strip_prefix("error: ").unwrap_or(&text).to_owned())
+            Self::Usage(one_line(&text))
         } else {
             Self::Information(text)
         }
     }
+}
+
+/// What clap says over several lines (the mistake, a tip, usage, a pointer to the help) in one.
+fn one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty());
+    let parts: Vec<_> = lines.collect();
+    format!("{} (try --help)", parts.join("; "))
 }
 
 /// Parses `arguments`, the process's arguments without the program's name.
