@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use super::{
     Scenario,
+    disks::DiskKind,
     pivot::{Evidence, Pivot},
 };
 
@@ -124,6 +125,16 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "* held on purpose; the pivot pause does not count that time"
+            )?;
+        }
+        if self
+            .rows
+            .iter()
+            .any(|row| row.pivot.disk == DiskKind::Virtio)
+        {
+            writeln!(
+                f,
+                "  a virtio disk's ring is its queue: it waits as a whole and counts as one"
             )?;
         }
         writeln!(f)?;

@@ -23,11 +23,15 @@ use crate::{
         history::{DiskHistory, History},
     },
     process::{Machine, Mark},
-    qmp::Qmp,
+    qmp::{Qmp, QmpError},
 };
 
 /// How often the log is looked at while waiting for the guest.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long one attempt to reach the control socket may take before the machine is asked whether
+/// it still runs.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// How often a long wait says that it is still waiting.
 const NEWS: Duration = Duration::from_secs(10);
@@ -61,13 +65,7 @@ impl Session {
         let console = console.context("cannot make the copy of the console")?;
         let arguments = disks::arguments(options, &images);
         let mut machine = Machine::start_copying(&program, arguments, console)?;
-        let qmp = match Qmp::connect(&images.socket(), PATIENCE) {
-            Ok(qmp) => qmp,
-            Err(error) => {
-                let _still_running = machine.wait_end(Duration::ZERO);
-                bail!("{error}\n{}", machine.output());
-            }
-        };
+        let qmp = connect(&mut machine, &images)?;
         let log = LogReader::new(File::open(images.log())?);
         let sectors = usize::try_from(options.disk_bytes)? / SECTOR_SIZE;
         Ok(Self {
@@ -194,5 +192,21 @@ impl Session {
             eprintln!("{}", self.machine.output());
         }
         Ok(report)
+    }
+}
+
+/// Connects to the control socket, which appears soon unless the machine ends first.
+fn connect(machine: &mut Machine, images: &Images) -> Result<Qmp> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Qmp::connect(&images.socket(), CONNECT) {
+            Ok(qmp) => return Ok(qmp),
+            Err(QmpError::Timeout { .. }) if Instant::now() < deadline => {}
+            Err(error) => bail!("{error}\n{}", machine.output()),
+        }
+        if machine.try_status()?.is_some() {
+            let status = machine.wait_end(PATIENCE)?;
+            bail!("the machine ended at once ({status})\n{}", machine.output());
+        }
     }
 }
