@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -61,24 +62,15 @@ impl MainLoop {
         self.manager.add_subscriber(Box::new(subscriber));
     }
 
-    /// Calls `on_signal` with the number of each signal that asks the process to end.
-    ///
-    /// # Errors
-    /// [`MainLoopError::Signal`].
-    pub fn catch_signals(
-        &mut self,
-        on_signal: impl Fn(i32) + Clone + 'static,
-    ) -> Result<(), MainLoopError> {
-        for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
-            let caught =
-                catch(signal).map_err(|source| MainLoopError::Signal { signal, source })?;
+    /// Calls `on_signal` with the number of each of `signals` that comes or has come.
+    pub fn watch_signals(&mut self, signals: Signals, on_signal: impl Fn(i32) + Clone + 'static) {
+        for (signal, caught) in signals.0 {
             let on_signal = on_signal.clone();
             self.subscribe(Signal {
                 caught,
                 on_signal: Box::new(move || on_signal(signal)),
             });
         }
-        Ok(())
     }
 
     /// Runs until `done` says so; it is asked after every round of events.
@@ -95,6 +87,37 @@ impl MainLoop {
         }
         Ok(())
     }
+}
+
+/// The signals that ask the process to end, caught from the beginning on: one that comes while the
+/// machine is being built is seen to when the main loop runs.
+pub struct Signals(Vec<(i32, UnixStream)>);
+
+impl Signals {
+    /// Catches them. The signal that would end the process for a file that grew too large is
+    /// caught as well, and has no effect.
+    ///
+    /// # Errors
+    /// [`MainLoopError::Signal`].
+    pub fn catch() -> Result<Self, MainLoopError> {
+        survive_file_size_limit()?;
+        let ending = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+        let caught = ending.map(|signal| match catch(signal) {
+            Ok(stream) => Ok((signal, stream)),
+            Err(source) => Err(MainLoopError::Signal { signal, source }),
+        });
+        caught.into_iter().collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Keeps the process alive when a file would grow beyond its limit (`ulimit -f`): the system call
+/// fails with EFBIG, as any other error of a file.
+fn survive_file_size_limit() -> Result<(), MainLoopError> {
+    let signal = libc::SIGXFSZ;
+    // Caught rather than ignored, which would be inherited.
+    signal_hook::flag::register(signal, Arc::default())
+        .map(drop)
+        .map_err(|source| MainLoopError::Signal { signal, source })
 }
 
 /// The main event loop of the block layer, nested.

@@ -24,7 +24,7 @@ use crate::iothreads::IoThreads;
 use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
 use crate::machine::disks::{self, DiskError, DiskParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder};
-use crate::main_loop::{MainLoop, MainLoopError};
+use crate::main_loop::{MainLoop, MainLoopError, Signals};
 use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
 use crate::qtest;
 
@@ -213,6 +213,9 @@ async fn farewell(graph: &Graph, qmp: QmpServer) {
     graph.jobs().shut_down().await;
     drop(graph.drain_all("shutdown").await);
     flush(graph).await;
+    for backend in graph.backends() {
+        graph.remove_backend(&backend).await;
+    }
     qmp.shut_down().await;
 }
 
@@ -221,6 +224,7 @@ fn start_and_serve(
     sink: Option<Arc<dyn SerialSink>>,
 ) -> Result<Exit, StartError> {
     let config = &command_line.machine;
+    let signals = Signals::catch()?;
     let loop_config = LoopConfig::default();
     let mut aio = EventLoop::new("main", &loop_config)?;
     let context = aio.context();
@@ -236,7 +240,7 @@ fn start_and_serve(
     let controller = &machine.controller;
 
     let mut main_loop = MainLoop::new(aio)?;
-    catch_signals(&mut main_loop, controller, &finished)?;
+    end_on(signals, &mut main_loop, controller, &finished);
     let terminal = attach_console(&mut main_loop, config, &machine, sink)?;
     if !config.start_paused {
         let starting = Arc::clone(controller);
@@ -253,13 +257,14 @@ fn start_and_serve(
 
 /// The first signal ends the machine in order; another one ends the process without waiting for
 /// disks or clients.
-fn catch_signals(
+fn end_on(
+    signals: Signals,
     main_loop: &mut MainLoop,
     controller: &Arc<Controller>,
     finished: &Finished,
-) -> Result<(), MainLoopError> {
+) {
     let (controller, finished) = (Arc::clone(controller), Rc::clone(finished));
-    main_loop.catch_signals(move |signal| {
+    main_loop.watch_signals(signals, move |signal| {
         let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
         if controller.is_ending() {
             let why = format!("ended by {name}, before everything was finished in order");
@@ -268,7 +273,7 @@ fn catch_signals(
             let exit = Exit::because(ExitStatus::Success, format!("ended by {name}"));
             controller.end(exit, Cause::HostSignal);
         }
-    })
+    });
 }
 
 /// Connects the serial port to the terminal. Raw mode comes last before the guest runs: errors
