@@ -1,4 +1,5 @@
-//! Where BARs go when the machine is built: the part of firmware that a directly booted kernel relies on.
+//! Where BARs go when the machine is built: the part of firmware that a directly booted kernel
+//! relies on.
 //!
 //! Used by the machine builder on its own thread.
 

@@ -1,6 +1,7 @@
 //! Base address registers: kinds, sizes and what the register's bytes say.
 //!
-//! Source: PCI Local Bus Specification 3.0, section 6.2.5.1. Pure functions on values; [`super::PciConfig`] keeps the bytes.
+//! Source: PCI Local Bus Specification 3.0, section 6.2.5.1. Pure functions on values;
+//! [`super::PciConfig`] keeps the bytes.
 
 use super::PciError;
 use super::layout::{Command, offset};

@@ -1,8 +1,8 @@
 //! The two bridges every PC of this family has: the i440FX host bridge and the PIIX3 ISA bridge.
 //!
-//! Guests look at their identity (and at little else) to find out what machine they are on; the devices behind
-//! the ISA bridge have their own models. The host bridge's memory registers (PAM, SMRAM) belong to
-//! firmware in ROM, which this machine has not: they read as zero.
+//! Guests look at their identity (and at little else) to find out what machine they are on; the
+//! devices behind the ISA bridge have their own models. The host bridge's memory registers (PAM,
+//! SMRAM) belong to firmware in ROM, which this machine has not: they read as zero.
 //!
 //! Source: Intel 82441FX (290549) section 3.2, Intel 82371SB (290550) sections 2.2 and 3.1.
 
@@ -22,10 +22,10 @@ const DEVICE_ISA_BRIDGE: u16 = 0x7000;
 const SUBSYSTEM_VENDOR: u16 = 0x1af4;
 const SUBSYSTEM_DEVICE: u16 = 0x1100;
 
-/// Offset of PIRQRC[A:D], the routing of PCI interrupts to ISA interrupts.
+/// Offset of the four PIRQRC registers, the routing of PCI interrupts to ISA interrupts.
 const PIRQ_ROUTE: usize = 0x60;
-/// A PIRQRC register that routes nowhere, its power-on value. It is read-only here: INTx goes to the interrupt
-/// controller's inputs that the ACPI tables name.
+/// A PIRQRC register that routes nowhere, its power-on value. It is read-only here: INTx goes to
+/// the interrupt controller's inputs that the ACPI tables name.
 const PIRQ_NOT_ROUTED: u8 = 0x80;
 
 /// A bridge: a configuration space and nothing behind it.

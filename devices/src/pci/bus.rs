@@ -1,8 +1,8 @@
 //! The machine's PCI bus: configuration mechanism #1 and the windows of the BARs.
 //!
-//! [`PciBus`] is a port device (0xcf8 to 0xcff) for vCPU threads and a [`ResetHook`] for the machine. Lookups of
-//! functions take no lock once the machine is built; moving a BAR takes a lock that guards the address spaces' tables,
-//! never held over I/O.
+//! [`PciBus`] is a port device (0xcf8 to 0xcff) for vCPU threads and a [`ResetHook`] for the
+//! machine. Lookups of functions take no lock once the machine is built; moving a BAR takes a lock
+//! that guards the address spaces' tables, never held over I/O.
 //!
 //! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2.
 
@@ -59,7 +59,8 @@ pub struct PciBus {
 }
 
 impl PciBus {
-    /// An empty bus whose functions' BARs go into the given address spaces. [`PciBus::connect`] gives it its ports.
+    /// An empty bus whose functions' BARs go into the given address spaces. [`PciBus::connect`]
+    /// gives it its ports.
     pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>) -> Arc<Self> {
         Arc::new(Self {
             address: AtomicU32::new(0),
@@ -110,7 +111,8 @@ impl PciBus {
             .map(|slot| Arc::clone(&slot.function))
     }
 
-    /// Gives every BAR that has no address yet one, as firmware would; decoding stays for the guest to enable.
+    /// Gives every BAR that has no address yet one, as firmware would; decoding stays for the guest
+    /// to enable.
     pub fn assign_bars(&self, allocator: &mut BarAllocator) -> Result<(), PciError> {
         for slot in self.slots.iter().filter_map(OnceLock::get) {
             let mut assigned = slot.assigned.lock();
@@ -152,8 +154,9 @@ impl PciBus {
         self.slots[slot_index(address)].get()
     }
 
-    /// Makes the windows follow the BARs of all functions: first what moved is taken away, then what is missing is
-    /// put up. A BAR that overlaps another claim stays silent until the other goes, and is tried again every time.
+    /// Makes the windows follow the BARs of all functions: first what moved is taken away, then
+    /// what is missing is put up. A BAR that overlaps another claim stays silent until the other
+    /// goes, and is tried again every time.
     fn move_windows(&self) {
         let _moving = self.moving.lock();
         for slot in self.slots.iter().filter_map(OnceLock::get) {
@@ -199,7 +202,8 @@ impl PciBus {
                 slot.function.bar_placed(bar, Some(base));
             }
             Err(error) => {
-                tracing::warn!(function = %slot.address, bar = bar.index(), %error, "a BAR cannot answer");
+                let (function, bar) = (slot.address, bar.index());
+                tracing::warn!(%function, bar, %error, "a BAR cannot answer");
             }
         }
     }
@@ -229,7 +233,8 @@ impl PciBus {
         }
     }
 
-    /// What the data ports address now; `None` when configuration accesses are off or go to another bus.
+    /// What the data ports address now; `None` when configuration accesses are off or go to another
+    /// bus.
     fn selected(&self) -> Option<(Address, usize)> {
         let selector = self.address.load(Ordering::Acquire);
         let [register, device_function, bus, _] = selector.to_le_bytes();
@@ -259,7 +264,8 @@ fn wanted_window(function: &dyn PciFunction, bar: BarIndex) -> Option<Window> {
     })
 }
 
-/// The part of an access to `port` that stays within its aligned doubleword: offset in it and length.
+/// The part of an access to `port` that stays within its aligned doubleword: offset in it and
+/// length.
 fn within_doubleword(port: u16, len: usize) -> (usize, usize) {
     let lane = usize::from(port & 3);
     (lane, len.min(4 - lane))
@@ -281,7 +287,8 @@ impl PioDevice for PciBus {
     fn write(&self, port: u16, data: &[u8]) {
         let (lane, len) = within_doubleword(port, data.len());
         if port < CONFIG_DATA {
-            // CONFIG_ADDRESS is a doubleword register: narrower writes go to whatever ports lie under it, none here.
+            // CONFIG_ADDRESS is a doubleword register: narrower writes go to whatever ports lie
+            // under it, none here.
             if let (CONFIG_ADDRESS, Ok(bytes)) = (port, data.try_into()) {
                 self.address
                     .store(u32::from_le_bytes(bytes) & ADDRESS_MASK, Ordering::Release);
@@ -293,8 +300,8 @@ impl PioDevice for PciBus {
 }
 
 impl ResetHook for PciBus {
-    /// Resets the functions one after the other, then the configuration spaces and CONFIG_ADDRESS, and assigns the
-    /// BARs as at machine build.
+    /// Resets the functions one after the other, then the configuration spaces and CONFIG_ADDRESS,
+    /// and assigns the BARs as at machine build.
     fn reset(self: Arc<Self>) -> Resetting {
         Box::pin(async move {
             for slot in self.slots.iter().filter_map(OnceLock::get) {

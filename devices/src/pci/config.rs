@@ -1,10 +1,12 @@
 //! The configuration space of one function.
 //!
-//! A space is 256 bytes, a mask of the bits that software can write and a mask of those it clears by writing ones: the
-//! whole of BAR sizing, partial writes and read-only registers follows from the masks. What has effects beyond the
-//! bytes is little and is here too: INTx (level, status bit, disable bit) and a lock-free view of the command register.
+//! A space is 256 bytes, a mask of the bits that software can write and a mask of those it clears
+//! by writing ones: the whole of BAR sizing, partial writes and read-only registers follows from
+//! the masks. What has effects beyond the bytes is little and is here too: INTx (level, status bit,
+//! disable bit) and a lock-free view of the command register.
 //!
-//! Made by a device model with [`ConfigBuilder`]; accessed from vCPU threads; [`PciConfig::update_intx`] from any.
+//! Made by a device model with [`ConfigBuilder`]; accessed from vCPU threads;
+//! [`PciConfig::update_intx`] from any.
 
 mod builder;
 
@@ -90,7 +92,8 @@ impl PciConfig {
         u32::from_le_bytes(bytes)
     }
 
-    /// A write by software: only writable bits change. Beyond the end: no effect. Returns what changed.
+    /// A write by software: only writable bits change. Beyond the end: no effect. Returns what
+    /// changed.
     pub fn write(&self, offset: usize, data: &[u8]) -> ConfigChange {
         let mut registers = self.registers.lock();
         let range = offset..offset.saturating_add(data.len());
@@ -148,16 +151,17 @@ impl PciConfig {
         self.command().contains(Command::BUS_MASTER)
     }
 
-    /// Connects INTx to an interrupt line and tells software its number (`line_number`, the interrupt line register,
-    /// which a reset keeps as firmware would set it again).
+    /// Connects INTx to an interrupt line and tells software its number (`line_number`, the
+    /// interrupt line register, which a reset keeps as firmware would set it again).
     pub fn connect_intx(&mut self, line: Arc<dyn IrqLine>, line_number: u8) {
         self.power_on[offset::INTERRUPT_LINE] = line_number;
         self.registers.get_mut().bytes[offset::INTERRUPT_LINE] = line_number;
         self.line = Some(line);
     }
 
-    /// Evaluates `pending` under the lock that orders INTx changes, and drives the line accordingly: of two racing
-    /// calls the later one sees the state that both left. Honours the disable bit.
+    /// Evaluates `pending` under the lock that orders INTx changes, and drives the line
+    /// accordingly: of two racing calls the later one sees the state that both left. Honours the
+    /// disable bit.
     pub fn update_intx(&self, pending: impl FnOnce() -> bool) {
         let mut registers = self.registers.lock();
         registers.intx = pending();

@@ -8,12 +8,14 @@ use crate::reset::Resetting;
 
 /// One PCI function.
 ///
-/// Every method may be called from several vCPU threads at once and returns without waiting for I/O.
+/// Every method may be called from several vCPU threads at once and returns without waiting for
+/// I/O.
 pub trait PciFunction: Send + Sync {
     /// Its configuration space.
     fn config(&self) -> &PciConfig;
 
-    /// A read of configuration space: `data.len()` bytes (1 to 4) at `offset`, within one aligned doubleword.
+    /// A read of configuration space: `data.len()` bytes (1 to 4) at `offset`, within one aligned
+    /// doubleword.
     ///
     /// To be overridden only by functions with registers that are computed when read.
     fn read_config(&self, offset: usize, data: &mut [u8]) {
@@ -23,8 +25,8 @@ pub trait PciFunction: Send + Sync {
     /// A write of configuration space, as [`PciFunction::read_config`]. Returns what it changed, as
     /// [`PciConfig::write`] told; the bus moves the BARs.
     ///
-    /// To be overridden by functions that act on a write: do `let change = self.config().write(offset, data)` first,
-    /// then act on the state that is in force now.
+    /// To be overridden by functions that act on a write: do `let change =
+    /// self.config().write(offset, data)` first, then act on the state that is in force now.
     fn write_config(&self, offset: usize, data: &[u8]) -> ConfigChange {
         self.config().write(offset, data)
     }
@@ -40,14 +42,15 @@ pub trait PciFunction: Send + Sync {
         let _ = (bar, offset, data);
     }
 
-    /// A BAR answers at the address `place` from now on, or nowhere. For functions that bind doorbells to addresses.
+    /// A BAR answers at the address `place` from now on, or nowhere. For functions that bind
+    /// doorbells to addresses.
     fn bar_placed(&self, bar: BarIndex, place: Option<u64>) {
         let _ = (bar, place);
     }
 
     /// A machine reset: ends what the function has in flight (finishes or drops every request,
-    /// releases what is parked: design, section 5 rule 6), then brings the device's own registers to
-    /// their power-on values. The bus resets the configuration space after that. Called on the main
-    /// loop's thread with no vCPU running.
+    /// releases what is parked: design, section 5 rule 6), then brings the device's own registers
+    /// to their power-on values. The bus resets the configuration space after that. Called on the
+    /// main loop's thread with no vCPU running.
     fn reset(&self) -> Resetting;
 }

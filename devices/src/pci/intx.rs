@@ -1,8 +1,8 @@
 //! INTx: wires shared by functions.
 //!
-//! A PCI interrupt wire is open drain: it is asserted while *any* function pulls it. [`IntxRouter`] gives every
-//! (device, pin) its own end of a wire and drives one of four interrupt inputs with the OR of the ends.
-//! Any thread.
+//! A PCI interrupt wire is open drain: it is asserted while *any* function pulls it. [`IntxRouter`]
+//! gives every (device, pin) its own end of a wire and drives one of four interrupt inputs with the
+//! OR of the ends. Any thread.
 
 use std::sync::Arc;
 
@@ -45,8 +45,9 @@ impl IntxRouter {
         }
     }
 
-    /// The wire (0 for PIRQA to 3) of a pin of a device: pins are rotated from slot to slot, as the PIIX family's
-    /// boards do it, so that device 1's INTA is PIRQA. The machine's ACPI `_PRT` must say the same.
+    /// The wire (0 for PIRQA to 3) of a pin of a device: pins are rotated from slot to slot, as the
+    /// PIIX family's boards do it, so that device 1's INTA is PIRQA. The machine's ACPI `_PRT` must
+    /// say the same.
     pub fn wire_of(device: u8, pin: InterruptPin) -> usize {
         (usize::from(device) + WIRES - 1 + (pin as usize - 1)) % WIRES
     }

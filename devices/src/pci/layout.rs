@@ -1,6 +1,7 @@
 //! The layout of a type 0 configuration header: offsets, bits, class codes.
 //!
-//! Source: PCI Local Bus Specification 3.0, chapter 6 and appendices D and H. Nothing here has behaviour.
+//! Source: PCI Local Bus Specification 3.0, chapter 6 and appendices D and H. Nothing here has
+//! behaviour.
 
 /// Length of the configuration space in bytes.
 pub const CONFIG_SPACE_LEN: usize = 256;

@@ -8,9 +8,10 @@
 //!                      PioBus / MmioBus  <-- BarWindow --> bar_read / bar_write(bar, offset, data)
 //! ```
 //!
-//! A device model implements [`PciFunction`]: it owns a [`PciConfig`] made with a [`ConfigBuilder`] and answers
-//! accesses to its BARs *by offset*; where a BAR sits in the guest's address space is the bus's affair. The bus
-//! watches the command register and the BARs and moves the windows when the guest does.
+//! A device model implements [`PciFunction`]: it owns a [`PciConfig`] made with a [`ConfigBuilder`]
+//! and answers accesses to its BARs *by offset*; where a BAR sits in the guest's address space is
+//! the bus's affair. The bus watches the command register and the BARs and moves the windows when
+//! the guest does.
 //!
 //! ```ignore
 //! struct Widget { config: PciConfig }
@@ -27,8 +28,8 @@
 //! bus.add(Address::new(1, 1), Arc::new(Widget { config }))?;
 //! ```
 //!
-//! Threads: configuration accesses and BAR accesses come from vCPU threads, from several at a time. The locks in
-//! here guard bytes only: none is held while something waits for I/O.
+//! Threads: configuration accesses and BAR accesses come from vCPU threads, from several at a time.
+//! The locks in here guard bytes only: none is held while something waits for I/O.
 
 mod allocator;
 mod bar;
@@ -52,7 +53,8 @@ pub use msix::Msix;
 
 use std::fmt;
 
-/// The place of a function on the bus: device 0 to 31, function 0 to 7 (PCI Local Bus 3.0, section 3.2.2.3.2).
+/// The place of a function on the bus: device 0 to 31, function 0 to 7 (PCI Local Bus 3.0, section
+/// 3.2.2.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     device: u8,
@@ -107,7 +109,8 @@ pub enum PciError {
         /// The size asked for, in bytes.
         size: u64,
     },
-    /// A BAR (or the upper half of a 64-bit one) is defined already, or a 64-bit BAR would start at BAR 5.
+    /// A BAR (or the upper half of a 64-bit one) is defined already, or a 64-bit BAR would start at
+    /// BAR 5.
     #[error("BAR {0} is not free")]
     BarTaken(usize),
     /// The capabilities do not fit between the header and the end of the configuration space.

@@ -1,14 +1,14 @@
 //! MSI-X: the table and the pending bits of a function, over the machine's vectors.
 //!
-//! [`Msix::trigger`] is called from any thread and takes no lock: one look at a flag, then the vector. The guest's
-//! table accesses come from vCPU threads and take one.
+//! [`Msix::trigger`] is called from any thread and takes no lock: one look at a flag, then the
+//! vector. The guest's table accesses come from vCPU threads and take one.
 //!
 //! # No message is lost when a vector is masked
-//! The trigger and the mask race. Masking only sets a flag: the vector stays armed, so a message that
-//! is on its way then arrives, as it would from hardware (and the machine's routing is left alone).
-//! Unmasking configures the vector, clears the flag, *then* looks at the pending bit. A trigger that
-//! finds the flag set leaves the pending bit and looks at the flag again. So whichever comes last sees
-//! the other; at worst both send, and drivers bear a spurious message.
+//! The trigger and the mask race. Masking only sets a flag: the vector stays armed, so a message
+//! that is on its way then arrives, as it would from hardware (and the machine's routing is left
+//! alone). Unmasking configures the vector, clears the flag, *then* looks at the pending bit. A
+//! trigger that finds the flag set leaves the pending bit and looks at the flag again. So whichever
+//! comes last sees the other; at worst both send, and drivers bear a spurious message.
 //!
 //! Source: PCI Local Bus Specification 3.0, sections 6.8.2 and 6.8.3.
 
@@ -119,8 +119,8 @@ impl Msix {
         (self.entries.len().div_ceil(64) * 8) as u64
     }
 
-    /// The capability's bytes and the mask of its writable bits, with table and pending bits at the given offsets
-    /// (multiples of 8, below 4 GiB) of `bar`.
+    /// The capability's bytes and the mask of its writable bits, with table and pending bits at the
+    /// given offsets (multiples of 8, below 4 GiB) of `bar`.
     pub fn capability(
         &self,
         bar: BarIndex,
@@ -157,8 +157,8 @@ impl Msix {
         }
     }
 
-    /// Sends the message of a vector, or remembers that it should have been sent. Any thread, no lock. A number
-    /// beyond the table (a guest's "no vector") does nothing.
+    /// Sends the message of a vector, or remembers that it should have been sent. Any thread, no
+    /// lock. A number beyond the table (a guest's "no vector") does nothing.
     pub fn trigger(&self, index: u16) {
         let Some(entry) = self.entries.get(usize::from(index)) else {
             return;

@@ -1,8 +1,8 @@
 //! What lies between a virtio transport and a kind of device.
 //!
-//! The transport calls a [`VirtioDevice`] from vCPU threads while it holds its register lock: nothing here waits, and
-//! nothing may call back into the transport on the same thread. The device answers through [`Interrupts`] and by
-//! dropping a [`Settling`], both from any thread.
+//! The transport calls a [`VirtioDevice`] from vCPU threads while it holds its register lock:
+//! nothing here waits, and nothing may call back into the transport on the same thread. The device
+//! answers through [`Interrupts`] and by dropping a [`Settling`], both from any thread.
 
 use std::sync::Arc;
 
@@ -28,11 +28,12 @@ pub trait Interrupts: Send + Sync {
     /// The device's configuration changed.
     fn config_changed(&self);
 
-    /// The driver did something impossible: sets NEEDS_RESET and tells the driver (VIRTIO 1.2, section 2.1.2).
+    /// The driver did something impossible: sets NEEDS_RESET and tells the driver (VIRTIO 1.2,
+    /// section 2.1.2).
     fn needs_reset(&self, reason: &dyn std::error::Error);
 
-    /// Whether the device may access the guest's memory now. A device that may not leaves its rings alone; its
-    /// doorbells ring when it may again.
+    /// Whether the device may access the guest's memory now. A device that may not leaves its rings
+    /// alone; its doorbells ring when it may again.
     fn may_access_memory(&self) -> bool;
 }
 
@@ -52,8 +53,9 @@ pub struct ActiveQueue {
     pub interrupts: Arc<dyn Interrupts>,
 }
 
-/// A promise to settle: dropping the last clone says that nothing is in flight any more and that guest memory
-/// will not be touched again. Since it is dropped with whatever holds it, a loop that goes away settles too.
+/// A promise to settle: dropping the last clone says that nothing is in flight any more and that
+/// guest memory will not be touched again. Since it is dropped with whatever holds it, a loop that
+/// goes away settles too.
 #[derive(Clone)]
 pub struct Settling {
     _last: Arc<WhenDropped>,
@@ -104,8 +106,8 @@ pub trait VirtioDevice: Send + Sync {
     /// Begins to serve a queue. Never called for a queue that runs.
     fn start_queue(&self, queue: ActiveQueue);
 
-    /// Ends service of a running queue: pops no more, finishes what is in flight without telling the driver, then
-    /// drops `settling`.
+    /// Ends service of a running queue: pops no more, finishes what is in flight without telling
+    /// the driver, then drops `settling`.
     fn stop_queue(&self, index: u16, settling: Settling);
 
     /// Brings device-specific state to what a reset leaves; called when all queues have settled.

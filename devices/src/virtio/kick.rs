@@ -1,6 +1,7 @@
 //! A queue's doorbell: the eventfd that a guest's notification signals.
 //!
-//! Signalled by the kernel (ioeventfd) or from vCPU threads; read by the loop that serves the queue.
+//! Signalled by the kernel (ioeventfd) or from vCPU threads; read by the loop that serves the
+//! queue.
 
 #![expect(
     unsafe_code,
@@ -45,7 +46,8 @@ impl Kick {
 
     /// Rings it. Any thread; never waits.
     pub fn ring(&self) {
-        // The write fails only when the counter is full, and then the doorbell has been rung already.
+        // The write fails only when the counter is full, and then the doorbell has been rung
+        // already.
         let _ = self.event.write(1);
     }
 

@@ -9,8 +9,8 @@
 //!                        +------- Interrupts::queue ------- Ring: pop chains, push used
 //! ```
 //!
-//! [`VirtioPci`] is the transport (registers on vCPU threads), a [`VirtioDevice`] serves queues in event loops, and
-//! [`Ring`] is the only code that looks at a guest's ring. Modern devices only.
+//! [`VirtioPci`] is the transport (registers on vCPU threads), a [`VirtioDevice`] serves queues in
+//! event loops, and [`Ring`] is the only code that looks at a guest's ring. Modern devices only.
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, cited as "VIRTIO 1.2".
 
@@ -48,7 +48,8 @@ bitflags::bitflags! {
         const FAILED = 1 << 7;
     }
 
-    /// Feature bits that belong to rings and transport, not to a kind of device (VIRTIO 1.2, section 6).
+    /// Feature bits that belong to rings and transport, not to a kind of device (VIRTIO 1.2,
+    /// section 6).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct RingFeatures: u64 {
         /// A descriptor may refer to a table of descriptors.

@@ -1,7 +1,7 @@
 //! A split virtqueue as the device sees it: the only code that reads a guest's ring.
 //!
-//! Everything is read once and checked; what breaks the rules is a [`RingError`], after which the device stops and asks
-//! for a reset rather than guess. Owned by the loop that serves the queue.
+//! Everything is read once and checked; what breaks the rules is a [`RingError`], after which the
+//! device stops and asks for a reset rather than guess. Owned by the loop that serves the queue.
 //!
 //! Source: VIRTIO 1.2, section 2.7.
 
@@ -105,7 +105,8 @@ impl Ring {
             readable: Segments::new(),
             writable: Segments::new(),
         };
-        // The iterator just stops where a chain is broken: it ended properly only if the last descriptor says so.
+        // The iterator just stops where a chain is broken: it ended properly only if the last
+        // descriptor says so.
         let mut ended = false;
         for descriptor in descriptors {
             ended = !descriptor.has_next();
@@ -164,7 +165,8 @@ impl Ring {
         Ok(self.queue.disable_notification(&*self.memory)?)
     }
 
-    /// Asks the driver to ring again; true if chains came in before it could know, which nobody will ring for.
+    /// Asks the driver to ring again; true if chains came in before it could know, which nobody
+    /// will ring for.
     ///
     /// # Errors
     /// As [`Ring::pop`].
@@ -192,7 +194,8 @@ pub(super) fn checked_queue(
     queue.try_set_used_ring_address(device)?;
     queue.set_event_idx(event_idx);
     queue.set_ready(true);
-    // The crate's own check leaves out the event fields behind the rings; an available ring at 0 it takes for unset.
+    // The crate's own check leaves out the event fields behind the rings; an available ring at 0 it
+    // takes for unset.
     let behind = |start: GuestAddress, entry: u64| {
         start.checked_add(EVENT_FIELD_OFFSET + entry * u64::from(size))
     };

@@ -127,7 +127,8 @@ impl Guest {
         self.set_status(Status::FEATURES_OK);
     }
 
-    /// Sets up the first `queues` queues, with MSI-X vector = queue + 1; the device does not live yet.
+    /// Sets up the first `queues` queues, with MSI-X vector = queue + 1; the device does not live
+    /// yet.
     pub(crate) fn set_up(&self, features: RingFeatures, more: u64, queues: u16) -> Vec<Driver<'_>> {
         self.use_msix();
         self.negotiate((features | RingFeatures::VERSION_1).bits() | more);

@@ -255,7 +255,8 @@ fn reset_puts_bars_back_where_firmware_put_them() {
 }
 
 proptest! {
-    /// Whatever a guest writes to the ports, in any width: nobody panics, and each BAR answers exactly where it says.
+    /// Whatever a guest writes to the ports, in any width: nobody panics, and each BAR answers
+    /// exactly where it says.
     #[test]
     fn windows_follow_the_registers(
         accesses in prop::collection::vec((0xcf8_u16..0xd00, any::<u32>(), 0_usize..3), 0..200)

@@ -96,7 +96,8 @@ impl ConfigBuilder {
         self
     }
 
-    /// Adds a BAR of `size` bytes, a power of two. A 64-bit one takes the following register as well.
+    /// Adds a BAR of `size` bytes, a power of two. A 64-bit one takes the following register as
+    /// well.
     pub fn bar(mut self, index: BarIndex, kind: BarKind, size: u64) -> Result<Self, PciError> {
         kind.check_size(index, size)?;
         let mut registers = vec![index];
@@ -120,8 +121,9 @@ impl ConfigBuilder {
         Ok(self)
     }
 
-    /// Appends a capability with the given `body` (what follows the ID and the link) and the mask of its writable
-    /// bits (short masks are filled with zeroes). Returns the offset of the capability.
+    /// Appends a capability with the given `body` (what follows the ID and the link) and the mask
+    /// of its writable bits (short masks are filled with zeroes). Returns the offset of the
+    /// capability.
     pub fn capability(
         &mut self,
         id: CapabilityId,

@@ -155,7 +155,8 @@ fn reset_restores_everything_but_the_firmwares_line_number() {
 }
 
 proptest! {
-    /// Whatever is written in whatever widths: read-only bits stay, and BARs sit on multiples of their size.
+    /// Whatever is written in whatever widths: read-only bits stay, and BARs sit on multiples of
+    /// their size.
     #[test]
     fn writes_never_touch_read_only_bits(writes in prop::collection::vec((0_usize..260, any::<[u8; 4]>(), 1_usize..=4), 0..64)) {
         let config = space();

@@ -1,8 +1,8 @@
 //! virtio-blk: a disk over virtqueues.
 //!
-//! [`VirtioBlk`] is made by the machine builder and put behind a [`super::VirtioPci`], which calls it on vCPU
-//! threads. Each queue is served in an AioContext of its own choice by a [`worker`]; requests are values
-//! ([`request`]) that run against the disk's backend.
+//! [`VirtioBlk`] is made by the machine builder and put behind a [`super::VirtioPci`], which calls
+//! it on vCPU threads. Each queue is served in an AioContext of its own choice by a `worker`;
+//! requests are values (`request`) that run against the disk's backend.
 //!
 //! Source: VIRTIO 1.2, section 5.2.
 
@@ -28,7 +28,8 @@ use super::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice, VirtioErr
 pub struct VirtioBlkConfig {
     /// The disk.
     pub backend: Arc<Backend>,
-    /// The loops that serve the queues: queue N is served by loop N modulo their number. At least one.
+    /// The loops that serve the queues: queue N is served by loop N modulo their number. At least
+    /// one.
     pub contexts: Vec<AioContext>,
     /// Number of queues, at least 1.
     pub num_queues: u16,
@@ -71,7 +72,8 @@ impl VirtioBlkConfig {
 const MAX_QUEUE_SIZE: u16 = 1024;
 /// Smallest queue: a header, data and a status, and `seg_max` not zero.
 const MIN_QUEUE_SIZE: u16 = 4;
-/// Largest logical block: what the topology fields can express is larger, drivers are not prepared for it.
+/// Largest logical block: what the topology fields can express is larger, drivers are not prepared
+/// for it.
 const MAX_BLOCK_SIZE: u32 = 2 << 20;
 
 /// What workers share with the device.
@@ -184,7 +186,8 @@ impl VirtioBlk {
         }
     }
 
-    /// The configuration structure as it is now. Fields of features that are not offered read as they would be.
+    /// The configuration structure as it is now. Fields of features that are not offered read as
+    /// they would be.
     fn image(&self) -> [u8; config::LEN] {
         let mut image = [0; config::LEN];
         let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,8 +1,9 @@
 //! A request as a value: parsed once from a chain, checked against the disk, executed by a backend.
 //!
-//! Parsing happens when the chain is popped, in the queue's loop. What cannot be a request at all (no room for a
-//! header or a status) breaks the device; what can but is wrong gets an error status. The limits of the disk are looked
-//! at when the request runs, because the disk may change while requests wait.
+//! Parsing happens when the chain is popped, in the queue's loop. What cannot be a request at all
+//! (no room for a header or a status) breaks the device; what can but is wrong gets an error
+//! status. The limits of the disk are looked at when the request runs, because the disk may change
+//! while requests wait.
 
 use std::sync::Arc;
 
@@ -152,8 +153,8 @@ fn parse_segments(data: &IoBuffer) -> Option<Segments> {
 }
 
 impl Answer {
-    /// Writes the status. Returns how many of the chain's writable bytes are valid, from the first: a failed
-    /// request may have left a gap before the status.
+    /// Writes the status. Returns how many of the chain's writable bytes are valid, from the first:
+    /// a failed request may have left a gap before the status.
     pub(super) fn give(&self, status: RequestStatus) -> u32 {
         self.status.copy_from_slice(0, &[status as u8]);
         let valid = match status {
@@ -167,7 +168,8 @@ impl Answer {
 }
 
 impl Disk {
-    /// Executes a request with the token it entered with. One request is one entry, however many ranges it has.
+    /// Executes a request with the token it entered with. One request is one entry, however many
+    /// ranges it has.
     pub(super) async fn execute(
         &self,
         operation: Operation,

@@ -1,19 +1,19 @@
 //! The service of one queue, in the loop of its AioContext.
 //!
-//! A worker lives in one thread and takes no lock. It consists of an external handler of the doorbell, which pops what
-//! the driver made available; one task per request; and the queue's own task ([`serve`]), which does
-//! what has to happen once per turn or later: the interrupt for a batch of completions, the look at the
-//! ring after a drained section, and the end.
+//! A worker lives in one thread and takes no lock. It consists of an external handler of the
+//! doorbell, which pops what the driver made available; one task per request; and the queue's own
+//! task ([`serve`]), which does what has to happen once per turn or later: the interrupt for a
+//! batch of completions, the look at the ring after a drained section, and the end.
 //!
 //! # Drained sections
-//! Before anything is popped a token is taken. If the gate is closed nothing is popped: the ring is the queue. The
-//! queue's task then waits for the gate and looks at the ring once; what came in meanwhile is seen because looking
-//! ends with enabling the driver's kicks and looking again.
+//! Before anything is popped a token is taken. If the gate is closed nothing is popped: the ring is
+//! the queue. The queue's task then waits for the gate and looks at the ring once; what came in
+//! meanwhile is seen because looking ends with enabling the driver's kicks and looking again.
 //!
 //! # The end
-//! A stop (a reset on a vCPU thread) closes the worker: it pops no more and tells the driver nothing more; requests in
-//! flight run to their end, since the kernel may still move their data, and only then the stop is settled. So a
-//! completion of an older life never reaches a younger one.
+//! A stop (a reset on a vCPU thread) closes the worker: it pops no more and tells the driver
+//! nothing more; requests in flight run to their end, since the kernel may still move their data,
+//! and only then the stop is settled. So a completion of an older life never reaches a younger one.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -59,7 +59,8 @@ struct Worker {
     ring: RefCell<Ring>,
     kick: Arc<Kick>,
     interrupts: Arc<dyn Interrupts>,
-    /// The driver must be told nothing and asked for nothing any more: stopped, or the ring is broken.
+    /// The driver must be told nothing and asked for nothing any more: stopped, or the ring is
+    /// broken.
     closed: Cell<bool>,
     in_flight: Cell<usize>,
     /// Something was pushed since the last interrupt.

@@ -16,7 +16,8 @@ use crate::virtio::VirtioError;
 /// The smallest BAR for MSI-X: a page, so that it can be mapped alone.
 const MSIX_BAR_LEAST: u64 = 0x1000;
 
-/// The configuration space of a virtio function; with it the offsets of the MSI-X and the PCI access capabilities.
+/// The configuration space of a virtio function; with it the offsets of the MSI-X and the PCI
+/// access capabilities.
 pub(super) fn configuration(
     device_id: u16,
     msix: &Msix,
@@ -87,7 +88,8 @@ impl VirtioPci {
         self.vectors.drive_line(&self.msix, &self.pci);
     }
 
-    /// The access that the PCI access capability describes now: BAR, offset and length (section 4.1.4.9).
+    /// The access that the PCI access capability describes now: BAR, offset and length (section
+    /// 4.1.4.9).
     pub(super) fn window(&self) -> Option<(BarIndex, u64, usize)> {
         let field = |at| self.pci.read_u32(self.access_capability + at);
         let bar =

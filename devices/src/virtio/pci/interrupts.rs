@@ -1,6 +1,7 @@
 //! The transport's interrupts: MSI-X vectors by queue, or INTx with the interrupt status register.
 //!
-//! Raised from any thread. With MSI-X that takes no lock; INTx goes through the lock that orders the line.
+//! Raised from any thread. With MSI-X that takes no lock; INTx goes through the lock that orders
+//! the line.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 

@@ -1,4 +1,5 @@
-//! The layout of virtio's PCI transport: identifiers, capabilities, the common configuration structure.
+//! The layout of virtio's PCI transport: identifiers, capabilities, the common configuration
+//! structure.
 //!
 //! Source: VIRTIO 1.2, section 4.1. Nothing here has behaviour.
 

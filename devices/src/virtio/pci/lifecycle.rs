@@ -100,7 +100,7 @@ impl VirtioPci {
         if registers.status.contains(Status::NEEDS_RESET) || registers.resetting {
             return;
         }
-        tracing::warn!(reason = %reason, "virtio: the driver broke the device, which needs a reset");
+        tracing::warn!(%reason, "virtio: the driver broke the device, which needs a reset");
         registers.status |= Status::NEEDS_RESET;
         if registers.status.contains(Status::DRIVER_OK) {
             self.vectors.raise_config(&self.msix, &self.pci);
@@ -169,7 +169,8 @@ impl VirtioPci {
         Some(settling)
     }
 
-    /// Ends what is in flight and brings the device to its power-on state; resolves when it is there.
+    /// Ends what is in flight and brings the device to its power-on state; resolves when it is
+    /// there.
     pub(super) async fn settle(self: Arc<Self>) {
         let settling = {
             let mut registers = self.registers.lock();

@@ -1,9 +1,10 @@
 //! The PCI transport of virtio: registers, negotiation, the life of a device.
 //!
-//! Accesses come from vCPU threads and change [`registers::Registers`] under a lock that nobody holds for longer than
-//! a few stores. What takes time, settling requests that are in flight, happens in the queues' loops; the driver that
-//! asked for a reset reads a status that is not zero until it is over (VIRTIO 1.2, sections 2.1.2 and 4.1.4.3.2).
-//! The data path (doorbells and interrupts) does not take the lock.
+//! Accesses come from vCPU threads and change [`registers::Registers`] under a lock that nobody
+//! holds for longer than a few stores. What takes time, settling requests that are in flight,
+//! happens in the queues' loops; the driver that asked for a reset reads a status that is not zero
+//! until it is over (VIRTIO 1.2, sections 2.1.2 and 4.1.4.3.2). The data path (doorbells and
+//! interrupts) does not take the lock.
 
 mod configuration;
 mod interrupts;

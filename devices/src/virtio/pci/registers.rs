@@ -194,8 +194,8 @@ impl Registers {
         image
     }
 
-    /// Takes a write of the whole width of a register, or of half a 64-bit one (section 4.1.3.1); others are
-    /// ignored, and so are all writes while a reset goes on.
+    /// Takes a write of the whole width of a register, or of half a 64-bit one (section 4.1.3.1);
+    /// others are ignored, and so are all writes while a reset goes on.
     pub(super) fn write(&mut self, offset: usize, data: &[u8]) -> Effect {
         if self.resetting {
             return Effect::Nothing;

@@ -236,7 +236,8 @@ proptest! {
         // Small numbers make chains that hang together more often than random ones do.
         for index in 0..u64::from(SIZE) {
             let at = GuestAddress(DESCRIPTORS + 16 * index + 12);
-            let [flags, next]: [u16; 2] = [memory.read_obj(at).unwrap(), memory.read_obj(GuestAddress(at.0 + 2)).unwrap()];
+            let flags: u16 = memory.read_obj(at).unwrap();
+            let next: u16 = memory.read_obj(GuestAddress(at.0 + 2)).unwrap();
             memory.write_obj(flags % 8, at).unwrap();
             memory.write_obj(next % 10, GuestAddress(at.0 + 2)).unwrap();
         }

@@ -1,4 +1,5 @@
-//! A virtio disk on a bench: a stamped file under `raw` under `blkdebug`, and a driver for its rings.
+//! A virtio disk on a bench: a stamped file under `raw` under `blkdebug`, and a driver for its
+//! rings.
 //!
 //! Everything runs in the test's own loop, so nothing happens between two turns. Waiting is for
 //! events; a test that waits in vain fails instead of hanging.

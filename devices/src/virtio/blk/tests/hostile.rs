@@ -133,8 +133,8 @@ fn bench_idle(guest: &Guest, driver: &Driver<'_>) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Random descriptors, headers and heads: no panic, no hang, nothing outside of the disk's first sectors that were
-    /// aimed at changes, and a reset brings the disk back.
+    /// Random descriptors, headers and heads: no panic, no hang, nothing outside of the disk's
+    /// first sectors that were aimed at changes, and a reset brings the disk back.
     #[test]
     fn random_rings_do_no_harm(
         descriptors in prop::collection::vec((0_u64..0x40, 0_u32..0x600, 0_u16..8, 0_u16..9), 8),

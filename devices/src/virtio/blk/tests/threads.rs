@@ -1,4 +1,5 @@
-//! The same with real threads: a vCPU that adds and kicks, an IOThread that serves, a main loop that drains.
+//! The same with real threads: a vCPU that adds and kicks, an IOThread that serves, a main loop
+//! that drains.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ const REQUESTS: u16 = 2000;
 /// A test that waits in vain fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether the driver has to ring, by the event index that the device left behind the used ring (VIRTIO 1.2, section
-/// 2.7.10) for the chain that was just added.
+/// Whether the driver has to ring, by the event index that the device left behind the used ring
+/// (VIRTIO 1.2, section 2.7.10) for the chain that was just added.
 fn must_kick(driver: &Driver<'_>, added: u16) -> bool {
     std::sync::atomic::fence(Ordering::SeqCst);
     let at = driver.areas()[2] + 4 + 8 * u64::from(RING_LEN);
