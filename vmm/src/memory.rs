@@ -11,7 +11,8 @@
 use std::ops::Range;
 
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::mmap::{FromRangesError, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// Guest memory as every device holds it (in an `Arc`).
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -53,7 +54,7 @@ pub enum MemoryError {
         /// Bytes asked for.
         bytes: u64,
         /// What the mapping said.
-        source: vm_memory::mmap::FromRangesError,
+        source: FromRangesError,
     },
 }
 
@@ -111,7 +112,9 @@ impl MemoryLayout {
         (self.size > LOW_RAM_LIMIT).then(|| HIGH_RAM_START + (self.size - LOW_RAM_LIMIT))
     }
 
-    /// Maps the memory, zeroed; the host provides pages when they are first touched.
+    /// Maps the memory, zeroed; the host provides pages when they are first touched. The mapping is
+    /// subject to the host's accounting (`vm.overcommit_memory`): more than it can ever have is
+    /// refused now, instead of ending this process while the guest runs.
     ///
     /// # Errors
     /// [`MemoryError::Map`] when the host refuses, [`MemoryError::TooLarge`] when it cannot count
@@ -123,7 +126,7 @@ impl MemoryLayout {
         if let Some(end) = self.high_end() {
             ranges.push((GuestAddress(HIGH_RAM_START), bytes(end - HIGH_RAM_START)?));
         }
-        GuestRam::from_ranges(&ranges).map_err(|source| MemoryError::Map {
+        map_ranges(&ranges).map_err(|source| MemoryError::Map {
             bytes: self.size,
             source,
         })
@@ -151,6 +154,19 @@ impl MemoryLayout {
         }
         map
     }
+}
+
+fn map_ranges(ranges: &[(GuestAddress, usize)]) -> Result<GuestRam, FromRangesError> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // Not MAP_NORESERVE, with which the host would promise anything.
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (start, length) in ranges {
+        let region = MmapRegion::build(None, *length, protection, flags)?;
+        let placed = GuestRegionMmap::new(region, *start);
+        regions.push(placed.ok_or(FromRangesError::InvalidGuestRegion)?);
+    }
+    Ok(GuestRam::from_regions(regions)?)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use linux_loader::start_info::{
 };
 use vm_memory::GuestAddress;
 
-use super::{BootError, COMMAND_LINE, Entry, Extras};
+use super::{BootError, COMMAND_LINE, Entry, Extras, check_length};
 use crate::memory::GuestRam;
 
 const START_INFO: GuestAddress = GuestAddress(0x6000);
@@ -35,10 +35,12 @@ const PROGRAM_HEADERS_OFFSET: usize = 32;
 const PROGRAM_HEADER_COUNT_OFFSET: usize = 56;
 const HEADER_LENGTH: usize = 64;
 const PROGRAM_HEADER_LENGTH: usize = 56;
-/// Program header: type, physical address, size in memory.
+/// Program header: type, place in the file, physical address, sizes in file and memory.
 const KIND_LOAD: u32 = 1;
 const KIND_NOTE: u32 = 4;
+const FILE_OFFSET: usize = 8;
 const PHYSICAL_OFFSET: usize = 24;
+const FILE_SIZE_OFFSET: usize = 32;
 const MEMORY_SIZE_OFFSET: usize = 40;
 
 /// Whether a file beginning like this claims to be ELF.
@@ -49,6 +51,9 @@ pub(super) fn is_elf(head: &[u8]) -> bool {
 /// The few fields of a program header that matter before loading.
 struct Segment {
     kind: u32,
+    /// Behind its last byte in the file.
+    file_end: Option<u64>,
+    /// Behind its last byte in memory.
     end: Option<u64>,
 }
 
@@ -92,6 +97,8 @@ fn segments(kernel: &mut File, path: &Path) -> Result<Vec<Segment>, BootError> {
                 program_header[2],
                 program_header[3],
             ]),
+            file_end: word(&program_header, FILE_OFFSET)
+                .checked_add(word(&program_header, FILE_SIZE_OFFSET)),
             end: physical.checked_add(word(&program_header, MEMORY_SIZE_OFFSET)),
         });
     }
@@ -107,7 +114,9 @@ pub(super) fn check(kernel: &mut File, path: &Path) -> Result<(), BootError> {
     if !segments.iter().any(|segment| segment.kind == KIND_NOTE) {
         return Err(BootError::NoPvhEntry(path.to_owned()));
     }
-    Ok(())
+    let ends = segments.iter().map(|segment| segment.file_end);
+    let needed = ends.map(|end| end.unwrap_or(u64::MAX)).max();
+    check_length(kernel, path, needed.unwrap_or_default())
 }
 
 /// Address behind the last byte of the loaded kernel, its zeroed data included.

@@ -16,6 +16,11 @@ use crate::memory::{GuestRam, HIGH_MEMORY_START};
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 /// Offset of the setup header in the image and in the zero page.
 const HEADER_OFFSET: usize = 0x1f1;
+/// Unit of `setup_sects`, in bytes, and what its zero stands for.
+const SETUP_SECTOR: u64 = 512;
+const SETUP_DEFAULT: u8 = 4;
+/// Unit of `syssize`, in bytes.
+const PARAGRAPH: u64 = 16;
 /// "HdrS".
 const HEADER_MAGIC: u32 = 0x5372_6448;
 /// The first protocol version with `init_size` and, soon after, `xloadflags`: 2.12.
@@ -40,6 +45,13 @@ impl Header {
         let (magic, version, flags) = (header.header, header.version, header.loadflags);
         let fits = magic == HEADER_MAGIC && version >= PROTOCOL_2_12 && flags & LOADED_HIGH != 0;
         fits.then_some(Self(header))
+    }
+
+    /// Bytes of the whole image: boot sector, setup and protected-mode part.
+    pub(super) fn file_length(&self) -> u64 {
+        let (setup, paragraphs) = (self.0.setup_sects, self.0.syssize);
+        let setup = if setup == 0 { SETUP_DEFAULT } else { setup };
+        (u64::from(setup) + 1) * SETUP_SECTOR + u64::from(paragraphs) * PARAGRAPH
     }
 
     pub(super) fn has_64_bit_entry(&self) -> bool {

@@ -17,6 +17,7 @@ pub mod registers;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -60,6 +61,16 @@ pub enum BootError {
     /// The bzImage has no 64-bit entry.
     #[error("the kernel '{0}' has no 64-bit entry: only 64-bit bzImages boot")]
     No64BitEntry(PathBuf),
+    /// The image is not all there.
+    #[error("the kernel '{path}' is cut off: it has {length} bytes of {needed}")]
+    CutOff {
+        /// As given.
+        path: PathBuf,
+        /// Bytes of the file.
+        length: u64,
+        /// Bytes that its headers speak of.
+        needed: u64,
+    },
     /// The image contradicts itself.
     #[error("the kernel '{path}' is damaged: {source}")]
     Damaged {
@@ -148,6 +159,13 @@ struct Extras {
     layout: MemoryLayout,
 }
 
+/// Where the images go in guest memory.
+struct Places {
+    /// Address behind all that the kernel needs.
+    kernel_end: u64,
+    initrd: Option<Range<u64>>,
+}
+
 impl BootImages {
     /// Opens the files of `config` and checks that they are what they should be.
     ///
@@ -198,29 +216,21 @@ impl BootImages {
             zero(ram, used)?;
         }
         self.load_command_line(ram)?;
-        let (kernel_end, initrd_limit) = match &self.kind {
-            Kind::BzImage(header) => {
-                let end = header.memory_end();
-                self.check_room(end, layout)?;
-                linux::load_kernel(&mut self.kernel, &self.kernel_path, ram)?;
-                (end, header.initrd_limit())
-            }
-            Kind::Elf => {
-                let end = elf::memory_end(&mut self.kernel, &self.kernel_path)?;
-                self.check_room(end, layout)?;
-                (end, u64::from(u32::MAX))
-            }
-        };
-        self.used = Some(HIGH_MEMORY_START..kernel_end);
-        let initrd = self.load_initrd(ram, layout, kernel_end, initrd_limit)?;
+        let places = self.places(layout)?;
+        self.used = Some(HIGH_MEMORY_START..places.kernel_end);
+        if let (Some((file, _)), Some(range)) = (&mut self.initrd, &places.initrd) {
+            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            ram.read_exact_volatile_from(GuestAddress(range.start), file, length)?;
+        }
         let extras = Extras {
-            initrd,
+            initrd: places.initrd,
             rsdp,
             layout,
         };
         registers::write_descriptors(ram, matches!(self.kind, Kind::BzImage(_)))?;
         match &self.kind {
             Kind::BzImage(header) => {
+                linux::load_kernel(&mut self.kernel, &self.kernel_path, ram)?;
                 registers::write_page_tables(ram)?;
                 linux::write_zero_page(header, &extras, ram)
             }
@@ -228,18 +238,33 @@ impl BootImages {
         }
     }
 
-    fn check_room(&self, needed: u64, layout: MemoryLayout) -> Result<(), BootError> {
-        let end = layout.low_end();
-        if needed > end {
-            let path = self.kernel_path.clone();
+    /// Checks that memory laid out as `layout` has room for kernel and initrd.
+    ///
+    /// # Errors
+    /// [`BootError::TooSmall`] and [`BootError::File`].
+    pub fn check_room(&mut self, layout: MemoryLayout) -> Result<(), BootError> {
+        self.places(layout).map(drop)
+    }
+
+    /// Where kernel and initrd go.
+    fn places(&mut self, layout: MemoryLayout) -> Result<Places, BootError> {
+        let (kernel_end, initrd_limit) = match &self.kind {
+            Kind::BzImage(header) => (header.memory_end(), header.initrd_limit()),
+            Kind::Elf => {
+                let end = elf::memory_end(&mut self.kernel, &self.kernel_path)?;
+                (end, u64::from(u32::MAX))
+            }
+        };
+        if kernel_end > layout.low_end() {
             return Err(BootError::TooSmall {
                 what: "kernel",
-                path,
-                needed,
-                end,
+                path: self.kernel_path.clone(),
+                needed: kernel_end,
+                end: layout.low_end(),
             });
         }
-        Ok(())
+        let initrd = self.place_initrd(layout, kernel_end, initrd_limit)?;
+        Ok(Places { kernel_end, initrd })
     }
 
     fn load_command_line(&self, ram: &GuestRam) -> Result<(), BootError> {
@@ -248,10 +273,9 @@ impl BootImages {
         Ok(ram.write_slice(&bytes, GuestAddress(COMMAND_LINE.start))?)
     }
 
-    /// Puts the initrd at the top of low RAM, at page granularity, below `limit` (inclusive).
-    fn load_initrd(
+    /// The initrd goes to the top of low RAM, at page granularity, below `limit` (inclusive).
+    fn place_initrd(
         &mut self,
-        ram: &GuestRam,
         layout: MemoryLayout,
         kernel_end: u64,
         limit: u64,
@@ -276,8 +300,6 @@ impl BootImages {
                 end: top,
             });
         };
-        let length = usize::try_from(size).unwrap_or(usize::MAX);
-        ram.read_exact_volatile_from(GuestAddress(start), file, length)?;
         Ok(Some(start..start + size))
     }
 }
@@ -288,9 +310,18 @@ fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
+    // Opening a pipe that nobody writes to would never end otherwise.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
         return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    if !metadata.is_file() {
+        return Err(failed(std::io::Error::other("it is not a regular file")));
     }
     Ok(file)
 }
@@ -317,7 +348,25 @@ fn recognise(kernel: &mut File, path: &Path) -> Result<Kind, BootError> {
     if !header.has_64_bit_entry() {
         return Err(BootError::No64BitEntry(path.to_owned()));
     }
+    check_length(kernel, path, header.file_length())?;
     Ok(Kind::BzImage(Box::new(header)))
+}
+
+/// Refuses a file of less than `needed` bytes.
+fn check_length(kernel: &File, path: &Path, needed: u64) -> Result<(), BootError> {
+    let length = kernel.metadata().map_err(|source| BootError::File {
+        what: "kernel",
+        path: path.to_owned(),
+        source,
+    });
+    match length?.len() {
+        length if length < needed => Err(BootError::CutOff {
+            path: path.to_owned(),
+            length,
+            needed,
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn zero(ram: &GuestRam, range: Range<u64>) -> Result<(), BootError> {

@@ -166,8 +166,11 @@ impl MachineBuilder {
         if kvm && config.boot.is_none() {
             return Err(BuildError::NoKernel);
         }
-        let images = config.boot.as_ref().map(BootImages::open).transpose()?;
+        let mut images = config.boot.as_ref().map(BootImages::open).transpose()?;
         let layout = MemoryLayout::new(config.memory)?;
+        if let Some(images) = &mut images {
+            images.check_room(layout)?;
+        }
         let ram = Arc::new(layout.map()?);
         let interrupts = if kvm {
             let vm = KvmVm::new(Arc::clone(&ram))?;

@@ -226,7 +226,7 @@ fn bad_kernels_are_refused_by_name() {
         (put("text", b"#!/bin/sh\n"), "not a kernel"),
         (put("old", &old), "not a kernel"),
         (put("cut", &image[..40]), "not a kernel"),
-        (put("no-code", &image[..200]), "damaged"),
+        (put("no-code", &image[..200]), "cut off"),
         (put("arm", &other_machine), "not a kernel"),
         (put("no-pvh", &without_note), "PVH"),
         (put("far", &far_away), "-m"),
