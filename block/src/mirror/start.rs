@@ -280,7 +280,11 @@ fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
         .iter()
         .any(|file| source_files.contains(file));
     if Arc::ptr_eq(source, target) || same_file {
-        return Err(refused("Can't mirror node into itself"));
+        return Err(refused(format!(
+            "Can't mirror node into itself: source '{}' and target '{}' are the same image",
+            source.info().filename,
+            target.info().filename
+        )));
     }
     if is_below(source, target) || is_below(target, source) {
         return Err(refused(
@@ -297,9 +301,9 @@ fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     if source.len() != target.len() {
         return Err(refused(format!(
             "Source and target image have different sizes: '{}' has {} bytes, '{}' has {}",
-            source.name(),
+            source.info().filename,
             source.len(),
-            target.name(),
+            target.info().filename,
             target.len()
         )));
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::lock;
-use super::open::{open_error, unsuitable};
+use super::open::{check_kind, open_error, unsuitable};
 use crate::driver::FileIdentity;
 use crate::error::Result;
 
@@ -18,6 +18,10 @@ use crate::error::Result;
 /// The file is in use here or elsewhere, is no regular file, or can't be made that large.
 pub fn create_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> Result<()> {
     let failed = |error| open_error(path, error, "");
+    // A better word than that of the opening, which changes nothing but may fail.
+    if let Ok(metadata) = path.metadata() {
+        check_kind(&metadata, path)?;
+    }
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -107,6 +107,7 @@ fn open_file(options: &FileOptions) -> Result<(File, bool)> {
         Some(libc::EINVAL) if options.direct => {
             "; its file system can't do O_DIRECT: use cache.direct=off"
         }
+        Some(libc::ENOENT) => "; create it with 'truncate -s SIZE FILE', or correct the path",
         _ => "",
     };
     Err(open_error(path, error, hint))
@@ -128,7 +129,7 @@ pub(super) fn unsuitable(path: &Path, reason: impl Into<String>) -> BlockError {
 }
 
 /// A disk is a regular file or a block device.
-fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
+pub(super) fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
     let kind = metadata.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(());
