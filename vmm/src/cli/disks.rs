@@ -138,6 +138,7 @@ impl Builder {
         text: &str,
         name: &str,
     ) -> Result<(), CliError> {
+        check_id(option, text, "node-name", name)?;
         if self.node_names.insert(name.to_owned()) {
             return Ok(());
         }

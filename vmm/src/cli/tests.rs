@@ -469,3 +469,21 @@ fn help_and_version_are_no_failure() {
     let version = parse(words("-version")).unwrap_err();
     assert!(matches!(&version, Refusal::Information(text) if text.starts_with("sluice ")));
 }
+
+#[cfg(feature = "test-hooks")]
+#[test]
+fn builds_for_tests_can_switch_postponing_off() {
+    let postpones = |option: &str| {
+        let parsed = with_kernel(&format!("{BLOCKDEV} --device ide-hd,drive=d0{option}"));
+        parsed.storage.disks[0].postpone
+    };
+    assert!(postpones(""));
+    assert!(!postpones(",x-postpone=off"));
+}
+
+#[cfg(not(feature = "test-hooks"))]
+#[test]
+fn no_other_build_can_switch_postponing_off() {
+    let line = format!("--kernel k {BLOCKDEV} --device ide-hd,drive=d0,x-postpone=off");
+    assert!(refused(&line).contains("'x-postpone' is unexpected"));
+}
