@@ -7,6 +7,8 @@ pub struct Statements {
     pub verdict: Option<String>,
     /// The exit status of the writer.
     pub exit: Option<i32>,
+    /// The transfer mode that the guest's kernel chose for the IDE disk.
+    pub ide_mode: Option<String>,
     /// How many errors of disks the guest's kernel logged.
     pub kernel_errors: Option<u64>,
     /// Lines that report trouble: the writer's errors and mismatches, the kernel's complaints.
@@ -34,6 +36,8 @@ impl Statements {
                 statements.verdict = Some(rest.to_owned());
             } else if let Some(rest) = after(line, "sluice-guest: exit ") {
                 statements.exit = rest.parse().ok();
+            } else if let Some(rest) = after(line, "sluice-guest: ide-mode ") {
+                statements.ide_mode = Some(rest.to_owned());
             } else if let Some(rest) = after(line, "sluice-guest: kernel-errors ") {
                 statements.kernel_errors = rest.parse().ok();
             }

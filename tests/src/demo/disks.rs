@@ -132,6 +132,8 @@ pub fn arguments(options: &Options, images: &Images) -> Vec<String> {
     add(&[
         "--accel",
         "kvm",
+        "--machine",
+        "pc,ide=piix4",
         "-m",
         &GUEST_MEMORY.to_string(),
         "--smp",

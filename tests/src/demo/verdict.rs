@@ -41,6 +41,12 @@ pub fn judge(
             "it is not",
         ),
     ];
+    let mode = statements.ide_mode.as_deref().unwrap_or("none");
+    checks.push(Check::that(
+        "the guest's driver uses UDMA on the IDE disk",
+        mode.starts_with("UDMA"),
+        format!("it uses {mode}"),
+    ));
     let mut rows = Vec::new();
     for pivot in pivots {
         let mut own = match scenario {

@@ -29,6 +29,9 @@ pub use open::FileOptions;
 /// refused at opening.
 const DIRECT_ALIGNMENT: usize = 512;
 
+/// The most bytes that are copied to aligned memory at once.
+const BOUNCE: usize = 1 << 20;
+
 /// Zeroes written at once where the file system can't zero a range by itself, in bytes.
 const ZERO_CHUNK: u64 = 1 << 20;
 
@@ -78,6 +81,27 @@ impl FileDriver {
         let count = current::read_at(self.engine, &self.file, offset, buffer.clone()).await?;
         // The file shrank behind our back: what is gone reads as zeroes.
         buffer.fill(count, buffer.len() - count, 0);
+        Ok(())
+    }
+
+    /// Reads by way of aligned memory, piece by piece: how much a guest asks for at once must not
+    /// decide how much memory that takes.
+    async fn read_bounced(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
+        let bounce = IoBuffer::alloc(buffer.len().min(BOUNCE));
+        for at in (0..buffer.len()).step_by(BOUNCE) {
+            let piece = bounce.slice(0, buffer.len() - at);
+            self.read_all(offset + at as u64, &piece).await?;
+            buffer.copy_from_slice(at, &piece.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Writes by way of aligned memory, as [`read_bounced`](Self::read_bounced) reads.
+    async fn write_bounced(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
+        for at in (0..buffer.len()).step_by(BOUNCE) {
+            let piece = IoBuffer::copied_from(&buffer.slice(at, BOUNCE).to_vec());
+            current::write_at(self.engine, &self.file, offset + at as u64, piece).await?;
+        }
         Ok(())
     }
 
@@ -186,10 +210,7 @@ impl Driver for FileDriver {
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         Box::pin(async move {
             if self.needs_bounce(&buffer) {
-                let bounce = IoBuffer::alloc(buffer.len());
-                self.read_all(offset, &bounce).await?;
-                buffer.copy_from_slice(0, &bounce.to_vec());
-                return Ok(());
+                return Ok(self.read_bounced(offset, &buffer).await?);
             }
             Ok(self.read_all(offset, &buffer).await?)
         })
@@ -197,12 +218,11 @@ impl Driver for FileDriver {
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
         Box::pin(async move {
-            let buffer = if self.needs_bounce(&buffer) {
-                IoBuffer::copied_from(&buffer.to_vec())
+            if self.needs_bounce(&buffer) {
+                self.write_bounced(offset, &buffer).await?;
             } else {
-                buffer
-            };
-            current::write_at(self.engine, &self.file, offset, buffer).await?;
+                current::write_at(self.engine, &self.file, offset, buffer).await?;
+            }
             if flags.contains(RequestFlags::FUA) {
                 self.sync().await?;
             }
