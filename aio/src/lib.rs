@@ -14,6 +14,19 @@
 //! handler; the handler enters its disk's gate and starts a task per request; tasks prepare I/O,
 //! which the loop hands to the kernel once per turn; the ring's completions wake the tasks, and the
 //! device tells the guest once per turn.
+//!
+//! # Example
+//! Work for a loop in another thread, and its result:
+//! ```
+//! use sluice_aio::{EventLoop, IoThread, LoopConfig};
+//!
+//! let thread = IoThread::spawn("io0", LoopConfig::default())?;
+//! let context = thread.context().clone();
+//! let mut main = EventLoop::new("main", &LoopConfig::default())?;
+//! let answer = main.run_until(async move { context.call(|| async { 6 * 7 }).await })?;
+//! assert_eq!(answer, Ok(42));
+//! # Ok::<(), sluice_aio::LoopError>(())
+//! ```
 
 #[cfg(not(loom))]
 pub mod buffer;

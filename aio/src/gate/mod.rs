@@ -26,6 +26,26 @@
 //! stands: a section that closes the gate before that takes the grants back, and the waiters keep
 //! their places.
 //!
+//! # Example
+//! ```
+//! use sluice_aio::{Clock, EventLoop, Gate, LoopConfig, current};
+//!
+//! let gate = Gate::new("disk0", Clock::real());
+//! let section = gate.close("an example");
+//! assert!(gate.try_enter().is_none());
+//!
+//! let mut event_loop = EventLoop::new("main", &LoopConfig::default())?;
+//! event_loop.run_until(async move {
+//!     let postponed = current::spawn_local(gate.enter());
+//!     current::yield_now().await;
+//!     assert_eq!(gate.parked(), 1);
+//!     drop(section);
+//!     let token = postponed.await.expect("the task ran").expect("the gate lives");
+//!     assert!(token.is_of(&gate));
+//! })?;
+//! # Ok::<(), sluice_aio::LoopError>(())
+//! ```
+//!
 //! # Threads
 //! Everything here may be called from any thread. No method blocks or polls; waiting is a future.
 //! Do not wait for a gate to be idle while holding one of its tokens.

@@ -39,6 +39,18 @@ const WORD_BITS: usize = u64::BITS as usize;
 /// least one of them sees the other and the summary bit stands in the end. For the moment between
 /// dropping and looking again, the clearer shows that it is at it (`scrubs_started`,
 /// `scrubs_finished`); a search which came up empty while that was so looks at all words.
+///
+/// # Example
+/// ```
+/// use sluice_block::dirty::{DirtyBitmap, Granularity};
+///
+/// let bitmap = DirtyBitmap::new(1 << 20, Granularity::new(64 << 10)?)?;
+/// bitmap.record(70_000, 512);
+/// assert_eq!(bitmap.next_dirty(0, u64::MAX), Some(65_536..131_072));
+/// assert_eq!(bitmap.clear(65_536, 65_536), 1);
+/// assert!(bitmap.is_clean());
+/// # Ok::<(), sluice_block::dirty::BitmapError>(())
+/// ```
 pub struct DirtyBitmap {
     geometry: Geometry,
     words: Box<[AtomicU64]>,
