@@ -181,9 +181,10 @@ async fn assemble(
         qtest::serve(config, target).map_err(StartError::Qtest)?;
     }
     let ending = Arc::clone(controller);
+    let retiring = machine.retire_disks();
     let farewell = async move {
         let exit = ending.ended().await;
-        farewell(&graph, qmp).await;
+        farewell(&graph, retiring, qmp).await;
         finished.set(Some(exit));
     };
     current::spawn_local(farewell).detach();
@@ -209,8 +210,9 @@ async fn flush(graph: &Graph) {
 }
 
 /// What has to be done between the end of the machine and that of the process.
-async fn farewell(graph: &Graph, qmp: QmpServer) {
+async fn farewell(graph: &Graph, retiring: impl Future<Output = ()>, qmp: QmpServer) {
     graph.jobs().shut_down().await;
+    retiring.await;
     drop(graph.drain_all("shutdown").await);
     flush(graph).await;
     for backend in graph.backends() {

@@ -127,15 +127,17 @@ impl IdeController {
         [0, 1].map(|index| self.channels[index].access(|core| core.stats()))
     }
 
-    /// Ends the device for good: cancels what is parked, waits for what runs, and accepts nothing more. Any context;
-    /// the loop that serves the drives must be running.
-    pub async fn shutdown(&self) {
-        for channel in &self.channels {
-            channel.access(Core::retire);
+    /// Begins to settle both channels; resolves when nothing of theirs is in flight.
+    fn settle(&self, begin: fn(&mut Core)) -> Resetting {
+        let channels = self.channels.clone();
+        for channel in &channels {
+            channel.access(begin);
         }
-        for channel in &self.channels {
-            Arc::clone(channel).idle().await;
-        }
+        Box::pin(async move {
+            for channel in channels {
+                channel.idle().await;
+            }
+        })
     }
 
     /// The channel and register of a port.
@@ -282,15 +284,13 @@ impl PciFunction for IdeController {
     }
 
     fn reset(&self) -> Resetting {
-        let channels = self.channels.clone();
-        for channel in &channels {
-            channel.access(Core::machine_reset);
-        }
-        Box::pin(async move {
-            for channel in channels {
-                channel.idle().await;
-            }
-        })
+        self.settle(Core::machine_reset)
+    }
+
+    /// Cancels what is parked, waits for what runs, and accepts nothing more. The loop that serves
+    /// the drives must be running.
+    fn retire(&self) -> Resetting {
+        self.settle(Core::retire)
     }
 }
 

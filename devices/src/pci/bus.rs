@@ -130,6 +130,13 @@ impl PciBus {
         Ok(())
     }
 
+    /// Ends all functions for good, see [`PciFunction::retire`]. Main loop's thread.
+    pub async fn retire(&self) {
+        for slot in self.slots.iter().filter_map(OnceLock::get) {
+            slot.function.retire().await;
+        }
+    }
+
     /// A configuration read: `data` is all ones where no function is. Any thread.
     pub fn config_read(&self, address: Address, offset: usize, data: &mut [u8]) {
         match self.present(address) {

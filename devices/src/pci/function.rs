@@ -1,10 +1,10 @@
 //! What a device model implements to sit on the PCI bus.
 //!
-//! Called by [`super::PciBus`]: accesses on vCPU threads, [`PciFunction::reset`] on the
-//! main loop's.
+//! Called by [`super::PciBus`]: accesses on vCPU threads, [`PciFunction::reset`] and
+//! [`PciFunction::retire`] on the main loop's.
 
 use super::{BarIndex, ConfigChange, PciConfig};
-use crate::reset::Resetting;
+use crate::reset::{Resetting, settled};
 
 /// One PCI function.
 ///
@@ -53,4 +53,11 @@ pub trait PciFunction: Send + Sync {
     /// to their power-on values. The bus resets the configuration space after that. Called on the
     /// main loop's thread with no vCPU running.
     fn reset(&self) -> Resetting;
+
+    /// The machine ends for good: as a reset, but from now on the function begins nothing any more,
+    /// whatever is written to it. When it is over, its disk may be taken away. Called on the main
+    /// loop's thread with no vCPU running.
+    fn retire(&self) -> Resetting {
+        settled()
+    }
 }

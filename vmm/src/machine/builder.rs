@@ -144,10 +144,22 @@ pub struct Machine {
     pub buses: Buses,
     /// Its memory.
     pub ram: Arc<GuestRam>,
+    /// Its PCI functions, disks among them.
+    pci: Arc<PciBus>,
     /// What a qtest client sees of interrupts; none on KVM.
     pub qtest: Option<Arc<QtestInterrupts>>,
     /// The threads that serve its disks; in use as long as it exists.
     pub iothreads: Vec<Arc<IoThread>>,
+}
+
+impl Machine {
+    /// Ends the disks' controllers for good, when no vCPU runs any more: cancels what the guest
+    /// has waiting, awaits what is in flight. Their backends are out of use then. To be awaited in
+    /// the main loop.
+    pub fn retire_disks(&self) -> impl Future<Output = ()> + use<> {
+        let pci = Arc::clone(&self.pci);
+        async move { pci.retire().await }
+    }
 }
 
 impl MachineBuilder {
@@ -404,6 +416,7 @@ impl MachineBuilder {
             serial: self.serial,
             buses: self.buses,
             ram: self.ram,
+            pci: self.pci,
             qtest,
             iothreads: self.iothreads,
         })

@@ -1,8 +1,6 @@
 //! Arbitrary accesses by a guest that has lost its mind, with sections and resets in between: nothing panics, and what must
 //! always hold does.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use sluice_block::Section;
 
@@ -141,8 +139,8 @@ proptest! {
         bench.outb(COMMAND, 0xec);
         prop_assert_eq!(bench.read_block(1).len(), SECTOR);
         prop_assert_eq!(bench.status(), DRDY | DSC);
-        let ide = Arc::clone(&bench.ide);
-        bench.run(async move { ide.shutdown().await });
+        let retiring = bench.ide.retire();
+        bench.run(retiring);
         prop_assert_eq!(bench.disks[0].backend.gate().in_flight(), 0);
         prop_assert_eq!(bench.disks[0].backend.gate().parked(), 0);
     }

@@ -214,19 +214,19 @@ fn a_machine_reset_cancels_what_is_parked() {
 }
 
 #[test]
-fn shutdown_cancels_awaits_and_accepts_nothing_more() {
+fn retirement_cancels_awaits_and_accepts_nothing_more() {
     let mut bench = Bench::new();
     bench.hold(DebugEvent::WriteAio);
     start_write(&bench, 1000);
     bench.wait_held();
     let ide = bench.ide.clone();
-    let shutdown = bench
+    let retiring = bench
         .context()
-        .call(move || async move { ide.shutdown().await });
+        .call(move || async move { ide.retire().await });
     bench.idle_turns();
     assert_eq!(bench.disks[0].sector(1000), stamp(1000));
     bench.release();
-    bench.run(shutdown).unwrap();
+    bench.run(retiring).unwrap();
     assert_eq!(bench.disks[0].sector(1000), vec![0xab; SECTOR]);
     bench.outb(CONTROL, SRST);
     bench.outb(CONTROL, 0);

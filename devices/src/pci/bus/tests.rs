@@ -12,6 +12,7 @@ struct Probe {
     config: PciConfig,
     writes: Mutex<Vec<(BarIndex, u64, Vec<u8>)>>,
     places: Mutex<Vec<(BarIndex, Option<u64>)>>,
+    retired: AtomicU32,
 }
 
 impl Probe {
@@ -32,6 +33,7 @@ impl Probe {
             config,
             writes: Mutex::default(),
             places: Mutex::default(),
+            retired: AtomicU32::new(0),
         })
     }
 }
@@ -54,6 +56,11 @@ impl PciFunction for Probe {
     }
 
     fn reset(&self) -> Resetting {
+        settled()
+    }
+
+    fn retire(&self) -> Resetting {
+        self.retired.fetch_add(1, Ordering::Relaxed);
         settled()
     }
 }
@@ -252,6 +259,24 @@ fn reset_puts_bars_back_where_firmware_put_them() {
     assert_eq!(machine.read(3, 0, 4, 2), [0, 0]);
     machine.write32(3, offset::COMMAND, u32::from(Command::MEMORY.bits()));
     assert!(machine.mmio_answers(0xe000_0000));
+}
+
+#[test]
+fn every_function_is_retired() {
+    let machine = Machine::new();
+    let probes = [Probe::new(), Probe::new()];
+    for (device, probe) in (3..).zip(&probes) {
+        let address = Address::new(device, 0);
+        machine.bus.add(address, Arc::clone(probe) as _).unwrap();
+    }
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let retiring = std::pin::pin!(machine.bus.retire());
+    assert!(retiring.poll(&mut context).is_ready());
+    assert!(
+        probes
+            .iter()
+            .all(|probe| probe.retired.load(Ordering::Relaxed) == 1)
+    );
 }
 
 proptest! {

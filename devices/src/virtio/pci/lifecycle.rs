@@ -169,6 +169,11 @@ impl VirtioPci {
         Some(settling)
     }
 
+    /// The driver can bring nothing about any more.
+    pub(super) fn close(&self) {
+        self.registers.lock().retired = true;
+    }
+
     /// Ends what is in flight and brings the device to its power-on state; resolves when it is
     /// there.
     pub(super) async fn settle(self: Arc<Self>) {

@@ -241,6 +241,11 @@ impl PciFunction for VirtioPci {
             }
         })
     }
+
+    fn retire(&self) -> Resetting {
+        self.close();
+        self.reset()
+    }
 }
 
 impl Interrupts for VirtioPci {

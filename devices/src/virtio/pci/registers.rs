@@ -45,6 +45,8 @@ pub(super) struct Registers {
     pub(super) status: Status,
     /// A reset that the driver asked for is not finished: requests are still in flight.
     pub(super) resetting: bool,
+    /// The machine has ended: writes have no effect any more.
+    pub(super) retired: bool,
     /// Who waits for the end of a reset.
     pub(super) reset_waiters: Vec<Waker>,
     pub(super) offered: u64,
@@ -95,6 +97,7 @@ impl Registers {
         Self {
             status: Status::empty(),
             resetting: false,
+            retired: false,
             reset_waiters: Vec::new(),
             offered,
             accepted: 0,
@@ -195,9 +198,9 @@ impl Registers {
     }
 
     /// Takes a write of the whole width of a register, or of half a 64-bit one (section 4.1.3.1);
-    /// others are ignored, and so are all writes while a reset goes on.
+    /// others are ignored, and so are all writes while a reset goes on and after the end.
     pub(super) fn write(&mut self, offset: usize, data: &[u8]) -> Effect {
-        if self.resetting {
+        if self.resetting || self.retired {
             return Effect::Nothing;
         }
         match *data {

@@ -117,6 +117,29 @@ fn a_machine_reset_ends_in_the_power_on_state() {
 }
 
 #[test]
+fn a_retired_disk_ends_what_is_in_flight_and_begins_nothing_more() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
+    bench.hold(DebugEvent::WriteAio);
+    add_write(&mut driver, Slot(0), 5, &[5; SECTOR]);
+    driver.kick();
+    bench.wait_held();
+    let retiring = guest.function.retire();
+    add_write(&mut driver, Slot(1), 6, &[6; SECTOR]);
+    driver.kick();
+    bench.release();
+    bench.event_loop.run_until(retiring).unwrap();
+    assert_eq!(bench.backend.gate().in_flight(), 0);
+    assert_eq!(bench.sector(5), [5; SECTOR]);
+    let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
+    add_write(&mut driver, Slot(2), 7, &[7; SECTOR]);
+    driver.kick();
+    bench.quiesce();
+    assert!(guest.status().is_empty());
+    assert_eq!((bench.sector(6), bench.sector(7)), (stamp(6), stamp(7)));
+}
+
+#[test]
 fn a_loop_that_is_gone_does_not_hold_up_a_reset() {
     let (bench, guest) = Bench::new();
     let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
