@@ -174,15 +174,15 @@ impl VirtioPci {
         self.registers.lock().retired = true;
     }
 
-    /// Ends what is in flight and brings the device to its power-on state; resolves when it is
-    /// there.
-    pub(super) async fn settle(self: Arc<Self>) {
+    /// Ends what is in flight and brings the device to its power-on state. Begins at once; resolves
+    /// when it is there.
+    pub(super) fn settle(self: Arc<Self>) -> impl Future<Output = ()> {
         let settling = {
             let mut registers = self.registers.lock();
             self.begin_reset(&mut registers)
         };
         drop(settling);
-        poll_fn(|cx| {
+        poll_fn(move |cx| {
             let mut registers = self.registers.lock();
             if registers.resetting {
                 registers.reset_waiters.push(cx.waker().clone());
@@ -191,6 +191,5 @@ impl VirtioPci {
                 Poll::Ready(())
             }
         })
-        .await;
     }
 }

@@ -30,7 +30,7 @@ use super::{Interrupts, Kick, RingFeatures, VirtioDevice, VirtioError};
 use crate::doorbell::{DoorbellAddress, Doorbells};
 use crate::irq::{IrqLine, MsiController};
 use crate::pci::{BarIndex, ConfigChange, Msix, PciConfig, PciFunction};
-use crate::reset::Resetting;
+use crate::reset::{Resetting, settled};
 
 /// What a virtio function is put together from.
 pub struct VirtioPciParts<'a> {
@@ -233,12 +233,13 @@ impl PciFunction for VirtioPci {
     }
 
     fn reset(&self) -> Resetting {
-        let this = self.this.upgrade();
+        let Some(this) = self.this.upgrade() else {
+            return settled();
+        };
+        let settling = Arc::clone(&this).settle();
         Box::pin(async move {
-            if let Some(this) = this {
-                Arc::clone(&this).settle().await;
-                this.msix.reset();
-            }
+            settling.await;
+            this.msix.reset();
         })
     }
 
