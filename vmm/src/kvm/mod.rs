@@ -36,7 +36,7 @@ pub enum KvmError {
     #[error("/dev/kvm cannot be opened: {0}")]
     Open(#[source] kvm_ioctls::Error),
     /// The kernel is too old.
-    #[error("this host's KVM speaks version {0} of its interface; {expected} is needed", expected = kvm_bindings::KVM_API_VERSION)]
+    #[error("/dev/kvm speaks version {0} of KVM's interface; {expected} is needed", expected = kvm_bindings::KVM_API_VERSION)]
     Version(i32),
     /// A feature is missing.
     #[error("this host's KVM lacks {0}, which a machine needs")]

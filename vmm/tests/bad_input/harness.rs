@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -29,6 +30,7 @@ pub mod status {
     pub const SUCCESS: i32 = 0;
     pub const USAGE: i32 = 2;
     pub const BOOT_IMAGE: i32 = 4;
+    pub const NO_KVM: i32 = 6;
     pub const SETUP: i32 = 8;
 }
 
@@ -82,11 +84,7 @@ impl Scene {
         if !rustix::process::geteuid().is_root() {
             return Some(vec![SLUICE.to_owned()]);
         }
-        if std::process::Command::new("setpriv")
-            .arg("--version")
-            .output()
-            .is_err()
-        {
+        if Command::new("setpriv").arg("--version").output().is_err() {
             println!("SKIPPED: this is root, whom no permission stops, and there is no setpriv");
             return None;
         }
@@ -102,6 +100,32 @@ impl Scene {
         command.extend(["--clear-groups".to_owned(), self.text("sluice")]);
         Some(command)
     }
+}
+
+/// The command that runs the binary in a mount namespace of its own, after the shell command
+/// `mount`: what it mounts is seen by nobody else and goes with the process. None, with the reason
+/// printed, where that can't be had.
+pub fn with_mount(mount: &str) -> Option<Vec<String>> {
+    let namespace: &[&str] = if rustix::process::geteuid().is_root() {
+        &["unshare", "--mount"]
+    } else {
+        &["unshare", "--mount", "--map-root-user"]
+    };
+    let probe = Command::new(namespace[0])
+        .args(&namespace[1..])
+        .args(["sh", "-c", mount])
+        .output();
+    match probe {
+        Ok(output) if output.status.success() => {}
+        other => {
+            println!("SKIPPED: no mount namespace can be made here: {other:?}");
+            return None;
+        }
+    }
+    let script = format!("{mount} && exec \"$0\" \"$@\"");
+    let shell = ["sh", "-c", &script, SLUICE];
+    let words = namespace.iter().chain(&shell);
+    Some(words.map(|word| (*word).to_owned()).collect())
 }
 
 /// `size` bytes that depend on their place, none of them zero.

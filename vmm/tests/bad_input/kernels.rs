@@ -1,9 +1,11 @@
-//! Kernels that are none. All this is found before `/dev/kvm` is opened, so that it is told on any
-//! host.
+//! Kernels that are none, and no KVM to run them. What is wrong with a kernel is found before
+//! `/dev/kvm` is opened, so that it is told on any host.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use crate::harness::{Refusal, SLUICE, Scene, refusal_of, status};
+use crate::harness::{Refusal, SLUICE, Scene, refusal_of, status, with_mount};
 
 /// Offsets in a bzImage (Linux, Documentation/arch/x86/boot.rst).
 const SETUP_SECTS: usize = 0x1f1;
@@ -143,6 +145,46 @@ fn what_the_kernel_does_not_get() {
 
     let line = "x".repeat(2048);
     boot(&kernel, &["--append", &line]).expect(status::BOOT_IMAGE, &["--append", "2048", "2047"]);
+}
+
+/// Runs `command` with a good kernel, which it must not get as far as to boot.
+#[track_caller]
+fn without_kvm(scene: &Scene, mut command: Vec<String>, words: &[&str]) {
+    let kernel = scene.write("kernel", bzimage());
+    command.extend(["--serial", "none", "--kernel", &kernel].map(str::to_owned));
+    refusal_of(&command).expect(status::NO_KVM, words);
+}
+
+#[test]
+fn no_kvm_to_run_it() {
+    let scene = Scene::new();
+    let hiding = "mount -t tmpfs none /dev";
+    if let Some(command) = with_mount(hiding) {
+        let words = ["/dev/kvm", "does not exist", "--accel qtest"];
+        without_kvm(&scene, command, &words);
+    }
+    if !Path::new("/dev/kvm").exists() {
+        println!("SKIPPED in part: there is no /dev/kvm to put something else in the place of");
+        return;
+    }
+    if let Some(command) = with_mount("mount --bind /dev/null /dev/kvm") {
+        without_kvm(&scene, command, &["/dev/kvm", "version"]);
+    }
+}
+
+#[test]
+fn kvm_that_is_not_for_everybody() {
+    let scene = Scene::new();
+    let Some(command) = scene.unprivileged() else {
+        return;
+    };
+    let open_to_all = fs::metadata("/dev/kvm").map(|kvm| kvm.permissions().mode() & 0o006 != 0);
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root || open_to_all.unwrap_or(true) {
+        println!("SKIPPED: /dev/kvm is missing, open to everybody, or perhaps to this user");
+        return;
+    }
+    without_kvm(&scene, command, &["/dev/kvm", "may not be opened", "group"]);
 }
 
 #[test]

@@ -113,3 +113,17 @@ fn a_directory_that_must_not_be_written() {
     let words = ["--qmp", &path, "Permission denied", "may write"];
     refusal_of(&command).expect(status::SETUP, &words);
 }
+
+#[test]
+fn a_console_that_no_file_can_take() {
+    let scene = Scene::new();
+    for (path, words) in [
+        (scene.text("nowhere/console"), "No such file"),
+        (scene.text(""), "directory"),
+    ] {
+        let mut command = vec![SLUICE.to_owned()];
+        command.extend(qtest_arguments(&scene));
+        *command.last_mut().unwrap() = format!("file:{path}");
+        refusal_of(&command).expect(status::SETUP, &["--serial", &path, words]);
+    }
+}

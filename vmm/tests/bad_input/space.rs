@@ -5,11 +5,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{SIZE, SLUICE, Scene, Vm, expect_words, pattern};
+use crate::harness::{SIZE, SLUICE, Scene, Vm, expect_words, pattern, with_mount};
 
 /// Room on the small file system for a target, less what `ballast` takes.
 const ROOM: &str = "size=6M";
@@ -18,28 +17,9 @@ const BALLAST: u64 = 4 << 20;
 /// A machine that sees a small file system at `small`; none, with the reason printed, where that
 /// can't be had.
 fn start_with_small_disk(scene: &Scene) -> Option<Vm> {
-    let namespace: &[&str] = if rustix::process::geteuid().is_root() {
-        &["unshare", "--mount"]
-    } else {
-        &["unshare", "--mount", "--map-root-user"]
-    };
     let small = scene.text("small");
     fs::create_dir(&small).unwrap();
-    let mount = format!("mount -t tmpfs -o {ROOM} none '{small}'");
-    let probe = Command::new(namespace[0])
-        .args(&namespace[1..])
-        .args(["sh", "-c", &mount])
-        .output();
-    match probe {
-        Ok(output) if output.status.success() => {}
-        other => {
-            println!("SKIPPED: no mount namespace with a tmpfs can be made here: {other:?}");
-            return None;
-        }
-    }
-    let script = format!("{mount} && exec \"$0\" \"$@\"");
-    let mut command: Vec<_> = namespace.iter().map(|word| (*word).to_owned()).collect();
-    command.extend(["sh", "-c", &script, SLUICE].map(str::to_owned));
+    let command = with_mount(&format!("mount -t tmpfs -o {ROOM} none '{small}'"))?;
     Some(Vm::start_with(scene, &command, &[]))
 }
 
