@@ -25,9 +25,6 @@ pub trait Interrupts: Send + Sync {
     /// The used ring of a queue has something to look at. Takes no lock when MSI-X is in use.
     fn queue(&self, index: u16);
 
-    /// The device's configuration changed.
-    fn config_changed(&self);
-
     /// The driver did something impossible: sets NEEDS_RESET and tells the driver (VIRTIO 1.2,
     /// section 2.1.2).
     fn needs_reset(&self, reason: &dyn std::error::Error);

@@ -6,6 +6,8 @@ bitflags::bitflags! {
     /// Feature bits (section 5.2.3).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {
+        /// `size_max` is valid.
+        const SIZE_MAX = 1 << 1;
         /// `seg_max` is valid.
         const SEG_MAX = 1 << 2;
         /// Read-only.
@@ -78,6 +80,8 @@ pub const DISCARD_SEGMENT_LEN: usize = 16;
 pub mod config {
     /// `capacity` in sectors, 64 bits.
     pub const CAPACITY: usize = 0;
+    /// `size_max`, 32 bits.
+    pub const SIZE_MAX: usize = 8;
     /// `seg_max`, 32 bits.
     pub const SEG_MAX: usize = 12;
     /// `blk_size` in bytes, 32 bits.

@@ -12,17 +12,17 @@ mod request;
 mod tests;
 mod worker;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use sluice_aio::AioContext;
 use sluice_block::backend::Backend;
 
 use self::layout::{Features, SECTOR, SERIAL_LEN, config};
-use self::request::{Disk, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS};
+use self::request::{Disk, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_TRANSFER};
 use self::worker::{Stop, serve};
-use super::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice, VirtioError};
+use super::{ActiveQueue, DeviceId, Settling, VirtioDevice, VirtioError};
 
 /// How a virtio disk is set up.
 pub struct VirtioBlkConfig {
@@ -105,8 +105,6 @@ pub struct VirtioBlk {
     features: Features,
     /// Running queues, by number.
     stops: Mutex<Vec<Option<Arc<Stop>>>>,
-    /// The way to the driver, once it has started a queue.
-    interrupts: Mutex<Option<Weak<dyn Interrupts>>>,
 }
 
 impl VirtioBlk {
@@ -174,16 +172,7 @@ impl VirtioBlk {
             physical_block_size: physical,
             features,
             stops: Mutex::new(vec![None; usize::from(num_queues)]),
-            interrupts: Mutex::new(None),
         }))
-    }
-
-    /// Tells the driver that the disk's size has changed. Any thread.
-    pub fn capacity_changed(&self) {
-        let interrupts = self.interrupts.lock().as_ref().and_then(Weak::upgrade);
-        if let Some(interrupts) = interrupts {
-            interrupts.config_changed();
-        }
     }
 
     /// The configuration structure as it is now. Fields of features that are not offered read as
@@ -203,7 +192,9 @@ impl VirtioBlk {
             .to_le_bytes();
         let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
         put(config::CAPACITY, &capacity.to_le_bytes());
-        put(config::SEG_MAX, &u32::from(queue_size - 2).to_le_bytes());
+        let seg_max = u32::from(queue_size - 2);
+        put(config::SIZE_MAX, &size_max(seg_max).to_le_bytes());
+        put(config::SEG_MAX, &seg_max.to_le_bytes());
         put(config::BLK_SIZE, &block.to_le_bytes());
         put(config::PHYSICAL_BLOCK_EXP, &exponent.to_le_bytes()[..1]);
         put(config::MIN_IO_SIZE, &min_io.to_le_bytes());
@@ -229,6 +220,13 @@ impl VirtioBlk {
         put(config::WRITE_ZEROES_MAY_UNMAP, &[1]);
         image
     }
+}
+
+/// Largest buffer: so many of them, `seg_max`, fit into [`MAX_TRANSFER`]. A power of two, since drivers
+/// divide pages and blocks.
+fn size_max(seg_max: u32) -> u32 {
+    let most = u32::try_from(MAX_TRANSFER).unwrap_or(u32::MAX) / seg_max;
+    1 << most.ilog2()
 }
 
 impl VirtioDevice for VirtioBlk {
@@ -263,7 +261,6 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn start_queue(&self, queue: ActiveQueue) {
-        *self.interrupts.lock() = Some(Arc::downgrade(&queue.interrupts));
         let index = usize::from(queue.index);
         let stop = Arc::new(Stop::default());
         if let Some(slot) = self.stops.lock().get_mut(index) {

@@ -23,6 +23,12 @@ pub(super) const MAX_DISCARD_SECTORS: u32 = (1 << 31) / 512 - 1;
 /// Most segments of a discard or write zeroes request.
 pub(super) const MAX_DISCARD_SEGMENTS: usize = 32;
 
+/// Most bytes that one request may read or write: 16 MiB. A chain may name the same memory in every
+/// descriptor, so that neither the guest's memory nor the disk bounds what it costs. `size_max` is
+/// set such that a driver that minds it and `seg_max` never comes here; one that does not is told
+/// of an error. (Linux limits itself to `max_sectors_kb`, 1280 KiB unless it is raised.)
+pub(super) const MAX_TRANSFER: usize = 16 << 20;
+
 /// Where a chain's answer goes.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -31,6 +37,8 @@ pub(super) struct Answer {
     status: IoBuffer,
     /// Bytes that the device may write in front of the status.
     data_len: usize,
+    /// How many of them it has written when the request has succeeded, from the first.
+    filled: usize,
 }
 
 /// What a request wants.
@@ -46,6 +54,7 @@ pub(super) enum Operation {
     },
     Flush,
     GetId {
+        /// At most [`SERIAL_LEN`] bytes: no more are touched (section 5.2.6).
         data: IoBuffer,
     },
     Discard {
@@ -112,7 +121,9 @@ pub(super) fn parse(
             data: from_guest(),
         },
         request_type::FLUSH => Operation::Flush,
-        request_type::GET_ID => Operation::GetId { data: to_guest() },
+        request_type::GET_ID => Operation::GetId {
+            data: back.slice(0, data_len.min(SERIAL_LEN)),
+        },
         request_type::DISCARD => parse_segments(&from_guest())
             .map_or(Operation::Unsupported, |segments| Operation::Discard {
                 segments,
@@ -123,10 +134,16 @@ pub(super) fn parse(
             }),
         _ => Operation::Unsupported,
     };
+    let filled = match &operation {
+        Operation::Read { .. } => data_len,
+        Operation::GetId { data } => data.len(),
+        _ => 0,
+    };
     let answer = Answer {
         head: chain.head,
         status: back.slice(data_len, STATUS_LEN),
         data_len,
+        filled,
     };
     Ok((operation, answer))
 }
@@ -154,13 +171,17 @@ fn parse_segments(data: &IoBuffer) -> Option<Segments> {
 
 impl Answer {
     /// Writes the status. Returns how many of the chain's writable bytes are valid, from the first:
-    /// a failed request may have left a gap before the status.
+    /// there may be a gap before the status.
     pub(super) fn give(&self, status: RequestStatus) -> u32 {
         self.status.copy_from_slice(0, &[status as u8]);
-        let valid = match status {
-            RequestStatus::Ok => self.data_len + STATUS_LEN,
-            _ if self.data_len == 0 => STATUS_LEN,
+        let filled = match status {
+            RequestStatus::Ok => self.filled,
             _ => 0,
+        };
+        let valid = if filled == self.data_len {
+            filled + STATUS_LEN
+        } else {
+            filled
         };
         // A chain has less than 4 GiB.
         u32::try_from(valid).unwrap_or(u32::MAX)
@@ -179,7 +200,7 @@ impl Disk {
         let backend = &self.backend;
         match operation {
             Operation::Read { sector, data } => {
-                let Some(offset) = self.range(sector, data.len() as u64) else {
+                let Some(offset) = self.transfer(sector, &data) else {
                     return RequestStatus::IoError;
                 };
                 if data.is_empty() {
@@ -188,7 +209,7 @@ impl Disk {
                 status_of(backend.read(token, offset, data).await)
             }
             Operation::Write { sector, data } => {
-                let range = self.range(sector, data.len() as u64);
+                let range = self.transfer(sector, &data);
                 let (Some(offset), false) = (range, backend.is_read_only()) else {
                     return RequestStatus::IoError;
                 };
@@ -201,7 +222,6 @@ impl Disk {
             }
             Operation::Flush => status_of(backend.flush(token).await),
             Operation::GetId { data } => {
-                data.fill(0, data.len(), 0);
                 data.copy_from_slice(0, &self.serial);
                 RequestStatus::Ok
             }
@@ -277,6 +297,12 @@ impl Disk {
             Ok(()) if mode.write_through => status_of(self.backend.flush(token).await),
             other => status_of(other),
         }
+    }
+
+    /// Byte offset of a transfer of data, if it is on the disk and not too large.
+    fn transfer(&self, sector: u64, data: &IoBuffer) -> Option<u64> {
+        let offset = self.range(sector, data.len() as u64)?;
+        (data.len() <= MAX_TRANSFER).then_some(offset)
     }
 
     /// Byte offset of an access, if it consists of whole blocks on the disk.

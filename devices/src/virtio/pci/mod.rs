@@ -254,10 +254,6 @@ impl Interrupts for VirtioPci {
         self.vectors.raise_queue(index, &self.msix, &self.pci);
     }
 
-    fn config_changed(&self) {
-        self.vectors.raise_config(&self.msix, &self.pci);
-    }
-
     fn needs_reset(&self, reason: &dyn std::error::Error) {
         self.break_device(&mut self.registers.lock(), reason);
     }

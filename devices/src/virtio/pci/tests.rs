@@ -227,7 +227,8 @@ fn without_msix_the_line_and_the_status_register_speak() {
     assert!(guest.line.level());
     assert_eq!(guest.read(Structure::Isr, 0), [1]);
     assert!(!guest.line.level());
-    guest.function.config_changed();
+    let function = &guest.function;
+    function.vectors.raise_config(&function.msix, &function.pci);
     guest.function.queue(1);
     assert_eq!(guest.read(Structure::Isr, 0), [3]);
     assert_eq!(guest.read(Structure::Isr, 0), [0]);

@@ -47,7 +47,6 @@ pub(super) struct Bench {
     pub(super) node: Arc<Node>,
     pub(super) backend: Arc<Backend>,
     file: File,
-    pub(super) blk: Arc<VirtioBlk>,
     _directory: tempfile::TempDir,
 }
 
@@ -63,12 +62,30 @@ impl Bench {
         Self::served_by(event_loop, context, options, configure)
     }
 
+    /// With a disk of `len` bytes, of which only the first sectors are stamped.
+    pub(super) fn grown_to(len: u64) -> (Self, Guest) {
+        let event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+        let context = event_loop.context();
+        Self::assemble(event_loop, context, "", |_| {}, len)
+    }
+
     /// With queues served by another loop.
     pub(super) fn served_by(
+        event_loop: EventLoop,
+        context: AioContext,
+        options: &str,
+        configure: impl Fn(&mut VirtioBlkConfig),
+    ) -> (Self, Guest) {
+        let len = SECTORS * SECTOR as u64;
+        Self::assemble(event_loop, context, options, configure, len)
+    }
+
+    fn assemble(
         mut event_loop: EventLoop,
         context: AioContext,
         options: &str,
         configure: impl Fn(&mut VirtioBlkConfig),
+        len: u64,
     ) -> (Self, Guest) {
         let graph = Graph::new(Arc::new(NoEvents), Clock::real());
         let directory = tempfile::tempdir().unwrap();
@@ -81,6 +98,7 @@ impl Bench {
             .unwrap();
         let stamps: Vec<u8> = (0..SECTORS).flat_map(stamp).collect();
         file.write_all_at(&stamps, 0).unwrap();
+        file.set_len(len).unwrap();
         let options: BlockdevOptions = serde_json::from_str(&format!(
             r#"{{ "driver": "blkdebug", "node-name": "disk", "discard": "unmap", {options}
                   "image": {{ "driver": "raw", "file": {{ "driver": "file", "filename": {path:?} }} }} }}"#
@@ -95,14 +113,13 @@ impl Bench {
         settings.serial = "bench".to_owned();
         configure(&mut settings);
         let blk = VirtioBlk::new(settings).unwrap();
-        let guest = Guest::new(Arc::clone(&blk) as _);
+        let guest = Guest::new(blk);
         let bench = Self {
             event_loop,
             graph,
             node,
             backend,
             file,
-            blk,
             _directory: directory,
         };
         (bench, guest)
