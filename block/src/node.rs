@@ -43,7 +43,7 @@ pub(crate) struct NodeState {
     /// Open sections on this very node.
     pub(crate) sections: Vec<Weak<SectionInner>>,
     /// Who may write.
-    writer: Option<String>,
+    pub(crate) writer: Option<String>,
     /// The job (its type) that forbids others to use the node.
     blocker: Option<&'static str>,
 }

@@ -31,9 +31,7 @@ impl Graph {
             None => topology.made_up_name(),
         };
         let filter = Node::new(name, driver, below.is_read_only(), Owner::Implicit);
-        if let Some(writer) = below.writer() {
-            filter.pass_writer(&writer);
-        }
+        filter.state.lock().writer = below.writer();
         move_parents(below, &filter, |parent| !matches!(parent, Parent::Job(_)));
         build::add(&mut topology, &filter);
         Ok(filter)

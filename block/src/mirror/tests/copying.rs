@@ -1,0 +1,343 @@
+//! What is copied and how: sizes, holes, order, speed.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use sluice_aio::{Clock, current};
+
+use super::bench::{
+    BLOCK, Bench, SIZE, Serving, block_value, common, pattern, run, run_both, run_with,
+};
+use crate::backend::Backend;
+use crate::driver::{Blkdebug, DebugEvent};
+use crate::job::JobState;
+use crate::mirror::{DriveMirror, NewImageMode, drive_mirror};
+use crate::node::Node;
+
+fn debug(node: &Node) -> &Blkdebug {
+    node.as_blkdebug().unwrap()
+}
+
+async fn copies_exactly(bench: &Bench, contents: &[u8], granularity: u64, buf_size: i64) {
+    let disk = bench.disk_with("disk", contents).await;
+    bench.empty_image("target", contents.len() as u64);
+    bench.debug_node("target").await;
+    let mut arguments = common("disk");
+    arguments.granularity = Some(granularity);
+    arguments.buf_size = Some(buf_size);
+    bench.mirror_with("target", arguments).await;
+    bench.wait_for(JobState::Ready).await;
+    // The last bytes once more: a short last chunk.
+    let last = contents.len() as u64 - BLOCK;
+    bench.write(&disk, last, 0xfa).await;
+    assert_eq!(bench.complete().await, None);
+    assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    assert_eq!(block_value(&bench.bytes("target"), last), Some(0xfa));
+    let done = bench.job().block_job_info();
+    assert_eq!(done.offset, done.len);
+}
+
+#[test]
+fn any_size_is_copied_with_any_granularity() {
+    for size in [BLOCK, BLOCK + 512, (1 << 20) + 3 * 512, (2 << 20) - 512] {
+        for granularity in [512, 4096, 65536, 1 << 20, 64 << 20] {
+            run(|bench| async move {
+                copies_exactly(&bench, &pattern(size), granularity, 0).await;
+            });
+        }
+    }
+}
+
+#[test]
+fn any_buffer_size_will_do() {
+    for buf_size in [1, 4096, 65537, i64::MAX] {
+        run(|bench| async move { copies_exactly(&bench, &pattern(SIZE), 65536, buf_size).await });
+    }
+}
+
+/// Data at a few places of a sparse disk.
+fn write_sparse(bench: &Bench, name: &str, places: &[u64]) {
+    bench.empty_image(name, SIZE);
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(bench.path(name))
+        .unwrap();
+    for place in places {
+        file.write_all_at(&pattern(BLOCK), *place).unwrap();
+    }
+}
+
+const PLACES: [u64; 3] = [0, 1 << 20, SIZE - BLOCK];
+
+async fn sparse_disk(bench: &Bench) -> Arc<Backend> {
+    write_sparse(bench, "disk", &PLACES);
+    let node = bench.image_node("disk").await;
+    bench.attach("disk", &node)
+}
+
+#[test]
+fn a_sparse_disk_stays_sparse() {
+    run(|bench| async move {
+        sparse_disk(&bench).await;
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        assert!(bench.allocated("target") <= bench.allocated("disk") + 65536);
+        let details = bench.job().block_job_info().details;
+        let zeroed = details["x-bytes-zeroed"].as_u64().unwrap();
+        let copied = details["x-bytes-copied"].as_u64().unwrap();
+        assert_eq!(zeroed + copied, SIZE);
+        assert_eq!(copied, PLACES.len() as u64 * BLOCK);
+    });
+}
+
+/// What the target held before is gone where the source has holes.
+async fn old_data_is_zeroed(bench: Bench, discard: &str) -> u64 {
+    sparse_disk(&bench).await;
+    std::fs::write(
+        bench.path("target"),
+        vec![0x5a; usize::try_from(SIZE).unwrap()],
+    )
+    .unwrap();
+    let file = json!({"driver": "file", "filename": bench.path("target")});
+    bench
+        .node(json!({
+            "driver": "raw", "node-name": "target", "discard": discard, "file": file
+        }))
+        .await;
+    bench.mirror("disk", "target").await;
+    assert_eq!(bench.complete().await, None);
+    assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    bench.allocated("target")
+}
+
+#[test]
+fn holes_become_holes_on_a_target_that_unmaps() {
+    let allocated = run(|bench| old_data_is_zeroed(bench, "unmap"));
+    assert!(
+        allocated <= PLACES.len() as u64 * BLOCK + 65536,
+        "{allocated}"
+    );
+}
+
+#[test]
+fn holes_become_zeroes_on_a_target_that_does_not() {
+    let allocated = run(|bench| old_data_is_zeroed(bench, "ignore"));
+    assert!(allocated >= SIZE, "{allocated}");
+}
+
+async fn drive_mirror_onto_old_data(bench: Bench, unmap: bool) -> u64 {
+    sparse_disk(&bench).await;
+    std::fs::write(
+        bench.path("target"),
+        vec![0x5a; usize::try_from(SIZE).unwrap()],
+    )
+    .unwrap();
+    let arguments = DriveMirror {
+        common: common("disk"),
+        target: bench.path("target"),
+        format: Some("raw".to_owned()),
+        node_name: Some("copy".to_owned()),
+        mode: NewImageMode::Existing,
+        unmap,
+    };
+    drive_mirror(&bench.graph, arguments, &current::context())
+        .await
+        .unwrap();
+    assert_eq!(bench.complete().await, None);
+    assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    let root = bench.graph.backend("disk").unwrap().node().unwrap();
+    assert_eq!(root.name(), "copy");
+    bench.allocated("target")
+}
+
+#[test]
+fn drive_mirror_unmaps_if_asked() {
+    let holes = run(|bench| drive_mirror_onto_old_data(bench, true));
+    let zeroes = run(|bench| drive_mirror_onto_old_data(bench, false));
+    assert!(holes < zeroes, "{holes} {zeroes}");
+}
+
+#[test]
+fn drive_mirror_makes_its_target() {
+    run_both(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let arguments = DriveMirror {
+            common: common("disk"),
+            target: bench.path("new"),
+            format: None,
+            node_name: None,
+            mode: NewImageMode::AbsolutePaths,
+            unmap: true,
+        };
+        drive_mirror(&bench.graph, arguments, &current::context())
+            .await
+            .unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("new"));
+        // The new disk goes with its device.
+        bench.job().dismiss().unwrap();
+        bench.graph.remove_backend(&disk).await;
+        let left: Vec<_> = bench
+            .graph
+            .nodes()
+            .iter()
+            .map(|node| node.name().to_owned())
+            .collect();
+        // The old source is the monitor's, with the file node that it brought along.
+        assert_eq!(left.len(), 2, "{left:?}");
+        bench.graph.del_node("disk-node").unwrap();
+        assert!(bench.graph.nodes().is_empty());
+    });
+}
+
+#[test]
+fn zeroes_and_discards_of_the_guest_are_carried() {
+    run_both(|bench| async move {
+        std::fs::write(bench.path("disk"), pattern(SIZE)).unwrap();
+        let file = json!({"driver": "file", "filename": bench.path("disk")});
+        let node = bench
+            .node(json!({
+                "driver": "raw", "node-name": "disk-node", "discard": "unmap", "file": file
+            }))
+            .await;
+        let disk = bench.attach("disk", &node);
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        let guest = Arc::clone(&disk);
+        bench
+            .in_guest(move || async move {
+                let token = guest.enter().await.unwrap();
+                guest.write_zeroes(&token, 0, 1 << 20, true).await.unwrap();
+                guest
+                    .write_zeroes(&token, 1 << 20, 1 << 20, false)
+                    .await
+                    .unwrap();
+                guest.discard(&token, 3 << 20, 4096).await.unwrap();
+            })
+            .await;
+        assert_eq!(bench.complete().await, None);
+        let image = bench.bytes("target");
+        assert!(image[..2 << 20].iter().all(|byte| *byte == 0));
+        assert_eq!(image, bench.bytes("disk"));
+        assert_eq!(block_value(&image, 3 << 20), Some(0));
+        assert_eq!(image[2 << 20..3 << 20], pattern(SIZE)[2 << 20..3 << 20]);
+    });
+}
+
+/// A copy hangs on its way to the target while the guest writes the same chunk: the chunk must not
+/// be copied again beside it, or the old bytes would land on the new ones.
+#[test]
+fn copies_of_one_chunk_do_not_overtake_each_other() {
+    run_both(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        let mut arguments = common("disk");
+        arguments.granularity = Some(65536);
+        bench.mirror_with("target", arguments).await;
+        bench.wait_for(JobState::Ready).await;
+        debug(&target)
+            .set_break(DebugEvent::WriteAio, "old")
+            .unwrap();
+        bench.write(&disk, 0, 0xf1).await;
+        debug(&target).wait_break("old").await.unwrap();
+        // It carries 0xf1. The newer bytes are dirty from now on.
+        bench.write(&disk, 0, 0xf2).await;
+        // What else is dirty is copied; once that has happened, the job has seen our chunk too.
+        bench.write(&disk, 1 << 20, 0xf3).await;
+        while block_value(&bench.bytes("target"), 1 << 20) != Some(0xf3) {
+            current::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(
+            block_value(&bench.bytes("target"), 0),
+            block_value(&pattern(SIZE), 0)
+        );
+        debug(&target).resume("old").unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0xf2));
+    });
+}
+
+/// A write lands between the copier's read and its write: the mark was cleared before the read, so
+/// the write's own mark stands.
+#[test]
+fn a_write_behind_the_copiers_read_is_copied_again() {
+    run_both(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        debug(&source)
+            .set_break(DebugEvent::ReadAio, "read")
+            .unwrap();
+        bench.write(&disk, 0, 0xf1).await;
+        debug(&source).wait_break("read").await.unwrap();
+        // The copier is about to read; nothing is dirty at this moment.
+        bench.write(&disk, 4096, 0xf2).await;
+        debug(&source).resume("read").unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        assert_eq!(block_value(&bench.bytes("target"), 4096), Some(0xf2));
+    });
+}
+
+/// The first copy of a chunk is on its way; a write to it is not lost because recording began later.
+#[test]
+fn writes_are_recorded_from_the_first_moment() {
+    run_both(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        debug(&source)
+            .set_break(DebugEvent::ReadAio, "first")
+            .unwrap();
+        bench.mirror("disk", "target").await;
+        debug(&source).wait_break("first").await.unwrap();
+        for block in 0..SIZE / BLOCK {
+            bench.write(&disk, block * BLOCK, 0xf4).await;
+        }
+        debug(&source).resume("first").unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert!(bench.bytes("target").iter().all(|byte| *byte == 0xf4));
+    });
+}
+
+/// On a clock that the test moves: what is copied never exceeds what the limit allows for the time.
+#[test]
+fn the_speed_limit_is_kept() {
+    run_with(Serving::Main, Clock::manual(), |bench| async move {
+        let disk = bench.disk("disk").await;
+        bench.target("target").await;
+        let mut arguments = common("disk");
+        // 65536 bytes per slice of a tenth of a second, in copies of 65536.
+        arguments.speed = Some(655_360);
+        arguments.granularity = Some(65536);
+        arguments.buf_size = Some(65536 * 16);
+        let job = bench.mirror_with("target", arguments).await;
+        for slices in 1..10 {
+            let settled = slices * 65536;
+            while job.progress().current() < settled {
+                current::yield_now().await;
+            }
+            for _ in 0..1000 {
+                current::yield_now().await;
+            }
+            assert_eq!(job.progress().current(), settled);
+            bench.advance(Duration::from_millis(100));
+        }
+        // Without a limit time need not pass.
+        job.set_speed(0).unwrap();
+        bench.wait_for(JobState::Ready).await;
+        // The limit is for copies, not for the pivot, and not for the guest.
+        job.set_speed(1).unwrap();
+        for block in 0..16 {
+            bench.write(&disk, block * BLOCK, 0xf6).await;
+        }
+        job.complete().unwrap();
+        assert_eq!(bench.end().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    });
+}

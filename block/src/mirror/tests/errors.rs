@@ -1,0 +1,220 @@
+//! What an error of the source or the target does to the job, and that it does nothing to the guest.
+
+use std::sync::Arc;
+
+use super::bench::{BLOCK, SIZE, block_value, common, pattern, run, run_both};
+use crate::driver::DebugEvent;
+use crate::driver::blkdebug::InjectError;
+use crate::event::BlockEvent;
+use crate::job::{IoStatus, Job, JobState, OnError};
+use crate::node::Node;
+
+fn inject(node: &Node, event: DebugEvent, errno: i32) {
+    node.as_blkdebug().unwrap().inject(InjectError {
+        event,
+        errno,
+        sector: None,
+        once: false,
+    });
+}
+
+fn heal(node: &Node) {
+    node.as_blkdebug().unwrap().clear_errors();
+}
+
+fn is_stopped(job: &Job) -> Option<IoStatus> {
+    let status = job.block_job_info().io_status;
+    (status != IoStatus::Ok && job.state() == JobState::Paused).then_some(status)
+}
+
+#[test]
+fn a_target_that_fails_ends_the_job_and_never_a_guests_write() {
+    run_both(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        inject(&target, DebugEvent::WriteAio, libc::EIO);
+        bench.mirror("disk", "target").await;
+        for block in 0..32 {
+            bench.write(&disk, block * BLOCK, 0xfe).await;
+        }
+        assert_eq!(bench.end().await.as_deref(), Some("Input/output error"));
+        assert_eq!(bench.error_events(), 1);
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        assert!(!bench.has_node_of("mirror_top"));
+        assert_eq!(block_value(&bench.bytes("disk"), 0), Some(0xfe));
+        assert_eq!(target.writer(), None);
+        assert_eq!(disk.node().unwrap().writer().as_deref(), Some("disk"));
+    });
+}
+
+#[test]
+fn a_source_that_cannot_be_read_ends_the_job() {
+    run_both(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        inject(&source, DebugEvent::ReadAio, libc::EIO);
+        bench.mirror("disk", "target").await;
+        assert_eq!(bench.end().await.as_deref(), Some("Input/output error"));
+        let operations: Vec<_> = bench
+            .events()
+            .into_iter()
+            .filter_map(|event| match event {
+                BlockEvent::BlockJobError { operation, .. } => {
+                    Some(serde_json::to_value(operation).unwrap())
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(operations, ["read"]);
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+    });
+}
+
+#[test]
+fn a_source_error_can_be_waited_out() {
+    run(|bench| async move {
+        let (_, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        inject(&source, DebugEvent::ReadAio, libc::EIO);
+        let mut arguments = common("disk");
+        arguments.on_source_error = OnError::Stop;
+        let job = bench.mirror_with("target", arguments).await;
+        let status = bench.wait_until(|_| is_stopped(&job)).await;
+        assert_eq!(status, IoStatus::Failed);
+        heal(&source);
+        job.resume().unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    });
+}
+
+/// Sixteen copies fail at once; the operator resumes the job once.
+#[test]
+fn one_resume_is_enough_after_a_full_disk() {
+    run_both(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        inject(&target, DebugEvent::WriteAio, libc::ENOSPC);
+        let mut arguments = common("disk");
+        arguments.on_target_error = OnError::Enospc;
+        // Many small copies, so that several are on their way when the first fails.
+        arguments.granularity = Some(4096);
+        arguments.buf_size = Some(65536);
+        let job = bench.mirror_with("target", arguments).await;
+        let status = bench.wait_until(|_| is_stopped(&job)).await;
+        assert_eq!(status, IoStatus::Nospace);
+        assert_eq!(bench.error_events(), 1);
+        // The guest goes on meanwhile, and what it writes is not forgotten.
+        bench.write(&disk, 0, 0xf1).await;
+        heal(&target);
+        job.resume().unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.error_events(), 1);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0xf1));
+    });
+}
+
+#[test]
+fn with_enospc_other_errors_still_end_the_job() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        let target = bench.target("target").await;
+        inject(&target, DebugEvent::WriteAio, libc::EIO);
+        let mut arguments = common("disk");
+        arguments.on_target_error = OnError::Enospc;
+        bench.mirror_with("target", arguments).await;
+        assert_eq!(bench.end().await.as_deref(), Some("Input/output error"));
+    });
+}
+
+#[test]
+fn ignored_errors_are_tried_again_until_they_stop() {
+    run_both(|bench| async move {
+        bench.disk("disk").await;
+        let target = bench.target("target").await;
+        inject(&target, DebugEvent::WriteAio, libc::EIO);
+        let mut arguments = common("disk");
+        arguments.on_target_error = OnError::Ignore;
+        let job = bench.mirror_with("target", arguments).await;
+        bench
+            .wait_until(|_| (bench.error_events() > 0).then_some(()))
+            .await;
+        assert!(!job.block_job_info().paused);
+        heal(&target);
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        let done = bench.job().block_job_info();
+        assert_eq!((done.offset, done.len), (SIZE, SIZE));
+    });
+}
+
+/// Each time the same chunk fails once more; nothing is counted twice or lost.
+#[test]
+fn a_failed_copy_is_dirty_again() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        let target = bench.target("target").await;
+        for sector in [0, 128, 4096] {
+            target.as_blkdebug().unwrap().inject(InjectError {
+                event: DebugEvent::WriteAio,
+                errno: libc::EIO,
+                sector: Some(sector),
+                once: true,
+            });
+        }
+        let mut arguments = common("disk");
+        arguments.on_target_error = OnError::Ignore;
+        bench.mirror_with("target", arguments).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("target"), pattern(SIZE));
+        let details = bench.job().block_job_info().details;
+        assert!(details["x-bytes-retried"].as_u64().unwrap() > 0);
+    });
+}
+
+#[test]
+fn a_flush_that_fails_is_judged_as_a_write() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        let target = bench.target("target").await;
+        inject(&target, DebugEvent::FlushToDisk, libc::ENOSPC);
+        let mut arguments = common("disk");
+        arguments.on_target_error = OnError::Stop;
+        let job = bench.mirror_with("target", arguments).await;
+        let status = bench.wait_until(|_| is_stopped(&job)).await;
+        assert_eq!(status, IoStatus::Nospace);
+        heal(&target);
+        job.resume().unwrap();
+        assert_eq!(bench.complete().await, None);
+    });
+}
+
+/// A guest's write that fails may have changed some of its bytes: they are copied again.
+#[test]
+fn a_failed_guest_write_is_recorded_too() {
+    run(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        let copied = |job: &Arc<Job>| job.progress().current();
+        let before = copied(&bench.job());
+        inject(&source, DebugEvent::WriteAio, libc::EIO);
+        let failed = bench.begin_write(&disk, 0, 1).await;
+        assert!(failed.is_err());
+        heal(&source);
+        assert_eq!(bench.complete().await, None);
+        assert!(
+            copied(&bench.job()) > before,
+            "the chunk was not copied again"
+        );
+        assert_eq!(
+            disk.stats()
+                .of(crate::backend::Account::Write)
+                .failed
+                .load(std::sync::atomic::Ordering::Relaxed),
+            1
+        );
+    });
+}

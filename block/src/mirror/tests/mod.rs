@@ -1,0 +1,10 @@
+//! Mirrors over real files: what each phase promises, and what breaks when a rule is broken.
+
+mod bench;
+mod cancel;
+mod copying;
+mod errors;
+mod locks;
+mod pivot;
+mod random;
+mod refusals;

@@ -1,0 +1,314 @@
+//! What is refused, with its reason, and that a refusal changes nothing.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use sluice_aio::current;
+
+use super::bench::{Bench, SIZE, common, pattern, run};
+use crate::BlockError;
+use crate::job::JobState;
+use crate::mirror::{
+    BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, NewImageMode, blockdev_mirror,
+    drive_mirror,
+};
+
+fn text(result: Result<(), BlockError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+async fn to_file(bench: &Bench, arguments: MirrorCommon, name: &str) -> Result<(), BlockError> {
+    let arguments = DriveMirror {
+        common: arguments,
+        target: bench.path(name),
+        format: None,
+        node_name: None,
+        mode: NewImageMode::AbsolutePaths,
+        unmap: true,
+    };
+    drive_mirror(&bench.graph, arguments, &current::context()).await
+}
+
+#[test]
+fn impossible_mirrors_are_refused_and_change_nothing() {
+    run(|bench| async move {
+        let disk = bench.disk("disk").await;
+        bench
+            .node(json!({"driver": "null-co", "node-name": "small", "size": 512}))
+            .await;
+        bench
+            .node(json!({
+                "driver": "null-co", "node-name": "ro", "read-only": true, "size": SIZE
+            }))
+            .await;
+        let before = bench.bytes("disk");
+        assert!(text(bench.start("small", common("disk")).await).contains("different sizes"));
+        assert!(text(bench.start("disk-node", common("disk")).await).contains("into itself"));
+        assert!(text(bench.start("nobody", common("disk")).await).contains("'nobody'"));
+        assert!(text(bench.start("small", common("nobody")).await).contains("'nobody'"));
+        assert!(text(bench.start("ro", common("disk")).await).contains("read-only"));
+        assert!(text(to_file(&bench, common("disk"), "disk").await).contains("another block node"));
+        assert_eq!(before, bench.bytes("disk"));
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        assert!(!disk.gate().is_closed());
+        assert!(bench.graph.jobs().jobs().is_empty());
+        assert_eq!(bench.graph.node("small").unwrap().writer(), None);
+    });
+}
+
+#[test]
+fn numbers_are_checked_with_qemus_words() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.target("target").await;
+        let start = async |change: &dyn Fn(&mut MirrorCommon)| {
+            let mut arguments = common("disk");
+            change(&mut arguments);
+            text(bench.start("target", arguments).await)
+        };
+        let range = "Parameter 'granularity' expects a value in range [512B, 64MB]";
+        assert_eq!(start(&|common| common.granularity = Some(511)).await, range);
+        assert_eq!(
+            start(&|common| common.granularity = Some(128 << 20)).await,
+            range
+        );
+        let power = "Parameter 'granularity' expects a power of 2";
+        assert_eq!(
+            start(&|common| common.granularity = Some(65537)).await,
+            power
+        );
+        let buffer = "Invalid parameter 'buf-size'";
+        assert_eq!(start(&|common| common.buf_size = Some(-1)).await, buffer);
+        let speed = "Parameter 'speed' expects a non-negative value";
+        assert_eq!(start(&|common| common.speed = Some(-1)).await, speed);
+        let id = "Invalid job ID '4x'";
+        assert_eq!(
+            start(&|common| common.job_id = Some("4x".to_owned())).await,
+            id
+        );
+        let mode = start(&|common| common.copy_mode = CopyMode::WriteBlocking).await;
+        assert!(mode.contains("write-blocking"), "{mode}");
+        assert_eq!(bench.graph.node("target").unwrap().writer(), None);
+    });
+}
+
+#[test]
+fn the_same_file_by_another_node_is_the_same_disk() {
+    run(|bench| async move {
+        std::fs::write(bench.path("disk"), pattern(SIZE)).unwrap();
+        let node = bench
+            .node(json!({
+                "driver": "raw", "node-name": "ro", "read-only": true,
+                "file": {"driver": "file", "filename": bench.path("disk")}
+            }))
+            .await;
+        bench.attach("disk", &node);
+        // Nobody writes through the first node, so no lock stands in the way of the second.
+        bench.image_node("disk").await;
+        assert!(text(bench.start("disk-node", common("disk")).await).contains("into itself"));
+    });
+}
+
+#[test]
+fn a_node_takes_part_in_one_job_at_a_time() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.disk("other").await;
+        bench.target("target").await;
+        bench.target("target2").await;
+        bench.mirror("disk", "target").await;
+        let busy = "in use by block job: mirror";
+        let mut second = common("disk");
+        second.job_id = Some("job1".to_owned());
+        assert!(text(bench.start("target2", second.clone()).await).contains(busy));
+        second.device = "disk-node".to_owned();
+        assert!(text(bench.start("target2", second.clone()).await).contains(busy));
+        second.device = "other".to_owned();
+        assert!(text(bench.start("target", second.clone()).await).contains(busy));
+        // Its nodes can't be deleted or given to others, the filter neither.
+        let graph = &bench.graph;
+        let filter = graph.backend("disk").unwrap().node().unwrap();
+        assert!(graph.del_node("target").is_err());
+        assert!(graph.del_node("disk-node").is_err());
+        assert!(graph.del_node(filter.name()).is_err());
+        let target = graph.node("target").unwrap();
+        assert!(
+            graph
+                .add_backend("thief", &target)
+                .unwrap_err()
+                .to_string()
+                .contains(busy)
+        );
+        assert!(graph.add_backend("thief", &filter).is_err());
+        for below in ["target", "disk-node", filter.name()] {
+            let options = json!({"driver": "raw", "node-name": "above", "file": below});
+            let options = serde_json::from_value(options).unwrap();
+            assert!(graph.add_node(&options).await.is_err(), "above {below}");
+        }
+        assert_eq!(bench.complete().await, None);
+        // The other disk was not touched by what was refused for it.
+        assert_eq!(
+            graph.backend("other").unwrap().node().unwrap().name(),
+            "other-node"
+        );
+        second.job_id = Some("job1".to_owned());
+        bench.start("target2", second).await.unwrap();
+    });
+}
+
+/// Both are past their checks when they come to claim the node: one of them gets it.
+#[test]
+fn two_mirrors_of_one_disk_begun_at_once() {
+    run(|bench| async move {
+        let disk = bench.disk("disk").await;
+        bench.target("target").await;
+        bench.target("target2").await;
+        let start = |target: &str, id: &str| {
+            let graph = Arc::clone(&bench.graph);
+            let mut common = common("disk");
+            common.job_id = Some(id.to_owned());
+            let arguments = BlockdevMirror {
+                common,
+                target: target.to_owned(),
+                filter_node_name: None,
+            };
+            current::spawn_local(async move {
+                blockdev_mirror(&graph, arguments, &current::context()).await
+            })
+        };
+        // A request in flight keeps the first from its section until both have begun.
+        let token = disk.enter().await.unwrap();
+        let (first, second) = (start("target", "job0"), start("target2", "job1"));
+        let second = second.await.unwrap();
+        drop(token);
+        first.await.unwrap().unwrap();
+        assert!(text(second).contains("in use by block job: mirror"));
+        assert_eq!(bench.graph.node("target2").unwrap().writer(), None);
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(disk.node().unwrap().name(), "target");
+        bench.graph.del_node("target2").unwrap();
+    });
+}
+
+#[test]
+fn a_job_name_that_is_taken_costs_nobody_a_file() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.disk("other").await;
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        std::fs::write(bench.path("precious"), b"precious").unwrap();
+        let refused = to_file(&bench, common("other"), "precious").await;
+        assert_eq!(text(refused), "Job ID 'job0' already in use");
+        assert_eq!(bench.bytes("precious"), b"precious");
+        // And over an existing node the claim is given back.
+        bench.target("target2").await;
+        let refused = bench.start("target2", common("other")).await;
+        assert_eq!(text(refused), "Job ID 'job0' already in use");
+        let other = bench.graph.backend("other").unwrap();
+        assert_eq!(other.node().unwrap().name(), "other-node");
+        assert!(!other.gate().is_closed());
+        assert_eq!(bench.graph.node("target2").unwrap().writer(), None);
+        let filters = bench.graph.nodes();
+        let filters = filters
+            .iter()
+            .filter(|node| node.driver_name() == "mirror_top");
+        assert_eq!(filters.count(), 1);
+    });
+}
+
+#[test]
+fn a_target_in_use_is_left_alone() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.disk("other").await;
+        let before = bench.bytes("other");
+        assert!(text(bench.start("other-node", common("disk")).await).contains("in use"));
+        assert!(
+            text(to_file(&bench, common("disk"), "other").await).contains("another block node")
+        );
+        // Somebody else's lock, as another process would have it.
+        bench.empty_image("foreign", SIZE);
+        let foreign = crate::driver::file::FileDriver::open(crate::driver::file::FileOptions::new(
+            bench.path("foreign"),
+        ))
+        .unwrap();
+        crate::driver::Driver::set_writer(&foreign, Some("somebody")).unwrap();
+        let locked = text(to_file(&bench, common("disk"), "foreign").await);
+        assert!(locked.contains("lock"), "{locked}");
+        bench.debug_node("foreign").await;
+        let locked = text(bench.start("foreign", common("disk")).await);
+        assert!(locked.contains("lock"), "{locked}");
+        assert_eq!(bench.bytes("other"), before);
+    });
+}
+
+#[test]
+fn a_filters_name_is_a_nodes_name() {
+    run(|bench| async move {
+        let disk = bench.disk("disk").await;
+        bench.target("target").await;
+        let start = async |name: &str| {
+            let arguments = BlockdevMirror {
+                common: common("disk"),
+                target: "target".to_owned(),
+                filter_node_name: Some(name.to_owned()),
+            };
+            blockdev_mirror(&bench.graph, arguments, &current::context()).await
+        };
+        assert!(text(start("target").await).contains("Duplicate"));
+        assert!(text(start("disk").await).contains("Duplicate"));
+        assert!(text(start("#odd").await).contains("Invalid node-name"));
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        assert!(!disk.gate().is_closed());
+        start("top").await.unwrap();
+        assert_eq!(disk.node().unwrap().name(), "top");
+        assert_eq!(bench.complete().await, None);
+    });
+}
+
+#[test]
+fn drive_mirror_knows_raw_only() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        let arguments = DriveMirror {
+            common: common("disk"),
+            target: bench.path("new"),
+            format: Some("qcow2".to_owned()),
+            node_name: None,
+            mode: NewImageMode::AbsolutePaths,
+            unmap: true,
+        };
+        let refused = drive_mirror(&bench.graph, arguments, &current::context()).await;
+        assert!(text(refused).contains("'qcow2'"));
+        assert!(!bench.path("new").exists());
+    });
+}
+
+#[test]
+fn targets_that_are_no_disks_are_named() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        let nodes = bench.graph.nodes().len();
+        std::fs::create_dir(bench.path("folder")).unwrap();
+        assert!(text(to_file(&bench, common("disk"), "folder").await).contains("folder"));
+        assert!(text(to_file(&bench, common("disk"), "no/where").await).contains("no/where"));
+        let existing = DriveMirror {
+            common: common("disk"),
+            target: bench.path("short"),
+            format: None,
+            node_name: Some("short".to_owned()),
+            mode: NewImageMode::Existing,
+            unmap: true,
+        };
+        bench.empty_image("short", 512);
+        let refused = drive_mirror(&bench.graph, existing, &current::context()).await;
+        assert!(text(refused).contains("different sizes"));
+        assert_eq!(
+            bench.graph.nodes().len(),
+            nodes,
+            "a refused target stays in the graph"
+        );
+    });
+}
