@@ -1,7 +1,8 @@
 //! Payload tests: the real binary runs guests of a few instructions on this host's `/dev/kvm`.
 //!
 //! They need no kernel and no fast KVM: also one in software runs them. A host without `/dev/kvm`
-//! fails them with the message of `sluice` that says so.
+//! fails them with the message of `sluice` that says so. `ci/guest-tests payloads` takes the test
+//! program and the real binary to a host with KVM and names the latter in `SLUICE_PROGRAM`.
 #![expect(
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
@@ -13,14 +14,20 @@ mod lifecycle;
 mod monitor;
 mod terminal;
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use image::{Code, port};
 
+/// The program under test: where cargo built it, unless this runs on another host than cargo.
+fn program() -> OsString {
+    std::env::var_os("SLUICE_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_sluice").into())
+}
+
 fn sluice(kernel: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    let mut command = Command::new(program());
     command
         .arg("--kernel")
         .arg(kernel)
