@@ -26,18 +26,29 @@ impl Core {
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
+        let command = Command::decode(code);
+        // Both devices run a diagnostic, whichever is selected (ATA/ATAPI-6, section 8.11).
+        let addressed = match command {
+            Some(Command::Diagnostic) => !self.is_empty(),
+            _ => self.slot().drive.is_some(),
+        };
+        if !addressed {
+            return;
+        }
+        self.count(|stats| stats.commands += 1);
         let slot = self.slot_mut();
-        let Some(drive) = &mut slot.drive else { return };
-        drive.stats.commands += 1;
         slot.failed = false;
         slot.error = Error::empty();
-        let Some(command) = Command::decode(code) else {
+        let Some(command) = command else {
             self.abort();
             return;
         };
         match self.execute(command) {
-            // The command is over unless it entered another phase.
-            Ok(()) if matches!(self.phase, Phase::Idle) => self.set_interrupt(true),
+            // The command is over unless it entered another phase. After a diagnostic device 0 is
+            // selected, which may be absent: then nobody interrupts.
+            Ok(()) if matches!(self.phase, Phase::Idle) => {
+                self.set_interrupt(self.slot().drive.is_some());
+            }
             Ok(()) => {}
             Err(Abort) => self.abort(),
         }

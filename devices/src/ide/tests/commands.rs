@@ -260,6 +260,19 @@ fn diagnostic_selects_device_0() {
 }
 
 #[test]
+fn diagnostic_is_run_by_the_device_that_is_there() {
+    let mut bench = Bench::new();
+    bench.outb(DEVICE, SLAVE);
+    assert_eq!(bench.simple(0xe7), 0, "other commands are for nobody");
+    assert!(!bench.is_interrupted());
+    bench.outb(COMMAND, 0x90);
+    assert_eq!(bench.inb(DEVICE) & SLAVE, 0);
+    assert_eq!(bench.inb(ERROR), 1);
+    assert!(bench.is_interrupted());
+    assert_eq!(bench.inb(STATUS), DRDY | DSC);
+}
+
+#[test]
 fn both_disks_answer_for_themselves() {
     let mut bench = Bench::with(2, "", |_| {});
     assert_eq!(
