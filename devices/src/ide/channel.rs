@@ -84,13 +84,10 @@ impl Channel {
     pub fn access<T>(self: &Arc<Self>, access: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.core.lock();
         let result = access(&mut core);
-        let launch = core.take_launch();
-        let wakers = core.take_idle_wakers();
+        let mut aftermath = core.take_aftermath();
         drop(core);
-        for waker in wakers {
-            waker.wake();
-        }
-        if let Some(launch) = launch {
+        aftermath.wake();
+        if let Some(launch) = aftermath.launch {
             let channel = Arc::clone(self);
             self.context.spawn(move || channel.serve(launch));
         }

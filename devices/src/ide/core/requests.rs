@@ -38,6 +38,30 @@ struct InFlight {
     abort: AbortHandle,
 }
 
+/// What an access has set off, to be carried on when the core's lock is released.
+#[derive(Default)]
+pub(in super::super) struct Aftermath {
+    /// The request that was submitted.
+    pub launch: Option<Launch>,
+    /// Requests that died before they ran: their wait at the gate is to be aborted.
+    dead: Vec<AbortHandle>,
+    /// Those who waited for no request to be in flight.
+    idle: Vec<Waker>,
+}
+
+impl Aftermath {
+    /// Wakes all whom the access concerns. Must not be called under the core's lock: what is woken
+    /// may be dropped on the spot if its loop has ended, and then reports back to the core.
+    pub fn wake(&mut self) {
+        for dead in self.dead.drain(..) {
+            dead.abort();
+        }
+        for waker in self.idle.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
 /// What a request that found the gate closed has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Parking {
@@ -53,6 +77,7 @@ pub(super) struct Requests {
     generation: Generation,
     in_flight: Option<InFlight>,
     launch: Option<Launch>,
+    dead: Vec<AbortHandle>,
     idle_wakers: Vec<Waker>,
 }
 
@@ -75,7 +100,7 @@ impl Requests {
             .in_flight
             .take_if(|request| request.stage != Stage::Running)
         {
-            request.abort.abort();
+            self.dead.push(request.abort);
         }
     }
 
@@ -106,17 +131,19 @@ impl Core {
         });
     }
 
-    /// What the last access has submitted.
-    pub fn take_launch(&mut self) -> Option<Launch> {
-        self.requests.launch.take()
-    }
-
-    /// Wakers to be woken after the lock is released.
-    pub fn take_idle_wakers(&mut self) -> Vec<Waker> {
-        if self.requests.in_flight.is_some() {
-            return Vec::new();
+    /// What the last access has set off.
+    pub fn take_aftermath(&mut self) -> Aftermath {
+        let requests = &mut self.requests;
+        let idle = if requests.in_flight.is_none() {
+            std::mem::take(&mut requests.idle_wakers)
+        } else {
+            Vec::new()
+        };
+        Aftermath {
+            launch: requests.launch.take(),
+            dead: std::mem::take(&mut requests.dead),
+            idle,
         }
-        std::mem::take(&mut self.requests.idle_wakers)
     }
 
     /// A request found the gate closed.

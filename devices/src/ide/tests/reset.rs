@@ -1,8 +1,14 @@
 //! Resets settle first: what is parked is cancelled, what runs is awaited, then registers change.
 
+use std::sync::Arc;
+
 use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
+use crate::ide::DriveConfig;
+use crate::ide::core::Core;
+use crate::ide::disk::Disk;
+use crate::ide::regs::Register;
 use crate::pci::PciFunction;
 
 fn signature(bench: &Bench) -> [u8; 5] {
@@ -109,6 +115,21 @@ fn a_parked_write_through_the_data_register_is_cancelled_by_srst() {
     drop(section);
     bench.quiesce();
     assert!(bench.disks[0].is_untouched());
+}
+
+/// What is woken under the lock could want the lock itself.
+#[test]
+fn a_dead_request_is_told_only_when_the_lock_is_released() {
+    let bench = Bench::new();
+    let drive = DriveConfig::new(Arc::clone(&bench.disks[0].backend));
+    let disk = Disk::new(&drive, 1).unwrap();
+    let mut core = Core::new([Some(disk), None], bench.lines[0].clone());
+    core.write(Register::StatusCommand, 0xe7);
+    let launch = core.take_aftermath().launch.unwrap();
+    core.write_control(SRST);
+    assert!(!launch.registration.handle().is_aborted());
+    core.take_aftermath().wake();
+    assert!(launch.registration.handle().is_aborted());
 }
 
 #[test]
