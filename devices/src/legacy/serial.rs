@@ -1,7 +1,9 @@
 //! The first serial port: vm-superio's 16550A on ports 0x3f8 to 0x3ff, with an input queue.
 //!
 //! Output goes byte by byte into a [`SerialSink`], which decides what to do when its reader is
-//! slow. Input waits in a bounded queue until the UART's FIFO has room.
+//! slow. A vCPU that writes may be held up by it for a bounded time, before it takes the port's
+//! lock: input, which the main thread brings, never waits for output. Input waits in a bounded
+//! queue until the UART's FIFO has room.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,10 +18,13 @@ use crate::bus::PioDevice;
 use crate::irq::IrqLine;
 use crate::reset::{ResetHook, Resetting, settled};
 
-/// Takes what the guest sends. Called on vCPU threads with a lock of the port held; must not
-/// wait without a bound.
+/// Takes what the guest sends.
 pub trait SerialSink: Send + Sync {
-    /// One byte from the guest.
+    /// Holds up a vCPU that outruns the reader, for a bounded time, until [`SerialSink::send`]
+    /// finds room. Called on vCPU threads before each byte, without a lock.
+    fn wait_for_room(&self) {}
+
+    /// One byte from the guest. Called with the port's lock held; never waits.
     fn send(&self, byte: u8);
 }
 
@@ -115,6 +120,9 @@ impl SerialPort {
     }
 }
 
+/// The register that sends what is written to it (or takes half of the divisor).
+const DATA_REGISTER: u8 = 0;
+
 /// The register of `port`, counted from the UART's base, which is aligned to its size.
 fn register(port: u16) -> u8 {
     port.to_le_bytes()[0] & 7
@@ -135,6 +143,9 @@ impl PioDevice for SerialPort {
 
     fn write(&self, port: u16, data: &[u8]) {
         let Some(value) = data.first() else { return };
+        if register(port) == DATA_REGISTER {
+            self.sink.wait_for_room();
+        }
         let mut state = self.state.lock();
         if let Err(error) = state.uart.write(register(port), *value) {
             tracing::debug!(?error, "the serial port lost a byte");
@@ -154,6 +165,8 @@ impl ResetHook for SerialPort {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::legacy::testing::Line;
 
@@ -228,6 +241,41 @@ mod tests {
         port.write(MODEM_CONTROL, &[0x08]);
         assert_eq!(get(&port, DATA), b'x');
         assert!(sent.0.lock().is_empty());
+    }
+
+    /// Holds up whoever asks for room until the test lets it go.
+    struct Full {
+        asked: Mutex<mpsc::Sender<()>>,
+        room: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl SerialSink for Full {
+        fn wait_for_room(&self) {
+            self.asked.lock().send(()).unwrap();
+            self.room.lock().recv().unwrap();
+        }
+
+        fn send(&self, _: u8) {}
+    }
+
+    #[test]
+    fn input_does_not_wait_for_output() {
+        let (asked, was_asked) = mpsc::channel();
+        let (make_room, room) = mpsc::channel();
+        let sink = Arc::new(Full {
+            asked: Mutex::new(asked),
+            room: Mutex::new(room),
+        });
+        let port = Arc::new(SerialPort::new(Arc::new(Line::default()), sink));
+        let vcpu = std::thread::spawn({
+            let port = Arc::clone(&port);
+            move || port.write(DATA, b"o")
+        });
+        was_asked.recv().unwrap();
+        let is_free = port.state.try_lock().is_some();
+        make_room.send(()).unwrap();
+        vcpu.join().unwrap();
+        assert!(is_free, "the port is locked while a vCPU waits for room");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Serial output: from vCPU threads through a bounded queue to a thread that may block.
 //!
 //! # When nobody reads
-//! The queue holds [`LIMIT`] bytes. When it is full, a vCPU waits for room, at most [`PATIENCE`];
-//! if the reader takes nothing in that time, bytes are dropped (and counted) without waiting until
-//! it reads again. So a slow reader slows the guest down and loses nothing, and one that
-//! stands still, a pager say, costs the guest one pause and then only output.
+//! The queue holds [`LIMIT`] bytes. When it is full, a vCPU waits for room, at most [`PATIENCE`],
+//! before it takes the serial port's lock: nobody else waits with it. If the reader takes nothing
+//! in that time, bytes are dropped (and counted) without waiting until it reads again. So a slow
+//! reader slows the guest down and loses nothing, and one that stands still, a pager say, costs the
+//! guest one pause and then only output. It is the one place where a vCPU waits for something
+//! outside.
 //!
 //! Files are written in blocking mode by the thread `serial-out`: making standard output
 //! non-blocking would do the same to every other process that shares it.
@@ -22,6 +24,9 @@ use sluice_devices::legacy::SerialSink;
 
 /// Bytes the queue holds.
 pub const LIMIT: usize = 1 << 20;
+/// Room beyond that for those who did not wait, or who did and were overtaken: at most one byte of
+/// each vCPU, and the help for the escape key.
+const SLACK: usize = 4096;
 /// How long a vCPU waits for room in a queue that does not move.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for output that does not move.
@@ -93,14 +98,18 @@ impl SerialOutput {
 }
 
 impl SerialSink for SerialOutput {
-    fn send(&self, byte: u8) {
+    fn wait_for_room(&self) {
         let mut queue = self.shared.queue.lock();
         let full = |queue: &mut Queue| queue.waiting.len() >= LIMIT && !queue.broken;
         if full(&mut queue) && !queue.stalled {
             let waited = self.shared.moved.wait_while_for(&mut queue, full, PATIENCE);
             queue.stalled = waited.timed_out() && full(&mut queue);
         }
-        if queue.broken || queue.waiting.len() >= LIMIT {
+    }
+
+    fn send(&self, byte: u8) {
+        let mut queue = self.shared.queue.lock();
+        if queue.broken || queue.waiting.len() >= LIMIT + SLACK {
             queue.dropped += 1;
             return;
         }
@@ -166,6 +175,12 @@ mod tests {
         (SerialOutput::start(writer.into()).unwrap(), reader)
     }
 
+    /// As a vCPU does.
+    fn put(output: &SerialOutput, byte: u8) {
+        output.wait_for_room();
+        output.send(byte);
+    }
+
     #[test]
     fn what_is_sent_arrives_in_order_and_whole() {
         let (output, mut reader) = output();
@@ -173,7 +188,7 @@ mod tests {
         let expected = sent.clone();
         let sender = std::thread::spawn(move || {
             for byte in sent {
-                output.send(byte);
+                put(&output, byte);
             }
             assert_eq!(output.close(), 0);
         });
@@ -190,7 +205,7 @@ mod tests {
         // Queue, pipe and batch in flight hold less than this; all of it must be accepted.
         let sent = 2 * LIMIT + (1 << 20);
         for _ in 0..sent {
-            output.send(b'x');
+            put(&output, b'x');
         }
         let lost = output.close();
         assert!(lost > 0 && lost < u64::try_from(sent).unwrap());
@@ -202,8 +217,21 @@ mod tests {
         let (output, reader) = output();
         drop(reader);
         for _ in 0..3 * LIMIT {
-            output.send(b'x');
+            put(&output, b'x');
         }
         assert!(output.close() > 0);
+    }
+
+    #[test]
+    fn sending_does_not_wait() {
+        let (output, reader) = output();
+        for _ in 0..2 * LIMIT + (1 << 20) {
+            output.send(b'x');
+        }
+        let queue = output.shared.queue.lock();
+        assert!(queue.dropped > 0);
+        assert!(!queue.stalled, "somebody waited until patience ran out");
+        drop(queue);
+        drop(reader);
     }
 }
