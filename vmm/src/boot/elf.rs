@@ -1,7 +1,7 @@
 //! ELF kernels, entered by PVH (Xen, docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h).
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -38,6 +38,14 @@ const PROGRAM_HEADER_LENGTH: usize = 56;
 /// Program header: type, place in the file, physical address, sizes in file and memory.
 const KIND_LOAD: u32 = 1;
 const KIND_NOTE: u32 = 4;
+/// A note: sizes of name and descriptor, type; then both, each padded to words.
+const NOTE_HEADER_LENGTH: usize = 12;
+const NOTE_PADDING: usize = 4;
+/// The note that names the entry (Xen, public/elfnote.h: `XEN_ELFNOTE_PHYS32_ENTRY`).
+const PVH_NOTE_TYPE: u32 = 18;
+const PVH_NOTE_NAME: &[u8] = b"Xen\0";
+/// The most of a note segment that is searched, in bytes; a kernel's has a few hundred.
+const NOTES_LIMIT: u64 = 1 << 20;
 const FILE_OFFSET: usize = 8;
 const PHYSICAL_OFFSET: usize = 24;
 const FILE_SIZE_OFFSET: usize = 32;
@@ -51,6 +59,7 @@ pub(super) fn is_elf(head: &[u8]) -> bool {
 /// The few fields of a program header that matter before loading.
 struct Segment {
     kind: u32,
+    file_start: u64,
     /// Behind its last byte in the file.
     file_end: Option<u64>,
     /// Behind its last byte in memory.
@@ -97,6 +106,7 @@ fn segments(kernel: &mut File, path: &Path) -> Result<Vec<Segment>, BootError> {
                 program_header[2],
                 program_header[3],
             ]),
+            file_start: word(&program_header, FILE_OFFSET),
             file_end: word(&program_header, FILE_OFFSET)
                 .checked_add(word(&program_header, FILE_SIZE_OFFSET)),
             end: physical.checked_add(word(&program_header, MEMORY_SIZE_OFFSET)),
@@ -111,12 +121,50 @@ pub(super) fn check(kernel: &mut File, path: &Path) -> Result<(), BootError> {
     if !segments.iter().any(|segment| segment.kind == KIND_LOAD) {
         return Err(BootError::NotAKernel(path.to_owned()));
     }
-    if !segments.iter().any(|segment| segment.kind == KIND_NOTE) {
-        return Err(BootError::NoPvhEntry(path.to_owned()));
-    }
     let ends = segments.iter().map(|segment| segment.file_end);
     let needed = ends.map(|end| end.unwrap_or(u64::MAX)).max();
-    check_length(kernel, path, needed.unwrap_or_default())
+    check_length(kernel, path, needed.unwrap_or_default())?;
+    for segment in segments.iter().filter(|segment| segment.kind == KIND_NOTE) {
+        let notes = read_notes(kernel, segment);
+        if has_pvh_entry(&notes.map_err(|_| BootError::NotAKernel(path.to_owned()))?) {
+            return Ok(());
+        }
+    }
+    Err(BootError::NoPvhEntry(path.to_owned()))
+}
+
+fn read_notes(kernel: &mut File, segment: &Segment) -> io::Result<Vec<u8>> {
+    let length = segment
+        .file_end
+        .unwrap_or_default()
+        .saturating_sub(segment.file_start);
+    kernel.seek(SeekFrom::Start(segment.file_start))?;
+    let mut notes = Vec::new();
+    kernel
+        .take(length.min(NOTES_LIMIT))
+        .read_to_end(&mut notes)?;
+    Ok(notes)
+}
+
+/// Whether one of the notes (System V ABI, chapter 5) is that of the PVH entry.
+fn has_pvh_entry(mut notes: &[u8]) -> bool {
+    let word = |bytes: &[u8], index: usize| {
+        let word = bytes.get(index * 4..)?.first_chunk::<4>()?;
+        Some(u32::from_le_bytes(*word))
+    };
+    let padded = |length: u32| {
+        let length = usize::try_from(length).ok()?;
+        length.checked_next_multiple_of(NOTE_PADDING)
+    };
+    let next = || {
+        let (name, descriptor, kind) = (word(notes, 0)?, word(notes, 1)?, word(notes, 2)?);
+        let rest = notes.get(NOTE_HEADER_LENGTH..)?;
+        let is_pvh = kind == PVH_NOTE_TYPE && rest.starts_with(PVH_NOTE_NAME);
+        let length = padded(name)?.checked_add(padded(descriptor)?)?;
+        notes = rest.get(length..).unwrap_or_default();
+        Some(is_pvh)
+    };
+    std::iter::from_fn(next).any(|is_pvh| is_pvh)
 }
 
 /// Address behind the last byte of the loaded kernel, its zeroed data included.

@@ -210,6 +210,16 @@ pub struct Vm {
     writes: u8,
 }
 
+/// Members of answers that change by themselves.
+const MOVING: [&str; 6] = [
+    "actual-size",
+    "busy",
+    "len",
+    "offset",
+    "current-progress",
+    "total-progress",
+];
+
 /// All that queries tell of disks, nodes and jobs.
 #[derive(Debug, PartialEq)]
 pub struct Picture(Vec<Value>);
@@ -283,7 +293,7 @@ impl Vm {
         ];
         let answers = queries.map(|query| {
             let mut answer = self.execute(query, &json!({}));
-            forget_usage(&mut answer);
+            forget_what_moves(&mut answer);
             answer
         });
         Picture(answers.to_vec())
@@ -352,14 +362,14 @@ impl Vm {
     }
 }
 
-/// Takes out of an answer what changes by itself: how much room a file takes.
-fn forget_usage(value: &mut Value) {
+/// Takes out of an answer what changes by itself: how much room a file takes, how far a job is.
+fn forget_what_moves(value: &mut Value) {
     match value {
         Value::Object(members) => {
-            members.remove("actual-size");
-            members.values_mut().for_each(forget_usage);
+            members.retain(|name, _| !MOVING.contains(&name.as_str()));
+            members.values_mut().for_each(forget_what_moves);
         }
-        Value::Array(elements) => elements.iter_mut().for_each(forget_usage),
+        Value::Array(elements) => elements.iter_mut().for_each(forget_what_moves),
         _ => {}
     }
 }

@@ -104,6 +104,15 @@ fn files_that_are_no_kernels() {
         (scene.write("elf-nothing", elf(&[])), &["not a kernel"]),
         (scene.write("elf-no-note", elf(&[(1, 0, 64)])), &["PVH"]),
         (
+            // Notes, but none of them PVH's: one whose sizes reach beyond all of them.
+            scene.write("elf-notes", {
+                let mut image = elf(&[(1, 0, 64), (4, 64 + 112, 32)]);
+                image.extend([0xff; 32]);
+                image
+            }),
+            &["PVH"],
+        ),
+        (
             scene.write("elf-short", elf(&[(1, 0, 1 << 20), (4, 0, 64)])),
             &["cut off", "1048576"],
         ),
