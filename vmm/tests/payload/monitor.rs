@@ -41,7 +41,9 @@ impl Monitor {
 
     /// Executes a command without arguments and returns what it returns.
     pub(crate) fn execute(&mut self, command: &str) -> Value {
-        writeln!(self.stream, "{}", json!({ "execute": command })).unwrap();
+        // In one piece: the machine may end by the command before anything more could be sent.
+        let line = json!({ "execute": command }).to_string();
+        self.stream.write_all(line.as_bytes()).unwrap();
         loop {
             let message = self.message();
             match message.get("return") {
