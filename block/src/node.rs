@@ -1,7 +1,7 @@
 //! [`Node`]: one vertex of the block graph.
 //!
 //! A node checks what every driver relies on (range, read-only) and passes the request to its
-//! driver. Who stands above it is kept as a list of [`Parent`]s, for draining and for the graph's
+//! driver. Who stands above it is kept as a list of parents, for draining and for the graph's
 //! changes; the request path never looks at it.
 
 use std::sync::{Arc, Weak};

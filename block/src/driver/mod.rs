@@ -1,6 +1,6 @@
 //! What every vertex of the block graph can do: the [`Driver`] trait and the drivers themselves.
 //!
-//! A driver is called through its [`Node`](crate::Node), which checks ranges and read-only first;
+//! A driver is called through its [`Node`], which checks ranges and read-only first;
 //! so a driver may rely on `offset + len <= size()` and on writes being allowed. Its futures run in
 //! the loop of whoever submitted the request: a driver has no loop of its own, is shared between
 //! threads and takes no lock across an await. A driver with children reaches them through

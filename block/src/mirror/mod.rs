@@ -6,10 +6,10 @@
 //! later one goes to it alone. A target's error never fails a guest's write.
 //!
 //! # How
-//! 1. [`start`]: inside a drained section of the source the [filter](filter) is put above it; from
+//! 1. starting: inside a drained section of the source the filter is put above it; from
 //!    then on every write is recorded. With `sync=full` the whole disk is marked dirty.
-//! 2. [`job`] runs in the loop that serves the source's device: it keeps up to 16
-//!    [copies](copier) running until nothing is dirty, flushes the target, and is *ready*.
+//! 2. the job runs in the loop that serves the source's device: it keeps up to 16
+//!    copies running until nothing is dirty, flushes the target, and is *ready*.
 //! 3. After `complete`, as soon as nothing is dirty again, the work ends and the job waits for its
 //!    finalize verb, if that was asked for; the guest is not held meanwhile.
 //! 4. The pivot: a drained section on the filter; whatever became dirty is copied inside it; the
