@@ -46,6 +46,12 @@ impl Inherited {
 #[derive(Default)]
 struct Opened(Vec<Arc<Node>>);
 
+impl Opened {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|node| node.name())
+    }
+}
+
 impl Graph {
     pub(super) async fn build(&self, options: &BlockdevOptions, owner: Owner) -> Result<Arc<Node>> {
         let mut opened = Opened::default();
@@ -54,8 +60,12 @@ impl Graph {
             .await?;
         // Names may have been taken while files were being opened: this is where it is decided.
         let mut topology = self.topology();
-        for node in &opened.0 {
+        for (index, node) in opened.0.iter().enumerate() {
             topology.check_free(node.name())?;
+            // A node is named before its children are.
+            if opened.names().take(index).any(|name| name == node.name()) {
+                return Err(BlockError::DuplicateNode(node.name().to_owned()));
+            }
             for (_, child) in node.children() {
                 let is_new = opened.0.iter().any(|other| Arc::ptr_eq(other, &child));
                 if !is_new {
@@ -138,13 +148,13 @@ impl Graph {
         let Some(name) = given else {
             loop {
                 let name = topology.made_up_name();
-                if !opened.0.iter().any(|node| node.name() == name) {
+                if !opened.names().any(|other| other == name) {
                     return Ok(name);
                 }
             }
         };
         topology.check_new_node(name)?;
-        if opened.0.iter().any(|node| node.name() == name) {
+        if opened.names().any(|other| other == name) {
             return Err(BlockError::DuplicateNode(name.to_owned()));
         }
         Ok(name.to_owned())

@@ -7,6 +7,8 @@
 pub mod create;
 pub mod lock;
 mod open;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io;

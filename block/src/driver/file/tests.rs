@@ -1,0 +1,439 @@
+//! Files of all kinds as disks, on the file systems that are there: the one of the temporary
+//! directory and, where it exists, the one in memory.
+
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig};
+
+use super::*;
+
+const SIZE: usize = 1 << 20;
+const BLOCK: usize = 4096;
+
+fn run<T: 'static, F: Future<Output = T> + 'static>(test: F) -> T {
+    let mut event_loop = EventLoop::new("test", &LoopConfig::default()).unwrap();
+    event_loop.run_until(test).unwrap()
+}
+
+/// A directory on each file system that there is to test.
+fn directories() -> Vec<tempfile::TempDir> {
+    let mut directories = vec![tempfile::tempdir().unwrap()];
+    match tempfile::tempdir_in("/dev/shm") {
+        Ok(directory) => directories.push(directory),
+        Err(error) => eprintln!("/dev/shm is not tested: {error}"),
+    }
+    directories
+}
+
+fn filled(directory: &Path, name: &str, value: u8) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::write(&path, vec![value; SIZE]).unwrap();
+    path
+}
+
+fn allocated(path: &Path) -> usize {
+    usize::try_from(std::fs::metadata(path).unwrap().blocks() * SECTOR).unwrap()
+}
+
+fn open(options: FileOptions) -> FileDriver {
+    FileDriver::open(options).unwrap()
+}
+
+fn refusal(options: FileOptions) -> String {
+    FileDriver::open(options).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_no_disk_is_refused_with_its_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let said = refusal(FileOptions::new(path("missing")));
+    assert!(
+        said.contains("missing") && said.contains("No such file"),
+        "{said}"
+    );
+    let said = refusal(FileOptions::new(directory.path()));
+    assert!(said.contains("a directory"), "{said}");
+    for (size, word) in [
+        (0, "less than one sector"),
+        (511, "less than one"),
+        (513, "not a multiple"),
+    ] {
+        File::create(path("odd")).unwrap().set_len(size).unwrap();
+        let said = refusal(FileOptions::new(path("odd")));
+        assert!(
+            said.contains(word) && said.contains(&size.to_string()),
+            "{said}"
+        );
+    }
+    File::create(path("sector")).unwrap().set_len(512).unwrap();
+    assert_eq!(open(FileOptions::new(path("sector"))).size(), 512);
+    let said = refusal(FileOptions::new("/dev/null"));
+    assert!(said.contains("not a regular file"), "{said}");
+}
+
+/// Opening a pipe that nobody writes to would wait for ever.
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    for read_only in [true, false] {
+        let mut options = FileOptions::new(&path);
+        options.read_only = read_only;
+        let said = refusal(options);
+        assert!(said.contains("not a regular file"), "{said}");
+    }
+}
+
+#[test]
+fn a_file_that_may_not_be_written_is_opened_without_writing_if_that_is_allowed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = filled(directory.path(), "image", 1);
+    let mut permissions = std::fs::metadata(&path).unwrap().permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(&path, permissions).unwrap();
+    if OpenOptions::new().write(true).open(&path).is_ok() {
+        eprintln!("not tested: this user may write to read-only files");
+        return;
+    }
+    let said = refusal(FileOptions::new(&path));
+    assert!(said.contains("read-only=on"), "{said}");
+    let mut options = FileOptions::new(&path);
+    options.auto_read_only = true;
+    assert!(!open(options).is_writable());
+}
+
+#[test]
+fn bytes_come_back_by_every_engine_and_cache_mode() {
+    for directory in directories() {
+        for engine in [EngineKind::IoUring, EngineKind::Threads] {
+            for direct in [false, true] {
+                let path = filled(directory.path(), "image", 0);
+                let mut options = FileOptions::new(&path);
+                options.engine = engine;
+                options.direct = direct;
+                let driver = match FileDriver::open(options) {
+                    Ok(driver) => driver,
+                    Err(error) if direct => {
+                        // Said with what to do about it.
+                        assert!(error.to_string().contains("cache.direct=off"), "{error}");
+                        continue;
+                    }
+                    Err(error) => panic!("{error}"),
+                };
+                run(async move {
+                    let whole = IoBuffer::alloc(BLOCK + 512);
+                    // Memory that O_DIRECT would refuse, and memory that it takes.
+                    for at in [0, 1, 512] {
+                        let buffer = whole.slice(at, BLOCK);
+                        buffer.fill(0, BLOCK, u8::try_from(at % 255 + 1).unwrap());
+                        let offset = 512 * (at as u64 + 1);
+                        driver
+                            .write(offset, buffer.clone(), RequestFlags::FUA)
+                            .await
+                            .unwrap();
+                        let back = IoBuffer::alloc(BLOCK + 512).slice(at, BLOCK);
+                        driver.read(offset, back.clone()).await.unwrap();
+                        assert_eq!(back.to_vec(), buffer.to_vec());
+                        let raw = std::fs::read(&driver.path).unwrap();
+                        let from = usize::try_from(offset).unwrap();
+                        assert_eq!(raw[from..from + BLOCK], buffer.to_vec());
+                    }
+                    driver.flush().await.unwrap();
+                });
+            }
+        }
+    }
+}
+
+/// More than what is copied to aligned memory at once.
+#[test]
+fn a_large_buffer_of_any_alignment_goes_by_o_direct_too() {
+    const LARGE: usize = 2 * BOUNCE + 512;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    File::create(&path).unwrap().set_len(4 << 20).unwrap();
+    let mut options = FileOptions::new(&path);
+    options.direct = true;
+    let Ok(driver) = FileDriver::open(options) else {
+        eprintln!("not tested: no O_DIRECT on {}", path.display());
+        return;
+    };
+    run(async move {
+        let bytes: Vec<u8> = (0..LARGE)
+            .map(|at| u8::try_from(at % 251).unwrap())
+            .collect();
+        let buffer = IoBuffer::alloc(LARGE + 1).slice(1, LARGE);
+        buffer.copy_from_slice(0, &bytes);
+        driver
+            .write(512, buffer, RequestFlags::empty())
+            .await
+            .unwrap();
+        let back = IoBuffer::alloc(LARGE + 1).slice(1, LARGE);
+        driver.read(512, back.clone()).await.unwrap();
+        assert_eq!(back.to_vec(), bytes);
+    });
+}
+
+#[test]
+fn what_was_cut_off_behind_our_back_reads_as_zeroes() {
+    for directory in directories() {
+        let path = filled(directory.path(), "image", 7);
+        let driver = open(FileOptions::new(&path));
+        // In the middle of a sector, too.
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(BLOCK as u64 + 100)
+            .unwrap();
+        run(async move {
+            let buffer = IoBuffer::alloc(2 * BLOCK);
+            buffer.fill(0, 2 * BLOCK, 0xff);
+            driver.read(0, buffer.clone()).await.unwrap();
+            let bytes = buffer.to_vec();
+            assert!(bytes[..BLOCK + 100].iter().all(|byte| *byte == 7));
+            assert!(bytes[BLOCK + 100..].iter().all(|byte| *byte == 0));
+            let mut at = 0;
+            while at < SIZE as u64 {
+                let status = driver.block_status(at, SIZE as u64 - at).await.unwrap();
+                assert!(
+                    status.len > 0 && status.len % SECTOR == 0,
+                    "{at}: {status:?}"
+                );
+                let data = at < BLOCK as u64 + 100;
+                assert_eq!(status.allocation == Allocation::Data, data, "{at}");
+                at += status.len;
+            }
+        });
+    }
+}
+
+#[test]
+fn holes_and_data_are_told_apart() {
+    for directory in directories() {
+        let path = directory.path().join("image");
+        let file = File::create(&path).unwrap();
+        file.set_len(SIZE as u64).unwrap();
+        file.write_all_at(&[1; BLOCK], 256 << 10).unwrap();
+        let driver = open(FileOptions::new(&path));
+        run(async move {
+            let whole = SIZE as u64;
+            let status = driver.block_status(0, whole).await.unwrap();
+            assert_eq!(
+                (status.allocation, status.len),
+                (Allocation::Zero, 256 << 10)
+            );
+            let status = driver
+                .block_status(256 << 10, whole - (256 << 10))
+                .await
+                .unwrap();
+            assert_eq!(
+                (status.allocation, status.len),
+                (Allocation::Data, BLOCK as u64)
+            );
+            // Never more than was asked for, and from any sector on.
+            let status = driver.block_status(512, 512).await.unwrap();
+            assert_eq!((status.allocation, status.len), (Allocation::Zero, 512));
+            let status = driver.block_status((256 << 10) + 512, 512).await.unwrap();
+            assert_eq!((status.allocation, status.len), (Allocation::Data, 512));
+            let status = driver.block_status(whole - 512, 512).await.unwrap();
+            assert_eq!((status.allocation, status.len), (Allocation::Zero, 512));
+        });
+    }
+}
+
+fn zeroed(path: &Path, unmap: bool, flags: RequestFlags, offset: u64, len: u64) {
+    let mut options = FileOptions::new(path);
+    options.unmap = unmap;
+    let driver = open(options);
+    run(async move { driver.write_zeroes(offset, len, flags).await.unwrap() });
+}
+
+#[test]
+fn zeroes_read_as_zeroes_and_are_holes_only_if_both_sides_want_that() {
+    for directory in directories() {
+        for (unmap, flags, holes) in [
+            (true, RequestFlags::MAY_UNMAP, true),
+            (true, RequestFlags::empty(), false),
+            (false, RequestFlags::MAY_UNMAP, false),
+            (false, RequestFlags::empty(), false),
+        ] {
+            let path = filled(directory.path(), "image", 9);
+            zeroed(
+                &path,
+                unmap,
+                flags | RequestFlags::FUA,
+                512,
+                SIZE as u64 - 1024,
+            );
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes[512..SIZE - 512].iter().all(|byte| *byte == 0));
+            assert!(
+                bytes[..512]
+                    .iter()
+                    .chain(&bytes[SIZE - 512..])
+                    .all(|byte| *byte == 9)
+            );
+            assert_eq!(
+                allocated(&path) < SIZE / 2,
+                holes,
+                "{} {unmap} {flags:?}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// Zeroing what is a hole already must not fill a sparse image.
+#[test]
+fn zeroes_onto_holes_cost_nothing() {
+    for directory in directories() {
+        let path = directory.path().join("image");
+        let file = File::create(&path).unwrap();
+        file.set_len(SIZE as u64).unwrap();
+        file.write_all_at(&[1; BLOCK], 512 << 10).unwrap();
+        zeroed(&path, false, RequestFlags::empty(), 0, SIZE as u64);
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+        assert!(allocated(&path) <= 64 << 10, "{}", allocated(&path));
+    }
+}
+
+#[test]
+fn discards_reach_the_file_system_only_if_wanted() {
+    for directory in directories() {
+        for unmap in [true, false] {
+            let path = filled(directory.path(), "image", 3);
+            let mut options = FileOptions::new(&path);
+            options.unmap = unmap;
+            let driver = open(options);
+            run(async move {
+                driver.discard(0, SIZE as u64 / 2).await.unwrap();
+                driver.discard(0, 0).await.unwrap();
+            });
+            assert_eq!(allocated(&path) < SIZE, unmap, "{}", path.display());
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes[SIZE / 2..].iter().all(|byte| *byte == 3));
+        }
+    }
+}
+
+#[test]
+fn a_created_image_is_empty_and_sparse() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new");
+    create_image(&path, SIZE as u64, &[]).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), vec![0; SIZE]);
+    assert!(allocated(&path) < SIZE);
+    let path = filled(directory.path(), "old", 5);
+    create_image(&path, 2 * SIZE as u64, &[]).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), vec![0; 2 * SIZE]);
+    // The lock was only for the making.
+    let driver = open(FileOptions::new(&path));
+    driver.set_writer(Some("test")).unwrap();
+}
+
+#[test]
+fn a_file_in_use_is_not_emptied() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = filled(directory.path(), "image", 5);
+    let driver = open(FileOptions::new(&path));
+    let before = std::fs::read(&path).unwrap();
+    let identity = driver.file_identity().unwrap();
+    let said = create_image(&path, 512, &[identity])
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("another block node"), "{said}");
+    // By another name, it is still the same file.
+    let link = directory.path().join("link");
+    std::fs::hard_link(&path, &link).unwrap();
+    assert!(create_image(&link, 512, &[identity]).is_err());
+    // Unknown here, but locked by somebody.
+    driver.set_writer(Some("somebody")).unwrap();
+    let said = create_image(&path, 512, &[]).unwrap_err().to_string();
+    assert!(said.contains("\"write\" lock"), "{said}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    driver.set_writer(None).unwrap();
+    create_image(&path, 512, &[]).unwrap();
+}
+
+#[test]
+fn images_are_created_only_where_files_can_be() {
+    let directory = tempfile::tempdir().unwrap();
+    for path in [
+        directory.path().to_owned(),
+        directory.path().join("no/image"),
+        PathBuf::from("/dev/null"),
+    ] {
+        let said = create_image(&path, 512, &[]).unwrap_err().to_string();
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+    }
+    assert!(create_image(&directory.path().join("huge"), u64::MAX, &[]).is_err());
+}
+
+#[test]
+fn there_is_one_writer_among_all_who_opened_the_file() {
+    for directory in directories() {
+        let path = filled(directory.path(), "image", 1);
+        let (first, second) = (open(FileOptions::new(&path)), open(FileOptions::new(&path)));
+        first.set_writer(Some("first")).unwrap();
+        let said = second.set_writer(Some("second")).unwrap_err().to_string();
+        assert!(
+            said.contains("is another process, or another node, using the image?"),
+            "{said}"
+        );
+        // The refused one has left no locks that would stand in anybody's way.
+        first.set_writer(None).unwrap();
+        first.set_writer(Some("first")).unwrap();
+        drop(first);
+        second.set_writer(Some("second")).unwrap();
+    }
+}
+
+/// `qemu-io`, if it is there, as holder of the lock and as the one who is refused.
+#[test]
+fn qemus_programs_respect_the_locks_and_have_theirs_respected() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = filled(directory.path(), "image", 1);
+    let qemu_io = |commands: &[&str]| {
+        let mut command = std::process::Command::new("qemu-io");
+        command
+            .args(["-f", "raw"])
+            .args(commands.iter().flat_map(|text| ["-c", text]));
+        command.arg(&path).stdin(std::process::Stdio::piped());
+        command
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        command.spawn()
+    };
+    let Ok(child) = qemu_io(&["read 0 512"]) else {
+        eprintln!("not tested: there is no qemu-io here");
+        return;
+    };
+    assert!(child.wait_with_output().unwrap().status.success());
+    let driver = open(FileOptions::new(&path));
+    driver.set_writer(Some("test")).unwrap();
+    let output = qemu_io(&["read 0 512"])
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("\"write\" lock"), "{said}");
+    driver.set_writer(None).unwrap();
+    // Now it is the holder: without commands it waits for them with the image open.
+    let mut child = qemu_io(&[]).unwrap();
+    while driver.set_writer(Some("test")).is_ok() {
+        assert!(child.try_wait().unwrap().is_none());
+        driver.set_writer(None).unwrap();
+        std::thread::yield_now();
+    }
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    driver.set_writer(Some("test")).unwrap();
+}

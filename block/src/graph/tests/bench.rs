@@ -1,0 +1,197 @@
+//! A graph over a driver that watches: who asks it for what, when, and whether that was allowed.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use event_listener::Event;
+use parking_lot::Mutex;
+use serde_json::Value;
+use sluice_aio::{Clock, EventLoop, IoBuffer, LoopConfig, current};
+
+use crate::backend::Backend;
+use crate::driver::{
+    Allocation, Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity,
+    ImageInfo, RequestFlags,
+};
+use crate::error::Result;
+use crate::event::{BlockEvent, EventSink};
+use crate::graph::{Graph, build};
+use crate::node::{Node, Owner};
+
+/// Size of a probe in bytes; requests use offsets as their names.
+pub(super) const SIZE: u64 = 1 << 40;
+
+/// What a [`Probe`] has seen.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Offsets of the writes, in the order in which they reached the driver.
+    pub(super) log: Mutex<Vec<u64>>,
+    /// Sections that claim to have the node for themselves now.
+    pub(super) exclusive: AtomicUsize,
+    /// Requests inside the driver now.
+    pub(super) running: AtomicUsize,
+    /// A request was seen inside a section.
+    pub(super) broken: AtomicBool,
+    holding: AtomicBool,
+    released: Event,
+}
+
+impl Watch {
+    fn check(&self) {
+        if self.exclusive.load(Ordering::SeqCst) > 0 {
+            self.broken.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Keeps the requests that come from now on inside the driver.
+    pub(super) fn hold(&self) {
+        self.holding.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn release(&self) {
+        self.holding.store(false, Ordering::SeqCst);
+        self.released.notify(usize::MAX);
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// A protocol without storage that watches.
+#[derive(Debug)]
+struct Probe(Arc<Watch>);
+
+impl Probe {
+    fn request(&self, offset: u64) -> BlockFuture<'_, ()> {
+        let watch = &self.0;
+        Box::pin(async move {
+            watch.running.fetch_add(1, Ordering::SeqCst);
+            watch.check();
+            watch.log.lock().push(offset);
+            while watch.holding.load(Ordering::SeqCst) {
+                let released = watch.released.listen();
+                if watch.holding.load(Ordering::SeqCst) {
+                    released.await;
+                }
+            }
+            current::yield_now().await;
+            watch.check();
+            watch.running.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        })
+    }
+}
+
+impl Driver for Probe {
+    fn format_name(&self) -> &'static str {
+        "probe"
+    }
+
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn read(&self, offset: u64, _buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        self.request(offset)
+    }
+
+    fn write(&self, offset: u64, _buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
+        self.request(offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, _len: u64, _flags: RequestFlags) -> BlockFuture<'_, ()> {
+        self.request(offset)
+    }
+
+    fn discard(&self, offset: u64, _len: u64) -> BlockFuture<'_, ()> {
+        self.request(offset)
+    }
+
+    fn flush(&self) -> BlockFuture<'_, ()> {
+        self.request(SIZE)
+    }
+
+    fn block_status(&self, _offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
+        let allocation = Allocation::Data;
+        Box::pin(async move { Ok(BlockStatus { allocation, len }) })
+    }
+
+    fn children(&self) -> Vec<&Edge> {
+        Vec::new()
+    }
+
+    fn info(&self) -> ImageInfo {
+        ImageInfo::default()
+    }
+
+    fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn as_blkdebug(&self) -> Option<&Blkdebug> {
+        None
+    }
+
+    fn file_identity(&self) -> Option<FileIdentity> {
+        None
+    }
+
+    fn set_writer(&self, _user: Option<&str>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody listens.
+struct Silence;
+
+impl EventSink for Silence {
+    fn emit(&self, _event: BlockEvent) {}
+}
+
+pub(super) struct Bench {
+    pub(super) graph: Arc<Graph>,
+}
+
+/// Runs `test` as a task of a loop.
+pub(super) fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce(Bench) -> F) {
+    let mut event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+    let graph = Graph::new(Arc::new(Silence), Clock::real());
+    event_loop.run_until(test(Bench { graph })).unwrap();
+}
+
+impl Bench {
+    /// Adds a probe named `name`, as `blockdev-add` would.
+    pub(super) fn probe(&self, name: &str, read_only: bool) -> (Arc<Node>, Arc<Watch>) {
+        let watch = Arc::new(Watch::default());
+        let driver = Box::new(Probe(Arc::clone(&watch)));
+        let node = Node::new(name.to_owned(), driver, read_only, Owner::Monitor);
+        build::add(&mut self.graph.topology(), &node);
+        (node, watch)
+    }
+
+    pub(super) async fn add(&self, options: Value) -> Result<Arc<Node>> {
+        let options = serde_json::from_value(options).unwrap();
+        self.graph.add_node(&options).await
+    }
+
+    /// A disk of its own: backend, probe and what the probe sees.
+    pub(super) fn disk(&self, name: &str) -> (Arc<Backend>, Arc<Node>, Arc<Watch>) {
+        let (node, watch) = self.probe(&format!("{name}-node"), false);
+        (self.graph.add_backend(name, &node).unwrap(), node, watch)
+    }
+}
+
+/// A guest's write named by its offset.
+pub(super) async fn write(disk: &Backend, offset: u64) -> Result<()> {
+    let token = disk.enter().await?;
+    disk.write(&token, offset, IoBuffer::alloc(512)).await
+}
+
+/// Lets everything that can happen without outside help happen.
+pub(super) async fn settle() {
+    for _ in 0..50 {
+        current::yield_now().await;
+    }
+}
