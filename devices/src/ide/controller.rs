@@ -123,7 +123,7 @@ impl IdeController {
     }
 
     /// Counters of both channels. Any thread.
-    pub fn stats(&self) -> [ChannelStats; 2] {
+    pub(super) fn stats(&self) -> [ChannelStats; 2] {
         [0, 1].map(|index| self.channels[index].access(|core| core.stats()))
     }
 
@@ -290,7 +290,11 @@ impl PciFunction for IdeController {
     /// Cancels what is parked, waits for what runs, and accepts nothing more. The loop that serves
     /// the drives must be running.
     fn retire(&self) -> Resetting {
-        self.settle(Core::retire)
+        let settled = self.settle(Core::retire);
+        for (channel, stats) in self.stats().iter().enumerate() {
+            tracing::debug!(channel, ?stats, "an IDE channel is retired");
+        }
+        settled
     }
 }
 

@@ -38,7 +38,6 @@ mod tests;
 
 pub use controller::{IdeConfig, IdeController, IdeVariant};
 pub use disk::DriveConfig;
-pub use stats::{ChannelStats, DriveStats};
 
 use crate::pci::PciError;
 

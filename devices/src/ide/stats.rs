@@ -1,8 +1,8 @@
-//! What is counted, for queries and tests.
+//! What is counted: for the log when a channel is retired, and for tests.
 
 /// Counters of one drive since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DriveStats {
+pub(super) struct DriveStats {
     /// Commands given.
     pub commands: u64,
     /// Commands that ended with an error.
@@ -23,7 +23,7 @@ pub struct DriveStats {
 
 /// Counters of one channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChannelStats {
+pub(super) struct ChannelStats {
     /// Its drives.
     pub drives: [Option<DriveStats>; 2],
     /// Resets of the channel: by the guest and by the machine.

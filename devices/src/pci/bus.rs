@@ -59,8 +59,8 @@ pub struct PciBus {
 }
 
 impl PciBus {
-    /// An empty bus whose functions' BARs go into the given address spaces. [`PciBus::connect`]
-    /// gives it its ports.
+    /// An empty bus whose functions' BARs go into the given address spaces. Whoever makes it puts
+    /// it at its ports, [`CONFIG_PORTS`].
     pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>) -> Arc<Self> {
         Arc::new(Self {
             address: AtomicU32::new(0),
@@ -69,14 +69,6 @@ impl PciBus {
             mmio,
             moving: Mutex::new(()),
         })
-    }
-
-    /// Puts the configuration ports into the port space.
-    pub fn connect(self: &Arc<Self>) -> Result<(), PciError> {
-        let device: Arc<dyn PioDevice> = Arc::clone(self) as _;
-        self.pio
-            .insert(CONFIG_PORTS, device)
-            .map_err(PciError::Ports)
     }
 
     /// Adds a function. Only at machine build.
@@ -102,13 +94,6 @@ impl PciBus {
                     .is_none()
             })
             .ok_or(PciError::BusFull)
-    }
-
-    /// The function at an address.
-    pub fn function(&self, address: Address) -> Option<Arc<dyn PciFunction>> {
-        self.slots[slot_index(address)]
-            .get()
-            .map(|slot| Arc::clone(&slot.function))
     }
 
     /// Gives every BAR that has no address yet one, as firmware would; decoding stays for the guest

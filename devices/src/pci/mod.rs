@@ -125,9 +125,6 @@ pub enum PciError {
     /// The interrupt controller refused a vector.
     #[error("no vector for MSI-X")]
     Vector(#[source] crate::irq::IrqError),
-    /// The ports of the configuration mechanism are taken.
-    #[error("no room for the configuration ports")]
-    Ports(#[source] crate::bus::BusError),
 }
 
 #[cfg(test)]

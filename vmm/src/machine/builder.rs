@@ -353,11 +353,6 @@ impl MachineBuilder {
         }
     }
 
-    /// Resets `device` with the machine. PCI functions are reset by their bus.
-    pub fn add_reset_hook(&mut self, device: Arc<dyn ResetHook>) {
-        self.reset_hooks.push(device);
-    }
-
     /// Keeps `thread` as long as the machine: a device uses it.
     pub fn keep(&mut self, thread: Arc<IoThread>) {
         self.iothreads.push(thread);

@@ -17,7 +17,8 @@ use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node,
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::PioDevice;
-use crate::ide::{ChannelStats, DriveConfig, DriveStats, IdeConfig, IdeController, IdeVariant};
+use crate::ide::stats::{ChannelStats, DriveStats};
+use crate::ide::{DriveConfig, IdeConfig, IdeController, IdeVariant};
 use crate::irq::IrqLine;
 use crate::pci::layout::offset;
 use crate::pci::{BarIndex, PciFunction};

@@ -75,7 +75,7 @@ impl Machine {
     fn new() -> Self {
         let (pio, mmio) = (Arc::new(PioBus::new()), Arc::new(MmioBus::new()));
         let bus = PciBus::new(Arc::clone(&pio), Arc::clone(&mmio));
-        bus.connect().unwrap();
+        pio.insert(CONFIG_PORTS, Arc::clone(&bus) as _).unwrap();
         bus.add(Address::new(0, 0), Bridge::host()).unwrap();
         Self { pio, mmio, bus }
     }

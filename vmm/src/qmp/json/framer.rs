@@ -126,7 +126,8 @@ impl Framer {
     }
 
     /// Bytes held for a message that is not complete.
-    pub fn pending_bytes(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn pending_bytes(&self) -> usize {
         self.message.len()
     }
 
