@@ -334,7 +334,8 @@ async fn start(
     let options = job_options(common, &source)?;
     let id = options.id.to_string();
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
-    let dirty = Arc::new(bitmap.map_err(|error| refused(error.to_string()))?);
+    let dirty =
+        Arc::new(bitmap.map_err(|error| refused(format!("{error}; choose a larger granularity")))?);
     let claim = Claim::take(&source, &target, &id)?;
     // From here on neither can be deleted any more.
     graph.check_present(&source)?;

@@ -19,6 +19,8 @@ use futures_util::future;
 use parking_lot::Mutex;
 use sluice_aio::current;
 
+use super::server::RETRY_PAUSE;
+
 /// A session whose client leaves more than this unread is given no further replies to queue.
 pub const HIGH_WATER: usize = 1 << 20;
 /// A session whose client leaves more than this unread is closed.
@@ -193,7 +195,9 @@ async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                current::writable(stream).await?;
+                if current::writable(stream).await.is_err() {
+                    current::sleep(RETRY_PAUSE).await;
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -28,8 +28,8 @@ use crate::cli::QmpSocket;
 const MAX_CLIENTS: usize = 64;
 /// Bytes taken off a socket at once. Also bounds how many messages can wait to be executed.
 const READ_SIZE: usize = 4096;
-/// After an error that repeats at once (no descriptors left), accepting pauses this long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What needs a descriptor and finds none left is tried again after this long.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the end of the process waits for clients to take their last events.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -203,15 +203,14 @@ async fn accept(shared: Rc<Shared>, listener: UnixListener, path: PathBuf) {
                 Err(error) => tracing::warn!(%error, "a QMP client can't be served"),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if let Err(error) = current::readable(&listener).await {
-                    report(&path, &error);
-                    return;
+                if current::readable(&listener).await.is_err() {
+                    current::sleep(RETRY_PAUSE).await;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 report(&path, &error);
-                current::sleep(ACCEPT_PAUSE).await;
+                current::sleep(RETRY_PAUSE).await;
             }
         }
     }
@@ -264,7 +263,8 @@ async fn read(
                 let abandoned = std::pin::pin!(outbox.abandoned());
                 match future::select(readable, abandoned).await {
                     Either::Left((Ok(()), _)) => {}
-                    Either::Left((Err(_), _)) | Either::Right(_) => break outbox.abandon(),
+                    Either::Left((Err(_), _)) => current::sleep(RETRY_PAUSE).await,
+                    Either::Right(_) => break outbox.abandon(),
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,8 +1,12 @@
-//! More memory than there is.
+//! More memory than there is, and more descriptors.
 
 use std::fs;
 
-use crate::harness::{SLUICE, Scene, qtest_arguments, refusal, refusal_of, status};
+use serde_json::json;
+
+use crate::harness::{
+    LIMIT, SLUICE, Scene, Vm, expect_words, qtest_arguments, refusal, refusal_of, status,
+};
 
 #[test]
 fn more_than_the_host_can_ever_have_is_refused_at_the_start() {
@@ -54,4 +58,61 @@ fn amounts_that_are_none_are_refused_as_usage() {
         let refused = refusal(&scene, &["-m", amount]);
         refused.expect(status::USAGE, &[amount]);
     }
+}
+
+#[test]
+fn a_bitmap_of_no_bounds_is_refused_while_running() {
+    let scene = Scene::new();
+    let mut vm = Vm::start(&scene);
+    for name in ["source", "target"] {
+        let huge = json!({"driver": "null-co", "node-name": name, "size": 1_u64 << 62});
+        vm.execute("blockdev-add", &huge);
+    }
+    let mirror = json!({"device": "source", "job-id": "job", "target": "target",
+                        "sync": "none", "granularity": 512});
+    let words = ["No memory", "9007199254740992 chunks", "larger granularity"];
+    vm.refused_with("blockdev-mirror", &mirror, &words);
+    vm.quit();
+}
+
+/// Without a descriptor left nothing can be opened; what is open goes on, and new clients are
+/// served as soon as there are some again.
+#[test]
+fn running_out_of_descriptors_harms_nothing_that_is_open() {
+    let scene = Scene::new();
+    let limited = r#"ulimit -n 64; exec "$0" "$@""#;
+    let command = ["sh", "-c", limited, SLUICE].map(str::to_owned);
+    let mut vm = Vm::start_with(&scene, &command, &[]);
+    let image = scene.file("image.img", 512);
+    let node = |number: usize| {
+        let name = format!("node{number}");
+        json!({"driver": "file", "node-name": name, "filename": image})
+    };
+    let added = (0..64)
+        .take_while(|number| vm.qmp.execute("blockdev-add", &node(*number)).is_ok())
+        .count();
+    let before = vm.picture();
+    let mirror = json!({"device": "disk", "sync": "full", "target": image, "mode": "existing"});
+    let thread = json!({"qom-type": "iothread", "id": "io0"});
+    let cases = [
+        ("blockdev-add", node(added), &image),
+        ("drive-mirror", mirror, &image),
+        ("object-add", thread, &"io0".to_owned()),
+    ];
+    for (command, arguments, name) in cases {
+        let error = vm.qmp.execute(command, &arguments).unwrap_err().to_string();
+        expect_words(&error, &[name, "Too many open files"]);
+    }
+    assert_eq!(before, vm.picture());
+    // This one may be turned away.
+    drop(vm.connect_raw());
+    for number in 0..added {
+        let name = format!("node{number}");
+        vm.execute("blockdev-del", &json!({"node-name": name}));
+    }
+    drop(vm.connect());
+    vm.check_disks();
+    vm.execute("quit", &json!({}));
+    let status = vm.process.wait_end(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(status::SUCCESS));
 }
