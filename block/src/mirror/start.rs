@@ -173,7 +173,7 @@ pub async fn drive_mirror(
         )));
     }
     // Everything that needs no target is checked before a file is made.
-    check_source(&source)?;
+    check_source(&source, &arguments.common.device)?;
     settings(&arguments.common, &source)?;
     check_job_id(graph, &arguments.common, &source)?;
     if arguments.mode == NewImageMode::AbsolutePaths {
@@ -210,11 +210,13 @@ fn source_node(graph: &Graph, common: &MirrorCommon) -> Result<Arc<Node>> {
     graph.device_or_node(&common.device)
 }
 
-fn check_source(source: &Node) -> Result<()> {
+/// `device` is what the operator called the source: the filter of the mirror that is under way has
+/// a name that nobody gave.
+fn check_source(source: &Node, device: &str) -> Result<()> {
     source.check_not_blocked()?;
     if source.driver_name() == "mirror_top" {
         return Err(BlockError::Busy {
-            node: source.name().to_owned(),
+            node: device.to_owned(),
             job: JOB_TYPE,
         });
     }
@@ -328,7 +330,7 @@ async fn start(
         filter_name,
         unmap,
     } = plan;
-    check_source(&source)?;
+    check_source(&source, &common.device)?;
     check_pair(&source, &target)?;
     let settings = settings(common, &source)?;
     let options = job_options(common, &source)?;

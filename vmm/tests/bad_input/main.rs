@@ -15,6 +15,7 @@ mod command_line;
 mod commands;
 mod disconnects;
 mod harness;
+mod ide;
 mod images;
 mod kernels;
 mod memory;

@@ -195,7 +195,7 @@ fn a_disk_is_mirrored_once_at_a_time() {
     let mut second = drive_mirror(&scene.text("second.img"), "absolute-paths");
     second["job-id"] = json!("second");
     let (_, text) = vm.refused("drive-mirror", &second);
-    expect_words(&text, &["busy", "mirror"]);
+    expect_words(&text, &["'disk'", "busy", "mirror"]);
     // The first target is nobody else's.
     let mut stolen = drive_mirror(&scene.text("first.img"), "absolute-paths");
     stolen["device"] = json!("other");
