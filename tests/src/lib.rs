@@ -3,6 +3,7 @@
 //! * [`boot`]: boot times and memory, next to QEMU's.
 //! * [`check`]: is what the disks hold what the guest was promised?
 //! * [`demo`]: the story of a guest whose disks are moved under it, and its checks.
+//! * [`guest`]: Linux in machines of all kinds, and all the ways in which it ends.
 //! * [`qmp`]: a blocking client of the control socket.
 //! * [`process`]: the real binary as a child, with its serial console.
 //!
@@ -11,5 +12,6 @@
 pub mod boot;
 pub mod check;
 pub mod demo;
+pub mod guest;
 pub mod process;
 pub mod qmp;

@@ -1,0 +1,138 @@
+//! What a guest reads from its disks is what the host's files hold, and the other way round.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use super::{
+    lab::{Lab, same_content, sha256, value_of},
+    script::command_line,
+};
+
+/// Size of the disks that are read and written whole, in bytes.
+const DISK: usize = 8 << 20;
+
+/// Prints the negotiated transfer mode of the first channel's first disk.
+const MODE: &str = "echo mode: $(cat /sys/class/ata_device/dev1.0/xfer_mode)";
+
+/// What the guest writes last to its root file system.
+const MOTTO: &str = "nothing-written-is-lost";
+
+/// A file's content begins at a multiple of this, in bytes: ext4's smallest block.
+const FS_BLOCK: usize = 1024;
+
+fn drive(path: &Path, more: &str) -> String {
+    format!("file={},format=raw,{more}", path.display())
+}
+
+/// The default machine's controller is a PIIX3, which has no Ultra DMA.
+pub fn root_on_ide_by_mwdma(lab: &Lab<'_>) -> Result<()> {
+    let console = boot_from_root(lab, "ide", "/dev/sda", MODE)?;
+    let mode = value_of(&console, "mode:")?;
+    ensure!(mode == "XFER_MW_DMA_2", "the disk uses {mode}");
+    Ok(())
+}
+
+/// The same root file system, seen by the other driver.
+pub fn root_on_virtio(lab: &Lab<'_>) -> Result<()> {
+    boot_from_root(lab, "virtio", "/dev/vda", "true").map(|_console| ())
+}
+
+/// Boots from the disk and writes a file, which must come back from the disk as it was, and be in
+/// the host's file in the end. Returns the console.
+fn boot_from_root(lab: &Lab<'_>, interface: &str, device: &str, then: &str) -> Result<String> {
+    let image = lab.root_image()?;
+    let root = drive(&image, &format!("if={interface}"));
+    let script = format!(
+        "{then}; seq 200000 >/numbers; echo wrote: $(sha256sum </numbers); \
+         sync; echo 3 >/proc/sys/vm/drop_caches; \
+         echo found: $(sha256sum </numbers); printf {MOTTO} >/motto"
+    );
+    let line = command_line(&script, &format!("root={device} sluice.switch-root"));
+    let mut guest = lab.start(&line, &["--drive", &root])?;
+    guest.wait(&format!("sluice-guest: root reached on {device}"))?;
+    let console = guest.finish_script()?;
+    let (wrote, found) = (value_of(&console, "wrote:")?, value_of(&console, "found:")?);
+    ensure!(wrote == found, "wrote {wrote}, found {found}");
+    let content = std::fs::read(&image)?;
+    let arrived = content
+        .chunks_exact(FS_BLOCK)
+        .any(|block| block.starts_with(MOTTO.as_bytes()));
+    ensure!(arrived, "the host's file lacks what the guest wrote last");
+    Ok(console)
+}
+
+/// The first channel's disk is copied to the second channel's.
+pub fn ide_copies_by_udma(lab: &Lab<'_>) -> Result<()> {
+    let source = lab.random_image("source.img", DISK, 1)?;
+    let target = lab.image("target.img", &vec![0x55; DISK])?;
+    let arguments = [
+        "--machine",
+        "pc,ide=piix4",
+        "--drive",
+        &drive(&source, "if=ide,index=0"),
+        "--drive",
+        &drive(&target, "if=ide,index=2"),
+    ];
+    let console = copy(lab, "/dev/sda", "/dev/sdb", &arguments, [&source, &target])?;
+    let mode = value_of(&console, "mode:")?;
+    ensure!(mode.starts_with("XFER_UDMA_"), "the disk uses {mode}");
+    let channel = value_of(&console, "target on:")?;
+    ensure!(
+        channel.contains("/ata2/"),
+        "the second disk is at {channel}"
+    );
+    Ok(())
+}
+
+/// One disk is copied to the other, each served by a thread of its own.
+pub fn virtio_copies(lab: &Lab<'_>) -> Result<()> {
+    let source = lab.random_image("source.img", DISK, 2)?;
+    let target = lab.image("target.img", &vec![0x55; DISK])?;
+    let arguments = [
+        "--smp",
+        "2",
+        "--object",
+        "iothread,id=io0",
+        "--object",
+        "iothread,id=io1",
+        "--drive",
+        &drive(&source, "if=none,id=source"),
+        "--drive",
+        &drive(&target, "if=none,id=target"),
+        "--device",
+        "virtio-blk-pci,drive=source,iothread=io0",
+        "--device",
+        "virtio-blk-pci,drive=target,iothread=io1",
+    ];
+    copy(lab, "/dev/vda", "/dev/vdb", &arguments, [&source, &target]).map(|_console| ())
+}
+
+/// The guest tells the sum of what it reads from `from`, copies that to `to`, and reads it back
+/// from there. The host's files must agree.
+fn copy(
+    lab: &Lab<'_>,
+    from: &str,
+    to: &str,
+    arguments: &[&str],
+    images: [&Path; 2],
+) -> Result<String> {
+    let script = format!(
+        "{MODE}; echo target on: $(readlink /sys/class/block/{name}); \
+         echo read: $(sha256sum <{from}); \
+         dd if={from} of={to} bs=64k conv=fsync; \
+         echo 3 >/proc/sys/vm/drop_caches; \
+         echo back: $(dd if={to} bs=64k | sha256sum)",
+        name = to.trim_start_matches("/dev/"),
+    );
+    let line = command_line(&script, &format!("sluice.wait={from},{to}"));
+    let console = lab.start(&line, arguments)?.finish_script()?;
+    let wanted = sha256(images[0])?;
+    for key in ["read:", "back:"] {
+        let sum = value_of(&console, key)?;
+        ensure!(sum.starts_with(&wanted), "{key} {sum}, not {wanted}");
+    }
+    let same = same_content(images[0], images[1])?;
+    ensure!(same, "the host's file does not hold what the guest wrote");
+    Ok(console)
+}
