@@ -60,7 +60,7 @@ fn play(steps: Vec<Step>) {
         let disks: Vec<_> = (0..DISKS)
             .map(|index| bench.disk(&format!("disk{index}")))
             .collect();
-        let mut made = vec![0u64; DISKS];
+        let mut made = [0u64; DISKS];
         let mut requests = Vec::new();
         let mut sections: Vec<JoinHandle<Claimed>> = Vec::new();
         for step in steps {

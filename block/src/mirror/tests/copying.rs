@@ -262,23 +262,23 @@ fn copies_of_one_chunk_do_not_overtake_each_other() {
     });
 }
 
-/// A write lands between the copier's read and its write: the mark was cleared before the read, so
-/// the write's own mark stands.
+/// A write lands between the copier's read and the end of its copy: the mark was cleared before the
+/// read, so the write's own mark stands.
 #[test]
 fn a_write_behind_the_copiers_read_is_copied_again() {
     run_both(|bench| async move {
-        let (disk, source) = bench.debug_disk("disk").await;
-        bench.target("target").await;
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
         bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
-        debug(&source)
-            .set_break(DebugEvent::ReadAio, "read")
+        debug(&target)
+            .set_break(DebugEvent::WriteAio, "copy")
             .unwrap();
         bench.write(&disk, 0, 0xf1).await;
-        debug(&source).wait_break("read").await.unwrap();
-        // The copier is about to read; nothing is dirty at this moment.
+        debug(&target).wait_break("copy").await.unwrap();
+        // The copier has read the chunk and not yet written it. Nothing else is dirty.
         bench.write(&disk, 4096, 0xf2).await;
-        debug(&source).resume("read").unwrap();
+        debug(&target).resume("copy").unwrap();
         assert_eq!(bench.complete().await, None);
         assert_eq!(bench.bytes("disk"), bench.bytes("target"));
         assert_eq!(block_value(&bench.bytes("target"), 4096), Some(0xf2));
@@ -339,5 +339,57 @@ fn the_speed_limit_is_kept() {
         job.complete().unwrap();
         assert_eq!(bench.end().await, None);
         assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    });
+}
+
+/// A guest's write is on its way for long; the chunk is copied meanwhile, with its old bytes. The
+/// mark that counts is the one after the write's end.
+#[test]
+fn a_slow_write_is_marked_when_it_has_ended() {
+    run_both(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        let job = bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        debug(&source)
+            .set_break(DebugEvent::WriteAio, "slow")
+            .unwrap();
+        let slow = bench.begin_write(&disk, 0, 0xf1);
+        debug(&source).wait_break("slow").await.unwrap();
+        // Another chunk is written and copied: the job has looked at all marks since.
+        let before = job.progress().current();
+        bench.write(&disk, 1 << 20, 0xf2).await;
+        while job.progress().current() == before {
+            current::sleep(Duration::from_millis(1)).await;
+        }
+        debug(&source).resume("slow").unwrap();
+        slow.await.unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0xf1));
+    });
+}
+
+/// The pivot's section waits for a write that is on its way, and copies what it has changed.
+#[test]
+fn a_write_that_ends_while_the_pivot_drains_is_copied() {
+    run_both(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        debug(&source)
+            .set_break(DebugEvent::WriteAio, "slow")
+            .unwrap();
+        let slow = bench.begin_write(&disk, 0, 0xf1);
+        debug(&source).wait_break("slow").await.unwrap();
+        bench.job().complete().unwrap();
+        while !disk.gate().is_closed() {
+            current::yield_now().await;
+        }
+        debug(&source).resume("slow").unwrap();
+        slow.await.unwrap();
+        assert_eq!(bench.end().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0xf1));
     });
 }
