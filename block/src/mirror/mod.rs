@@ -9,10 +9,11 @@
 //! 1. starting: inside a drained section of the source the filter is put above it; from
 //!    then on every write is recorded. With `sync=full` the whole disk is marked dirty.
 //! 2. the job runs in the loop that serves the source's device: it keeps up to 16
-//!    copies running until nothing is dirty, flushes the target, and is *ready*.
-//! 3. After `complete`, as soon as nothing is dirty again, the work ends and the job waits for its
+//!    copies running until nothing is dirty (or, under a guest that never stops writing, until
+//!    little is), flushes the target, and is *ready*.
+//! 3. After `complete`, as soon as little is dirty, the work ends and the job waits for its
 //!    finalize verb, if that was asked for; the guest is not held meanwhile.
-//! 4. The pivot: a drained section on the filter; whatever became dirty is copied inside it; the
+//! 4. The pivot: a drained section on the filter; whatever is dirty is copied inside it; the
 //!    target is flushed; every parent of the filter is pointed to the target; the section ends, and
 //!    the guest's postponed requests run against the target.
 //!
