@@ -222,11 +222,12 @@ impl MirrorJob {
     /// The pivot: returns inside the section that it has begun, with the guest held.
     async fn catch_up_in_section(&self, job: &JobContext) -> Result<Section, JobError> {
         // Much may have become dirty since the work's end, while the job waited to be finalised.
+        // One pass in any case: what it copies need not be copied with the guest held.
         for _ in 0..MAX_PASSES {
+            self.pass(job, Pace::Pivot).await?;
             if self.is_nearly_converged() {
                 break;
             }
-            self.pass(job, Pace::Pivot).await?;
         }
         // So that the flush inside the section is a short one.
         self.flush_target(job, Pace::Pivot).await?;
