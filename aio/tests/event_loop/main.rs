@@ -10,6 +10,7 @@ mod fds;
 mod io;
 #[cfg(test)]
 mod nested;
+mod refused;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
