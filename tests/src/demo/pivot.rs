@@ -145,6 +145,7 @@ impl Session {
         let source = self.source(&mirror)?;
         let target = Image::open(&self.images.of(disk, mirror.generation + 1))?;
         let comparison = source.compare(&target)?;
+        self.say("compared");
         self.wait_acknowledged(disk.other(), A_MOMENT)?;
         let before = self.history.clone();
         let held = Held {
