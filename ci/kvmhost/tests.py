@@ -192,6 +192,16 @@ class Emulated(BothWays, unittest.TestCase):
         self.assertEqual(code, 125)
         self.assertIn("broke down", err)
 
+    def test_a_panic_of_the_host_is_survived_with_a_second_attempt(self):
+        script = "echo alive; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100"
+        code, out, err = run(self.way, "--attempts", "2", "sh", "-c", script)
+        self.assertEqual((code, out), (125, "alive\nalive\n"))
+        self.assertEqual(err.count("once more"), 1)
+
+    def test_a_failing_command_is_not_run_again(self):
+        code, out, _ = run(self.way, "--attempts", "2", "sh", "-c", "echo alive; exit 3")
+        self.assertEqual((code, out), (3, "alive\n"))
+
     def test_random_numbers_and_time_are_fresh(self):
         script = "head -c 16 /dev/urandom | xxd -p; date +%s"
         first, second = (run(self.way, "sh", "-c", script)[1].split() for _ in range(2))
