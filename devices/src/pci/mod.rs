@@ -13,7 +13,7 @@
 //! the bus's affair. The bus watches the command register and the BARs and moves the windows when
 //! the guest does.
 //!
-//! ```ignore
+//! ```text
 //! struct Widget { config: PciConfig }
 //!
 //! impl PciFunction for Widget {
