@@ -15,6 +15,7 @@ use sluice_aio::{AioContext, Clock, Gate, IoBuffer, Token};
 
 use crate::driver::RequestFlags;
 use crate::error::{BlockError, Result};
+use crate::event::{BlockEvent, ErrorAction, EventSink, IoOperation};
 use crate::node::Node;
 
 /// Kinds of guest requests that are accounted.
@@ -58,7 +59,6 @@ impl BackendStats {
 }
 
 /// See the [module](self). Any thread may hold it; requests run in the loop that polls them.
-#[derive(Debug)]
 pub struct Backend {
     name: String,
     root: ArcSwapOption<Node>,
@@ -66,12 +66,27 @@ pub struct Backend {
     clock: Clock,
     read_only: bool,
     stats: BackendStats,
+    events: Arc<dyn EventSink>,
     device: Mutex<Option<String>>,
     context: Mutex<Option<AioContext>>,
 }
 
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend")
+            .field("name", &self.name)
+            .field("gate", &self.gate)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Backend {
-    pub(crate) fn new(name: &str, root: Arc<Node>, clock: Clock) -> Arc<Self> {
+    pub(crate) fn new(
+        name: &str,
+        root: Arc<Node>,
+        clock: Clock,
+        events: Arc<dyn EventSink>,
+    ) -> Arc<Self> {
         let read_only = root.is_read_only();
         Arc::new(Self {
             name: name.to_owned(),
@@ -80,6 +95,7 @@ impl Backend {
             root: ArcSwapOption::from(Some(root)),
             read_only,
             stats: BackendStats::default(),
+            events,
             device: Mutex::default(),
             context: Mutex::default(),
         })
@@ -269,12 +285,36 @@ impl Backend {
         let counters = self.stats.of(kind);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         counters.total_time_ns.fetch_add(took, Ordering::Relaxed);
-        if result.is_ok() {
-            counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-            counters.operations.fetch_add(1, Ordering::Relaxed);
-        } else {
-            counters.failed.fetch_add(1, Ordering::Relaxed);
+        match &result {
+            Ok(()) => {
+                counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+                counters.operations.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                counters.failed.fetch_add(1, Ordering::Relaxed);
+                self.report(kind, error);
+            }
         }
         result
+    }
+
+    /// Tells the operator of a request of the guest that failed; the guest is told by its device.
+    fn report(&self, kind: Account, error: &BlockError) {
+        if matches!(error, BlockError::Cancelled(_)) {
+            return;
+        }
+        let operation = match kind {
+            Account::Read => IoOperation::Read,
+            Account::Write | Account::Flush | Account::Unmap => IoOperation::Write,
+        };
+        self.events.emit(BlockEvent::BlockIoError {
+            qom_path: self.device().unwrap_or_default(),
+            device: self.name.clone(),
+            node_name: self.node().map(|node| node.name().to_owned()),
+            operation,
+            action: ErrorAction::Report,
+            nospace: None,
+            reason: error.to_string(),
+        });
     }
 }

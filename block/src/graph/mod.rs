@@ -228,7 +228,12 @@ impl Graph {
         if !root.is_read_only() {
             root.set_writer(Some(name))?;
         }
-        let backend = Backend::new(name, Arc::clone(root), self.clock.clone());
+        let backend = Backend::new(
+            name,
+            Arc::clone(root),
+            self.clock.clone(),
+            Arc::clone(&self.events),
+        );
         for section in sections_at_or_below(root)
             .into_iter()
             .chain(topology.global_sections())

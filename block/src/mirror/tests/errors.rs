@@ -218,3 +218,29 @@ fn a_failed_guest_write_is_recorded_too() {
         );
     });
 }
+
+#[test]
+fn a_guests_failed_request_is_told_to_the_operator() {
+    run(|bench| async move {
+        let (disk, node) = bench.debug_disk("disk").await;
+        disk.set_device("/machine/peripheral/disk");
+        inject(&node, DebugEvent::WriteAio, libc::ENOSPC);
+        assert!(bench.begin_write(&disk, 0, 1).await.is_err());
+        heal(&node);
+        assert!(bench.begin_write(&disk, 0, 1).await.is_ok());
+        let told: Vec<_> = bench
+            .events()
+            .iter()
+            .filter(|event| matches!(event, BlockEvent::BlockIoError { .. }))
+            .map(|event| serde_json::to_value(event).unwrap()["data"].clone())
+            .collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0]["qom-path"], "/machine/peripheral/disk");
+        assert_eq!(told[0]["device"], "disk");
+        assert_eq!(told[0]["node-name"], node.name());
+        assert_eq!(told[0]["operation"], "write");
+        assert_eq!(told[0]["action"], "report");
+        let reason = told[0]["reason"].as_str().unwrap();
+        assert!(reason.contains("No space"), "{reason}");
+    });
+}
