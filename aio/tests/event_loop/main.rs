@@ -10,6 +10,7 @@ mod fds;
 mod io;
 #[cfg(test)]
 mod nested;
+#[cfg(test)]
 mod refused;
 #[cfg(test)]
 mod support;
