@@ -44,6 +44,7 @@ pub mod fd;
 pub mod gate;
 #[cfg(not(loom))]
 pub mod iothread;
+mod stats;
 mod sync;
 #[cfg(not(loom))]
 pub mod task;
@@ -64,5 +65,6 @@ pub use fd::{FdHandler, Source};
 pub use gate::{Cancelled, Gate, Token};
 #[cfg(not(loom))]
 pub use iothread::IoThread;
+pub use stats::Histogram;
 #[cfg(not(loom))]
 pub use task::JoinHandle;

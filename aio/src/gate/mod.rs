@@ -65,7 +65,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::sync::Arc;
 use mechanism::Inner;
-pub use stats::{GateStats, Histogram, Holder};
+pub use stats::{GateStats, Holder};
 pub use waiting::{Enter, Opened, WaitIdle};
 
 /// The gate was destroyed: what was parked is cancelled, nothing enters any more.

@@ -2,31 +2,7 @@
 
 use std::time::Duration;
 
-/// Counts of durations by powers of two of a microsecond.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Histogram {
-    buckets: [u64; Self::BUCKETS],
-}
-
-impl Histogram {
-    const BUCKETS: usize = 32;
-
-    /// Counts one duration.
-    pub fn record(&mut self, value: Duration) {
-        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
-        let magnitude = (u64::BITS - micros.leading_zeros()) as usize;
-        self.buckets[magnitude.min(Self::BUCKETS - 1)] += 1;
-    }
-
-    /// Pairs of (upper bound in microseconds, exclusive; count) of the buckets that are not empty.
-    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.buckets
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-            .map(|(magnitude, count)| (1u64 << magnitude, *count))
-    }
-}
+use crate::stats::Histogram;
 
 /// Who holds a section open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +20,7 @@ pub struct GateStats {
     pub sections: u64,
     /// The longest of them.
     pub longest_section: Duration,
-    /// How long they lasted.
+    /// How long they lasted, in microseconds.
     pub section_times: Histogram,
     /// Requests that were ever parked.
     pub parked: u64,
@@ -52,7 +28,7 @@ pub struct GateStats {
     pub abandoned: u64,
     /// The longest wait of a parked request, since the last reset of this figure.
     pub longest_wait: Duration,
-    /// How long parked requests waited.
+    /// How long parked requests waited, in microseconds.
     pub wait_times: Histogram,
     /// Sections open now.
     pub holders: Vec<Holder>,
@@ -66,11 +42,15 @@ impl GateStats {
     pub(super) fn section_ended(&mut self, held: Duration) {
         self.sections += 1;
         self.longest_section = self.longest_section.max(held);
-        self.section_times.record(held);
+        self.section_times.record(micros(held));
     }
 
     pub(super) fn wait_ended(&mut self, waited: Duration) {
         self.longest_wait = self.longest_wait.max(waited);
-        self.wait_times.record(waited);
+        self.wait_times.record(micros(waited));
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
