@@ -58,8 +58,11 @@ pub struct LoopConfig {
     pub clock: Clock,
     /// The engine that serves files which ask for none in particular.
     pub engine: EngineKind,
-    /// The most worker threads the loop starts for calls that block.
-    pub max_workers: usize,
+    /// Worker threads for calls that block which are started with the loop and always kept.
+    pub thread_pool_min: usize,
+    /// The most worker threads the loop may have; those beyond `thread_pool_min` end when they
+    /// have been idle for a while. At least 1, and at least `thread_pool_min`.
+    pub thread_pool_max: usize,
 }
 
 impl Default for LoopConfig {
@@ -67,7 +70,8 @@ impl Default for LoopConfig {
         Self {
             clock: Clock::real(),
             engine: EngineKind::IoUring,
-            max_workers: 64,
+            thread_pool_min: 0,
+            thread_pool_max: 64,
         }
     }
 }
@@ -125,7 +129,8 @@ impl EventLoop {
     /// falls back to worker threads and logs a warning that says why.
     ///
     /// # Errors
-    /// The kernel's refusal of the epoll, timer or event file descriptors.
+    /// The kernel's refusal of the epoll, timer or event file descriptors; limits of the thread
+    /// pool that contradict each other ([`io::ErrorKind::InvalidInput`]).
     pub fn new(name: &str, config: &LoopConfig) -> Result<Self, LoopError> {
         let fail = |action| {
             move |source: io::Error| LoopError {
@@ -142,7 +147,7 @@ impl EventLoop {
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )
         .map_err(|errno| fail("create its timer")(errno.into()))?;
-        let engines = Engines::new(name, config);
+        let engines = Engines::new(name, config).map_err(fail("set up its worker threads"))?;
         let add = |fd: BorrowedFd<'_>, tag| {
             let event = epoll::Event::new(epoll::Events::EPOLLIN, tag);
             epoll::ctl(

@@ -97,7 +97,7 @@ pub(crate) struct Engines {
 }
 
 impl Engines {
-    pub(crate) fn new(name: &str, config: &LoopConfig) -> Self {
+    pub(crate) fn new(name: &str, config: &LoopConfig) -> io::Result<Self> {
         let ring = match config.engine {
             EngineKind::Threads => None,
             EngineKind::IoUring => match Ring::new() {
@@ -113,10 +113,8 @@ impl Engines {
                 }
             },
         };
-        Self {
-            ring,
-            workers: WorkerPool::new(name, config.max_workers),
-        }
+        let workers = WorkerPool::new(name, config.thread_pool_min, config.thread_pool_max)?;
+        Ok(Self { ring, workers })
     }
 
     pub(crate) fn workers(&self) -> &WorkerPool {

@@ -39,16 +39,26 @@ pub(crate) struct WorkerPool {
 }
 
 impl WorkerPool {
-    pub(super) fn new(name: &str, max: usize) -> Self {
+    /// A pool of at least `min` and at most `max` threads; they are started when there is work.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if `max` is 0 or less than `min`.
+    pub(super) fn new(name: &str, min: usize, max: usize) -> io::Result<Self> {
+        if max == 0 || min > max {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "bad thread-pool-min/thread-pool-max values",
+            ));
+        }
         let pool = Arc::new(Pool {
             queue: Mutex::default(),
             wake: Condvar::new(),
         });
-        Self {
+        Ok(Self {
             pool,
             name: name.to_owned(),
-            max: max.max(1),
-        }
+            max,
+        })
     }
 
     /// Runs `call` in a worker; the receiver fails if the call panics or no thread can be started.

@@ -182,7 +182,7 @@ fn a_handler_that_owns_its_own_registration_is_dropped() {
 #[test]
 fn blocking_calls_that_wait_for_a_worker_are_made_before_the_loop_ends() {
     let config = LoopConfig {
-        max_workers: 1,
+        thread_pool_max: 1,
         ..LoopConfig::default()
     };
     let mut event_loop = EventLoop::new("test", &config).unwrap();

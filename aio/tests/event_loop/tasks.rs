@@ -172,7 +172,7 @@ fn a_panic_of_the_main_future_reaches_the_caller() {
 #[test]
 fn a_panicking_blocking_call_is_told_and_its_worker_survives() {
     let config = LoopConfig {
-        max_workers: 1,
+        thread_pool_max: 1,
         ..LoopConfig::default()
     };
     let mut event_loop = EventLoop::new("test", &config).unwrap();
