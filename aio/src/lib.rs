@@ -44,6 +44,8 @@ pub mod fd;
 pub mod gate;
 #[cfg(not(loom))]
 pub mod iothread;
+#[cfg(not(loom))]
+pub mod pooled;
 mod stats;
 mod sync;
 #[cfg(not(loom))]
@@ -65,6 +67,8 @@ pub use fd::{FdHandler, Source};
 pub use gate::{Cancelled, Gate, Token};
 #[cfg(not(loom))]
 pub use iothread::IoThread;
+#[cfg(not(loom))]
+pub use pooled::PooledFuture;
 pub use stats::Histogram;
 #[cfg(not(loom))]
 pub use task::JoinHandle;

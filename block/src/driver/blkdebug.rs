@@ -231,7 +231,7 @@ impl Driver for Blkdebug {
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.reached(DebugEvent::ReadAio, offset, buffer.len() as u64)
                 .await?;
             self.image.node().read(offset, buffer).await
@@ -239,7 +239,7 @@ impl Driver for Blkdebug {
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.reached(DebugEvent::WriteAio, offset, buffer.len() as u64)
                 .await?;
             self.image.node().write(offset, buffer, flags).await
@@ -247,21 +247,21 @@ impl Driver for Blkdebug {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.reached(DebugEvent::PwriteZero, offset, len).await?;
             self.image.node().write_zeroes(offset, len, flags).await
         })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.reached(DebugEvent::Pdiscard, offset, len).await?;
             self.image.node().discard(offset, len).await
         })
     }
 
     fn flush(&self) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.reached(DebugEvent::FlushToDisk, 0, 0).await?;
             self.image.node().flush().await
         })
@@ -269,7 +269,7 @@ impl Driver for Blkdebug {
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         let node = self.image.node();
-        Box::pin(async move { node.block_status(offset, len).await })
+        BlockFuture::new(async move { node.block_status(offset, len).await })
     }
 
     fn children(&self) -> Vec<&Edge> {
@@ -285,7 +285,7 @@ impl Driver for Blkdebug {
     }
 
     fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.reached(event, 0, 0).await?;
             self.image.node().debug_event(event).await
         })

@@ -11,20 +11,19 @@ pub mod file;
 pub mod null;
 pub mod raw;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bitflags::bitflags;
-use sluice_aio::IoBuffer;
+use sluice_aio::{IoBuffer, PooledFuture};
 
 use crate::error::Result;
 use crate::node::Node;
 pub use blkdebug::{Blkdebug, DebugEvent};
 
-/// A request on its way; it need not be `Send`: it stays in the loop that submitted it.
-pub type BlockFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
+/// A request on its way, made by `BlockFuture::new(async move { … })`; it stays in the loop that
+/// submitted it, and its memory is that of an earlier request.
+pub type BlockFuture<'a, T> = PooledFuture<'a, Result<T>>;
 
 bitflags! {
     /// Properties of one request.

@@ -34,7 +34,7 @@ impl Null {
 
     fn done(&self) -> BlockFuture<'_, ()> {
         let latency = self.latency;
-        Box::pin(async move {
+        BlockFuture::new(async move {
             if !latency.is_zero() {
                 current::sleep(latency).await;
             }
@@ -81,7 +81,7 @@ impl Driver for Null {
         } else {
             Allocation::Data
         };
-        Box::pin(async move { Ok(BlockStatus { allocation, len }) })
+        BlockFuture::new(async move { Ok(BlockStatus { allocation, len }) })
     }
 
     fn children(&self) -> Vec<&Edge> {
@@ -96,7 +96,7 @@ impl Driver for Null {
     }
 
     fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
+        BlockFuture::new(async { Ok(()) })
     }
 
     fn as_blkdebug(&self) -> Option<&Blkdebug> {

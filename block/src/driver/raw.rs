@@ -64,32 +64,32 @@ impl Driver for Raw {
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         let node = self.file.node();
-        Box::pin(async move { node.read(offset + self.offset, buffer).await })
+        BlockFuture::new(async move { node.read(offset + self.offset, buffer).await })
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
         let node = self.file.node();
-        Box::pin(async move { node.write(offset + self.offset, buffer, flags).await })
+        BlockFuture::new(async move { node.write(offset + self.offset, buffer, flags).await })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
         let node = self.file.node();
-        Box::pin(async move { node.write_zeroes(offset + self.offset, len, flags).await })
+        BlockFuture::new(async move { node.write_zeroes(offset + self.offset, len, flags).await })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
         let node = self.file.node();
-        Box::pin(async move { node.discard(offset + self.offset, len).await })
+        BlockFuture::new(async move { node.discard(offset + self.offset, len).await })
     }
 
     fn flush(&self) -> BlockFuture<'_, ()> {
         let node = self.file.node();
-        Box::pin(async move { node.flush().await })
+        BlockFuture::new(async move { node.flush().await })
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         let node = self.file.node();
-        Box::pin(async move { node.block_status(offset + self.offset, len).await })
+        BlockFuture::new(async move { node.block_status(offset + self.offset, len).await })
     }
 
     fn children(&self) -> Vec<&Edge> {
@@ -102,7 +102,7 @@ impl Driver for Raw {
 
     fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
         let node = self.file.node();
-        Box::pin(async move { node.debug_event(event).await })
+        BlockFuture::new(async move { node.debug_event(event).await })
     }
 
     fn as_blkdebug(&self) -> Option<&Blkdebug> {

@@ -56,13 +56,13 @@ impl Driver for MirrorTop {
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         let source = self.source.node();
-        Box::pin(async move { source.read(offset, buffer).await })
+        BlockFuture::new(async move { source.read(offset, buffer).await })
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
         let source = self.source.node();
         let len = buffer.len() as u64;
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.recorded(offset, len, source.write(offset, buffer, flags))
                 .await
         })
@@ -70,7 +70,7 @@ impl Driver for MirrorTop {
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
         let source = self.source.node();
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.recorded(offset, len, source.write_zeroes(offset, len, flags))
                 .await
         })
@@ -78,7 +78,7 @@ impl Driver for MirrorTop {
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
         let source = self.source.node();
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.recorded(offset, len, source.discard(offset, len))
                 .await
         })
@@ -86,12 +86,12 @@ impl Driver for MirrorTop {
 
     fn flush(&self) -> BlockFuture<'_, ()> {
         let source = self.source.node();
-        Box::pin(async move { source.flush().await })
+        BlockFuture::new(async move { source.flush().await })
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         let source = self.source.node();
-        Box::pin(async move { source.block_status(offset, len).await })
+        BlockFuture::new(async move { source.block_status(offset, len).await })
     }
 
     fn children(&self) -> Vec<&Edge> {
@@ -104,7 +104,7 @@ impl Driver for MirrorTop {
 
     fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
         let source = self.source.node();
-        Box::pin(async move { source.debug_event(event).await })
+        BlockFuture::new(async move { source.debug_event(event).await })
     }
 
     fn as_blkdebug(&self) -> Option<&Blkdebug> {

@@ -210,7 +210,7 @@ impl Driver for FileDriver {
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             if self.needs_bounce(&buffer) {
                 return Ok(self.read_bounced(offset, &buffer).await?);
             }
@@ -219,7 +219,7 @@ impl Driver for FileDriver {
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             if self.needs_bounce(&buffer) {
                 self.write_bounced(offset, &buffer).await?;
             } else {
@@ -233,7 +233,7 @@ impl Driver for FileDriver {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             self.zero(offset, len, flags).await?;
             if flags.contains(RequestFlags::FUA) {
                 self.sync().await?;
@@ -243,7 +243,7 @@ impl Driver for FileDriver {
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
-        Box::pin(async move {
+        BlockFuture::new(async move {
             if !self.unmap || len == 0 {
                 return Ok(());
             }
@@ -257,11 +257,11 @@ impl Driver for FileDriver {
     }
 
     fn flush(&self) -> BlockFuture<'_, ()> {
-        Box::pin(async move { Ok(self.sync().await?) })
+        BlockFuture::new(async move { Ok(self.sync().await?) })
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
-        Box::pin(self.search(offset, len))
+        BlockFuture::new(self.search(offset, len))
     }
 
     fn children(&self) -> Vec<&Edge> {
@@ -278,7 +278,7 @@ impl Driver for FileDriver {
     }
 
     fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
+        BlockFuture::new(async { Ok(()) })
     }
 
     fn as_blkdebug(&self) -> Option<&Blkdebug> {

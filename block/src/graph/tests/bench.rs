@@ -66,7 +66,7 @@ struct Probe(Arc<Watch>);
 impl Probe {
     fn request(&self, offset: u64) -> BlockFuture<'_, ()> {
         let watch = &self.0;
-        Box::pin(async move {
+        BlockFuture::new(async move {
             watch.running.fetch_add(1, Ordering::SeqCst);
             watch.check();
             watch.log.lock().push(offset);
@@ -115,7 +115,7 @@ impl Driver for Probe {
 
     fn block_status(&self, _offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         let allocation = Allocation::Data;
-        Box::pin(async move { Ok(BlockStatus { allocation, len }) })
+        BlockFuture::new(async move { Ok(BlockStatus { allocation, len }) })
     }
 
     fn children(&self) -> Vec<&Edge> {
@@ -127,7 +127,7 @@ impl Driver for Probe {
     }
 
     fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
+        BlockFuture::new(async { Ok(()) })
     }
 
     fn as_blkdebug(&self) -> Option<&Blkdebug> {

@@ -1,0 +1,226 @@
+//! [`PooledFuture`]: a boxed future whose memory is used again and again.
+//!
+//! A call through `dyn` must put its future somewhere, and the block layer makes such a call for
+//! every layer of every request. The general allocator costs more than most layers do, so the
+//! memory comes from lists of free blocks that each thread keeps: in steady state a request
+//! allocates nothing. All that is unsafe about this is in this file.
+//!
+//! # Why it is sound
+//! * A block's size is a function of the layout alone ([`class_of`]), and whoever gives a block
+//!   back names the layout it was asked for with. So a block goes to the list of its own size,
+//!   whichever thread that list belongs to: blocks carry no owner and may change threads.
+//! * A block is in exactly one place: in one thread's list, or behind the one [`Memory`] or
+//!   [`PooledFuture`] that was made of it. None of them can be copied.
+//! * The lists are touched only by their thread, for the length of a push or a pop. No foreign code
+//!   runs meanwhile, except the allocator, which knows nothing of them.
+//! * What does not fit the classes (large, over-aligned) goes to the allocator and back, with its
+//!   own layout; so does everything while a thread is ending and has lost its lists.
+
+#![expect(
+    unsafe_code,
+    reason = "memory is reserved, filled and released by hand; see the module's argument"
+)]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::task::{Context, Poll};
+
+/// Size in bytes of the smallest class; each further class is twice as large.
+const SMALLEST: usize = 64;
+/// How many classes there are; the largest has blocks of 8 KiB.
+const CLASSES: usize = 8;
+/// What every block of a class is aligned to, in bytes; general allocators give as much for nothing.
+const ALIGNMENT: usize = 16;
+/// The most bytes that one thread keeps in free blocks of one class.
+const KEPT: usize = 1 << 20;
+
+/// The block layouts of all classes.
+const LAYOUTS: [Layout; CLASSES] = {
+    let mut layouts = [Layout::new::<u8>(); CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        layouts[class] = match Layout::from_size_align(SMALLEST << class, ALIGNMENT) {
+            Ok(layout) => layout,
+            Err(_) => panic!("the classes are too large"),
+        };
+        class += 1;
+    }
+    layouts
+};
+
+/// The class whose blocks serve `layout`; none if it is too large or over-aligned.
+const fn class_of(layout: Layout) -> Option<usize> {
+    if layout.align() > ALIGNMENT {
+        return None;
+    }
+    let mut class = 0;
+    while class < CLASSES {
+        if layout.size() <= LAYOUTS[class].size() {
+            return Some(class);
+        }
+        class += 1;
+    }
+    None
+}
+
+/// One thread's free blocks, by class, the last one given back first.
+struct FreeLists([Vec<NonNull<u8>>; CLASSES]);
+
+impl Drop for FreeLists {
+    fn drop(&mut self) {
+        for (blocks, layout) in self.0.iter_mut().zip(LAYOUTS) {
+            for block in blocks.drain(..) {
+                // SAFETY: every block of this list was allocated with the class's layout, and
+                // being in the list it has no other owner.
+                unsafe { dealloc(block.as_ptr(), layout) };
+            }
+        }
+    }
+}
+
+thread_local! {
+    static FREE: RefCell<FreeLists> = const {
+        RefCell::new(FreeLists([const { Vec::new() }; CLASSES]))
+    };
+}
+
+/// A block of memory, not initialised, given back on drop. No constructor but [`Memory::take`] and
+/// the unsafe [`Memory::from_raw`].
+struct Memory {
+    pointer: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Memory {
+    /// Memory for one value of `layout`, which need not be more than zero bytes.
+    fn take(layout: Layout) -> Self {
+        let from_allocator = |layout| {
+            // SAFETY: the layout's size is not zero: it is a class's, or larger than any class, or
+            // that of an over-aligned type with its size made 1 below.
+            let pointer = unsafe { alloc(layout) };
+            NonNull::new(pointer).unwrap_or_else(|| handle_alloc_error(layout))
+        };
+        let pointer = match class_of(layout) {
+            Some(class) => FREE
+                .try_with(|free| free.borrow_mut().0[class].pop())
+                .ok()
+                .flatten()
+                .unwrap_or_else(|| from_allocator(LAYOUTS[class])),
+            None => from_allocator(never_empty(layout)),
+        };
+        Self { pointer, layout }
+    }
+
+    /// Takes back what [`Memory::into_raw`] gave away.
+    ///
+    /// # Safety
+    /// `pointer` came from `into_raw` of memory taken for this same `layout`, and is given back
+    /// only once.
+    unsafe fn from_raw(pointer: NonNull<u8>, layout: Layout) -> Self {
+        Self { pointer, layout }
+    }
+
+    /// Leaves the block to the caller.
+    fn into_raw(self) -> NonNull<u8> {
+        let pointer = self.pointer;
+        std::mem::forget(self);
+        pointer
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let layout = match class_of(self.layout) {
+            Some(class) => {
+                let kept = FREE.try_with(|free| {
+                    let blocks = &mut free.borrow_mut().0[class];
+                    let room = (blocks.len() + 1) * LAYOUTS[class].size() <= KEPT;
+                    if room {
+                        blocks.push(self.pointer);
+                    }
+                    room
+                });
+                if kept == Ok(true) {
+                    return;
+                }
+                LAYOUTS[class]
+            }
+            None => never_empty(self.layout),
+        };
+        // SAFETY: `take` had it from the allocator with this layout (in this thread or another),
+        // and it has just not been put into a list.
+        unsafe { dealloc(self.pointer.as_ptr(), layout) };
+    }
+}
+
+/// The allocator's way to serve an over-aligned type of no size.
+fn never_empty(layout: Layout) -> Layout {
+    if layout.size() == 0 {
+        return Layout::from_size_align(1, layout.align()).unwrap_or(layout);
+    }
+    layout
+}
+
+/// A future of unknown type in pooled memory; it need not be `Send`, and stays in its thread.
+///
+/// What `Pin<Box<dyn Future>>` is in general code. Any thread may make one; making and dropping it
+/// in a loop's thread, again and again, costs no allocation.
+pub struct PooledFuture<'a, T> {
+    future: NonNull<dyn Future<Output = T> + 'a>,
+    /// What the future's memory was taken for.
+    layout: Layout,
+    owned: PhantomData<Box<dyn Future<Output = T> + 'a>>,
+}
+
+impl<'a, T> PooledFuture<'a, T> {
+    /// Moves `future` into pooled memory.
+    #[must_use]
+    pub fn new<F: Future<Output = T> + 'a>(future: F) -> Self {
+        let layout = Layout::new::<F>();
+        let pointer = Memory::take(layout).into_raw().cast::<F>();
+        // SAFETY: the block is ours, and large and aligned enough for an `F`.
+        unsafe { pointer.write(future) };
+        Self {
+            future: pointer,
+            layout,
+            owned: PhantomData,
+        }
+    }
+}
+
+impl<T> Future for PooledFuture<'_, T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        // SAFETY: `new` initialised the future, only `drop` ends it, and the reference lives no
+        // longer than that to `self`. It is pinned: nothing moves it out of its block, and it is
+        // dropped before the block is given back.
+        unsafe { Pin::new_unchecked(self.future.as_mut()) }.poll(cx)
+    }
+}
+
+impl<T> Drop for PooledFuture<'_, T> {
+    fn drop(&mut self) {
+        // First the owner of the memory, so that it is given back also if the future's drop panics.
+        // SAFETY: `new` took the block for this layout; nobody gives it back but this one drop.
+        let _memory = unsafe { Memory::from_raw(self.future.cast(), self.layout) };
+        // SAFETY: `new` initialised the future, and nothing looks at it after this drop.
+        unsafe { self.future.as_ptr().drop_in_place() };
+    }
+}
+
+impl<T> fmt::Debug for PooledFuture<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PooledFuture")
+            .field("bytes", &self.layout.size())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
