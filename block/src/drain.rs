@@ -10,20 +10,29 @@
 //! change under it. A root that is re-pointed inside the section stays closed until its end; a
 //! parent that is attached above a drained node is closed at that moment, on the section's behalf.
 
+use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use parking_lot::Mutex;
-use sluice_aio::gate::Closed;
-use sluice_aio::{Clock, Gate};
+use sluice_aio::gate::{Closed, Holder};
+use sluice_aio::{Clock, Gate, Histogram, current};
 
+use crate::graph::parent::Parent;
 use crate::job::{Job, Quiesced};
-use crate::node::{Node, Parent};
+use crate::node::Node;
+
+/// How long a drain waits before it says for what; then twice as long, and so on.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What one section holds.
 #[derive(Debug)]
 pub(crate) struct SectionInner {
     holder: String,
+    clock: Clock,
+    began: Duration,
     /// The job whose section it is: it would wait for itself.
     own_job: Option<Arc<Job>>,
     held: Mutex<Held>,
@@ -31,17 +40,102 @@ pub(crate) struct SectionInner {
 
 #[derive(Debug, Default)]
 struct Held {
+    nodes: Vec<Arc<Node>>,
+    /// The same by address, to find them.
+    known: HashSet<usize>,
     gates: Vec<Closed>,
     jobs: Vec<(Arc<Job>, Quiesced)>,
 }
 
+/// What a section waits for.
+enum Busy {
+    Gate(Gate),
+    Job(Arc<Job>),
+}
+
+impl Busy {
+    async fn wait_idle(&self) {
+        match self {
+            Self::Gate(gate) => gate.wait_idle().await,
+            Self::Job(job) => job.wait_idle().await,
+        }
+    }
+}
+
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Gate(gate) => {
+                let requests = gate.in_flight();
+                write!(f, "disk '{}' ({requests} requests in flight)", gate.name())
+            }
+            Self::Job(job) => write!(f, "{} job '{}'", job.kind().name(), job.id()),
+        }
+    }
+}
+
 impl SectionInner {
-    pub(crate) fn new(holder: &str, own_job: Option<Arc<Job>>) -> Arc<Self> {
+    pub(crate) fn new(holder: &str, own_job: Option<Arc<Job>>, clock: &Clock) -> Arc<Self> {
         Arc::new(Self {
             holder: holder.to_owned(),
+            clock: clock.clone(),
+            began: clock.now(),
             own_job,
             held: Mutex::default(),
         })
+    }
+
+    /// By what nodes know a section.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Notes that `node` is covered; false if it is already, and with it all that stands above.
+    fn note(&self, node: &Arc<Node>) -> bool {
+        let mut held = self.held.lock();
+        let is_new = held.known.insert(Arc::as_ptr(node).addr());
+        if is_new {
+            held.nodes.push(Arc::clone(node));
+        }
+        is_new
+    }
+
+    /// Tells the driver of `node`, unless another section has done so and is still open.
+    fn quiesce(&self, node: &Node) {
+        let mut state = node.state.lock();
+        state.covered_by.push(Cover {
+            section: self.id(),
+            holder: self.holder.clone(),
+            since: self.clock.now(),
+        });
+        if state.covered_by.len() == 1 {
+            node.driver().drained_begin();
+        }
+    }
+
+    fn release(&self, node: &Node) {
+        let mut state = node.state.lock();
+        let id = self.id();
+        let Some(index) = state
+            .covered_by
+            .iter()
+            .position(|cover| cover.section == id)
+        else {
+            return;
+        };
+        let cover = state.covered_by.remove(index);
+        let lasted = self.clock.now().saturating_sub(cover.since);
+        state.past_sections.record(lasted);
+        if state.covered_by.is_empty() {
+            node.driver().drained_end();
+        }
+    }
+
+    /// Covers `node` itself, once.
+    pub(crate) fn cover_node(&self, node: &Arc<Node>) {
+        if self.note(node) {
+            self.quiesce(node);
+        }
     }
 
     /// Closes `gate` for this section, once.
@@ -68,41 +162,115 @@ impl SectionInner {
     }
 
     fn gates(&self) -> Vec<Gate> {
-        self.held
-            .lock()
+        let held = self.held.lock();
+        let gates = held.gates.iter().map(|closed| closed.gate().clone());
+        gates.collect()
+    }
+
+    /// The first that is busy.
+    fn busy(&self) -> Option<Busy> {
+        let held = self.held.lock();
+        let gate = held
             .gates
             .iter()
-            .map(|closed| closed.gate().clone())
-            .collect()
+            .map(Closed::gate)
+            .find(|gate| gate.in_flight() > 0);
+        if let Some(gate) = gate {
+            return Some(Busy::Gate(gate.clone()));
+        }
+        let mut jobs = held.jobs.iter().map(|(job, _)| job);
+        jobs.find(|job| job.is_busy()).cloned().map(Busy::Job)
     }
 
-    fn busy_gate(&self) -> Option<Gate> {
-        self.gates().into_iter().find(|gate| gate.in_flight() > 0)
-    }
-
-    fn busy_job(&self) -> Option<Arc<Job>> {
-        self.held
-            .lock()
-            .jobs
-            .iter()
-            .map(|(job, _)| job)
-            .find(|job| job.is_busy())
-            .cloned()
+    /// All that are busy, for people.
+    fn describe_busy(&self) -> String {
+        let held = self.held.lock();
+        let gates = held.gates.iter().map(Closed::gate);
+        let gates = gates
+            .filter(|gate| gate.in_flight() > 0)
+            .map(|gate| Busy::Gate(gate.clone()).to_string());
+        let jobs = held.jobs.iter().map(|(job, _)| job);
+        let jobs = jobs
+            .filter(|job| job.is_busy())
+            .map(|job| Busy::Job(Arc::clone(job)).to_string());
+        gates.chain(jobs).collect::<Vec<_>>().join(", ")
     }
 
     /// One wait with one condition, evaluated afresh each time: nothing that is covered is busy.
     pub(crate) async fn wait_idle(&self) {
-        loop {
-            if let Some(gate) = self.busy_gate() {
-                tracing::debug!(holder = self.holder, waits_for = gate.name(), "draining");
-                gate.wait_idle().await;
-            } else if let Some(job) = self.busy_job() {
-                tracing::debug!(holder = self.holder, waits_for = job.id(), "draining");
-                job.wait_idle().await;
-            } else {
-                return;
+        let mut patience = PATIENCE;
+        while let Some(busy) = self.busy() {
+            tracing::debug!(holder = self.holder, waits_for = %busy, "draining");
+            let idle = pin!(busy.wait_idle());
+            let waited = self.clock.now().saturating_sub(self.began);
+            let late = pin!(current::sleep(patience.saturating_sub(waited)));
+            if let Either::Right(_) = select(idle, late).await {
+                tracing::warn!(
+                    holder = self.holder,
+                    waited = ?self.clock.now().saturating_sub(self.began),
+                    waits_for = self.describe_busy(),
+                    "a drain takes long"
+                );
+                patience *= 2;
             }
         }
+    }
+}
+
+impl Drop for SectionInner {
+    /// Drivers first: what a gate lets in afterwards must find them as they usually are.
+    fn drop(&mut self) {
+        for node in std::mem::take(&mut self.held.get_mut().nodes) {
+            self.release(&node);
+        }
+    }
+}
+
+/// A section over a node, as the node knows it.
+#[derive(Debug)]
+pub(crate) struct Cover {
+    section: usize,
+    holder: String,
+    /// On the graph's clock.
+    since: Duration,
+}
+
+/// Sections that have covered a node and ended.
+#[derive(Clone, Debug, Default)]
+pub struct PastSections {
+    /// How many.
+    pub count: u64,
+    /// The longest.
+    pub longest: Duration,
+    /// How long they lasted, in microseconds.
+    pub times: Histogram,
+}
+
+impl PastSections {
+    fn record(&mut self, lasted: Duration) {
+        self.count += 1;
+        self.longest = self.longest.max(lasted);
+        let micros = u64::try_from(lasted.as_micros()).unwrap_or(u64::MAX);
+        self.times.record(micros);
+    }
+}
+
+impl Node {
+    /// Who covers the node with a section now.
+    #[must_use]
+    pub fn drained_by(&self) -> Vec<Holder> {
+        let state = self.state.lock();
+        let holders = state.covered_by.iter().map(|cover| Holder {
+            name: cover.holder.clone(),
+            since: cover.since,
+        });
+        holders.collect()
+    }
+
+    /// The sections that have covered the node so far.
+    #[must_use]
+    pub fn past_sections(&self) -> PastSections {
+        self.state.lock().past_sections.clone()
     }
 }
 
@@ -111,8 +279,6 @@ impl SectionInner {
 #[must_use = "dropping the section ends it"]
 pub struct Section {
     inner: Arc<SectionInner>,
-    clock: Clock,
-    began: Duration,
 }
 
 /// What a section has held back so far.
@@ -125,18 +291,14 @@ pub struct HeldBack {
 }
 
 impl Section {
-    pub(crate) fn new(inner: Arc<SectionInner>, clock: Clock, began: Duration) -> Self {
-        Self {
-            inner,
-            clock,
-            began,
-        }
+    pub(crate) fn new(inner: Arc<SectionInner>) -> Self {
+        Self { inner }
     }
 
     /// Time since the drain was begun.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.clock.now().saturating_sub(self.began)
+        self.inner.clock.now().saturating_sub(self.inner.began)
     }
 
     /// What waits for this section's end now.
@@ -152,8 +314,13 @@ impl Section {
     }
 }
 
-/// Closes, for `section`, every gate that can send requests to `node`.
+/// Closes, for `section`, every gate that can send requests to `node`, then tells the drivers on
+/// the way, from above. What is covered already is left out: whoever came above it since was
+/// covered when it came.
 pub(crate) fn cover_above(node: &Arc<Node>, section: &SectionInner) {
+    if !section.note(node) {
+        return;
+    }
     for parent in node.parents() {
         match parent {
             Parent::Node(above) => {
@@ -171,8 +338,10 @@ pub(crate) fn cover_above(node: &Arc<Node>, section: &SectionInner) {
                     section.cover_job(&job);
                 }
             }
+            Parent::Claim(_) => {}
         }
     }
+    section.quiesce(node);
 }
 
 /// Puts `section` on a list of open ones, off which those go that have ended.
@@ -182,14 +351,21 @@ pub(crate) fn enlist(sections: &mut Vec<Weak<SectionInner>>, section: &Arc<Secti
 }
 
 /// The open sections of `node` and of everything below it: they all close a new parent of `node`.
-pub(crate) fn sections_at_or_below(node: &Node) -> Vec<Arc<SectionInner>> {
-    let mut sections: Vec<_> = {
-        let mut state = node.state.lock();
-        state.sections.retain(|section| section.strong_count() > 0);
-        state.sections.iter().filter_map(Weak::upgrade).collect()
-    };
-    for (_, child) in node.children() {
-        sections.extend(sections_at_or_below(&child));
+pub(crate) fn sections_at_or_below(node: &Arc<Node>) -> Vec<Arc<SectionInner>> {
+    fn visit(node: &Arc<Node>, seen: &mut HashSet<usize>, found: &mut Vec<Arc<SectionInner>>) {
+        if !seen.insert(Arc::as_ptr(node).addr()) {
+            return;
+        }
+        {
+            let mut state = node.state.lock();
+            state.sections.retain(|section| section.strong_count() > 0);
+            found.extend(state.sections.iter().filter_map(Weak::upgrade));
+        }
+        for (_, child) in node.children() {
+            visit(&child, seen, found);
+        }
     }
-    sections
+    let mut found = Vec::new();
+    visit(node, &mut HashSet::new(), &mut found);
+    found
 }

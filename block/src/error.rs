@@ -84,15 +84,25 @@ pub enum BlockError {
         /// The job's type.
         job: &'static str,
     },
-    /// Somebody else writes to the node.
-    #[error("Conflicts with use by {user} as '{role}', which does not allow 'write' on {node}")]
+    /// One user of a node does what another does not allow.
+    #[error(
+        "Permission conflict on node '{node}': permissions '{permissions}' are both required by \
+         {user} (uses node '{node}' as '{role}' child) and unshared by {keeper} (uses node \
+         '{node}' as '{keeper_role}' child)."
+    )]
     Conflict {
-        /// The present user.
-        user: String,
-        /// How it uses the node.
-        role: &'static str,
         /// The node.
         node: String,
+        /// What one does and the other does not share.
+        permissions: String,
+        /// Who does it.
+        user: String,
+        /// What the node is to it.
+        role: &'static str,
+        /// Who does not share it.
+        keeper: String,
+        /// What the node is to that one.
+        keeper_role: &'static str,
     },
     /// The edge would close a circle.
     #[error("Making '{child}' a child of '{parent}' would create a cycle")]

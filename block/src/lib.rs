@@ -45,6 +45,7 @@ pub mod job;
 pub mod mirror;
 pub mod node;
 pub mod options;
+pub mod permission;
 
 pub use backend::Backend;
 pub use drain::Section;
@@ -53,3 +54,4 @@ pub use event::{BlockEvent, EventSink};
 pub use graph::Graph;
 pub use node::Node;
 pub use options::BlockdevOptions;
+pub use permission::{Access, Permissions};

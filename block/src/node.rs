@@ -4,29 +4,19 @@
 //! driver. Who stands above it is kept as a list of parents, for draining and for the graph's
 //! changes; the request path never looks at it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use sluice_aio::IoBuffer;
 
-use crate::backend::Backend;
-use crate::drain::SectionInner;
+use crate::drain::{Cover, PastSections, SectionInner};
 use crate::driver::{
     Blkdebug, BlockStatus, DebugEvent, Driver, FileIdentity, ImageInfo, RequestFlags,
 };
 use crate::error::{BlockError, Result};
-use crate::job::Job;
-
-/// Something above a node that can send it requests.
-#[derive(Clone, Debug)]
-pub(crate) enum Parent {
-    /// Another node, which gets its requests from above.
-    Node(Weak<Node>),
-    /// A device's or an export's handle.
-    Backend(Weak<Backend>),
-    /// A job, which copies from it or to it.
-    Job(Weak<Job>),
-}
+use crate::graph::parent::ParentEdge;
+use crate::permission::Access;
 
 /// Where a node came from, which decides who may delete it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +29,18 @@ pub enum Owner {
 
 #[derive(Debug, Default)]
 pub(crate) struct NodeState {
-    pub(crate) parents: Vec<Parent>,
+    pub(crate) parents: Vec<ParentEdge>,
     /// Open sections on this very node.
     pub(crate) sections: Vec<Weak<SectionInner>>,
-    /// Who may write.
-    pub(crate) writer: Option<String>,
+    /// Sections that cover the node now, and what is known of those that did.
+    pub(crate) covered_by: Vec<Cover>,
+    pub(crate) past_sections: PastSections,
+    /// What all parents together do with the node, as far as it was granted.
+    pub(crate) access: Access,
     /// The job (its type) that forbids others to use the node.
-    blocker: Option<&'static str>,
+    pub(crate) blocker: Option<&'static str>,
+    /// A filter that nobody has named.
+    pub(crate) implicit_filter: bool,
 }
 
 /// See the [module](self). Shared between threads; requests run in their submitter's loop.
@@ -53,7 +48,7 @@ pub(crate) struct NodeState {
 pub struct Node {
     name: String,
     driver: Box<dyn Driver>,
-    read_only: bool,
+    read_only: AtomicBool,
     owner: Owner,
     pub(crate) state: Mutex<NodeState>,
 }
@@ -68,7 +63,7 @@ impl Node {
         Arc::new(Self {
             name,
             driver,
-            read_only,
+            read_only: AtomicBool::new(read_only),
             owner,
             state: Mutex::default(),
         })
@@ -101,7 +96,12 @@ impl Node {
     /// Whether writes are refused.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.read_only
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Inside a section: no request is under way.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Relaxed);
     }
 
     /// Who may delete the node.
@@ -184,7 +184,7 @@ impl Node {
     /// # Errors
     /// The medium's.
     pub async fn flush(&self) -> Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Ok(());
         }
         self.driver.flush().await
@@ -208,7 +208,7 @@ impl Node {
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Err(BlockError::ReadOnly(self.name.clone()));
         }
         self.check_range(offset, len)
@@ -227,107 +227,11 @@ impl Node {
         })
     }
 
-    /// Takes the right to write for `user`, or gives it back.
-    ///
-    /// # Errors
-    /// The node is read-only, or somebody else writes to it, in this process or in another.
-    pub(crate) fn set_writer(&self, user: Option<&str>) -> Result<()> {
-        let mut state = self.state.lock();
-        if let (Some(_), Some(present)) = (user, &state.writer) {
-            return Err(BlockError::Conflict {
-                user: present.clone(),
-                role: "root",
-                node: self.name.clone(),
-            });
-        }
-        if user.is_some() && self.read_only {
-            return Err(BlockError::ReadOnly(self.name.clone()));
-        }
-        if user.is_none() && state.writer.is_none() {
-            return Ok(());
-        }
-        self.driver.set_writer(user)?;
-        state.writer = user.map(str::to_owned);
-        Ok(())
-    }
-
-    /// Renames the holder of the right to write, here and below; nothing if nobody holds it.
-    pub(crate) fn pass_writer(&self, user: &str) {
-        match &mut self.state.lock().writer {
-            Some(writer) => user.clone_into(writer),
-            None => return,
-        }
-        for (_, child) in self.children() {
-            child.pass_writer(user);
-        }
-    }
-
-    /// Who may write now.
-    #[must_use]
-    pub fn writer(&self) -> Option<String> {
-        self.state.lock().writer.clone()
-    }
-
-    /// Claims the node for a job of this type: others are refused until [`Node::unblock`].
-    ///
-    /// # Errors
-    /// Another job has it.
-    pub(crate) fn block(&self, job: &'static str) -> Result<()> {
-        let mut state = self.state.lock();
-        if let Some(present) = state.blocker {
-            return Err(BlockError::Busy {
-                node: self.name.clone(),
-                job: present,
-            });
-        }
-        state.blocker = Some(job);
-        Ok(())
-    }
-
-    /// Ends a job's claim.
-    pub(crate) fn unblock(&self) {
-        self.state.lock().blocker = None;
-    }
-
-    /// # Errors
-    /// A job runs on the node.
-    pub(crate) fn check_not_blocked(&self) -> Result<()> {
-        match self.state.lock().blocker {
-            Some(job) => Err(BlockError::Busy {
-                node: self.name.clone(),
-                job,
-            }),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn parents(&self) -> Vec<Parent> {
-        self.state.lock().parents.clone()
-    }
-
-    pub(crate) fn has_node_above(&self) -> bool {
-        self.parents()
-            .iter()
-            .any(|parent| matches!(parent, Parent::Node(above) if above.strong_count() > 0))
-    }
-
     /// The files behind this node, with those of the nodes below it.
     pub(crate) fn files(&self) -> Vec<FileIdentity> {
         let below = self.children();
         let mut files: Vec<_> = below.iter().flat_map(|(_, child)| child.files()).collect();
         files.extend(self.file_identity());
         files
-    }
-
-    /// The backends whose root is this node.
-    #[must_use]
-    pub fn backends(&self) -> Vec<Arc<Backend>> {
-        self.parents()
-            .iter()
-            .filter_map(|parent| match parent {
-                Parent::Backend(backend) => backend.upgrade(),
-                _ => None,
-            })
-            .collect()
     }
 }

@@ -23,6 +23,8 @@ pub enum BlockdevOptions {
     NullCo(NullNode),
     /// Breakpoints and errors for tests.
     Blkdebug(BlkdebugNode),
+    /// Limits of rates.
+    Throttle(ThrottleNode),
 }
 
 /// What to do with discards.
@@ -166,6 +168,16 @@ node_options! {
     }
 }
 
+node_options! {
+    /// Options of `throttle`.
+    ThrottleNode {
+        /// The group whose limits hold.
+        throttle_group: String,
+        /// What is limited.
+        file: ChildRef,
+    }
+}
+
 /// QEMU's default size of a null disk: 1 GiB.
 fn default_null_size() -> u64 {
     1 << 30
@@ -188,6 +200,7 @@ impl BlockdevOptions {
             Self::Raw(node) => node.common(),
             Self::NullCo(node) => node.common(),
             Self::Blkdebug(node) => node.common(),
+            Self::Throttle(node) => node.common(),
         }
     }
 

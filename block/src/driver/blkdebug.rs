@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use sluice_aio::IoBuffer;
 
-use super::{BlockFuture, BlockStatus, Driver, Edge, FileIdentity, ImageInfo, RequestFlags};
+use super::{BlockFuture, Driver, Edge, ImageInfo, RequestFlags};
 use crate::error::{BlockError, Result};
 
 /// What a breakpoint or an error rule can be set on.
@@ -226,8 +226,8 @@ impl Driver for Blkdebug {
         "blkdebug"
     }
 
-    fn size(&self) -> u64 {
-        self.image.node().len()
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.image)
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
@@ -267,15 +267,6 @@ impl Driver for Blkdebug {
         })
     }
 
-    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
-        let node = self.image.node();
-        BlockFuture::new(async move { node.block_status(offset, len).await })
-    }
-
-    fn children(&self) -> Vec<&Edge> {
-        vec![&self.image]
-    }
-
     fn info(&self) -> ImageInfo {
         let inner = self.image.node().info();
         ImageInfo {
@@ -293,13 +284,5 @@ impl Driver for Blkdebug {
 
     fn as_blkdebug(&self) -> Option<&Blkdebug> {
         Some(self)
-    }
-
-    fn file_identity(&self) -> Option<FileIdentity> {
-        None
-    }
-
-    fn set_writer(&self, user: Option<&str>) -> Result<()> {
-        self.image.node().set_writer(user)
     }
 }

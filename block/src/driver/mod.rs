@@ -5,12 +5,18 @@
 //! the loop of whoever submitted the request: a driver has no loop of its own, is shared between
 //! threads and takes no lock across an await. A driver with children reaches them through
 //! [`Edge`]s, which the graph may re-point inside a drained section.
+//!
+//! A *filter* names the child whose bytes it shows ([`Driver::filtered`]); whatever it does not do
+//! itself then goes there. A driver with storage of its own implements all requests.
 
 pub mod blkdebug;
 pub mod file;
+mod limits;
 pub mod null;
 pub mod raw;
+pub mod throttle;
 
+use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -19,7 +25,9 @@ use sluice_aio::{IoBuffer, PooledFuture};
 
 use crate::error::Result;
 use crate::node::Node;
+use crate::permission::Access;
 pub use blkdebug::{Blkdebug, DebugEvent};
+pub use limits::Limits;
 
 /// A request on its way, made by `BlockFuture::new(async move { … })`; it stays in the loop that
 /// submitted it, and its memory is that of an earlier request.
@@ -122,51 +130,123 @@ pub struct ImageInfo {
 }
 
 /// One vertex's behaviour; see the [module](self). All methods may be called from any loop.
+///
+/// Methods with a default pass the call on to the [`filtered`](Self::filtered) child; without one,
+/// requests end with `ENOTSUP` and questions get the empty answer.
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The driver's name in options and queries.
     fn format_name(&self) -> &'static str;
 
-    /// Size in bytes.
-    fn size(&self) -> u64;
-
-    /// Reads `buffer.len()` bytes from byte `offset`.
-    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()>;
-
-    /// Writes all of `buffer` at byte `offset`.
-    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()>;
-
-    /// Makes the range read as zeroes.
-    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()>;
-
-    /// Says that the range's contents are not needed any more; what it reads as is not defined.
-    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()>;
-
-    /// Makes everything durable whose write ended before this call.
-    fn flush(&self) -> BlockFuture<'_, ()>;
-
-    /// What the range holds, as far as one answer goes; `len` is not zero.
-    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus>;
+    /// The child whose bytes this node shows, for filters and for formats that add nothing.
+    fn filtered(&self) -> Option<&Edge> {
+        None
+    }
 
     /// The edges to children, in order.
-    fn children(&self) -> Vec<&Edge>;
+    fn children(&self) -> Vec<&Edge> {
+        self.filtered().into_iter().collect()
+    }
+
+    /// Size in bytes.
+    fn size(&self) -> u64 {
+        self.filtered().map_or(0, |child| child.node().len())
+    }
+
+    /// What requests must look like; asked rarely, it may lock.
+    fn limits(&self) -> Limits {
+        self.filtered()
+            .map_or_else(Limits::default, |child| child.node().driver().limits())
+    }
+
+    /// Reads `buffer.len()` bytes from byte `offset`.
+    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move { child_of(self)?.read(offset, buffer).await })
+    }
+
+    /// Writes all of `buffer` at byte `offset`.
+    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move { child_of(self)?.write(offset, buffer, flags).await })
+    }
+
+    /// Makes the range read as zeroes.
+    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move { child_of(self)?.write_zeroes(offset, len, flags).await })
+    }
+
+    /// Says that the range's contents are not needed any more; what it reads as is not defined.
+    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move { child_of(self)?.discard(offset, len).await })
+    }
+
+    /// Makes everything durable whose write ended before this call.
+    fn flush(&self) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move { child_of(self)?.flush().await })
+    }
+
+    /// What the range holds, as far as one answer goes; `len` is not zero.
+    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
+        BlockFuture::new(async move { child_of(self)?.block_status(offset, len).await })
+    }
 
     /// The medium, for queries.
-    fn info(&self) -> ImageInfo;
+    fn info(&self) -> ImageInfo {
+        self.filtered()
+            .map_or_else(ImageInfo::default, |child| child.node().info())
+    }
 
     /// Tells the drivers below that something worth stopping at happens; only `blkdebug` listens.
-    fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()>;
+    fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            match child_of(self) {
+                Ok(child) => child.debug_event(event).await,
+                Err(_) => Ok(()),
+            }
+        })
+    }
 
     /// The driver as fault injector, if it is one.
-    fn as_blkdebug(&self) -> Option<&Blkdebug>;
+    fn as_blkdebug(&self) -> Option<&Blkdebug> {
+        None
+    }
 
     /// Identity of the file behind a protocol node, to find two nodes on one file.
-    fn file_identity(&self) -> Option<FileIdentity>;
+    fn file_identity(&self) -> Option<FileIdentity> {
+        None
+    }
 
-    /// Takes the right to write for the named user, or gives it back (`None`).
+    /// What the node does with a child, given what all its parents do with the node.
+    fn child_access(&self, _role: Role, above: Access) -> Access {
+        above
+    }
+
+    /// Makes sure that the medium can be used like this, in addition to how it is used now; other
+    /// processes are told. Called under the graph's lock: it must not wait.
     ///
     /// # Errors
-    /// Somebody else holds the medium.
-    fn set_writer(&self, user: Option<&str>) -> Result<()>;
+    /// Somebody else stands against it. [`finish_access`](Self::finish_access) follows in any case.
+    fn prepare_access(&self, _access: Access) -> Result<()> {
+        Ok(())
+    }
+
+    /// From now on the medium is used like this, and no more: what was prepared, or what was before
+    /// if that was given up.
+    fn finish_access(&self, _access: Access) {}
+
+    /// A drained section covers the node from now on. What the driver itself holds up, it must let
+    /// go, since the section waits for it. Called once per section, under locks: it must not wait.
+    fn drained_begin(&self) {}
+
+    /// A section that covered the node has ended; balances [`drained_begin`](Self::drained_begin).
+    fn drained_end(&self) {}
+}
+
+/// The node below a filter.
+///
+/// # Errors
+/// `ENOTSUP`: there is none, so a request has come to a driver that can't do it.
+fn child_of<D: Driver + ?Sized>(driver: &D) -> Result<Arc<Node>> {
+    let child = driver.filtered().map(Edge::node);
+    child.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTSUP).into())
 }
 
 /// Device and inode of an open file.

@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use sluice_aio::{IoBuffer, current};
 
-use super::{
-    Allocation, Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity,
-    ImageInfo, RequestFlags,
-};
-use crate::error::Result;
+use super::{Allocation, BlockFuture, BlockStatus, Driver, ImageInfo, RequestFlags};
 
 /// Reads nothing, keeps nothing.
 #[derive(Debug)]
@@ -84,30 +80,10 @@ impl Driver for Null {
         BlockFuture::new(async move { Ok(BlockStatus { allocation, len }) })
     }
 
-    fn children(&self) -> Vec<&Edge> {
-        Vec::new()
-    }
-
     fn info(&self) -> ImageInfo {
         ImageInfo {
             filename: "null-co://".to_owned(),
             ..ImageInfo::default()
         }
-    }
-
-    fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async { Ok(()) })
-    }
-
-    fn as_blkdebug(&self) -> Option<&Blkdebug> {
-        None
-    }
-
-    fn file_identity(&self) -> Option<FileIdentity> {
-        None
-    }
-
-    fn set_writer(&self, _user: Option<&str>) -> Result<()> {
-        Ok(())
     }
 }

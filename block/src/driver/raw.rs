@@ -2,10 +2,7 @@
 
 use sluice_aio::IoBuffer;
 
-use super::{
-    Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity, ImageInfo,
-    RequestFlags,
-};
+use super::{BlockFuture, BlockStatus, Driver, Edge, RequestFlags};
 use crate::error::{BlockError, Result};
 
 /// Bytes of a sector, of which a window must have whole ones.
@@ -57,6 +54,10 @@ impl Driver for Raw {
         "raw"
     }
 
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.file)
+    }
+
     fn size(&self) -> u64 {
         self.size
             .unwrap_or_else(|| self.file.node().len().saturating_sub(self.offset))
@@ -82,38 +83,8 @@ impl Driver for Raw {
         BlockFuture::new(async move { node.discard(offset + self.offset, len).await })
     }
 
-    fn flush(&self) -> BlockFuture<'_, ()> {
-        let node = self.file.node();
-        BlockFuture::new(async move { node.flush().await })
-    }
-
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         let node = self.file.node();
         BlockFuture::new(async move { node.block_status(offset + self.offset, len).await })
-    }
-
-    fn children(&self) -> Vec<&Edge> {
-        vec![&self.file]
-    }
-
-    fn info(&self) -> ImageInfo {
-        self.file.node().info()
-    }
-
-    fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
-        let node = self.file.node();
-        BlockFuture::new(async move { node.debug_event(event).await })
-    }
-
-    fn as_blkdebug(&self) -> Option<&Blkdebug> {
-        None
-    }
-
-    fn file_identity(&self) -> Option<FileIdentity> {
-        None
-    }
-
-    fn set_writer(&self, user: Option<&str>) -> Result<()> {
-        self.file.node().set_writer(user)
     }
 }

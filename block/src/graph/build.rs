@@ -10,9 +10,10 @@ use super::{Graph, Topology};
 use crate::driver::file::{FileDriver, FileOptions};
 use crate::driver::null::Null;
 use crate::driver::raw::Raw;
+use crate::driver::throttle::Throttle;
 use crate::driver::{Blkdebug, Driver, Edge, Role};
 use crate::error::{BlockError, Result};
-use crate::node::{Node, Owner, Parent};
+use crate::node::{Node, Owner};
 use crate::options::{BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode};
 
 /// The longest node name (QEMU: 31 characters).
@@ -59,9 +60,9 @@ impl Graph {
             .open(options, owner, Inherited::default(), &mut opened)
             .await?;
         // Names may have been taken while files were being opened: this is where it is decided.
-        let mut topology = self.topology();
+        let mut change = self.transaction();
         for (index, node) in opened.0.iter().enumerate() {
-            topology.check_free(node.name())?;
+            change.topology().check_free(node.name())?;
             // A node is named before its children are.
             if opened.names().take(index).any(|name| name == node.name()) {
                 return Err(BlockError::DuplicateNode(node.name().to_owned()));
@@ -69,13 +70,14 @@ impl Graph {
             for (_, child) in node.children() {
                 let is_new = opened.0.iter().any(|other| Arc::ptr_eq(other, &child));
                 if !is_new {
-                    topology.check_adoptable(&child)?;
+                    change.topology().check_adoptable(&child)?;
                 }
             }
         }
         for node in &opened.0 {
-            add(&mut topology, node);
+            change.add_node(node);
         }
+        change.commit()?;
         Ok(node)
     }
 
@@ -110,6 +112,15 @@ impl Graph {
                 BlockdevOptions::NullCo(null) => {
                     let latency = Duration::from_nanos(null.latency_ns);
                     Box::new(Null::new(null.size, null.read_zeroes, latency))
+                }
+                BlockdevOptions::Throttle(throttle) => {
+                    let name = &throttle.throttle_group;
+                    let group = self.throttle_groups.get(name).ok_or_else(|| {
+                        BlockError::Refused(format!("Throttle group '{name}' does not exist"))
+                    })?;
+                    let child = self.child(&throttle.file, settings, opened).await?;
+                    read_only |= child.is_read_only();
+                    Box::new(Throttle::new(Edge::new(Role::File, child), group.join()))
                 }
                 BlockdevOptions::Blkdebug(debug) => {
                     let child = self.child(&debug.image, settings, opened).await?;
@@ -183,15 +194,10 @@ impl Topology {
     }
 
     /// # Errors
-    /// `node` can't get a new parent: it has gone, a job holds it, or somebody writes to it, who
-    /// would not see what is written through the new parent.
+    /// `node` can't get a new parent: it has gone, or a job holds it.
     fn check_adoptable(&self, node: &Arc<Node>) -> Result<()> {
         self.check_present(node)?;
-        node.check_not_blocked()?;
-        if node.writer().is_some() {
-            return Err(BlockError::InUse(node.name().to_owned()));
-        }
-        Ok(())
+        node.check_not_blocked()
     }
 }
 
@@ -218,18 +224,4 @@ async fn open_file(file: &FileNode, settings: Inherited) -> Result<(FileDriver, 
     let driver = current::blocking(move || FileDriver::open(options)).await??;
     let writable = driver.is_writable();
     Ok((driver, writable))
-}
-
-/// Makes a new node known and tells its children of it.
-pub(super) fn add(topology: &mut Topology, node: &Arc<Node>) {
-    for (_, child) in node.children() {
-        child
-            .state
-            .lock()
-            .parents
-            .push(Parent::Node(Arc::downgrade(node)));
-    }
-    topology
-        .nodes
-        .insert(node.name().to_owned(), Arc::clone(node));
 }

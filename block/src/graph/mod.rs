@@ -6,6 +6,8 @@
 
 mod build;
 mod change;
+pub(crate) mod parent;
+pub(crate) mod transaction;
 #[cfg(test)]
 mod tests;
 
@@ -16,18 +18,22 @@ use parking_lot::{Mutex, MutexGuard};
 use sluice_aio::Clock;
 
 use crate::backend::Backend;
-use crate::drain::{Section, SectionInner, cover_above, enlist, sections_at_or_below};
+use crate::drain::{Section, SectionInner, cover_above, enlist};
 use crate::driver::FileIdentity;
+use crate::driver::throttle::ThrottleGroups;
 use crate::error::{BlockError, Result};
 use crate::event::EventSink;
 use crate::job::{Job, JobRegistry};
-use crate::node::{Node, Owner, Parent};
+use crate::node::{Node, Owner};
 use crate::options::BlockdevOptions;
+use parent::Parent;
+use transaction::ROOT;
 
 /// See the [module](self). One per machine; any thread may hold it.
 pub struct Graph {
     topology: Mutex<Topology>,
     jobs: JobRegistry,
+    throttle_groups: ThrottleGroups,
     events: Arc<dyn EventSink>,
     clock: Clock,
 }
@@ -95,6 +101,7 @@ impl Graph {
         Arc::new(Self {
             topology: Mutex::default(),
             jobs,
+            throttle_groups: ThrottleGroups::new(clock.clone()),
             events,
             clock,
         })
@@ -104,6 +111,12 @@ impl Graph {
     #[must_use]
     pub fn jobs(&self) -> &JobRegistry {
         &self.jobs
+    }
+
+    /// All throttle groups.
+    #[must_use]
+    pub fn throttle_groups(&self) -> &ThrottleGroups {
+        &self.throttle_groups
     }
 
     /// Where events go.
@@ -194,8 +207,8 @@ impl Graph {
     /// # Errors
     /// No such node, not the monitor's, or in use.
     pub fn del_node(&self, name: &str) -> Result<()> {
-        let mut topology = self.topology();
-        let node = topology.node(name)?;
+        let mut change = self.transaction();
+        let node = change.topology().node(name)?;
         node.check_not_blocked()?;
         if node.owner() != Owner::Monitor {
             return Err(BlockError::NotOwned(name.to_owned()));
@@ -203,8 +216,8 @@ impl Graph {
         if !node.parents().is_empty() {
             return Err(BlockError::InUse(name.to_owned()));
         }
-        change::remove_node(&mut topology, &node);
-        Ok(())
+        change.remove_node(&node);
+        change.commit()
     }
 
     /// Gives a device its disk: a backend named `name` over `root`.
@@ -212,7 +225,8 @@ impl Graph {
     /// # Errors
     /// The name is taken; the node has gone, or a job holds it; somebody else writes to it.
     pub fn add_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
-        let mut topology = self.topology();
+        let mut change = self.transaction();
+        let topology = change.topology();
         if topology
             .backends
             .iter()
@@ -225,26 +239,14 @@ impl Graph {
         }
         topology.check_present(root)?;
         root.check_not_blocked()?;
-        if !root.is_read_only() {
-            root.set_writer(Some(name))?;
-        }
         let backend = Backend::new(
             name,
             Arc::clone(root),
             self.clock.clone(),
             Arc::clone(&self.events),
         );
-        for section in sections_at_or_below(root)
-            .into_iter()
-            .chain(topology.global_sections())
-        {
-            section.cover(backend.gate());
-        }
-        root.state
-            .lock()
-            .parents
-            .push(Parent::Backend(Arc::downgrade(&backend)));
-        topology.backends.push(Arc::clone(&backend));
+        change.add_backend(&backend, root);
+        change.commit()?;
         Ok(backend)
     }
 
@@ -252,18 +254,12 @@ impl Graph {
     pub async fn remove_backend(&self, backend: &Arc<Backend>) {
         backend.gate().destroy();
         backend.gate().wait_idle().await;
-        let mut topology = self.topology();
-        topology
+        self.topology()
             .backends
             .retain(|other| !Arc::ptr_eq(other, backend));
         if let Some(root) = backend.node() {
             backend.set_root(None);
-            change::drop_parent(
-                &mut topology,
-                &root,
-                &Parent::Backend(Arc::downgrade(backend)),
-            );
-            root_released(&root);
+            self.let_go(&root, &Parent::backend(backend), ROOT);
         }
     }
 
@@ -291,21 +287,19 @@ impl Graph {
         holder: &str,
         own_job: Option<Arc<Job>>,
     ) -> Section {
-        let began = self.clock.now();
-        let inner = SectionInner::new(holder, own_job);
+        let inner = SectionInner::new(holder, own_job, &self.clock);
         {
             let _topology = self.topology();
             enlist(&mut node.state.lock().sections, &inner);
             cover_above(node, &inner);
         }
         inner.wait_idle().await;
-        Section::new(inner, self.clock.clone(), began)
+        Section::new(inner)
     }
 
     /// A section over every disk and job, those made meanwhile included.
     pub async fn drain_all(&self, holder: &str) -> Section {
-        let began = self.clock.now();
-        let inner = SectionInner::new(holder, None);
+        let inner = SectionInner::new(holder, None, &self.clock);
         {
             let mut topology = self.topology();
             enlist(&mut topology.global, &inner);
@@ -315,9 +309,12 @@ impl Graph {
             for job in self.jobs.jobs() {
                 inner.cover_job(&job);
             }
+            for node in topology.nodes.values() {
+                inner.cover_node(node);
+            }
         }
         inner.wait_idle().await;
-        Section::new(inner, self.clock.clone(), began)
+        Section::new(inner)
     }
 
     /// Flushes every writable disk; all are tried. A node below others is flushed through them.
@@ -336,12 +333,6 @@ impl Graph {
         result
     }
 
-    /// # Errors
-    /// [`BlockError::NodeNotFound`], if the node was removed since the caller got hold of it.
-    pub(crate) fn check_present(&self, node: &Arc<Node>) -> Result<()> {
-        self.topology().check_present(node)
-    }
-
     /// The files behind all nodes, to find a path that is in use.
     #[must_use]
     pub fn files_in_use(&self) -> Vec<FileIdentity> {
@@ -350,12 +341,5 @@ impl Graph {
             .values()
             .filter_map(|node| node.file_identity())
             .collect()
-    }
-}
-
-/// Gives back a backend's right to write to its root.
-fn root_released(root: &Node) {
-    if !root.is_read_only() && root.set_writer(None).is_err() {
-        tracing::warn!(node = root.name(), "the image's locks can't be given back");
     }
 }

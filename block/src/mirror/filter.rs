@@ -10,10 +10,7 @@ use std::sync::Arc;
 use sluice_aio::IoBuffer;
 
 use crate::dirty::DirtyBitmap;
-use crate::driver::{
-    Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity, ImageInfo,
-    RequestFlags, Role,
-};
+use crate::driver::{BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::error::Result;
 use crate::node::Node;
 
@@ -50,13 +47,8 @@ impl Driver for MirrorTop {
         "mirror_top"
     }
 
-    fn size(&self) -> u64 {
-        self.source.node().len()
-    }
-
-    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
-        let source = self.source.node();
-        BlockFuture::new(async move { source.read(offset, buffer).await })
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.source)
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
@@ -82,40 +74,5 @@ impl Driver for MirrorTop {
             self.recorded(offset, len, source.discard(offset, len))
                 .await
         })
-    }
-
-    fn flush(&self) -> BlockFuture<'_, ()> {
-        let source = self.source.node();
-        BlockFuture::new(async move { source.flush().await })
-    }
-
-    fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
-        let source = self.source.node();
-        BlockFuture::new(async move { source.block_status(offset, len).await })
-    }
-
-    fn children(&self) -> Vec<&Edge> {
-        vec![&self.source]
-    }
-
-    fn info(&self) -> ImageInfo {
-        self.source.node().info()
-    }
-
-    fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
-        let source = self.source.node();
-        BlockFuture::new(async move { source.debug_event(event).await })
-    }
-
-    fn as_blkdebug(&self) -> Option<&Blkdebug> {
-        None
-    }
-
-    fn file_identity(&self) -> Option<FileIdentity> {
-        None
-    }
-
-    fn set_writer(&self, user: Option<&str>) -> Result<()> {
-        self.source.node().set_writer(user)
     }
 }

@@ -9,13 +9,16 @@ use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::copier::{Copier, CopyError, Step};
+use super::start::{FILTER_ROLE, TARGET_ROLE};
 use crate::dirty::DirtyBitmap;
 use crate::drain::Section;
 use crate::driver::DebugEvent;
 use crate::event::IoOperation;
 use crate::graph::Graph;
+use crate::graph::parent::Parent;
 use crate::job::{ErrorVerdict, Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
 use crate::node::Node;
+use crate::permission::Access;
 
 /// How often an idle mirror looks whether the guest has written.
 const IDLE_SLICE: Duration = Duration::from_millis(100);
@@ -255,7 +258,7 @@ impl MirrorJob {
             .await?;
         let swap = !job.cancel_requested();
         if swap {
-            self.swap_root()?;
+            self.swap_root(job)?;
             let swapped = self.target.debug_event(DebugEvent::PivotSwapped);
             if let Err(error) = stopwatch.excluding(&section, swapped).await {
                 tracing::warn!(%error, "the disk is on the target all the same");
@@ -278,24 +281,16 @@ impl MirrorJob {
         Ok(())
     }
 
-    /// Points everything above the filter to the target, and passes the right to write on.
-    fn swap_root(&self) -> Result<(), JobError> {
-        self.graph
-            .replace_node(&self.filter, &self.target)
+    /// Points everything above the filter to the target, which is theirs alone from then on; with
+    /// them goes all use of the source.
+    fn swap_root(&self, job: &JobContext) -> Result<(), JobError> {
+        let mut change = self.graph.transaction();
+        change
+            .move_parents(&self.filter, &self.target)
             .map_err(failed)?;
+        change.set_access(&self.target, &Parent::job(job.job()), Access::NONE);
+        change.commit().map_err(failed)?;
         self.outcome.pivoted.store(true, Ordering::Relaxed);
-        // Asked for only now: the backend may have been removed at any moment before.
-        let released = match self.source.writer() {
-            Some(writer) => {
-                self.target.pass_writer(&writer);
-                self.source.set_writer(None)
-            }
-            // Nobody writes to this disk: it needs no right to write any more.
-            None => self.target.set_writer(None),
-        };
-        if let Err(error) = released {
-            tracing::warn!(%error, "an image's locks can't be given back");
-        }
         Ok(())
     }
 
@@ -403,13 +398,8 @@ impl JobDriver for MirrorJob {
             let (graph, own) = (&self.graph, job.job());
             self.source.unblock();
             self.target.unblock();
-            if !self.outcome.pivoted.load(Ordering::Relaxed)
-                && let Err(error) = self.target.set_writer(None)
-            {
-                tracing::warn!(%error, "the target's locks can't be given back");
-            }
-            graph.remove_job_parent(&self.filter, own);
-            graph.remove_job_parent(&self.target, own);
+            graph.remove_job_parent(&self.filter, own, FILTER_ROLE);
+            graph.remove_job_parent(&self.target, own, TARGET_ROLE);
             graph.remove_if_unused(&self.filter);
             graph.remove_if_unused(&self.source);
         })

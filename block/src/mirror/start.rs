@@ -14,9 +14,11 @@ use crate::dirty::{DirtyBitmap, Granularity};
 use crate::driver::file::create_image;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
+use crate::graph::parent::Parent;
 use crate::job::{CreateError, JobId, JobOptions, OnError};
 use crate::node::Node;
 use crate::options::{BlockdevOptions, Discard};
+use crate::permission::{Access, Permissions};
 
 /// What is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -213,14 +215,13 @@ fn source_node(graph: &Graph, common: &MirrorCommon) -> Result<Arc<Node>> {
 /// `device` is what the operator called the source: the filter of the mirror that is under way has
 /// a name that nobody gave.
 fn check_source(source: &Node, device: &str) -> Result<()> {
-    source.check_not_blocked()?;
     if source.driver_name() == "mirror_top" {
         return Err(BlockError::Busy {
             node: device.to_owned(),
             job: JOB_TYPE,
         });
     }
-    Ok(())
+    source.check_not_blocked()
 }
 
 /// The numbers of a mirror, checked.
@@ -338,14 +339,13 @@ async fn start(
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
     let dirty =
         Arc::new(bitmap.map_err(|error| refused(format!("{error}; choose a larger granularity")))?);
-    let claim = Claim::take(&source, &target, &id)?;
-    // From here on neither can be deleted any more.
-    graph.check_present(&source)?;
-    graph.check_present(&target)?;
+    let claim = Claim::take(graph, &source, &target, &id)?;
 
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
     let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&dirty)));
     let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
+    // Until it goes, with the job.
+    filter.block(JOB_TYPE)?;
     let home = filter
         .backends()
         .first()
@@ -379,8 +379,11 @@ async fn start(
             return Err(refused(error.to_string()));
         }
     };
-    graph.add_job_parent(&filter, &job);
-    graph.add_job_parent(&target, &job);
+    let mut change = graph.transaction();
+    change.attach(&filter, Parent::job(&job), FILTER_ROLE, FILTER_ACCESS);
+    change.detach(&target, &claim.parent, TARGET_ROLE);
+    change.attach(&target, Parent::job(&job), TARGET_ROLE, TARGET_ACCESS);
+    change.commit()?;
     // From here on the job's end gives the claim back.
     std::mem::forget(claim);
     job.start();
@@ -388,34 +391,61 @@ async fn start(
     Ok(())
 }
 
+/// What the filter's node is to the job.
+pub(super) const FILTER_ROLE: &str = "main node";
+/// What the target is to the job.
+pub(super) const TARGET_ROLE: &str = "target";
+
+/// The disk keeps its size while it is copied; all else goes on.
+const FILTER_ACCESS: Access = Access {
+    used: Permissions::empty(),
+    shared: Permissions::RESIZE.complement(),
+};
+
+/// Half a copy is nothing that others could read.
+const TARGET_ACCESS: Access = Access {
+    used: Permissions::WRITE,
+    shared: Permissions::WRITE_UNCHANGED,
+};
+
 /// Source and target claimed for a job; dropped, if the start fails.
 struct Claim<'a> {
-    source: &'a Node,
-    target: &'a Node,
+    graph: &'a Graph,
+    source: &'a Arc<Node>,
+    target: &'a Arc<Node>,
+    /// Stands above the target until the job is there.
+    parent: Parent,
 }
 
 impl<'a> Claim<'a> {
-    fn take(source: &'a Node, target: &'a Node, id: &str) -> Result<Self> {
+    fn take(
+        graph: &'a Graph,
+        source: &'a Arc<Node>,
+        target: &'a Arc<Node>,
+        id: &str,
+    ) -> Result<Self> {
         source.block(JOB_TYPE)?;
-        let taken = target.block(JOB_TYPE).and_then(|()| {
-            target
-                .set_writer(Some(&format!("job '{id}'")))
-                .inspect_err(|_| target.unblock())
-        });
-        if let Err(error) = taken {
-            source.unblock();
-            return Err(error);
-        }
-        Ok(Self { source, target })
+        target.block(JOB_TYPE).inspect_err(|_| source.unblock())?;
+        let claim = Self {
+            graph,
+            source,
+            target,
+            parent: Parent::Claim(format!("{JOB_TYPE} job '{id}'").into()),
+        };
+        let mut change = graph.transaction();
+        // From here on neither can be deleted any more.
+        change.check_present(source)?;
+        change.check_present(target)?;
+        change.attach(target, claim.parent.clone(), TARGET_ROLE, TARGET_ACCESS);
+        change.commit()?;
+        Ok(claim)
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
+        self.graph.let_go(self.target, &self.parent, TARGET_ROLE);
         self.source.unblock();
         self.target.unblock();
-        if let Err(error) = self.target.set_writer(None) {
-            tracing::warn!(%error, "the target's locks can't be given back");
-        }
     }
 }

@@ -8,6 +8,7 @@ use super::lock;
 use super::open::{check_kind, open_error, unsuitable};
 use crate::driver::FileIdentity;
 use crate::error::Result;
+use crate::permission::Access;
 
 /// Makes `path` an empty (all zeroes, sparse) image of `size` bytes; blocks.
 ///
@@ -46,7 +47,7 @@ pub fn create_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> Result<(
             "it is the file of another block node; choose another target",
         ));
     }
-    lock::lock_writer(&file, path)?;
+    lock::prepare(&file, path, Access::of_device(false))?;
     file.set_len(0).map_err(failed)?;
     file.set_len(size).map_err(failed)?;
     Ok(())

@@ -17,103 +17,83 @@ use std::path::Path;
 
 use super::open::unsuitable;
 use crate::error::Result;
+use crate::permission::{Access, Permissions};
 
 /// First byte of the used permissions.
 const PERM_BASE: i64 = 100;
 /// First byte of the permissions that are not shared.
 const UNSHARED_BASE: i64 = 200;
-/// Bytes from the first to the last that can carry a lock, both bases included.
-const LOCK_SPAN: i64 = 200;
 
-/// A permission by its bit number, which is its offset in the lock ranges.
-#[derive(Clone, Copy)]
-enum Permission {
-    ConsistentRead = 0,
-    Write = 1,
-    Resize = 3,
-}
-
-impl Permission {
-    fn name(self) -> &'static str {
-        match self {
-            Self::ConsistentRead => "consistent read",
-            Self::Write => "write",
-            Self::Resize => "resize",
-        }
-    }
-}
-
-/// What a writing disk does.
-const USED: [Permission; 2] = [Permission::ConsistentRead, Permission::Write];
-/// What it lets nobody else do.
-const UNSHARED: [Permission; 2] = [Permission::Write, Permission::Resize];
-
-/// Takes the locks of an exclusive writer; on a conflict none is left.
+/// Takes the locks that `access` needs, in addition to those that are held.
 ///
 /// # Errors
-/// Another process (or another node of this one) uses the image. A file system without locks is
-/// no error: then nobody can know.
-pub fn lock_writer(file: &File, path: &Path) -> Result<()> {
-    let taken = take(file);
-    if matches!(&taken, Err(error) if is_unsupported(error)) {
-        return Ok(());
+/// Another process (or another node of this one) uses the image; then call [`finish`] with the
+/// access as it was before. A file system without locks is no error: then nobody can know.
+pub fn prepare(file: &File, path: &Path, access: Access) -> Result<()> {
+    for byte in bytes(access) {
+        match lock_byte(file, libc::F_RDLCK, byte) {
+            Ok(()) => {}
+            Err(error) if is_unsupported(&error) => return Ok(()),
+            // Somebody holds a write lock, which none of this family does.
+            Err(_) => return Err(conflict(path, access.used)),
+        }
     }
-    let conflict = taken
-        .is_err()
-        .then_some(Permission::Write)
-        .or_else(|| find_conflict(file));
-    let Some(permission) = conflict else {
-        return Ok(());
+    let taken = |base, permissions: Permissions| {
+        let permissions = permissions.iter();
+        let mut taken =
+            permissions.filter(move |permission| is_locked(file, base + offset(*permission)));
+        taken.next()
     };
-    unlock(file);
-    Err(unsuitable(
+    let conflicting =
+        taken(UNSHARED_BASE, access.used).or_else(|| taken(PERM_BASE, access.unshared()));
+    conflicting.map_or(Ok(()), |permission| Err(conflict(path, permission)))
+}
+
+/// Gives back all locks that `access` does not need.
+pub fn finish(file: &File, access: Access) {
+    let needed: Vec<_> = bytes(access).collect();
+    let all = Access {
+        used: Permissions::all(),
+        shared: Permissions::empty(),
+    };
+    for byte in bytes(all).filter(|byte| !needed.contains(byte)) {
+        // Without locks there is nothing to give back.
+        drop(lock_byte(file, libc::F_UNLCK, byte));
+    }
+}
+
+fn offset(permission: Permissions) -> i64 {
+    i64::from(permission.bits().trailing_zeros())
+}
+
+fn bytes(access: Access) -> impl Iterator<Item = i64> {
+    let used = access.used.iter().map(|used| PERM_BASE + offset(used));
+    let unshared = access.unshared();
+    used.chain(unshared.iter().map(|byte| UNSHARED_BASE + offset(byte)))
+}
+
+fn conflict(path: &Path, permission: Permissions) -> crate::BlockError {
+    unsuitable(
         path,
         format!(
             "Failed to get \"{}\" lock; is another process, or another node, using the image?",
-            permission.name()
+            permission.text()
         ),
-    ))
+    )
 }
 
-/// Gives all locks back.
-pub fn unlock(file: &File) {
-    // Without locks there is nothing to give back.
-    drop(lock_range(file, libc::F_UNLCK, PERM_BASE, LOCK_SPAN));
-}
-
-fn take(file: &File) -> io::Result<()> {
-    for permission in USED {
-        lock_range(file, libc::F_RDLCK, PERM_BASE + permission as i64, 1)?;
-    }
-    for permission in UNSHARED {
-        lock_range(file, libc::F_RDLCK, UNSHARED_BASE + permission as i64, 1)?;
-    }
-    Ok(())
-}
-
-fn find_conflict(file: &File) -> Option<Permission> {
-    let held = |base, permission: Permission| is_locked(file, base + permission as i64);
-    USED.into_iter()
-        .find(|permission| held(UNSHARED_BASE, *permission))
-        .or_else(|| {
-            UNSHARED
-                .into_iter()
-                .find(|permission| held(PERM_BASE, *permission))
-        })
-}
-
-fn flock(kind: i32, start: i64, len: i64) -> libc::flock {
+fn flock(kind: i32, start: i64) -> libc::flock {
     libc::flock {
         l_type: i16::try_from(kind).unwrap_or_default(),
         l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
         l_start: start,
-        l_len: len,
+        l_len: 1,
         l_pid: 0,
     }
 }
 
-fn lock_range(file: &File, kind: i32, start: i64, len: i64) -> io::Result<()> {
-    let request = flock(kind, start, len);
+fn lock_byte(file: &File, kind: i32, start: i64) -> io::Result<()> {
+    let request = flock(kind, start);
     // SAFETY: the descriptor is open and `request` is a valid flock for the call's duration.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     if result == 0 {
@@ -125,7 +105,7 @@ fn lock_range(file: &File, kind: i32, start: i64, len: i64) -> io::Result<()> {
 
 /// Whether somebody else has a lock on this byte.
 fn is_locked(file: &File, start: i64) -> bool {
-    let mut request = flock(libc::F_WRLCK, start, 1);
+    let mut request = flock(libc::F_WRLCK, start);
     // SAFETY: the descriptor is open and the kernel may write to `request` during the call.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
     result == 0 && i32::from(request.l_type) != libc::F_UNLCK

@@ -20,10 +20,10 @@ use rustix::fs::SeekFrom;
 use sluice_aio::{EngineKind, IoBuffer, current};
 
 use super::{
-    Allocation, Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity,
-    ImageInfo, RequestFlags,
+    Allocation, BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, RequestFlags,
 };
 use crate::error::Result;
+use crate::permission::Access;
 pub use create::create_image;
 pub use open::FileOptions;
 
@@ -264,10 +264,6 @@ impl Driver for FileDriver {
         BlockFuture::new(self.search(offset, len))
     }
 
-    fn children(&self) -> Vec<&Edge> {
-        Vec::new()
-    }
-
     fn info(&self) -> ImageInfo {
         ImageInfo {
             filename: self.path.to_string_lossy().into_owned(),
@@ -277,26 +273,16 @@ impl Driver for FileDriver {
         }
     }
 
-    fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async { Ok(()) })
-    }
-
-    fn as_blkdebug(&self) -> Option<&Blkdebug> {
-        None
-    }
-
     fn file_identity(&self) -> Option<FileIdentity> {
         Some(self.identity)
     }
 
-    fn set_writer(&self, user: Option<&str>) -> Result<()> {
-        match user {
-            Some(_) => lock::lock_writer(&self.file, &self.path),
-            None => {
-                lock::unlock(&self.file);
-                Ok(())
-            }
-        }
+    fn prepare_access(&self, access: Access) -> Result<()> {
+        lock::prepare(&self.file, &self.path, access)
+    }
+
+    fn finish_access(&self, access: Access) {
+        lock::finish(&self.file, access);
     }
 }
 

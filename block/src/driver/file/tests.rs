@@ -335,7 +335,7 @@ fn a_created_image_is_empty_and_sparse() {
     assert_eq!(std::fs::read(&path).unwrap(), vec![0; 2 * SIZE]);
     // The lock was only for the making.
     let driver = open(FileOptions::new(&path));
-    driver.set_writer(Some("test")).unwrap();
+    driver.prepare_access(Access::of_device(false)).unwrap();
 }
 
 #[test]
@@ -354,11 +354,11 @@ fn a_file_in_use_is_not_emptied() {
     std::fs::hard_link(&path, &link).unwrap();
     assert!(create_image(&link, 512, &[identity]).is_err());
     // Unknown here, but locked by somebody.
-    driver.set_writer(Some("somebody")).unwrap();
+    driver.prepare_access(Access::of_device(false)).unwrap();
     let said = create_image(&path, 512, &[]).unwrap_err().to_string();
     assert!(said.contains("\"write\" lock"), "{said}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
-    driver.set_writer(None).unwrap();
+    driver.finish_access(Access::NONE);
     create_image(&path, 512, &[]).unwrap();
 }
 
@@ -381,17 +381,18 @@ fn there_is_one_writer_among_all_who_opened_the_file() {
     for directory in directories() {
         let path = filled(directory.path(), "image", 1);
         let (first, second) = (open(FileOptions::new(&path)), open(FileOptions::new(&path)));
-        first.set_writer(Some("first")).unwrap();
-        let said = second.set_writer(Some("second")).unwrap_err().to_string();
+        first.prepare_access(Access::of_device(false)).unwrap();
+        let said = second.prepare_access(Access::of_device(false)).unwrap_err().to_string();
         assert!(
             said.contains("is another process, or another node, using the image?"),
             "{said}"
         );
-        // The refused one has left no locks that would stand in anybody's way.
-        first.set_writer(None).unwrap();
-        first.set_writer(Some("first")).unwrap();
+        // The refused one leaves no locks that would stand in anybody's way.
+        second.finish_access(Access::NONE);
+        first.finish_access(Access::NONE);
+        first.prepare_access(Access::of_device(false)).unwrap();
         drop(first);
-        second.set_writer(Some("second")).unwrap();
+        second.prepare_access(Access::of_device(false)).unwrap();
     }
 }
 
@@ -417,7 +418,7 @@ fn qemus_programs_respect_the_locks_and_have_theirs_respected() {
     };
     assert!(child.wait_with_output().unwrap().status.success());
     let driver = open(FileOptions::new(&path));
-    driver.set_writer(Some("test")).unwrap();
+    driver.prepare_access(Access::of_device(false)).unwrap();
     let output = qemu_io(&["read 0 512"])
         .unwrap()
         .wait_with_output()
@@ -425,15 +426,16 @@ fn qemus_programs_respect_the_locks_and_have_theirs_respected() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("\"write\" lock"), "{said}");
-    driver.set_writer(None).unwrap();
+    driver.finish_access(Access::NONE);
     // Now it is the holder: without commands it waits for them with the image open.
     let mut child = qemu_io(&[]).unwrap();
-    while driver.set_writer(Some("test")).is_ok() {
+    while driver.prepare_access(Access::of_device(false)).is_ok() {
         assert!(child.try_wait().unwrap().is_none());
-        driver.set_writer(None).unwrap();
+        driver.finish_access(Access::NONE);
         std::thread::yield_now();
     }
+    driver.finish_access(Access::NONE);
     drop(child.stdin.take());
     child.wait().unwrap();
-    driver.set_writer(Some("test")).unwrap();
+    driver.prepare_access(Access::of_device(false)).unwrap();
 }

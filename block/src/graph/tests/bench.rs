@@ -10,13 +10,10 @@ use serde_json::Value;
 use sluice_aio::{Clock, EventLoop, IoBuffer, LoopConfig, current};
 
 use crate::backend::Backend;
-use crate::driver::{
-    Allocation, Blkdebug, BlockFuture, BlockStatus, DebugEvent, Driver, Edge, FileIdentity,
-    ImageInfo, RequestFlags,
-};
+use crate::driver::{Allocation, BlockFuture, BlockStatus, Driver, RequestFlags};
 use crate::error::Result;
 use crate::event::{BlockEvent, EventSink};
-use crate::graph::{Graph, build};
+use crate::graph::Graph;
 use crate::node::{Node, Owner};
 
 /// Size of a probe in bytes; requests use offsets as their names.
@@ -117,30 +114,6 @@ impl Driver for Probe {
         let allocation = Allocation::Data;
         BlockFuture::new(async move { Ok(BlockStatus { allocation, len }) })
     }
-
-    fn children(&self) -> Vec<&Edge> {
-        Vec::new()
-    }
-
-    fn info(&self) -> ImageInfo {
-        ImageInfo::default()
-    }
-
-    fn debug_event(&self, _event: DebugEvent) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async { Ok(()) })
-    }
-
-    fn as_blkdebug(&self) -> Option<&Blkdebug> {
-        None
-    }
-
-    fn file_identity(&self) -> Option<FileIdentity> {
-        None
-    }
-
-    fn set_writer(&self, _user: Option<&str>) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// Nobody listens.
@@ -167,7 +140,9 @@ impl Bench {
         let watch = Arc::new(Watch::default());
         let driver = Box::new(Probe(Arc::clone(&watch)));
         let node = Node::new(name.to_owned(), driver, read_only, Owner::Monitor);
-        build::add(&mut self.graph.topology(), &node);
+        let mut change = self.graph.transaction();
+        change.add_node(&node);
+        change.commit().unwrap();
         (node, watch)
     }
 

@@ -135,7 +135,7 @@ fn a_diamond_is_covered_once() {
         let disk = bench.graph.add_backend("disk", &top).unwrap();
         // The second way up: as if the top had two children.
         let middle = bench.graph.node("middle").unwrap();
-        let parents = middle.parents();
+        let parents = middle.edges_above();
         below.state.lock().parents.extend(parents);
         let section = bench.graph.drain(&below, "test").await;
         assert_eq!(disk.gate().stats().holders.len(), 1);

@@ -117,13 +117,29 @@ fn nodes_in_use_stay() {
             .add_backend("second", &raw)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("Conflicts with use by disk"), "{error}");
+        assert_eq!(
+            error,
+            "Permission conflict on node 'raw': permissions 'write' are both required by block \
+             device 'disk' (uses node 'raw' as 'root' child) and unshared by block device 'second' \
+             (uses node 'raw' as 'root' child)."
+        );
         assert!(bench.graph.add_backend("second", &node).is_err());
         let beside = json!({"driver": "raw", "node-name": "beside", "file": "below"});
-        assert!(bench.add(beside.clone()).await.is_err());
+        let beside = bench.add(beside).await.unwrap();
+        let error = bench
+            .graph
+            .add_backend("second", &beside)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("node 'beside' (uses node 'below' as 'file' child)"),
+            "{error}"
+        );
+        assert_eq!(bench.graph.backends().len(), 1, "a refused disk is there");
+        assert!(beside.parents().is_empty());
         bench.graph.remove_backend(&disk).await;
         bench.graph.del_node("raw").unwrap();
-        bench.add(beside).await.unwrap();
+        bench.graph.add_backend("second", &beside).unwrap();
         // A node that has gone can't come back by an old handle.
         let error = bench
             .graph

@@ -198,7 +198,7 @@ fn before_the_start_has_its_section() {
         while !disk.gate().is_closed() {
             current::yield_now().await;
         }
-        assert_eq!(target.writer().as_deref(), Some("job 'job0'"));
+        assert_eq!(target.writer().as_deref(), Some("mirror job 'job0'"));
         start.cancel();
         while disk.gate().is_closed() {
             current::yield_now().await;

@@ -9,6 +9,7 @@ use crate::driver::DebugEvent;
 use crate::driver::Driver as _;
 use crate::driver::file::{FileDriver, FileOptions};
 use crate::job::JobState;
+use crate::permission::Access;
 
 /// Whether another writer is refused.
 ///
@@ -16,7 +17,7 @@ use crate::job::JobState;
 /// and `qemu-io` too where it is installed.
 fn is_locked(path: &Path) -> bool {
     let other = FileDriver::open(FileOptions::new(path)).unwrap();
-    let refused = other.set_writer(Some("other")).is_err();
+    let refused = other.prepare_access(Access::of_device(false)).is_err();
     drop(other);
     let qemu_io = Command::new("qemu-io")
         .args(["-f", "raw", "-c", "read 0 512"])

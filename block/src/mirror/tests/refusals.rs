@@ -234,7 +234,7 @@ fn a_target_in_use_is_left_alone() {
             bench.path("foreign"),
         ))
         .unwrap();
-        crate::driver::Driver::set_writer(&foreign, Some("somebody")).unwrap();
+        crate::driver::Driver::prepare_access(&foreign, crate::Access::of_device(false)).unwrap();
         let locked = text(to_file(&bench, common("disk"), "foreign").await);
         assert!(locked.contains("lock"), "{locked}");
         bench.debug_node("foreign").await;
