@@ -13,5 +13,6 @@ pub mod boot;
 pub mod check;
 pub mod demo;
 pub mod guest;
+pub mod host;
 pub mod process;
 pub mod qmp;

@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::Parser;
 use sluice_tests::{
     boot,
-    demo::{self, Options, Scenario},
+    demo::{self, Options, Report, Scenario},
+    host,
 };
 
 /// Mirror and pivot a running guest's disks, and check that nothing was lost.
@@ -114,13 +115,31 @@ fn run_demo(cli: Cli) -> anyhow::Result<ExitCode> {
         console: cli.console,
         verbose: cli.verbose,
     };
-    std::fs::create_dir_all(&options.work)
-        .with_context(|| format!("cannot make {}", options.work.display()))?;
-    let report = demo::run(&options)?;
+    let report = run_with_patience(&options)?;
     println!("{report}");
     Ok(if report.is_good() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
     })
+}
+
+/// Runs the demo, and again from the beginning if an emulated host spoils it.
+fn run_with_patience(options: &Options) -> anyhow::Result<Report> {
+    let work = options.work.display();
+    let mut attempt = 1;
+    loop {
+        std::fs::create_dir_all(&options.work).with_context(|| format!("cannot make {work}"))?;
+        match demo::run(options) {
+            Err(error) if attempt < host::ATTEMPTS && host::is_to_blame(&format!("{error:#}")) => {
+                eprintln!(
+                    "sluice-demo: {error:#}\nsluice-demo: the emulated host spoilt this run; once more"
+                );
+                std::fs::remove_dir_all(&options.work)
+                    .with_context(|| format!("cannot clear {work}"))?;
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
+    }
 }

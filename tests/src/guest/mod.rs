@@ -26,6 +26,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use crate::host;
 use lab::Lab;
 
 /// Where everything is.
@@ -168,10 +169,23 @@ pub fn run(options: &Options) -> Result<Tally> {
 /// Runs one case in a directory of its own and says how it went.
 fn run_case(options: &Options, number: usize, case: &Case) -> bool {
     let began = Instant::now();
-    let directory = options.work.join(format!("case-{number}"));
-    let result = std::fs::create_dir(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))
-        .and_then(|()| (case.run)(&Lab { options, directory }));
+    let mut attempt = 1;
+    let result = loop {
+        let directory = options.work.join(format!("case-{number}-{attempt}"));
+        let result = std::fs::create_dir(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))
+            .and_then(|()| (case.run)(&Lab { options, directory }));
+        match &result {
+            Err(error) if attempt < host::ATTEMPTS && host::is_to_blame(&format!("{error:#}")) => {
+                println!(
+                    "again   {}: the emulated host spoilt it: {error:#}",
+                    case.name
+                );
+                attempt += 1;
+            }
+            _ => break result,
+        }
+    };
     let seconds = began.elapsed().as_secs_f64();
     match &result {
         Ok(()) => println!("ok      {} ({seconds:.1} s)", case.name),
