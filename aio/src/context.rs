@@ -1,34 +1,43 @@
 //! [`AioContext`]: the handle of an event loop that any thread may hold.
 //!
 //! Other threads give work to a loop only through its *remote queue*: bottom halves, new tasks,
-//! and tasks that a waker of another thread made runnable. Each push wakes the loop unless a wake
-//! is already on its way, so a submission from a vCPU thread is seen even by a loop that sleeps.
+//! and tasks that a waker of another thread made runnable. Each push wakes the loop if it sleeps
+//! and no wake is on its way, so a submission from a vCPU thread is seen even by a loop that
+//! sleeps. A push from within the loop is the same without the wake: so bottom halves have one
+//! order, whoever scheduled them.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_task::Runnable;
 use futures_channel::oneshot;
 use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 
+use crate::bottom_half::Ticket;
 use crate::clock::Clock;
+use crate::counters::{Counters, LoopStats};
 use crate::current;
+use crate::event_loop::LoopConfig;
 use crate::gate::{Cancelled, Gate};
+use crate::polling::{Polling, SharedPolling};
+use crate::wake::WakeState;
 
 /// Work from outside the loop's thread, in order of arrival.
 pub(crate) enum Remote {
     /// A task that was woken.
     Task(Runnable),
-    /// A bottom half.
+    /// A bottom half of a single use.
     Call(Box<dyn FnOnce() + Send>),
+    /// A bottom half.
+    BottomHalf(Arc<Ticket>),
 }
 
 #[derive(Default)]
 struct RemoteQueue {
-    items: Vec<Remote>,
+    items: VecDeque<Remote>,
     /// Set when the loop is gone: nothing is taken any more.
     closed: bool,
 }
@@ -39,9 +48,11 @@ pub(crate) struct Shared {
     gate: Gate,
     clock: Clock,
     remote: Mutex<RemoteQueue>,
-    /// A wake is on its way and not yet consumed.
-    notified: AtomicBool,
+    wake: WakeState,
+    /// The bell of a loop that sleeps. Watched edge-triggered: ringing is enough, nobody reads it.
     wake_fd: OwnedFd,
+    counters: Counters,
+    polling: SharedPolling,
 }
 
 /// An event loop as other threads see it: clone it, keep it, give it work.
@@ -63,15 +74,18 @@ impl PartialEq for AioContext {
 impl Eq for AioContext {}
 
 impl AioContext {
-    pub(crate) fn new(name: &str, clock: Clock) -> std::io::Result<Self> {
+    pub(crate) fn new(name: &str, config: &LoopConfig) -> std::io::Result<Self> {
+        let clock = config.clock.clone();
         let wake_fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self(Arc::new(Shared {
             name: name.to_owned(),
             gate: Gate::new(name, clock.clone()),
             clock,
             remote: Mutex::default(),
-            notified: AtomicBool::new(false),
+            wake: WakeState::asleep(),
             wake_fd,
+            counters: Counters::default(),
+            polling: SharedPolling::new(&config.polling),
         })))
     }
 
@@ -82,6 +96,11 @@ impl AioContext {
     }
 
     /// The gate of all external sources of this loop. Any thread.
+    ///
+    /// Every external handler passes it. Closing it holds back *all* devices of the loop, so a
+    /// section over a disk closes the gates of that disk's backends instead, and so does
+    /// `drain_all`: nothing in Sluice needs to stop a whole loop, which only its end does
+    /// ([`Gate::destroy`]).
     #[must_use]
     pub fn gate(&self) -> &Gate {
         &self.0.gate
@@ -91,6 +110,23 @@ impl AioContext {
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.0.clock
+    }
+
+    /// What the loop has counted so far. Any thread; stops nobody.
+    #[must_use]
+    pub fn stats(&self) -> LoopStats {
+        self.0.counters.snapshot()
+    }
+
+    /// The limits of the loop's polling. Any thread.
+    #[must_use]
+    pub fn polling(&self) -> Polling {
+        self.0.polling.get()
+    }
+
+    /// Changes them from the next time on that the loop runs out of work. Any thread.
+    pub fn set_polling(&self, limits: &Polling) {
+        self.0.polling.set(limits);
     }
 
     /// Whether the caller runs inside this very loop.
@@ -104,7 +140,8 @@ impl AioContext {
         self.0.notify();
     }
 
-    /// Runs `call` in the loop soon (a *bottom half*), in order of scheduling. Any thread.
+    /// Runs `call` in the loop soon (a *bottom half* of a single use), in order of scheduling. Any
+    /// thread. What is scheduled again and again is better a [`crate::BottomHalf`].
     ///
     /// If the loop has ended, `call` is dropped unrun. A panic in it is logged; the loop goes on.
     pub fn schedule(&self, call: impl FnOnce() + Send + 'static) {
@@ -171,41 +208,45 @@ impl Shared {
             drop(item);
             return;
         }
-        queue.items.push(item);
+        queue.items.push_back(item);
         drop(queue);
         self.notify();
     }
 
     /// Takes everything that has arrived, in order, into `into` (which is empty).
-    pub(crate) fn take_remote(&self, into: &mut Vec<Remote>) {
+    pub(crate) fn take_remote(&self, into: &mut VecDeque<Remote>) {
         std::mem::swap(&mut self.remote.lock().items, into);
     }
 
-    pub(crate) fn has_remote(&self) -> bool {
-        !self.remote.lock().items.is_empty()
-    }
-
     /// Refuses everything from now on; returns what had arrived.
-    pub(crate) fn close(&self) -> Vec<Remote> {
+    pub(crate) fn close(&self) -> VecDeque<Remote> {
         let mut queue = self.remote.lock();
         queue.closed = true;
         std::mem::take(&mut queue.items)
     }
 
     pub(crate) fn notify(&self) {
-        if !self.notified.swap(true, Ordering::AcqRel) {
-            // An eventfd write fails only when its counter would overflow; then it is readable.
-            let _ = rustix::io::write(&self.wake_fd, &1u64.to_ne_bytes());
+        if self.wake.notify() {
+            self.ring();
         }
     }
 
-    /// Consumes a pending wake; everything pushed before it will be seen by the turn that follows.
-    pub(crate) fn clear_notification(&self) {
-        let mut counter = [0; 8];
-        let _ = rustix::io::read(&self.wake_fd, &mut counter);
-        // A swap, not a store: it synchronises with the notifier whose flag it takes back, so what
-        // that one did before is visible to the turn that follows.
-        self.notified.swap(false, Ordering::AcqRel);
+    /// Makes the loop's descriptor readable.
+    pub(crate) fn ring(&self) {
+        // An eventfd write fails only when its counter would overflow, after 2^64 rings.
+        let _ = rustix::io::write(&self.wake_fd, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn wake(&self) -> &WakeState {
+        &self.wake
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn limits(&self) -> &SharedPolling {
+        &self.polling
     }
 
     pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {

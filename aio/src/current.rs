@@ -8,16 +8,17 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bottom_half::BottomHalf;
 use crate::buffer::IoBuffer;
 use crate::context::{AioContext, Remote, Shared};
-use crate::engine::{EngineKind, Operation};
+use crate::engine::{Completion, EngineKind, OperationKind};
 use crate::event_loop::{self, Local};
-use crate::fd::{self, FdHandler, Readiness, Source};
+use crate::fd::{self, Cause, FdHandler, Readiness, Source};
 use crate::gate::Cancelled;
 use crate::task::JoinHandle;
 use crate::timer::Sleep;
@@ -158,17 +159,41 @@ pub fn writable(fd: &impl AsFd) -> Readiness {
 
 /// Calls `handler` in every turn in which `fd` is readable; the handler consumes the readiness.
 ///
-/// External handlers are not called while the loop's gate is closed.
+/// External handlers are not called while the loop's gate is closed. The loop watches a duplicate:
+/// the handler stays with the file until it is dropped, whatever becomes of `fd`.
 ///
 /// # Errors
 /// The kernel's, if it can't watch the descriptor.
 pub fn add_fd(
-    fd: impl Into<Arc<OwnedFd>>,
+    fd: &impl AsFd,
     source: Source,
-    handler: impl FnMut() + 'static,
+    mut handler: impl FnMut() + 'static,
 ) -> io::Result<FdHandler> {
-    let fd = fd.into();
-    with(|local| fd::add_fd(local, fd, source, handler))
+    let handler = Box::new(move |_| handler());
+    with(|local| fd::add_fd(local, fd, source, None, handler))
+}
+
+/// As [`add_fd`], for a source that can also be looked at without a system call.
+///
+/// While the loop polls it calls `look` again and again; it must be cheap, change nothing and only
+/// say whether there is work. If so, the handler is called with [`Cause::Looked`], and need not
+/// read the descriptor.
+///
+/// # Errors
+/// As [`add_fd`].
+pub fn add_fd_with_look(
+    fd: &impl AsFd,
+    source: Source,
+    look: impl FnMut() -> bool + 'static,
+    handler: impl FnMut(Cause) + 'static,
+) -> io::Result<FdHandler> {
+    let (look, handler) = (Box::new(look), Box::new(handler));
+    with(|local| fd::add_fd(local, fd, source, Some(look), handler))
+}
+
+/// Makes a bottom half of this loop out of `callback`; it does not run before it is scheduled.
+pub fn bottom_half(callback: impl FnMut() + 'static) -> BottomHalf {
+    with(|local| BottomHalf::new(local, callback))
 }
 
 /// Runs `call`, which may block, in a worker thread of this loop.
@@ -204,19 +229,10 @@ pub async fn read_at(
     buffer: IoBuffer,
 ) -> io::Result<usize> {
     check_range(offset, buffer.len())?;
-    let mut done = 0;
-    while done < buffer.len() {
-        let rest = if done == 0 {
-            buffer.clone()
-        } else {
-            buffer.slice(done, buffer.len() - done)
-        };
-        match submit(engine, Operation::read(file, offset + done as u64, rest)).await? {
-            0 => break,
-            count => done += count,
-        }
+    if buffer.is_empty() {
+        return Ok(0);
     }
-    Ok(done)
+    start(engine, OperationKind::Read, file, offset, buffer).await
 }
 
 /// Writes all of `buffer` at byte `offset`.
@@ -230,33 +246,35 @@ pub async fn write_at(
     buffer: IoBuffer,
 ) -> io::Result<()> {
     check_range(offset, buffer.len())?;
-    let mut done = 0;
-    while done < buffer.len() {
-        let rest = if done == 0 {
-            buffer.clone()
-        } else {
-            buffer.slice(done, buffer.len() - done)
-        };
-        match submit(engine, Operation::write(file, offset + done as u64, rest)).await? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            count => done += count,
-        }
+    if buffer.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let write = start(engine, OperationKind::Write, file, offset, buffer);
+    write.await.map(drop)
 }
 
-/// Makes the file's data durable (`fdatasync`).
+/// Makes the file's data and metadata durable (`fsync`).
+///
+/// # Errors
+/// The kernel's.
+pub async fn fsync(engine: EngineKind, file: &Arc<File>) -> io::Result<()> {
+    let sync = start(engine, OperationKind::Fsync, file, 0, IoBuffer::empty());
+    sync.await.map(drop)
+}
+
+/// Makes the file's data durable, with the metadata that is needed to find it (`fdatasync`).
 ///
 /// # Errors
 /// The kernel's.
 pub async fn fdatasync(engine: EngineKind, file: &Arc<File>) -> io::Result<()> {
-    submit(engine, Operation::fdatasync(file)).await.map(drop)
+    let sync = start(engine, OperationKind::Fdatasync, file, 0, IoBuffer::empty());
+    sync.await.map(drop)
 }
 
 /// Allocates, punches or zeroes `len` bytes from `offset`, by `mode` (`FALLOC_FL_*`).
 ///
 /// # Errors
-/// The kernel's; `EOPNOTSUPP` where the file system can't.
+/// The kernel's; `EOPNOTSUPP` where the file system can't; `EINVAL` for 0 bytes.
 pub async fn fallocate(
     engine: EngineKind,
     file: &Arc<File>,
@@ -264,12 +282,36 @@ pub async fn fallocate(
     offset: u64,
     len: u64,
 ) -> io::Result<()> {
-    submit(engine, Operation::fallocate(file, mode, offset, len))
-        .await
-        .map(drop)
+    let kind = OperationKind::Fallocate { mode, len };
+    let call = start(engine, kind, file, offset, IoBuffer::empty());
+    call.await.map(drop)
 }
 
-async fn submit(engine: EngineKind, operation: Operation) -> io::Result<usize> {
-    let completion = with(|local| local.engines.start(engine, operation));
-    completion.await
+/// Tells a block device that `len` bytes from `offset` are not needed any more (`BLKDISCARD`): what
+/// they read as from now on is the device's business. For regular files, punch a hole
+/// ([`fallocate`]).
+///
+/// # Errors
+/// The kernel's; `EOPNOTSUPP` where the device can't, `EINVAL` unless both numbers are multiples
+/// of its block size, `ENOTTY` if it is no block device.
+pub async fn discard(
+    engine: EngineKind,
+    file: &Arc<File>,
+    offset: u64,
+    len: u64,
+) -> io::Result<()> {
+    let kind = OperationKind::Discard { len };
+    let call = start(engine, kind, file, offset, IoBuffer::empty());
+    call.await.map(drop)
+}
+
+fn start(
+    engine: EngineKind,
+    kind: OperationKind,
+    file: &Arc<File>,
+    offset: u64,
+    buffer: IoBuffer,
+) -> Completion {
+    let file = Arc::clone(file);
+    with(|local| local.engines.start(engine, kind, file, offset, buffer))
 }

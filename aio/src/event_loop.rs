@@ -1,22 +1,33 @@
 //! [`EventLoop`]: one thread's loop of epoll, tasks, timers and I/O engines.
 //!
 //! # A turn
-//! 1. take what other threads sent; run the tasks that are ready, each at most once;
-//! 2. hand all prepared I/O to the kernel with one system call;
-//! 3. sleep in `epoll_wait`, not at all if something is ready already;
-//! 4. dispatch what epoll reported: wake-ups, timers, completions, file descriptors;
-//! 5. once more 1 and 2, so that a turn ends with its consequences begun.
+//! 1. run the bottom halves and start the tasks that other threads sent; run the tasks that are
+//!    ready, each at most once; hand all prepared I/O to the kernel with one system call;
+//! 2. if there is nothing more to do: poll for a while ([`crate::polling`]), then sleep in
+//!    `epoll_wait`;
+//! 3. dispatch what epoll reported, completions, and timers that are due;
+//! 4. once more 1, so that a turn ends with its consequences begun.
 //!
 //! # Fairness
-//! A turn runs only the tasks that were ready when the step began, and dispatches each ready file
-//! descriptor once; what they make ready waits for the next step. So every source is served once
-//! before a busy one is served twice.
+//! **No source is served again before all others that were ready had their turn.** In one turn
+//! * a task runs at most twice (once in step 1, once in step 4): what is woken meanwhile waits for the
+//!   next step;
+//! * at most 512 items of the remote queue are served (256 in each step), in order; the rest waits;
+//! * a timer that is due fires once; a sleep, however short, lasts until the next turn at least;
+//! * all completions that are there are taken; what they wake waits for the next step;
+//! * each ready descriptor is served once, of more than 64 ready ones each in its turn.
+//!
+//! A loop with other work at hand asks the kernel for events only in every 16th turn. So whatever
+//! keeps a loop busy, a descriptor, a timer, a task, a bottom half or a completion is served at most
+//! 17 turns after it became ready (and one more for each further 64 ready descriptors or 512 remote
+//! items before it). What this rule can't bound is the length of a single run: code of the loop
+//! must not block, and should yield in long computations ([`current::yield_now`]).
 //!
 //! # Threads
 //! An `EventLoop` belongs to the thread that made it. Alone in a thread it is driven by
 //! [`EventLoop::run_until`]; nested in another epoll loop, [`EventLoop::as_fd`] becomes readable
-//! when there is something to do and [`EventLoop::dispatch`] does it. Loops are never nested in
-//! themselves: nothing in a task can run a turn.
+//! when there is something to do and [`EventLoop::dispatch`] does it. A nested loop never polls.
+//! Loops are never nested in themselves: nothing in a task can run a turn.
 //!
 //! # Panics
 //! A panic in a task, a bottom half or a handler ends that one, is logged, and leaves the loop and
@@ -24,9 +35,17 @@
 //! future given to [`EventLoop::run_until`] goes on in its caller.
 //!
 //! # Shutdown
-//! Dropping the loop destroys its gate, cancels its tasks (dropping their futures in this thread),
-//! drops its handlers, closes its remote queue, and waits for the kernel and the worker threads to
-//! finish with every buffer.
+//! Dropping the loop completes or cancels all it holds, in this order: its gate is destroyed, so
+//! what is parked there is cancelled; its tasks are cancelled, their futures being dropped in this
+//! thread; its handlers and bottom halves are dropped; its remote queue is closed, and what is in it
+//! dropped; the engines end. Who waits for any of this from elsewhere gets [`crate::Cancelled`].
+//!
+//! Calls that worker threads have begun or taken are made to their end, and memory that the kernel
+//! uses stays until it has done with it: the drop waits for both (see [`crate::current`]).
+//!
+//! # Observability
+//! [`AioContext::stats`] counts; at level `TRACE` an event tells of every kick, batch and interrupt
+//! (target `sluice_aio`). Where no subscriber wants them they cost one comparison.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -44,11 +63,13 @@ use futures_util::FutureExt as _;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use slab::Slab;
 
+use crate::bottom_half::BottomHalves;
 use crate::clock::Clock;
 use crate::context::{AioContext, Remote, Shared};
 use crate::current::{self, Scope};
 use crate::engine::{EngineKind, Engines};
-use crate::fd::FdTable;
+use crate::fd::{Cause, FdTable};
+use crate::polling::{Polling, Window};
 use crate::timer::Timers;
 
 /// How an event loop is set up.
@@ -63,6 +84,11 @@ pub struct LoopConfig {
     /// The most worker threads the loop may have; those beyond `thread_pool_min` end when they
     /// have been idle for a while. At least 1, and at least `thread_pool_min`.
     pub thread_pool_max: usize,
+    /// How long it looks for work before it sleeps.
+    pub polling: Polling,
+    /// So many operations are handed to the ring as soon as they are prepared; 0 leaves all of
+    /// them to the end of the step. QEMU's `aio-max-batch`.
+    pub max_batch: u64,
 }
 
 impl Default for LoopConfig {
@@ -72,6 +98,8 @@ impl Default for LoopConfig {
             engine: EngineKind::IoUring,
             thread_pool_min: 0,
             thread_pool_max: 64,
+            polling: Polling::OFF,
+            max_batch: 0,
         }
     }
 }
@@ -105,6 +133,7 @@ pub(crate) struct Local {
     pub(crate) tasks: RefCell<Slab<Waker>>,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) fds: RefCell<FdTable>,
+    pub(crate) bottom_halves: RefCell<BottomHalves>,
     pub(crate) engines: Engines,
     pub(crate) shutting_down: Cell<bool>,
 }
@@ -116,11 +145,28 @@ pub struct EventLoop {
     armed: Option<Duration>,
     name: String,
     /// What other threads sent, while it is worked off; kept for its capacity.
-    arrived: Vec<Remote>,
+    arrived: VecDeque<Remote>,
+    /// More has arrived that is not taken yet.
+    heard: bool,
+    /// Wakers of timers that are due, likewise.
+    due: Vec<Waker>,
+    /// Handlers that polling found work for, likewise.
+    looked: Vec<u64>,
+    window: Window,
+    /// Turns taken since the kernel was last asked for events.
+    unasked: u32,
+    /// When it was, on the coarse clock; none while the loop is out of the hands of this type.
+    asked_at: Option<Duration>,
 }
 
 /// Events taken from the kernel by one `epoll_wait`.
 const EVENTS_PER_TURN: usize = 64;
+
+/// Items of the remote queue that are served in one step.
+const REMOTE_PER_STEP: usize = 256;
+
+/// A loop that has work at hand asks the kernel for events once in so many turns.
+const TURNS_PER_ASKING: u32 = 16;
 
 impl EventLoop {
     /// A new loop owned by the calling thread.
@@ -139,17 +185,17 @@ impl EventLoop {
                 source,
             }
         };
-        let context =
-            AioContext::new(name, config.clock.clone()).map_err(fail("create its event fd"))?;
+        let context = AioContext::new(name, config).map_err(fail("create its event fd"))?;
         let epoll = new_epoll().map_err(fail("create its epoll instance"))?;
         let timer_fd = rustix::time::timerfd_create(
             TimerfdClockId::Monotonic,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )
         .map_err(|errno| fail("create its timer")(errno.into()))?;
-        let engines = Engines::new(name, config).map_err(fail("set up its worker threads"))?;
-        let add = |fd: BorrowedFd<'_>, tag| {
-            let event = epoll::Event::new(epoll::Events::EPOLLIN, tag);
+        let engines = Engines::new(Arc::clone(&context.0), config)
+            .map_err(fail("set up its worker threads"))?;
+        let add = |fd: BorrowedFd<'_>, interest, tag| {
+            let event = epoll::Event::new(interest, tag);
             epoll::ctl(
                 epoll.as_raw_fd(),
                 epoll::ControlOptions::EPOLL_CTL_ADD,
@@ -157,11 +203,12 @@ impl EventLoop {
                 event,
             )
         };
-        add(context.0.wake_fd(), tag::WAKE).map_err(fail("watch its event fd"))?;
-        add(timer_fd.as_fd(), tag::TIMER).map_err(fail("watch its timer"))?;
-        if let Some(ring) = engines.ring_fd() {
-            add(ring, tag::RING).map_err(fail("watch its ring"))?;
-        }
+        let readable = epoll::Events::EPOLLIN;
+        let rung = readable | epoll::Events::EPOLLET;
+        add(context.0.wake_fd(), rung, tag::WAKE).map_err(fail("watch its event fd"))?;
+        add(timer_fd.as_fd(), readable, tag::TIMER).map_err(fail("watch its timer"))?;
+        let watch = |fd: BorrowedFd<'_>| add(fd, readable, tag::RING);
+        engines.watch(watch).map_err(fail("watch its engines"))?;
         let local = Rc::new(Local {
             shared: context.0,
             epoll,
@@ -169,6 +216,7 @@ impl EventLoop {
             tasks: RefCell::default(),
             timers: RefCell::default(),
             fds: RefCell::default(),
+            bottom_halves: RefCell::default(),
             engines,
             shutting_down: Cell::new(false),
         });
@@ -177,7 +225,13 @@ impl EventLoop {
             timer_fd,
             armed: None,
             name: name.to_owned(),
-            arrived: Vec::new(),
+            arrived: VecDeque::new(),
+            heard: false,
+            due: Vec::new(),
+            looked: Vec::new(),
+            window: Window::default(),
+            unasked: 0,
+            asked_at: None,
         })
     }
 
@@ -192,38 +246,46 @@ impl EventLoop {
     /// # Errors
     /// The kernel refused to wait or to take I/O; the loop can't go on.
     pub fn dispatch(&mut self) -> Result<(), LoopError> {
-        self.turn(Some(Duration::ZERO))?;
-        self.announce_work();
-        Ok(())
+        self.turn(Some(Duration::ZERO))
     }
 
-    /// Makes the loop's file descriptor readable if there is work that no descriptor tells of: an
-    /// outer loop sees only that.
-    fn announce_work(&self) {
-        if self.has_work() {
-            self.local.shared.notify();
-        }
-    }
-
-    /// One turn; sleeps at most `timeout` (for ever if `None`) when nothing is ready.
+    /// One turn, events included; sleeps at most `timeout` (for ever if `None`) when nothing is
+    /// ready.
     ///
     /// # Errors
     /// As [`EventLoop::dispatch`].
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
-        let scope = Scope::enter(&self.local);
-        self.work()?;
-        let timeout = if self.has_work() {
-            Some(Duration::ZERO)
+        self.unasked = TURNS_PER_ASKING;
+        self.step(timeout)?;
+        self.let_go()
+    }
+
+    /// Leaves the loop to an outer one, which sees only its descriptor: that tells of everything
+    /// from now on, work that is at hand included.
+    fn let_go(&mut self) -> Result<(), LoopError> {
+        self.note_work();
+        self.asked_at = None;
+        self.arm_timer()?;
+        let shared = &self.local.shared;
+        if self.has_work() || !shared.wake().doze() {
+            shared.ring();
+        }
+        Ok(())
+    }
+
+    /// One turn; see the [module](self).
+    fn step(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
+        let _scope = Scope::enter(&self.local);
+        self.local.shared.counters().turns.bump();
+        self.work();
+        if self.has_work() && self.unasked < TURNS_PER_ASKING {
+            self.unasked += 1;
         } else {
-            timeout
-        };
-        self.arm_timer()?;
-        self.wait(timeout)?;
+            self.rest(timeout)?;
+        }
+        self.local.engines.reap();
         self.fire_timers();
-        self.work()?;
-        // Timers that this turn's work set count from now on, also for a nested loop.
-        self.arm_timer()?;
-        drop(scope);
+        self.work();
         Ok(())
     }
 
@@ -249,41 +311,66 @@ impl EventLoop {
         .detach();
         drop(scope);
         loop {
-            self.turn(None)?;
+            self.step(None)?;
             if let Some(outcome) = slot.take() {
                 // The loop may be nested in another from now on.
-                self.announce_work();
+                self.let_go()?;
                 return Ok(outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
         }
     }
 
+    /// Whether there is something to do that needs no event.
     fn has_work(&self) -> bool {
-        !self.local.ready.borrow().is_empty()
-            || self.local.shared.has_remote()
-            || self.local.engines.has_unsubmitted()
+        let local = &self.local;
+        !local.ready.borrow().is_empty()
+            || !self.arrived.is_empty()
+            || self.heard
+            || local.shared.wake().is_notified()
+            || local.engines.has_unsubmitted()
+            || local.engines.has_completed()
+            || self.is_timer_due()
     }
 
-    /// Steps 1 and 2 of a turn.
-    fn work(&mut self) -> Result<(), LoopError> {
-        self.local.shared.take_remote(&mut self.arrived);
-        for item in self.arrived.drain(..) {
-            match item {
-                Remote::Task(task) => self.local.ready.borrow_mut().push_back(task),
-                Remote::Call(call) => guarded(&self.name, "a bottom half", call),
+    fn is_timer_due(&self) -> bool {
+        let deadline = self.local.timers.borrow_mut().next_deadline();
+        deadline.is_some_and(|deadline| deadline <= self.local.shared.clock().now())
+    }
+
+    /// Steps 1 and 4 of a turn.
+    fn work(&mut self) {
+        let counters = self.local.shared.counters();
+        self.heard |= self.local.shared.wake().awaken();
+        // What does not fit into one step keeps its place before what arrives later.
+        if self.arrived.is_empty() && std::mem::take(&mut self.heard) {
+            self.local.shared.take_remote(&mut self.arrived);
+        }
+        let batch = self.arrived.len().min(REMOTE_PER_STEP);
+        counters.remote.add(batch as u64);
+        for _ in 0..batch {
+            match self.arrived.pop_front() {
+                Some(Remote::Task(task)) => self.local.ready.borrow_mut().push_back(task),
+                Some(Remote::Call(call)) => {
+                    counters.bottom_halves.bump();
+                    guarded(&self.name, "a bottom half", call);
+                }
+                Some(Remote::BottomHalf(ticket)) => {
+                    if BottomHalves::run(&self.local, &ticket) {
+                        counters.bottom_halves.bump();
+                    }
+                }
+                None => break,
             }
         }
         let batch = self.local.ready.borrow().len();
+        counters.tasks.add(batch as u64);
         for _ in 0..batch {
             let Some(task) = self.local.ready.borrow_mut().pop_front() else {
                 break;
             };
             guarded(&self.name, "a task", || task.run());
         }
-        self.local
-            .engines
-            .submit()
-            .map_err(|source| self.error("submit I/O", source))
+        self.local.engines.submit();
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> LoopError {
@@ -294,7 +381,87 @@ impl EventLoop {
         }
     }
 
+    /// Step 2 of a turn, and the dispatch of events.
+    fn rest(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
+        self.unasked = 0;
+        let idle = timeout != Some(Duration::ZERO) && !self.has_work();
+        if !idle {
+            return self.wait(Some(Duration::ZERO));
+        }
+        let polls = self.local.shared.limits().is_on();
+        // A clock that stands still has no window that ends.
+        if !polls || self.local.shared.clock().is_manual() {
+            return self.sleep(timeout);
+        }
+        let began = self.local.shared.clock().now();
+        if self.poll(began, timeout) {
+            // The kernel's events may wait a little, as in any turn with work at hand.
+            self.unasked = 1;
+            let mut looked = std::mem::take(&mut self.looked);
+            for key in looked.drain(..) {
+                FdTable::dispatch(&self.local, key, Cause::Looked);
+            }
+            self.looked = looked;
+        } else {
+            self.sleep(timeout)?;
+        }
+        let waited = self.local.shared.clock().now().saturating_sub(began);
+        let waited = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        self.window.learn(self.local.shared.limits(), waited);
+        Ok(())
+    }
+
+    /// Sleeps in the kernel, unless the loop is notified in this moment.
+    fn sleep(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
+        self.arm_timer()?;
+        if !self.local.shared.wake().doze() {
+            return self.wait(Some(Duration::ZERO));
+        }
+        self.local.shared.counters().sleeps.bump();
+        self.wait(timeout)
+    }
+
+    /// Looks for work until the window is over; true if there is some.
+    fn poll(&mut self, began: Duration, timeout: Option<Duration>) -> bool {
+        let shared = Arc::clone(&self.local.shared);
+        let window = Duration::from_nanos(self.window.length(shared.limits()));
+        let mut end = began.saturating_add(window.min(timeout.unwrap_or(Duration::MAX)));
+        let deadline = self.local.timers.borrow_mut().next_deadline();
+        end = end.min(deadline.unwrap_or(Duration::MAX));
+        if end <= began {
+            return false;
+        }
+        let mut now = began;
+        let hit = loop {
+            let local = &self.local;
+            let looked = &mut self.looked;
+            guarded(&self.name, "a look", || FdTable::look(local, looked));
+            let found = !self.looked.is_empty()
+                || shared.wake().is_notified()
+                || self.local.engines.has_completed();
+            if found || now >= end {
+                break found;
+            }
+            std::hint::spin_loop();
+            now = shared.clock().now();
+        };
+        let nanos = now.saturating_sub(began).as_nanos();
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        shared.counters().polled(hit, nanos);
+        hit
+    }
+
+    /// Counts how long the loop has not asked for events, which it does now or is about to.
+    fn note_work(&mut self) {
+        if let Some(asked_at) = self.asked_at {
+            let shared = &self.local.shared;
+            let worked = shared.clock().coarse().saturating_sub(asked_at);
+            shared.counters().worked(worked);
+        }
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
+        self.note_work();
         // Rounded up, or a short sleep would become a busy wait.
         let millis = timeout.map_or(-1, |timeout| {
             i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
@@ -306,16 +473,18 @@ impl EventLoop {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(self.error("wait for events", error)),
         };
+        // At once: what handlers push from now on needs no bell.
+        self.heard |= self.local.shared.wake().awaken();
+        self.asked_at = Some(self.local.shared.clock().coarse());
         for event in &events[..count] {
             let tag = event.data;
             match tag {
-                tag::WAKE => self.local.shared.clear_notification(),
+                tag::WAKE => self.local.shared.counters().wakes.bump(),
                 tag::TIMER => self.consume_timer(),
                 tag::RING => {}
-                key => FdTable::dispatch(&self.local, key, event.events),
+                key => FdTable::dispatch(&self.local, key, Cause::Readable),
             }
         }
-        self.local.engines.reap();
         Ok(())
     }
 
@@ -326,9 +495,18 @@ impl EventLoop {
     }
 
     fn fire_timers(&mut self) {
-        let now = self.local.shared.clock().now();
-        let due = self.local.timers.borrow_mut().take_due(now);
-        for waker in due {
+        let mut timers = self.local.timers.borrow_mut();
+        if timers.is_empty() {
+            return;
+        }
+        timers.take_due(self.local.shared.clock().now(), &mut self.due);
+        drop(timers);
+        self.local
+            .shared
+            .counters()
+            .timers
+            .add(self.due.len() as u64);
+        for waker in self.due.drain(..) {
             waker.wake();
         }
     }
@@ -336,13 +514,9 @@ impl EventLoop {
     /// Sets the timer fd to the earliest deadline, if that changed.
     fn arm_timer(&mut self) -> Result<(), LoopError> {
         let clock = self.local.shared.clock();
-        let deadline = self.local.timers.borrow().next_deadline();
+        let deadline = self.local.timers.borrow_mut().next_deadline();
         if clock.is_manual() {
-            // A manual clock is advanced by somebody who then notifies; only what is due
-            // already must keep us from sleeping.
-            if deadline.is_some_and(|deadline| deadline <= clock.now()) {
-                self.local.shared.notify();
-            }
+            // It is advanced by somebody who then notifies.
             return Ok(());
         }
         if self.armed == deadline {
@@ -372,9 +546,9 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Cancels every task in this thread, those that only a dropped one would wake included.
-    fn cancel_tasks(&mut self) {
-        self.local.shutting_down.set(true);
+    /// Drops everything that runs or may run in this thread, until nothing is left: what is dropped
+    /// may wake, start and register others.
+    fn cancel_all(&mut self) {
         loop {
             let sleeping: Vec<Waker> = self
                 .local
@@ -386,15 +560,20 @@ impl EventLoop {
             for waker in &sleeping {
                 waker.wake_by_ref();
             }
-            let mut arrived = Vec::new();
+            let mut arrived = std::mem::take(&mut self.arrived);
+            let mut rest = !arrived.is_empty();
+            arrived.clear();
             self.local.shared.take_remote(&mut arrived);
             let woken: Vec<Runnable> = self.local.ready.borrow_mut().drain(..).collect();
-            if sleeping.is_empty() && arrived.is_empty() && woken.is_empty() {
-                return;
-            }
-            // Dropping a runnable drops its future; that may wake or spawn others: once more.
+            rest |= !sleeping.is_empty() || !arrived.is_empty() || !woken.is_empty();
+            // Dropping a runnable drops its future.
             drop(woken);
             drop(arrived);
+            rest |= FdTable::clear(&self.local);
+            rest |= BottomHalves::clear(&self.local);
+            if !rest {
+                return;
+            }
         }
     }
 }
@@ -415,11 +594,11 @@ impl AsRawFd for EventLoop {
 impl Drop for EventLoop {
     fn drop(&mut self) {
         let scope = Scope::enter(&self.local);
+        self.local.shutting_down.set(true);
         self.local.shared.gate().destroy();
-        self.cancel_tasks();
-        FdTable::clear(&self.local);
+        self.cancel_all();
         drop(self.local.shared.close());
-        self.cancel_tasks();
+        self.cancel_all();
         self.local.engines.finish();
         drop(scope);
     }

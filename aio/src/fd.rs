@@ -4,14 +4,24 @@
 //! are held by the loop's gate: while it is closed they are not called, and not watched either, so
 //! that a level-triggered descriptor does not spin the loop; when the gate opens they are watched
 //! again and called if still ready.
+//!
+//! # Whose descriptors
+//! The loop watches a duplicate of its own. So the same descriptor may be watched by several, its
+//! owner may close it without a word, and a number that is used again for another file is nobody's
+//! confusion: a handler stays with the file it was made for until it is dropped. (The file stays
+//! open as long: who wants the other end to see it closed must drop the handler.)
+//!
+//! # Handlers that can be asked
+//! A handler may come with a *look*: a closure that says without any system call whether there is
+//! work, for example because a ring's index has moved. While the loop polls
+//! ([`crate::polling::Polling`]) it asks all of them in turn, and calls those which say yes.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
@@ -28,23 +38,32 @@ pub enum Source {
     Internal,
 }
 
-type Handler = Rc<RefCell<dyn FnMut()>>;
+/// Why a handler is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its descriptor is readable.
+    Readable,
+    /// Its look said that there is work. The descriptor may be readable as well, or become so.
+    Looked,
+}
+
+/// A handler with what is known about it.
+struct Watched {
+    handler: RefCell<Box<dyn FnMut(Cause)>>,
+    look: Option<RefCell<Box<dyn FnMut() -> bool>>>,
+    source: Source,
+    /// Held back by the gate: neither watched nor asked.
+    paused: Cell<bool>,
+}
 
 /// What happens when a descriptor is ready.
 enum Action {
-    Call {
-        handler: Handler,
-        source: Source,
-        paused: Rc<Cell<bool>>,
-    },
-    Wake {
-        waker: Waker,
-        ready: Rc<Cell<bool>>,
-    },
+    Call(Rc<Watched>),
+    Wake { waker: Waker, ready: Rc<Cell<bool>> },
 }
 
 struct Entry {
-    fd: RawFd,
+    fd: OwnedFd,
     generation: u32,
     interest: epoll::Events,
     action: Action,
@@ -56,6 +75,8 @@ struct Entry {
 pub(crate) struct FdTable {
     entries: Slab<Entry>,
     generation: u32,
+    /// Those that can be asked.
+    lookers: Vec<(u64, Rc<Watched>)>,
 }
 
 const SLOT_BITS: u32 = 31;
@@ -76,13 +97,17 @@ impl FdTable {
 
     fn insert(
         local: &Local,
-        fd: RawFd,
+        fd: OwnedFd,
         interest: epoll::Events,
         action: Action,
     ) -> io::Result<u64> {
         let mut table = local.fds.borrow_mut();
         table.generation = table.generation.wrapping_add(1);
         let generation = table.generation;
+        let looker = match &action {
+            Action::Call(watched) if watched.look.is_some() => Some(Rc::clone(watched)),
+            _ => None,
+        };
         let slot = table.entries.insert(Entry {
             fd,
             generation,
@@ -90,8 +115,14 @@ impl FdTable {
             action,
         });
         let key = Self::key(slot, generation);
-        let watched = watch(local, fd, interest, key);
-        let refused = watched.is_err().then(|| table.entries.remove(slot));
+        let operation = epoll::ControlOptions::EPOLL_CTL_ADD;
+        let watched = control(local, operation, &table.entries[slot].fd, interest, key);
+        let refused = if watched.is_err() {
+            Some(table.entries.remove(slot))
+        } else {
+            table.lookers.extend(looker.map(|looker| (key, looker)));
+            None
+        };
         drop(table);
         drop(refused);
         watched.map(|()| key)
@@ -99,36 +130,67 @@ impl FdTable {
 
     fn remove(local: &Local, key: u64) {
         let mut table = local.fds.borrow_mut();
-        let Some(fd) = table.entry(key).map(|entry| entry.fd) else {
+        let Some(entry) = table.entry(key) else {
             return;
         };
-        unwatch(local, fd);
+        let nothing = epoll::Events::empty();
+        // Nothing to be done if it fails: the kernel forgets the descriptor when it is closed.
+        let _ = control(
+            local,
+            epoll::ControlOptions::EPOLL_CTL_DEL,
+            &entry.fd,
+            nothing,
+            key,
+        );
         // `entry` found it, so the slot part of the key fits.
         let slot = usize::try_from(key & ((1 << SLOT_BITS) - 1)).unwrap_or(usize::MAX);
         let entry = table.entries.try_remove(slot);
+        let looker = table.lookers.iter().position(|(other, _)| *other == key);
+        let looker = looker.map(|index| table.lookers.swap_remove(index));
         drop(table);
         // Only now: a handler may own other handlers, and a waker its task.
-        drop(entry);
+        drop((entry, looker));
     }
 
-    /// Drops all handlers, for the loop's end.
-    pub(crate) fn clear(local: &Local) {
+    /// Drops all handlers, for the loop's end; true if there were any.
+    pub(crate) fn clear(local: &Local) -> bool {
+        let mut table = local.fds.borrow_mut();
+        let entries = std::mem::take(&mut table.entries);
+        let lookers = std::mem::take(&mut table.lookers);
+        drop(table);
+        // Without the borrow: a handler may own its own registration.
+        drop(lookers);
+        !entries.is_empty()
+    }
+
+    /// Asks all handlers that can be asked; appends the keys of those that have work to `found`.
+    pub(crate) fn look(local: &Local, found: &mut Vec<u64>) {
+        let mut index = 0;
         loop {
-            let entries = std::mem::take(&mut local.fds.borrow_mut().entries);
-            if entries.is_empty() {
-                return;
+            // Not borrowed while foreign code runs.
+            let looker = match local.fds.borrow().lookers.get(index) {
+                Some((key, watched)) if !watched.paused.get() => Some((*key, Rc::clone(watched))),
+                Some(_) => None,
+                None => return,
+            };
+            if let Some((key, watched)) = looker
+                && let Some(look) = &watched.look
+                && let Ok(mut look) = look.try_borrow_mut()
+                && (*look)()
+            {
+                found.push(key);
             }
-            // Without the borrow: a handler may own its own registration.
-            drop(entries);
+            index += 1;
         }
     }
 
     /// Serves one ready descriptor. The table is not borrowed while user code runs.
-    pub(crate) fn dispatch(local: &Rc<Local>, key: u64, _events: u32) {
+    pub(crate) fn dispatch(local: &Rc<Local>, key: u64, cause: Cause) {
         let mut table = local.fds.borrow_mut();
         let Some(entry) = table.entry(key) else {
             return;
         };
+        local.shared.counters().fd_dispatches.bump();
         match &entry.action {
             Action::Wake { waker, ready } => {
                 ready.set(true);
@@ -136,41 +198,27 @@ impl FdTable {
                 drop(table);
                 waker.wake();
             }
-            Action::Call {
-                handler,
-                source,
-                paused,
-            } => {
-                let (handler, source, paused) = (Rc::clone(handler), *source, Rc::clone(paused));
-                let fd = entry.fd;
+            Action::Call(watched) => {
+                let watched = Rc::clone(watched);
                 drop(table);
-                Self::call(local, key, fd, &handler, source, &paused);
+                Self::call(local, key, &watched, cause);
             }
         }
     }
 
-    fn call(
-        local: &Rc<Local>,
-        key: u64,
-        fd: RawFd,
-        handler: &Handler,
-        source: Source,
-        paused: &Rc<Cell<bool>>,
-    ) {
+    fn call(local: &Rc<Local>, key: u64, watched: &Watched, cause: Cause) {
         let gate = local.shared.gate();
-        let token = match source {
+        let token = match watched.source {
             Source::Internal => None,
             Source::External => match gate.try_enter() {
                 Some(token) => Some(token),
                 None => {
-                    if !paused.replace(true) {
-                        unwatch(local, fd);
+                    if !watched.paused.replace(true) {
+                        Self::pause(local, key);
                         let opened = gate.opened();
-                        let paused = Rc::clone(paused);
                         current::spawn_local(async move {
                             if opened.await.is_ok() {
-                                paused.set(false);
-                                current::with(|local| Self::rewatch(local, key));
+                                current::with(|local| Self::resume(local, key));
                             }
                         })
                         .detach();
@@ -179,50 +227,57 @@ impl FdTable {
                 }
             },
         };
+        tracing::trace!(loop_name = local.shared.name(), key, ?cause, "kick");
         // A handler can't be called from within itself: dispatch happens only in the loop.
-        if let Ok(mut handler) = handler.try_borrow_mut() {
-            event_loop::guarded(local.shared.name(), "an fd handler", &mut *handler);
+        if let Ok(mut handler) = watched.handler.try_borrow_mut() {
+            event_loop::guarded(local.shared.name(), "an fd handler", || (*handler)(cause));
         }
         drop(token);
     }
 
-    fn rewatch(local: &Local, key: u64) {
+    /// Watches for nothing but what the kernel insists on (errors, a hang-up), and for that once.
+    fn pause(local: &Local, key: u64) {
+        Self::change_interest(local, key, epoll::Events::EPOLLONESHOT);
+    }
+
+    fn resume(local: &Local, key: u64) {
         let mut table = local.fds.borrow_mut();
         if let Some(entry) = table.entry(key) {
-            let (fd, interest) = (entry.fd, entry.interest);
-            if let Err(error) = watch(local, fd, interest, key) {
-                tracing::error!(%error, fd, "a device's event fd can't be watched again");
+            if let Action::Call(watched) = &entry.action {
+                watched.paused.set(false);
+            }
+            let interest = entry.interest;
+            drop(table);
+            Self::change_interest(local, key, interest);
+        }
+    }
+
+    fn change_interest(local: &Local, key: u64, interest: epoll::Events) {
+        let mut table = local.fds.borrow_mut();
+        if let Some(entry) = table.entry(key) {
+            let operation = epoll::ControlOptions::EPOLL_CTL_MOD;
+            if let Err(error) = control(local, operation, &entry.fd, interest, key) {
+                tracing::error!(%error, key, "a descriptor can't be watched as it should");
             }
         }
     }
 }
 
-fn watch(local: &Local, fd: RawFd, interest: epoll::Events, key: u64) -> io::Result<()> {
+fn control(
+    local: &Local,
+    operation: epoll::ControlOptions,
+    fd: &OwnedFd,
+    interest: epoll::Events,
+    key: u64,
+) -> io::Result<()> {
     let event = epoll::Event::new(interest, key);
-    epoll::ctl(
-        local.epoll.as_raw_fd(),
-        epoll::ControlOptions::EPOLL_CTL_ADD,
-        fd,
-        event,
-    )
-}
-
-fn unwatch(local: &Local, fd: RawFd) {
-    let event = epoll::Event::new(epoll::Events::empty(), 0);
-    // It may be unwatched already (a paused handler that is dropped): nothing to do then.
-    drop(epoll::ctl(
-        local.epoll.as_raw_fd(),
-        epoll::ControlOptions::EPOLL_CTL_DEL,
-        fd,
-        event,
-    ));
+    epoll::ctl(local.epoll.as_raw_fd(), operation, fd.as_raw_fd(), event)
 }
 
 /// A watched descriptor with its handler; dropping it (in the loop's thread) removes it.
 pub struct FdHandler {
     local: Weak<Local>,
     key: u64,
-    _fd: Arc<OwnedFd>,
 }
 
 impl std::fmt::Debug for FdHandler {
@@ -239,31 +294,32 @@ impl Drop for FdHandler {
     }
 }
 
-/// See [`current::add_fd`].
+/// See [`current::add_fd`] and [`current::add_fd_with_look`].
 pub(crate) fn add_fd(
     local: &Rc<Local>,
-    fd: Arc<OwnedFd>,
+    fd: &impl AsFd,
     source: Source,
-    handler: impl FnMut() + 'static,
+    look: Option<Box<dyn FnMut() -> bool>>,
+    handler: Box<dyn FnMut(Cause)>,
 ) -> io::Result<FdHandler> {
-    let action = Action::Call {
-        handler: Rc::new(RefCell::new(handler)),
+    let action = Action::Call(Rc::new(Watched {
+        handler: RefCell::new(handler),
+        look: look.map(RefCell::new),
         source,
-        paused: Rc::new(Cell::new(false)),
-    };
-    let key = FdTable::insert(local, fd.as_raw_fd(), epoll::Events::EPOLLIN, action)?;
+        paused: Cell::new(false),
+    }));
+    let fd = fd.as_fd().try_clone_to_owned()?;
+    let key = FdTable::insert(local, fd, epoll::Events::EPOLLIN, action)?;
     Ok(FdHandler {
         local: Rc::downgrade(local),
         key,
-        _fd: fd,
     })
 }
 
 /// Future of [`current::readable`] and [`current::writable`].
 pub struct Readiness {
-    /// A duplicate: several tasks may wait for the same descriptor, but epoll takes each only once.
-    fd: Option<OwnedFd>,
-    error: Option<io::Error>,
+    /// The duplicate to watch, until it is watched; or why there is none.
+    fd: Option<io::Result<OwnedFd>>,
     interest: epoll::Events,
     ready: Rc<Cell<bool>>,
     /// Where it is registered: the loop in which it was polled, and the key there.
@@ -280,25 +336,34 @@ impl std::fmt::Debug for Readiness {
 
 impl Readiness {
     pub(crate) fn new(fd: &impl AsFd, interest: epoll::Events) -> Self {
-        let (fd, error) = match fd.as_fd().try_clone_to_owned() {
-            Ok(fd) => (Some(fd), None),
-            Err(error) => (None, Some(error)),
-        };
         Self {
-            fd,
-            error,
+            fd: Some(fd.as_fd().try_clone_to_owned()),
             interest,
             ready: Rc::new(Cell::new(false)),
             registration: None,
         }
     }
 
-    fn unregister(&mut self) {
-        if let Some((local, key)) = self.registration.take()
-            && let Some(local) = local.upgrade()
-        {
-            FdTable::remove(&local, key);
-        }
+    /// Makes the registration wake `waker`; false if there is no such registration any more.
+    fn rewake(&self, waker: &Waker) -> bool {
+        let Some((local, key)) = &self.registration else {
+            return false;
+        };
+        let Some(local) = local.upgrade() else {
+            return false;
+        };
+        let mut table = local.fds.borrow_mut();
+        let Some(entry) = table.entry(*key) else {
+            return false;
+        };
+        let Action::Wake { waker: old, .. } = &mut entry.action else {
+            return false;
+        };
+        let old = std::mem::replace(old, waker.clone());
+        drop(table);
+        // After the borrow: it may have been the last hold on a task with descriptors of its own.
+        drop(old);
+        true
     }
 }
 
@@ -306,23 +371,26 @@ impl Future for Readiness {
     type Output = io::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(error) = self.error.take() {
-            return Poll::Ready(Err(error));
-        }
         if self.ready.get() {
             return Poll::Ready(Ok(()));
         }
-        let Some(fd) = self.fd.as_ref().map(AsRawFd::as_raw_fd) else {
-            return Poll::Ready(Ok(()));
+        let Some(fd) = self.fd.take() else {
+            return if self.rewake(cx.waker()) {
+                Poll::Pending
+            } else {
+                // The loop is gone, or an error was reported already.
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            };
         };
-        self.unregister();
         let action = Action::Wake {
             waker: cx.waker().clone(),
             ready: Rc::clone(&self.ready),
         };
         let interest = self.interest | epoll::Events::EPOLLONESHOT;
-        let registered = current::with(|local| {
-            FdTable::insert(local, fd, interest, action).map(|key| (Rc::downgrade(local), key))
+        let registered = fd.and_then(|fd| {
+            current::with(|local| {
+                FdTable::insert(local, fd, interest, action).map(|key| (Rc::downgrade(local), key))
+            })
         });
         match registered {
             Ok(registration) => {
@@ -336,6 +404,10 @@ impl Future for Readiness {
 
 impl Drop for Readiness {
     fn drop(&mut self) {
-        self.unregister();
+        if let Some((local, key)) = self.registration.take()
+            && let Some(local) = local.upgrade()
+        {
+            FdTable::remove(&local, key);
+        }
     }
 }

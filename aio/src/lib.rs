@@ -29,10 +29,14 @@
 //! ```
 
 #[cfg(not(loom))]
+pub mod bottom_half;
+#[cfg(not(loom))]
 pub mod buffer;
 pub mod clock;
 #[cfg(not(loom))]
 pub mod context;
+#[cfg(not(loom))]
+mod counters;
 #[cfg(not(loom))]
 pub mod current;
 #[cfg(not(loom))]
@@ -45,6 +49,8 @@ pub mod gate;
 #[cfg(not(loom))]
 pub mod iothread;
 #[cfg(not(loom))]
+pub mod polling;
+#[cfg(not(loom))]
 pub mod pooled;
 mod stats;
 mod sync;
@@ -52,23 +58,34 @@ mod sync;
 pub mod task;
 #[cfg(not(loom))]
 pub mod timer;
+#[cfg_attr(
+    all(loom, not(test)),
+    expect(dead_code, reason = "under loom only the models use it")
+)]
+mod wake;
 
+#[cfg(not(loom))]
+pub use bottom_half::{BottomHalf, BottomHalfHandle};
 #[cfg(not(loom))]
 pub use buffer::{GuestRam, IoBuffer};
 pub use clock::Clock;
 #[cfg(not(loom))]
 pub use context::AioContext;
 #[cfg(not(loom))]
+pub use counters::LoopStats;
+#[cfg(not(loom))]
 pub use engine::EngineKind;
 #[cfg(not(loom))]
 pub use event_loop::{EventLoop, LoopConfig, LoopError};
 #[cfg(not(loom))]
-pub use fd::{FdHandler, Source};
+pub use fd::{Cause, FdHandler, Source};
 pub use gate::{Cancelled, Gate, Token};
 #[cfg(not(loom))]
 pub use iothread::IoThread;
 #[cfg(not(loom))]
 pub use pooled::PooledFuture;
+#[cfg(not(loom))]
+pub use polling::Polling;
 pub use stats::Histogram;
 #[cfg(not(loom))]
 pub use task::JoinHandle;

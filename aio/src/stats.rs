@@ -19,6 +19,12 @@ impl Histogram {
         magnitude.min(Self::BUCKETS - 1)
     }
 
+    /// A histogram with these counts.
+    #[cfg(not(loom))]
+    pub(crate) fn from_counts(buckets: [u64; Self::BUCKETS]) -> Self {
+        Self { buckets }
+    }
+
     /// Counts one value.
     pub fn record(&mut self, value: u64) {
         self.buckets[Self::bucket(value)] += 1;

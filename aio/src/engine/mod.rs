@@ -1,27 +1,63 @@
 //! I/O engines: how a loop hands file operations to the kernel.
 //!
 //! Two engines serve every loop: `io_uring` (one system call per turn for all operations prepared
-//! in it) and `threads` (worker threads with positional system calls). An [`Operation`] owns its
-//! buffer and its file until the kernel has finished; the future that waits for it can be dropped
-//! at any moment, the operation goes on and its memory stays.
+//! in it) and `threads` (worker threads with positional system calls). Which one an operation goes
+//! to is its node's choice (`aio=`); where the ring is refused, retired or can't do an operation,
+//! the threads serve it. An operation owns its buffer and its file until the kernel has finished;
+//! the future that waits for it can be dropped at any moment, the operation goes on and its memory
+//! stays.
+//!
+//! # How to write another engine
+//! Implement [`Engine`]; `threads` is the shorter example. What an engine can rely on and what it
+//! owes:
+//! * Operations live in the loop's [`Table`](table); an engine knows them by their key. Each key
+//!   that [`Engine::start`] is given must end exactly once, by [`Table::finish`](table::Table) or by
+//!   an answer of the kernel passed to `Table::advance`, which knows what a short transfer or an
+//!   `EINTR` means and says when to ask again. The engine decides nothing about that.
+//! * `Table::request` says what to ask the kernel now, as plain values. The memory it names stays
+//!   where it is until the operation has ended; so end it only when the kernel is really done.
+//!   An engine that works in other threads borrows the operation whole (`Table::lend`).
+//! * Everything is called by the loop's thread, within a borrow of the table: an engine must not
+//!   call foreign code (wake tasks, drop closures). Whom to wake the table collects.
+//! * The loop calls [`Engine::submit`] once per step and before it sleeps, and [`Engine::reap`]
+//!   after every step. It sleeps unless [`Engine::has_work`] or [`Engine::has_completed`]; after
+//!   that only the engine's descriptors, or the loop's own bell rung from a worker, wake it.
+//! * In steady state neither call allocates (`aio/tests/allocations.rs` counts).
+//! * [`Engine::finish`] must come to an end whatever the kernel does.
+//!
+//! Then give it a value of [`EngineKind`], a place in [`Engines`], and a line in the `ENGINES` of
+//! `aio/tests/event_loop/support.rs`, which runs every I/O test with it.
 
+mod operation;
 mod ring;
+mod table;
+mod threads;
 mod workers;
 
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-
-use futures_channel::oneshot;
+use std::time::Duration;
 
 use crate::buffer::IoBuffer;
+use crate::context::Shared;
 use crate::event_loop::LoopConfig;
-use ring::{Ring, RingCompletion};
+pub(crate) use operation::OperationKind;
+use table::{Key, Table};
+use threads::Threads;
 pub(crate) use workers::WorkerPool;
+
+/// How long the end of a loop waits for I/O of which nothing ends.
+///
+/// Long enough for a slow disk and for a server that is restarted; after that, what still runs is
+/// left behind with its memory, and the end goes on.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which engine serves a file: the `aio=` option of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,148 +68,257 @@ pub enum EngineKind {
     Threads,
 }
 
-/// What to do to a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OperationKind {
-    Read,
-    Write,
-    Fdatasync,
-    Fallocate { mode: i32, len: u64 },
-}
+/// A way to have operations done; see the [module](self) for the contract.
+pub(crate) trait Engine {
+    /// What the loop must watch for readability in order to call [`Engine::submit`] and
+    /// [`Engine::reap`] in time.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
 
-/// One operation with everything it needs, owned.
-#[derive(Debug)]
-pub(crate) struct Operation {
-    pub(crate) kind: OperationKind,
-    pub(crate) file: Arc<File>,
-    pub(crate) offset: u64,
-    pub(crate) buffer: IoBuffer,
-}
+    /// Whether it can do operations of this kind, now.
+    fn serves(&self, kind: OperationKind) -> bool;
 
-impl Operation {
-    pub(crate) fn read(file: &Arc<File>, offset: u64, buffer: IoBuffer) -> Self {
-        Self {
-            kind: OperationKind::Read,
-            file: Arc::clone(file),
-            offset,
-            buffer,
-        }
-    }
+    /// Takes up an operation of the table; the kernel need not hear of it yet.
+    fn start(&mut self, key: Key, table: &mut Table);
 
-    pub(crate) fn write(file: &Arc<File>, offset: u64, buffer: IoBuffer) -> Self {
-        Self {
-            kind: OperationKind::Write,
-            file: Arc::clone(file),
-            offset,
-            buffer,
-        }
-    }
+    /// Hands to the kernel what was started. Returns operations that another engine must serve.
+    fn submit(&mut self, table: &mut Table) -> Vec<Key>;
 
-    pub(crate) fn fdatasync(file: &Arc<File>) -> Self {
-        let buffer = IoBuffer::empty();
-        Self {
-            kind: OperationKind::Fdatasync,
-            file: Arc::clone(file),
-            offset: 0,
-            buffer,
-        }
-    }
+    /// Whether [`Engine::submit`] must be called again without sleeping.
+    fn has_work(&self) -> bool;
 
-    pub(crate) fn fallocate(file: &Arc<File>, mode: i32, offset: u64, len: u64) -> Self {
-        let kind = OperationKind::Fallocate { mode, len };
-        Self {
-            kind,
-            file: Arc::clone(file),
-            offset,
-            buffer: IoBuffer::empty(),
-        }
-    }
+    /// Whether operations have ended of which nobody knows yet; learnt without a system call.
+    fn has_completed(&mut self) -> bool;
+
+    /// Tells the table what has ended. Without a system call if nothing has.
+    fn reap(&mut self, table: &mut Table);
+
+    /// Cancels what can be cancelled and waits until the kernel is done with every buffer, for the
+    /// loop's end; gives up if nothing ends for the time of `patience`. What has not ended then
+    /// stays in the table, unless somebody else owns its memory.
+    fn finish(&mut self, table: &mut Table, patience: Duration);
 }
 
 /// The engines of one loop.
 pub(crate) struct Engines {
-    ring: Option<Ring>,
-    workers: WorkerPool,
+    core: Rc<RefCell<Core>>,
+    workers: Rc<WorkerPool>,
+    shared: Arc<Shared>,
+    /// Operations of the ring that were not handed to the kernel yet.
+    prepared: Cell<u64>,
+    /// From how many on they are; 0 means at the end of the loop's step.
+    max_batch: u64,
+}
+
+/// What those who wait for operations share with the engines.
+struct Core {
+    table: Table,
+    ring: Option<Box<dyn Engine>>,
+    threads: Threads,
 }
 
 impl Engines {
-    pub(crate) fn new(name: &str, config: &LoopConfig) -> io::Result<Self> {
+    /// The engines of the loop that `shared` belongs to.
+    ///
+    /// # Errors
+    /// The limits of the thread pool contradict each other. A ring that is refused is none: a
+    /// warning says why and what to do, and worker threads take its place.
+    pub(crate) fn new(shared: Arc<Shared>, config: &LoopConfig) -> io::Result<Self> {
+        let name = shared.name();
+        let home = Arc::clone(&shared);
+        let bell = Box::new(move || home.notify());
+        let (min, max) = (config.thread_pool_min, config.thread_pool_max);
+        let workers = Rc::new(WorkerPool::new(name, min, max, bell)?);
         let ring = match config.engine {
             EngineKind::Threads => None,
-            EngineKind::IoUring => match Ring::new() {
+            EngineKind::IoUring => match ring::open() {
                 Ok(ring) => Some(ring),
-                Err(error) => {
+                Err(refusal) => {
                     tracing::warn!(
                         loop_name = name,
-                        %error,
-                        "io_uring is refused here (sysctl kernel.io_uring_disabled, seccomp or \
-                         RLIMIT_MEMLOCK); using worker threads"
+                        "aio=io_uring is served by worker threads here: {refusal}"
                     );
                     None
                 }
             },
         };
-        let workers = WorkerPool::new(name, config.thread_pool_min, config.thread_pool_max)?;
-        Ok(Self { ring, workers })
+        let core = Core {
+            table: Table::default(),
+            ring,
+            threads: Threads::new(Rc::clone(&workers)),
+        };
+        Ok(Self {
+            core: Rc::new(RefCell::new(core)),
+            workers,
+            shared,
+            prepared: Cell::new(0),
+            max_batch: config.max_batch,
+        })
     }
 
     pub(crate) fn workers(&self) -> &WorkerPool {
         &self.workers
     }
 
-    pub(crate) fn ring_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.ring.as_ref().map(Ring::fd)
+    /// Calls `watch` with every descriptor of the engines that the loop must watch.
+    ///
+    /// # Errors
+    /// The first of `watch`.
+    pub(crate) fn watch(
+        &self,
+        mut watch: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let core = self.core.borrow();
+        let ring = core.ring.iter().flat_map(|ring| ring.descriptors());
+        ring.chain(core.threads.descriptors()).try_for_each(&mut watch)
     }
 
-    pub(crate) fn start(&self, engine: EngineKind, operation: Operation) -> Completion {
-        match (&self.ring, engine) {
-            (Some(ring), EngineKind::IoUring) => Completion::Ring(ring.start(operation)),
-            _ => Completion::Worker(self.workers.run(move || workers::perform(&operation))),
+    /// Starts an operation on the bytes of `buffer` (empty if it moves none) at `offset`.
+    pub(crate) fn start(
+        &self,
+        engine: EngineKind,
+        kind: OperationKind,
+        file: Arc<File>,
+        offset: u64,
+        buffer: IoBuffer,
+    ) -> Completion {
+        let mut core = self.core.borrow_mut();
+        let Core {
+            table,
+            ring,
+            threads,
+        } = &mut *core;
+        let key = table.insert(kind, file, offset, buffer);
+        let mut full = false;
+        match ring {
+            Some(ring) if engine == EngineKind::IoUring && ring.serves(kind) => {
+                ring.start(key, table);
+                self.prepared.set(self.prepared.get() + 1);
+                full = self.prepared.get() == self.max_batch;
+            }
+            _ => threads.start(key, table),
+        }
+        drop(core);
+        if full {
+            self.submit();
+        }
+        Completion {
+            core: Rc::clone(&self.core),
+            key: Some(key),
         }
     }
 
     /// Hands everything prepared to the kernel.
-    pub(crate) fn submit(&self) -> io::Result<()> {
-        self.ring.as_ref().map_or(Ok(()), Ring::submit)
+    pub(crate) fn submit(&self) {
+        let mut core = self.core.borrow_mut();
+        let Core {
+            table,
+            ring: Some(ring),
+            threads,
+        } = &mut *core
+        else {
+            return;
+        };
+        let operations = self.prepared.take();
+        if operations > 0 {
+            self.shared.counters().batch(operations);
+            tracing::trace!(loop_name = self.shared.name(), operations, "submit");
+        }
+        for key in ring.submit(table) {
+            threads.start(key, table);
+        }
     }
 
     /// Whether the kernel has not taken everything yet and must be asked again.
     pub(crate) fn has_unsubmitted(&self) -> bool {
-        self.ring.as_ref().is_some_and(Ring::has_unsubmitted)
+        let core = self.core.borrow();
+        core.ring.as_ref().is_some_and(|ring| ring.has_work()) || core.threads.has_work()
+    }
+
+    /// Whether operations have ended of which nobody knows yet; learnt without a system call.
+    pub(crate) fn has_completed(&self) -> bool {
+        let mut core = self.core.borrow_mut();
+        core.ring.as_mut().is_some_and(|ring| ring.has_completed()) || core.threads.has_completed()
     }
 
     /// Wakes those whose operations have ended.
     pub(crate) fn reap(&self) {
-        if let Some(ring) = &self.ring {
-            ring.reap();
+        let mut core = self.core.borrow_mut();
+        let Core {
+            table,
+            ring,
+            threads,
+        } = &mut *core;
+        if let Some(ring) = ring {
+            ring.reap(table);
         }
+        threads.reap(table);
+        if table.woken().is_empty() {
+            return;
+        }
+        let mut woken = std::mem::take(table.woken());
+        drop(core);
+        for waker in woken.drain(..) {
+            waker.wake();
+        }
+        // For its room.
+        *self.core.borrow_mut().table.woken() = woken;
     }
 
-    /// Waits until the kernel is done with every buffer; for the loop's end.
+    /// Waits until the kernel and the workers are done with every buffer; for the loop's end. After
+    /// [`PATIENCE`] without anything that ends, what is left stays behind, with its memory.
     pub(crate) fn finish(&self) {
-        if let Some(ring) = &self.ring {
-            ring.finish();
+        // Not within the borrow: a call that is dropped unmade may own anything.
+        self.workers.finish(PATIENCE);
+        let mut core = self.core.borrow_mut();
+        let Core {
+            table,
+            ring,
+            threads,
+        } = &mut *core;
+        threads.finish(table, PATIENCE);
+        if let Some(ring) = ring {
+            ring.finish(table, PATIENCE);
         }
-        self.workers.finish();
+        let woken = std::mem::take(table.woken());
+        drop(core);
+        drop(woken);
     }
 }
 
-/// Waits for an operation; dropping it leaves the operation running.
-pub(crate) enum Completion {
-    Ring(RingCompletion),
-    Worker(oneshot::Receiver<io::Result<usize>>),
+/// What an operation ends with that was never done.
+fn cancelled() -> io::Error {
+    io::Error::from_raw_os_error(libc::ECANCELED)
+}
+
+/// Waits for an operation: bytes moved, or the kernel's error. Dropping it leaves the operation
+/// running.
+pub(crate) struct Completion {
+    core: Rc<RefCell<Core>>,
+    key: Option<Key>,
 }
 
 impl Future for Completion {
     type Output = io::Result<usize>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Self::Ring(completion) => Pin::new(completion).poll(cx),
-            Self::Worker(receiver) => Pin::new(receiver).poll(cx).map(|result| {
-                result
-                    .unwrap_or_else(|_| Err(io::Error::other("no worker thread could be started")))
-            }),
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(key) = self.key else {
+            return Poll::Ready(Err(io::Error::other("polled after completion")));
+        };
+        let (result, old) = self.core.borrow_mut().table.poll(key, cx.waker());
+        // Without the borrow: a waker's drop may drop a task with operations of its own.
+        drop(old);
+        if result.is_ready() {
+            self.key = None;
+        }
+        result
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let unused = self.core.borrow_mut().table.abandon(key);
+            drop(unused);
         }
     }
 }

@@ -151,7 +151,7 @@ fn handlers_are_dropped_inside_their_loop() {
     let (inside, outside) = canary();
     let handler = within(&mut event_loop, move || {
         let hydra = Hydra(3, inside);
-        current::add_fd(event_fd(), Source::External, move || {
+        current::add_fd(&event_fd(), Source::External, move || {
             let _hydra = &hydra;
         })
     });
@@ -168,7 +168,7 @@ fn a_handler_that_owns_its_own_registration_is_dropped() {
         .run_until(async move {
             let own: Rc<RefCell<Option<FdHandler>>> = Rc::default();
             let cycle = Rc::clone(&own);
-            let handler = current::add_fd(event_fd(), Source::External, move || {
+            let handler = current::add_fd(&event_fd(), Source::External, move || {
                 let _ = (&cycle, &inside);
             });
             *own.borrow_mut() = Some(handler.unwrap());

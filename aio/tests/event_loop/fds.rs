@@ -17,7 +17,7 @@ fn a_handler_is_called_when_its_descriptor_is_ready() {
     let (handler_fd, counter) = (fd.clone(), Rc::clone(&calls));
     let handler = within(&mut event_loop, move || {
         let read = handler_fd.clone();
-        current::add_fd(handler_fd, Source::Internal, move || {
+        current::add_fd(&handler_fd, Source::Internal, move || {
             consume(&read);
             counter.set(counter.get() + 1);
         })
@@ -46,7 +46,7 @@ fn external_handlers_keep_silent_while_the_gate_is_closed() {
             let [external, internal] = fds;
             [(external, Source::External), (internal, Source::Internal)].map(|(fd, source)| {
                 let (read, calls, gate) = (fd.clone(), Rc::clone(&calls), gate.clone());
-                current::add_fd(fd, source, move || {
+                current::add_fd(&fd, source, move || {
                     calls
                         .borrow_mut()
                         .push((source, consume(&read), gate.in_flight()));
@@ -84,7 +84,7 @@ fn a_held_back_handler_does_not_spin_the_loop() {
     let fd = event_fd();
     let handler_fd = fd.clone();
     let _handler = within(&mut event_loop, move || {
-        current::add_fd(handler_fd, Source::External, || ()).unwrap()
+        current::add_fd(&handler_fd, Source::External, || ()).unwrap()
     });
     let section = gate.close("test");
     signal(&fd);
@@ -102,7 +102,7 @@ fn a_handler_can_be_removed_while_it_is_held_back() {
     let calls = Rc::new(Cell::new(0));
     let (handler_fd, counter) = (fd.clone(), Rc::clone(&calls));
     let handler = within(&mut event_loop, move || {
-        current::add_fd(handler_fd, Source::External, move || {
+        current::add_fd(&handler_fd, Source::External, move || {
             counter.set(counter.get() + 1);
         })
         .unwrap()
@@ -126,7 +126,7 @@ fn a_handler_can_remove_itself() {
     within(&mut event_loop, move || {
         let own: Rc<RefCell<Option<FdHandler>>> = Rc::default();
         let inside = Rc::clone(&own);
-        let handler = current::add_fd(fd, Source::Internal, move || {
+        let handler = current::add_fd(&fd, Source::Internal, move || {
             counter.set(counter.get() + 1);
             drop(inside.borrow_mut().take());
         });
@@ -143,12 +143,12 @@ fn removing_a_handler_that_owns_another_removes_both() {
     let (inside, outside) = canary();
     let [first, second] = fds.clone();
     let handler = within(&mut event_loop, move || {
-        let inner = current::add_fd(first, Source::Internal, move || {
+        let inner = current::add_fd(&first, Source::Internal, move || {
             let _inside = &inside;
             panic!("removed already");
         })
         .unwrap();
-        current::add_fd(second, Source::Internal, move || {
+        current::add_fd(&second, Source::Internal, move || {
             let _inner = &inner;
         })
         .unwrap()
@@ -165,13 +165,13 @@ fn a_refused_handler_that_owns_another_removes_that() {
     let (inside, outside) = canary();
     let fd = event_fd();
     within(&mut event_loop, move || {
-        let inner = current::add_fd(fd, Source::Internal, move || {
+        let inner = current::add_fd(&fd, Source::Internal, move || {
             let _inside = &inside;
         });
         let inner = inner.unwrap();
         // A regular file can't be watched.
         let file = std::os::fd::OwnedFd::from(tempfile::tempfile().unwrap());
-        let refused = current::add_fd(file, Source::Internal, move || {
+        let refused = current::add_fd(&file, Source::Internal, move || {
             let _inner = &inner;
         });
         assert_eq!(
@@ -190,7 +190,7 @@ fn a_panicking_handler_does_not_end_the_loop() {
     let handler_fd = fd.clone();
     let _handler = within(&mut event_loop, move || {
         let read = handler_fd.clone();
-        current::add_fd(handler_fd, Source::External, move || {
+        current::add_fd(&handler_fd, Source::External, move || {
             consume(&read);
             panic!("on purpose");
         })

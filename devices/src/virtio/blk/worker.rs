@@ -92,7 +92,7 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Sto
     let handler = {
         let worker = Rc::clone(&worker);
         let watched = worker.kick.watched();
-        current::add_fd(watched, Source::External, move || {
+        current::add_fd(&watched, Source::External, move || {
             worker.kick.clear();
             worker.look();
         })
