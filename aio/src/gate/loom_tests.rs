@@ -14,7 +14,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use loom::cell::UnsafeCell;
 use loom::future::block_on;
@@ -78,8 +78,28 @@ impl Disk {
     }
 }
 
+fn poll_with<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(waker))
+}
+
 fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+    poll_with(future, Waker::noop())
+}
+
+/// A request that stands in the queue of a closed gate.
+fn parked(disk: &Disk) -> Enter {
+    let mut request = disk.gate.enter();
+    assert!(poll_once(&mut request).is_pending());
+    request
+}
+
+/// Runs `request` in a thread of its own, to its end.
+fn run(disk: &Arc<Disk>, device: usize, request: Enter) -> thread::JoinHandle<()> {
+    let disk = Arc::clone(disk);
+    thread::spawn(move || {
+        let token = block_on(request).unwrap();
+        disk.request(device, token);
+    })
 }
 
 #[test]
@@ -120,7 +140,7 @@ fn a_parked_request_runs_when_the_section_ends() {
 
 #[test]
 fn the_last_to_leave_wakes_who_waits_for_idle() {
-    check(4, || {
+    check(3, || {
         let disk = Disk::new();
         let leavers: Vec<_> = (0..2)
             .map(|device| {
@@ -238,6 +258,224 @@ fn the_head_starting_lets_the_next_one_start() {
             device.join().unwrap();
         }
         assert_eq!(disk.section(), 2);
+    });
+}
+
+// Rule 1.
+
+#[test]
+fn a_newcomer_cannot_overtake_who_is_parked() {
+    check(3, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("section");
+        let first = parked(&disk);
+        let newcomer = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(disk.gate.enter()).unwrap();
+                assert_eq!(disk.gate.parked(), 0, "the first still waits");
+                disk.request(1, token);
+            })
+        };
+        let first = run(&disk, 0, first);
+        drop(section);
+        newcomer.join().unwrap();
+        first.join().unwrap();
+        assert_eq!(disk.section(), 2);
+    });
+}
+
+// Rule 3.
+
+#[test]
+fn an_action_that_closes_again_keeps_the_rest_parked() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("section");
+        let action = parked(&disk);
+        let rest = parked(&disk);
+        let rest = run(&disk, 1, rest);
+        drop(section);
+        let token = block_on(action).unwrap();
+        let again = disk.gate.close("action");
+        let waiting = disk.gate.parked();
+        disk.request(0, token);
+        block_on(disk.gate.wait_idle());
+        disk.examine();
+        assert_eq!(disk.gate.parked(), waiting, "one of the rest has started");
+        drop(again);
+        rest.join().unwrap();
+        assert_eq!(disk.section(), 2);
+    });
+}
+
+/// Sections pass a parked request over once in a row, not more often.
+#[test]
+fn a_parked_request_runs_before_the_third_section() {
+    check(4, || {
+        let disk = Disk::new();
+        let section = disk.gate.close("first");
+        let request = parked(&disk);
+        let device = run(&disk, 0, request);
+        drop(section);
+        disk.section();
+        assert_eq!(disk.section(), 1, "passed over twice");
+        device.join().unwrap();
+        assert_eq!((disk.gate.parked(), disk.gate.in_flight()), (0, 0));
+    });
+}
+
+// Rule 6.
+
+#[test]
+fn settling_waits_for_what_was_in_flight_and_turns_nobody_away() {
+    check(4, || {
+        let disk = Disk::new();
+        let mine = disk.gate.try_enter().unwrap();
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || disk.request(0, mine))
+        };
+        let other = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = disk.gate.try_enter().expect("turned away");
+                disk.request(1, token);
+            })
+        };
+        block_on(disk.gate.wait_idle());
+        disk.requests[0].with_mut(|count| {
+            // SAFETY: the device's only request has ended, which is what the model checks.
+            assert_eq!(unsafe { *count }, 1);
+        });
+        other.join().unwrap();
+        device.join().unwrap();
+    });
+}
+
+// Rule 7.
+
+#[test]
+fn a_section_sees_all_parts_of_a_request_or_none() {
+    check(4, || {
+        let disk = Disk::new();
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(disk.gate.enter()).unwrap();
+                for _part in 0..2 {
+                    disk.requests[0].with_mut(|count| {
+                        // SAFETY: as in `Disk::request`.
+                        unsafe { *count += 1 };
+                    });
+                    thread::yield_now();
+                }
+                drop(token);
+            })
+        };
+        assert_eq!(disk.section() % 2, 0);
+        device.join().unwrap();
+        assert_eq!(disk.section(), 2);
+    });
+}
+
+// Rule 9.
+
+/// Uses the gate when it is woken.
+struct Nosy(Gate);
+
+impl Wake for Nosy {
+    fn wake(self: std::sync::Arc<Self>) {
+        drop(self.0.close("a waker"));
+    }
+}
+
+#[test]
+fn who_is_woken_may_use_the_gate() {
+    check(3, || {
+        let disk = Disk::new();
+        let token = disk.gate.try_enter().unwrap();
+        let section = disk.gate.close("section");
+        let waker = Waker::from(std::sync::Arc::new(Nosy(disk.gate.clone())));
+        let (mut request, mut opened) = (disk.gate.enter(), disk.gate.opened());
+        let mut idle = disk.gate.wait_idle();
+        assert!(poll_with(&mut request, &waker).is_pending());
+        assert!(poll_with(&mut opened, &waker).is_pending());
+        assert!(poll_with(&mut idle, &waker).is_pending());
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || disk.request(0, token))
+        };
+        drop(section);
+        let token = block_on(request).unwrap();
+        device.join().unwrap();
+        disk.request(0, token);
+        block_on(opened).unwrap();
+        assert_eq!(disk.section(), 2);
+    });
+}
+
+// Rule 12.
+
+#[test]
+fn what_is_seen_fits_together() {
+    check(3, || {
+        let disk = Disk::new();
+        let device = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(disk.gate.enter()).unwrap();
+                disk.request(0, token);
+            })
+        };
+        let observer = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let stats = disk.gate.stats();
+                let explained = !stats.holders.is_empty() || stats.in_flight > 0;
+                assert!(stats.parked_now == 0 || explained, "{stats:?}");
+                assert!(stats.sections < 1 || stats.holders.is_empty());
+            })
+        };
+        disk.section();
+        observer.join().unwrap();
+        device.join().unwrap();
+        let stats = disk.gate.stats();
+        assert_eq!(
+            (stats.sections, stats.in_flight, stats.parked_now),
+            (1, 0, 0)
+        );
+        let waits: u64 = stats.wait_times.buckets().map(|(_, count)| count).sum();
+        assert_eq!(waits, stats.parked);
+    });
+}
+
+// Memory. At the end of each execution loom looks for what was not freed.
+
+#[test]
+fn the_last_token_or_the_last_handle_frees_the_gate() {
+    check(4, || {
+        let gate = Gate::new("disk", Clock::manual());
+        let tokens = [gate.try_enter().unwrap(), gate.try_enter().unwrap()];
+        let threads = tokens.map(|token| thread::spawn(move || drop(token)));
+        drop(gate);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_last_token_may_meet_the_last_waiter_on_its_way_out() {
+    check(5, || {
+        let gate = Gate::new("disk", Clock::manual());
+        let token = gate.try_enter().unwrap();
+        let mut idle = gate.wait_idle();
+        assert!(poll_once(&mut idle).is_pending());
+        drop(gate);
+        let device = thread::spawn(move || drop(token));
+        drop(idle);
+        device.join().unwrap();
     });
 }
 

@@ -4,15 +4,16 @@
 //! lock, to follow the lists that it protects; the number changes without it. Because all three
 //! are one word, whoever changes the number learns the flags of that very moment.
 //!
-//! The handle types of [`super`] and the futures of [`super::waiting`] call in here, from any
-//! thread. Nothing in here blocks, and no foreign code runs under the lock: a waker may do anything
-//! when it is woken *or dropped*, so both happen after it ([`Aftermath`]).
+//! The handle types of [`super`], the futures of [`super::waiting`] and the tokens of
+//! [`super::keep`] call in here, from any thread. Nothing in here blocks, and no foreign code runs
+//! under the lock: a waker may do anything when it is woken *or dropped*, so both happen after it
+//! ([`Aftermath`]).
 
 use std::collections::BTreeMap;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use super::stats::{GateStats, Holder};
+use super::stats::{Describers, GateStats, Holder};
 use crate::clock::Clock;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 
@@ -20,7 +21,8 @@ use crate::sync::{AtomicUsize, Mutex, Ordering};
 pub(super) struct Inner {
     pub(super) name: String,
     pub(super) clock: Clock,
-    /// Tokens that are out, granted ones included, and the flags [`BARRED`] and [`IDLE_AWAITED`].
+    /// Tokens that are out, granted ones included, and the flags [`BARRED`], [`IDLE_AWAITED`] and
+    /// [`ORPHANED`].
     word: AtomicUsize,
     pub(super) state: Mutex<State>,
 }
@@ -31,9 +33,12 @@ const BARRED: usize = 1 << (usize::BITS - 1);
 /// Somebody waits for the last token to come back: whoever brings it must wake them.
 const IDLE_AWAITED: usize = 1 << (usize::BITS - 2);
 
+/// No handle of the gate exists any more: the last token frees its memory ([`super::keep`]).
+const ORPHANED: usize = 1 << (usize::BITS - 3);
+
 /// The number of tokens in a value of the word.
 const fn tokens(word: usize) -> usize {
-    word & !(BARRED | IDLE_AWAITED)
+    word & !(BARRED | IDLE_AWAITED | ORPHANED)
 }
 
 #[derive(Debug, Default)]
@@ -44,10 +49,13 @@ pub(super) struct State {
     barred: bool,
     next_ticket: u64,
     pub(super) queue: BTreeMap<u64, Waiter>,
-    idle: BTreeMap<u64, Waker>,
+    /// A section has taken the head's grant back, and nobody has started since.
+    passed_over: bool,
+    pub(super) idle: BTreeMap<u64, IdleWaiter>,
     pub(super) opened: BTreeMap<u64, Waker>,
     pub(super) holders: BTreeMap<u64, Holder>,
     pub(super) stats: GateStats,
+    pub(super) describers: Describers,
 }
 
 #[derive(Debug)]
@@ -56,6 +64,14 @@ pub(super) struct Waiter {
     waker: Option<Waker>,
     /// Its token is counted in `in_flight` already.
     granted: bool,
+    pub(super) since: Duration,
+}
+
+/// Somebody who waits until no token is out.
+#[derive(Debug)]
+pub(super) struct IdleWaiter {
+    /// Taken when it is woken; its next poll brings a new one, or finds the gate idle.
+    waker: Option<Waker>,
     pub(super) since: Duration,
 }
 
@@ -115,8 +131,9 @@ impl Inner {
         admitted
     }
 
-    /// Returns one token from outside the lock: the only thing a request's end costs.
-    pub(super) fn leave(&self) {
+    /// Returns one token for a caller who holds a handle; wakes those who waited for the last one.
+    /// Returns whether it was the last token of an orphaned gate.
+    pub(super) fn leave(&self) -> bool {
         let before = self.word.fetch_sub(1, Ordering::AcqRel);
         if tokens(before) == 1 && before & IDLE_AWAITED != 0 {
             let mut after = Aftermath::default();
@@ -125,6 +142,32 @@ impl Inner {
             drop(state);
             after.run();
         }
+        tokens(before) == 1 && before & ORPHANED != 0
+    }
+
+    /// Returns one token unless it is the last one and that concerns somebody: all that the end of
+    /// a request costs. After a true answer the gate's memory may be gone.
+    pub(super) fn leave_unnoticed(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if tokens(word) == 1 && word & (IDLE_AWAITED | ORPHANED) != 0 {
+                return false;
+            }
+            let left = word - 1;
+            let order = (Ordering::AcqRel, Ordering::Relaxed);
+            match self
+                .word
+                .compare_exchange_weak(word, left, order.0, order.1)
+            {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// The last handle goes; returns whether no token is out.
+    pub(super) fn orphan(&self) -> bool {
+        tokens(self.word.fetch_or(ORPHANED, Ordering::AcqRel)) == 0
     }
 
     /// Begins a section; returns the key that ends it.
@@ -133,7 +176,8 @@ impl Inner {
         let mut state = self.state.lock();
         state.closed += 1;
         self.follow(&mut state);
-        self.revoke_grants(&mut state, &mut after);
+        let spared = usize::from(state.passed_over);
+        self.revoke_grants(spared, &mut state, &mut after);
         let key = state.ticket();
         let since = self.clock.now();
         let name = holder.to_owned();
@@ -153,7 +197,7 @@ impl Inner {
             state.stats.section_ended(held);
         }
         if state.closed == 0 && !state.destroyed {
-            for waiter in state.queue.values_mut() {
+            for waiter in state.queue.values_mut().filter(|waiter| !waiter.granted) {
                 waiter.granted = true;
                 self.take(1);
                 after.wake.extend(waiter.waker.take());
@@ -172,7 +216,7 @@ impl Inner {
         if !state.destroyed {
             state.destroyed = true;
             self.follow(&mut state);
-            self.revoke_grants(&mut state, &mut after);
+            self.revoke_grants(0, &mut state, &mut after);
             let parked = state.queue.values_mut();
             after.wake.extend(parked.filter_map(|w| w.waker.take()));
             after
@@ -232,6 +276,7 @@ impl Inner {
         }
         let waited = self.clock.now().saturating_sub(waiter.since);
         state.stats.wait_ended(waited);
+        state.passed_over = false;
         // Destruction has taken the grants back.
         self.unqueue(&mut state, ticket, &mut after);
         drop(state);
@@ -261,6 +306,7 @@ impl Inner {
         let Some(waiter) = state.queue.remove(&ticket) else {
             return false;
         };
+        state.passed_over &= !state.queue.is_empty();
         self.follow(state);
         after.retire = waiter.waker;
         after.wake.extend(state.wake_granted_head());
@@ -268,12 +314,15 @@ impl Inner {
         waiter.granted
     }
 
-    /// Takes back the tokens of waiters that have not started; they keep their places.
-    fn revoke_grants(&self, state: &mut State, after: &mut Aftermath) {
+    /// Takes back the tokens of the waiters behind the first `spared` that have not started; they
+    /// keep their places.
+    fn revoke_grants(&self, spared: usize, state: &mut State, after: &mut Aftermath) {
         let mut revoked = 0;
-        for waiter in state.queue.values_mut() {
+        for waiter in state.queue.values_mut().skip(spared) {
             revoked += usize::from(std::mem::take(&mut waiter.granted));
         }
+        state.passed_over |= revoked > 0;
+        state.stats.grants_taken_back += revoked as u64;
         self.give_back(revoked, state, after);
     }
 
@@ -286,9 +335,11 @@ impl Inner {
 
     /// Collects everybody who waits for the last token to come back.
     fn wake_idle(&self, state: &mut State, after: &mut Aftermath) {
-        let idle = std::mem::take(&mut state.idle);
         self.word.fetch_and(!IDLE_AWAITED, Ordering::AcqRel);
-        after.wake.extend(idle.into_values());
+        let waiters = state.idle.values_mut();
+        after
+            .wake
+            .extend(waiters.filter_map(|waiter| waiter.waker.take()));
     }
 
     /// Makes [`BARRED`] say what the lists say.
@@ -340,11 +391,20 @@ impl Inner {
         // Announcing and looking are one step: who leaves later sees the flag.
         let idle = tokens(self.word.fetch_or(IDLE_AWAITED, Ordering::AcqRel)) == 0;
         let key = key.unwrap_or_else(|| state.ticket());
-        after.retire = if idle {
-            self.forget_idle(&mut state, key)
+        if idle {
+            if let Some(waiter) = self.forget_idle(&mut state, key) {
+                let waited = self.clock.now().saturating_sub(waiter.since);
+                state.stats.drain_ended(waited);
+                after.retire = waiter.waker;
+            }
         } else {
-            state.idle.insert(key, waker)
-        };
+            let now = self.clock.now();
+            let waiter = state.idle.entry(key).or_insert(IdleWaiter {
+                waker: None,
+                since: now,
+            });
+            after.retire = waiter.waker.replace(waker);
+        }
         drop(state);
         after.run();
         (!idle).then_some(key)
@@ -353,17 +413,17 @@ impl Inner {
     /// Forgets a [`super::WaitIdle`] that was dropped.
     pub(super) fn forget_idle_waiter(&self, key: u64) {
         let mut state = self.state.lock();
-        let waker = self.forget_idle(&mut state, key);
+        let waiter = self.forget_idle(&mut state, key);
         drop(state);
-        drop(waker);
+        drop(waiter);
     }
 
-    fn forget_idle(&self, state: &mut State, key: u64) -> Option<Waker> {
-        let waker = state.idle.remove(&key);
-        if state.idle.is_empty() {
+    fn forget_idle(&self, state: &mut State, key: u64) -> Option<IdleWaiter> {
+        let waiter = state.idle.remove(&key);
+        if state.idle.values().all(|waiter| waiter.waker.is_none()) {
             self.word.fetch_and(!IDLE_AWAITED, Ordering::AcqRel);
         }
-        waker
+        waiter
     }
 }
 

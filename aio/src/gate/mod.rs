@@ -24,7 +24,9 @@
 //! that nobody who looks at the gate in between sees an idle disk with work pending
 //! ([`Gate::wait_idle`]). A waiter starts only as head of the queue and only if its grant still
 //! stands: a section that closes the gate before that takes the grants back, and the waiters keep
-//! their places.
+//! their places. It does so once: if the head has been passed over like this and nobody has started
+//! since, the next section leaves it its grant and waits for it like for any request in flight. So
+//! a parked request waits for two sections at most before the first of the queue starts.
 //!
 //! # Example
 //! ```
@@ -48,8 +50,10 @@
 //!
 //! # Threads
 //! Everything here may be called from any thread. No method blocks or polls; waiting is a future.
-//! Do not wait for a gate to be idle while holding one of its tokens.
+//! Do not wait for a gate to be idle while holding one of its tokens. Poll or drop what
+//! [`Gate::enter`] returns: a section may have to wait for it.
 
+mod keep;
 #[cfg(loom)]
 #[cfg(test)]
 mod loom_tests;
@@ -60,12 +64,14 @@ mod stats;
 mod tests;
 mod waiting;
 
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::sync::Arc;
+use keep::{Owner, Pass};
 use mechanism::Inner;
-pub use stats::{GateStats, Holder};
+pub use stats::{Describe, GateStats, Holder};
 pub use waiting::{Enter, Opened, WaitIdle};
 
 /// The gate was destroyed: what was parked is cancelled, nothing enters any more.
@@ -75,13 +81,13 @@ pub struct Cancelled;
 
 /// A gate; clones are handles of the same one. See the [module](self).
 #[derive(Clone, Debug)]
-pub struct Gate(Arc<Inner>);
+pub struct Gate(Arc<Owner>);
 
 impl Gate {
     /// A new open gate; `name` appears in diagnostics.
     #[must_use]
     pub fn new(name: impl Into<String>, clock: Clock) -> Self {
-        Self(Arc::new(Inner::new(name.into(), clock)))
+        Self(Arc::new(Owner::new(Inner::new(name.into(), clock))))
     }
 
     /// The name given at creation.
@@ -104,7 +110,7 @@ impl Gate {
     /// after [`Gate::opened`].
     #[must_use]
     pub fn try_enter(&self) -> Option<Token> {
-        self.0.try_enter().then(|| Token { gate: self.clone() })
+        self.0.try_enter().then(|| self.token())
     }
 
     /// Takes a token without looking whether the gate is closed.
@@ -114,7 +120,12 @@ impl Gate {
     #[cfg(any(test, feature = "test-hooks"))]
     pub fn enter_ignoring_sections(&self) -> Token {
         self.0.take(1);
-        Token { gate: self.clone() }
+        self.token()
+    }
+
+    /// The token that was just counted.
+    fn token(&self) -> Token {
+        Token(self.0.pass())
     }
 
     /// Waits until the gate is open and its queue is empty; holds no place in the queue.
@@ -183,20 +194,38 @@ impl Gate {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Counters and the present holders, for queries; takes the lock for a moment.
+    /// Counters, and what is going on now; takes the lock for a moment.
     #[must_use]
     pub fn stats(&self) -> GateStats {
+        let now = self.0.clock.now();
         let state = self.0.state.lock();
         let mut stats = state.stats.clone();
         stats.holders = state.holders.values().cloned().collect();
         stats.parked_now = state.queue.len();
+        stats.longest_wait_now = state
+            .queue
+            .values()
+            .map(|waiter| now.saturating_sub(waiter.since))
+            .max()
+            .unwrap_or_default();
+        stats.unserved_now = state.opened.len();
         stats.in_flight = self.in_flight();
+        stats.awaited_since = state.idle.values().map(|waiter| waiter.since).min();
         stats
     }
 
-    /// Forgets the longest wait seen so far, so that a following section can report its own.
-    pub fn reset_longest_wait(&self) {
-        self.0.state.lock().stats.longest_wait = Duration::ZERO;
+    /// Adds one who can say what this gate's tokens are out for. It is asked as long as it lives.
+    pub fn add_describer(&self, describer: Weak<dyn Describe>) {
+        self.0.state.lock().describers.add(describer);
+    }
+
+    /// What the tokens that are out are out for, as far as anybody can say: a line for each
+    /// request. For a drain that takes long, and for queries.
+    #[must_use]
+    pub fn describe_in_flight(&self) -> Vec<String> {
+        let describers = self.0.state.lock().describers.alive();
+        // They may take locks of their own (rule 9).
+        describers.iter().flat_map(|one| one.in_flight()).collect()
     }
 
     /// Destroys the gate: everything parked is completed as [`Cancelled`], newcomers too.
@@ -208,23 +237,17 @@ impl Gate {
 }
 
 /// The right to have one request in flight; dropping it is the request's end.
+///
+/// Keeps the gate alive, and may be dropped in any thread.
 #[derive(Debug)]
 #[must_use = "dropping the token ends the request"]
-pub struct Token {
-    gate: Gate,
-}
+pub struct Token(Pass);
 
 impl Token {
     /// Whether this token was given out by `gate`.
     #[must_use]
     pub fn is_of(&self, gate: &Gate) -> bool {
-        Arc::ptr_eq(&self.gate.0, &gate.0)
-    }
-}
-
-impl Drop for Token {
-    fn drop(&mut self) {
-        self.gate.0.leave();
+        gate.0.issued(&self.0)
     }
 }
 

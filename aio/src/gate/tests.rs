@@ -262,6 +262,91 @@ fn reopening_before_the_sleeper_looked_grants_it_once() {
     assert_eq!(gate.in_flight(), 0);
 }
 
+// Bounded: sections do not pass a parked request over for ever.
+
+#[test]
+fn the_head_is_passed_over_by_one_section_in_a_row() {
+    let gate = gate();
+    let section = gate.close("first");
+    let (mut head, mut next) = (parked(&gate), parked(&gate));
+    drop(section);
+    let section = gate.close("second");
+    assert_eq!((gate.in_flight(), gate.parked()), (0, 2));
+    drop(section);
+    // Neither has been polled; the third section leaves the head its turn and waits for it.
+    let section = gate.close("third");
+    assert_eq!((gate.in_flight(), gate.parked()), (1, 2));
+    let mut idle = Driven::new(gate.wait_idle());
+    assert!(idle.is_pending());
+    assert!(next.poll_if_woken().is_pending());
+    let token = entered(head.poll_if_woken());
+    assert!(next.poll().is_pending(), "the turn is the head's alone");
+    assert!(idle.poll_if_woken().is_pending());
+    drop(token);
+    assert!(idle.poll_if_woken().is_ready());
+    assert_eq!(gate.stats().grants_taken_back, 3);
+    // The next has not been passed over as the head yet.
+    drop(section);
+    let section = gate.close("fourth");
+    assert_eq!((gate.in_flight(), gate.parked()), (0, 1));
+    assert!(next.poll_if_woken().is_pending());
+    drop(section);
+    drop(entered(next.poll_if_woken()));
+}
+
+/// Rule 3 is not touched by it: that an action started counts.
+#[test]
+fn an_action_that_closes_again_is_not_overtaken() {
+    let gate = gate();
+    let section = gate.close("first");
+    let mut waiters: Vec<_> = (0..3).map(|_| parked(&gate)).collect();
+    drop(section);
+    drop(gate.close("passes over"));
+    // Each action closes again before it ends.
+    for index in 0..2 {
+        let action = entered(waiters[index].poll_if_woken());
+        let again = gate.close("action");
+        drop(action);
+        assert_eq!((gate.in_flight(), gate.parked()), (0, 2 - index));
+        assert!(waiters[index + 1].poll_if_woken().is_pending());
+        drop(again);
+    }
+    drop(entered(waiters[2].poll_if_woken()));
+}
+
+#[test]
+fn a_head_that_gives_up_its_turn_inside_a_section_passes_it_to_nobody() {
+    let gate = gate();
+    let section = gate.close("first");
+    let (head, mut next) = (parked(&gate), parked(&gate));
+    drop(section);
+    drop(gate.close("second"));
+    let section = gate.close("third");
+    let mut idle = Driven::new(gate.wait_idle());
+    assert!(idle.is_pending());
+    drop(head);
+    assert!(idle.poll_if_woken().is_ready());
+    assert!(next.poll().is_pending());
+    drop(section);
+    drop(entered(next.poll_if_woken()));
+    assert_eq!(gate.in_flight(), 0);
+}
+
+#[test]
+fn destruction_takes_the_turn_of_a_head_that_was_passed_over() {
+    let gate = gate();
+    let section = gate.close("first");
+    let mut head = parked(&gate);
+    drop(section);
+    drop(gate.close("second"));
+    let section = gate.close("third");
+    assert_eq!(gate.in_flight(), 1);
+    gate.destroy();
+    assert_eq!(gate.in_flight(), 0);
+    assert!(matches!(head.poll_if_woken(), Poll::Ready(Err(Cancelled))));
+    drop(section);
+}
+
 // Rule 6: drain parks, settle does not.
 
 #[test]
@@ -561,8 +646,74 @@ fn sections_and_waits_are_visible() {
     assert_eq!(stats.longest_wait, Duration::from_millis(3));
     assert_eq!(stats.wait_times.buckets().collect::<Vec<_>>(), [(4096, 1)]);
     assert!(stats.holders.is_empty());
-    gate.reset_longest_wait();
-    assert_eq!(gate.stats().longest_wait, Duration::ZERO);
+}
+
+#[test]
+fn a_drain_says_how_long_it_waits_and_for_what() {
+    struct Device;
+    impl Describe for Device {
+        fn in_flight(&self) -> Vec<String> {
+            vec!["a write of sector 7".to_owned()]
+        }
+    }
+
+    let clock = Clock::manual();
+    let gate = Gate::new("disk", clock.clone());
+    let device: Arc<dyn Describe> = Arc::new(Device);
+    gate.add_describer(Arc::downgrade(&device));
+    let token = gate.try_enter().unwrap();
+    clock.advance(Duration::from_millis(1));
+    let section = gate.close("test");
+    let mut idle = Driven::new(gate.wait_idle());
+    assert_eq!(gate.stats().awaited_since, None);
+    assert!(idle.is_pending());
+    clock.advance(Duration::from_millis(3));
+    assert!(idle.is_pending());
+    let stats = gate.stats();
+    assert_eq!(stats.in_flight, 1);
+    assert_eq!(stats.awaited_since, Some(Duration::from_millis(1)));
+    assert_eq!(gate.describe_in_flight(), ["a write of sector 7"]);
+    let mut parked = parked(&gate);
+    let mut opened = Driven::new(gate.opened());
+    assert!(opened.is_pending());
+    clock.advance(Duration::from_millis(1));
+    let stats = gate.stats();
+    assert_eq!((stats.parked_now, stats.unserved_now), (1, 1));
+    assert_eq!(stats.longest_wait_now, Duration::from_millis(1));
+    drop(token);
+    assert!(idle.poll_if_woken().is_ready());
+    let stats = gate.stats();
+    assert_eq!(stats.awaited_since, None);
+    assert_eq!(stats.longest_drain, Duration::from_millis(4));
+    let times: Vec<_> = stats.drain_times.buckets().collect();
+    assert_eq!(times, [(4096, 1)]);
+    // One who finds nothing in flight has not waited; one who gives up has not been served.
+    assert!(Driven::new(gate.wait_idle()).poll().is_ready());
+    let running = gate.enter_ignoring_sections();
+    let mut given_up = Driven::new(gate.wait_idle());
+    assert!(given_up.is_pending());
+    drop(given_up);
+    drop(running);
+    assert_eq!(gate.stats().drain_times, stats.drain_times);
+    drop(section);
+    drop(entered(parked.poll_if_woken()));
+    drop(device);
+    assert!(gate.describe_in_flight().is_empty());
+}
+
+// Memory: a token keeps the gate.
+
+#[test]
+fn tokens_may_outlive_all_handles() {
+    let gate = gate();
+    let tokens = [gate.try_enter().unwrap(), gate.try_enter().unwrap()];
+    let other = gate.clone();
+    drop(gate);
+    assert!(tokens[0].is_of(&other));
+    drop(other);
+    for token in tokens {
+        std::thread::spawn(move || drop(token)).join().unwrap();
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{Cancelled, Gate, Token};
 /// Future of [`Gate::enter`]. Dropping it leaves the queue.
 #[derive(Debug)]
 pub struct Enter {
-    /// Moves on into the token; `None` when done.
+    /// `None` when done.
     gate: Option<Gate>,
     ticket: Option<u64>,
 }
@@ -43,8 +43,9 @@ impl Future for Enter {
                 Poll::Pending
             }
             Step::Entered => {
-                let token = self.gate.take().map(|gate| Token { gate });
-                Poll::Ready(token.ok_or(Cancelled))
+                let token = gate.token();
+                self.gate = None;
+                Poll::Ready(Ok(token))
             }
             Step::Cancelled => {
                 self.gate = None;

@@ -58,6 +58,10 @@ struct Pair {
     opened: Vec<Driven<Opened>>,
     idle: Vec<Driven<WaitIdle>>,
     destroyed: bool,
+    /// A section has taken the head's turn, and nobody has started since.
+    passed_over: bool,
+    /// It has had its turn again, which the next section leaves it.
+    head_stands: bool,
 }
 
 impl Pair {
@@ -70,8 +74,30 @@ impl Pair {
     }
 
     fn in_flight(&self) -> usize {
-        let granted = if self.is_open() { self.queue.len() } else { 0 };
+        let granted = if self.is_open() {
+            self.queue.len()
+        } else {
+            usize::from(self.head_stands)
+        };
         self.tokens.len() + granted
+    }
+
+    fn head_may_start(&self) -> bool {
+        !self.queue.is_empty() && (self.is_open() || self.head_stands)
+    }
+
+    /// A request has left the queue; the head has started if `started`.
+    fn left_queue(&mut self, index: usize, started: bool) {
+        self.head_stands &= index != 0;
+        self.passed_over &= !started && !self.queue.is_empty();
+    }
+
+    fn close(&mut self) {
+        if self.is_open() && !self.queue.is_empty() {
+            self.head_stands = self.passed_over;
+            self.passed_over = true;
+        }
+        self.sections.push(self.gate.close("model"));
     }
 
     fn apply(&mut self, op: Op) {
@@ -98,11 +124,12 @@ impl Pair {
                 self.tokens.extend(token);
             }
             Op::PollWaiter(index) if index < self.queue.len() => {
-                let may_start = index == 0 && self.is_open();
+                let may_start = index == 0 && self.head_may_start();
                 match self.queue[index].poll() {
                     Poll::Ready(Ok(token)) => {
                         assert!(may_start);
                         drop(self.queue.remove(index));
+                        self.left_queue(index, true);
                         self.tokens.push(token);
                     }
                     Poll::Ready(Err(Cancelled)) => {
@@ -115,13 +142,17 @@ impl Pair {
                     }
                 }
             }
-            Op::DropWaiter(index) if index < self.queue.len() => drop(self.queue.remove(index)),
+            Op::DropWaiter(index) if index < self.queue.len() => {
+                drop(self.queue.remove(index));
+                self.left_queue(index, false);
+            }
             Op::DropToken(index) if index < self.tokens.len() => {
                 drop(self.tokens.swap_remove(index));
             }
-            Op::Close => self.sections.push(self.gate.close("model")),
+            Op::Close => self.close(),
             Op::Open(index) if index < self.sections.len() => {
                 drop(self.sections.swap_remove(index));
+                self.head_stands &= !self.sections.is_empty();
             }
             Op::WatchOpened => self.opened.push(Driven::new(self.gate.opened())),
             Op::WatchIdle => self.idle.push(Driven::new(self.gate.wait_idle())),
@@ -129,6 +160,7 @@ impl Pair {
             Op::Destroy => {
                 self.gate.destroy();
                 self.destroyed = true;
+                self.head_stands = false;
             }
             // The history names somebody who is not there.
             Op::PollWaiter(_) | Op::DropWaiter(_) | Op::DropToken(_) | Op::Open(_) => {}
@@ -163,7 +195,8 @@ impl Pair {
         assert_eq!(self.gate.parked(), self.queue.len());
         assert_eq!(self.gate.is_closed(), !self.sections.is_empty());
         if let Some(head) = self.queue.first() {
-            assert!(!self.is_open() || head.wakes.count() > 0, "the head sleeps");
+            let may_start = self.head_may_start();
+            assert!(!may_start || head.wakes.count() > 0, "the head sleeps");
         }
         for waiter in &self.queue {
             assert!(
@@ -199,6 +232,8 @@ proptest! {
             opened: Vec::new(),
             idle: Vec::new(),
             destroyed: false,
+            passed_over: false,
+            head_stands: false,
         };
         let (mut opened, mut idle) = (0, 0);
         for op in history {
