@@ -12,6 +12,7 @@
 )]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -75,6 +76,12 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
+    /// A segment of no bytes.
+    pub(crate) const EMPTY: Self = Self(libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    });
+
     fn new(base: *mut u8, len: usize) -> Self {
         Self(libc::iovec {
             iov_base: base.cast(),
@@ -91,12 +98,40 @@ impl Segment {
     }
 }
 
+/// Segments that fit in the buffer itself.
+const FEW: usize = 2;
+
 /// See the [module](self). Cheap to clone; may be sent between threads.
+///
+/// Cloning and slicing allocate nothing; a scattered buffer's list of segments comes from a list of
+/// free ones that each thread keeps, and goes back there.
 #[derive(Clone, Debug)]
 pub struct IoBuffer {
-    segments: SmallVec<[Segment; 2]>,
+    list: List,
     len: usize,
     keep: Keep,
+}
+
+/// Where a buffer's segments are written down.
+#[derive(Clone, Debug)]
+enum List {
+    /// In the buffer.
+    Few(SmallVec<[Segment; FEW]>),
+    /// In memory shared with clones and slices; the buffer begins `skip` bytes into it.
+    Many { shared: SharedList, skip: usize },
+}
+
+impl List {
+    fn new() -> Self {
+        Self::Few(SmallVec::new())
+    }
+
+    fn parts(&self) -> (&[Segment], usize) {
+        match self {
+            Self::Few(few) => (few, 0),
+            Self::Many { shared, skip } => (shared.as_slice(), *skip),
+        }
+    }
 }
 
 impl IoBuffer {
@@ -104,7 +139,7 @@ impl IoBuffer {
     #[must_use]
     pub fn empty() -> Self {
         Self {
-            segments: SmallVec::new(),
+            list: List::new(),
             len: 0,
             keep: Keep::Empty,
         }
@@ -124,12 +159,10 @@ impl IoBuffer {
         let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
-        let segments = SmallVec::from_slice(&[Segment::new(memory.as_ptr(), len)]);
-        Self {
-            segments,
-            len,
-            keep: Keep::Heap(Arc::new(Heap { memory, layout })),
-        }
+        let mut buffer = Self::empty();
+        buffer.push(Segment::new(memory.as_ptr(), len));
+        buffer.keep = Keep::Heap(Arc::new(Heap { memory, layout }));
+        buffer
     }
 
     /// A copy of `bytes` in memory of its own.
@@ -163,17 +196,38 @@ impl IoBuffer {
         Ok(buffer)
     }
 
-    /// Adds a segment, joining it to the last one where they touch.
+    /// Adds a segment to a buffer that nobody shares yet, joining it to the last one where they
+    /// touch.
     fn push(&mut self, segment: Segment) {
         if segment.len() == 0 {
             return;
         }
         self.len += segment.len();
-        match self.segments.last_mut() {
-            Some(last) if last.base().wrapping_add(last.len()) == segment.base() => {
-                *last = Segment::new(last.base(), last.len() + segment.len());
+        let last = match &mut self.list {
+            List::Few(few) => few.last_mut(),
+            List::Many { shared, .. } => shared.own().and_then(|list| list.last_mut()),
+        };
+        if let Some(last) = last
+            && last.base().wrapping_add(last.len()) == segment.base()
+        {
+            *last = Segment::new(last.base(), last.len() + segment.len());
+            return;
+        }
+        match &mut self.list {
+            List::Few(few) if few.len() < FEW => few.push(segment),
+            List::Few(few) => {
+                let mut shared = SharedList::take();
+                if let Some(list) = shared.own() {
+                    list.extend_from_slice(few);
+                    list.push(segment);
+                }
+                self.list = List::Many { shared, skip: 0 };
             }
-            _ => self.segments.push(segment),
+            List::Many { shared, .. } => {
+                if let Some(list) = shared.own() {
+                    list.push(segment);
+                }
+            }
         }
     }
 
@@ -189,27 +243,55 @@ impl IoBuffer {
         self.len == 0
     }
 
-    pub(crate) fn segments(&self) -> &[Segment] {
-        &self.segments
+    /// Whether the memory is in more than one piece.
+    pub(crate) fn is_scattered(&self) -> bool {
+        self.list.parts().0.len() > 1
+    }
+
+    /// The memory of the bytes from `offset` on, in order.
+    pub(crate) fn segments(&self, offset: usize) -> Pieces<'_> {
+        self.pieces(offset, self.len)
+    }
+
+    fn pieces(&self, offset: usize, len: usize) -> Pieces<'_> {
+        let (list, skip) = self.list.parts();
+        let offset = offset.min(self.len);
+        Pieces {
+            list,
+            skip: skip + offset,
+            left: len.min(self.len - offset),
+        }
     }
 
     /// The part `[offset, offset + len)`, sharing the memory; cut short at the buffer's end.
     #[must_use]
     pub fn slice(&self, offset: usize, len: usize) -> Self {
-        let mut part = Self {
-            segments: SmallVec::new(),
-            len: 0,
+        let pieces = self.pieces(offset, len);
+        let len = pieces.left;
+        let mut few = SmallVec::new();
+        let mut list = None;
+        for piece in pieces {
+            if few.len() < FEW {
+                few.push(piece);
+            } else if let List::Many { shared, skip } = &self.list {
+                list = Some(List::Many {
+                    shared: shared.clone(),
+                    skip: skip + offset,
+                });
+                break;
+            }
+        }
+        Self {
+            list: list.unwrap_or(List::Few(few)),
+            len,
             keep: self.keep.clone(),
-        };
-        self.for_range(offset, len, |segment, _| part.push(segment));
-        part
+        }
     }
 
     /// Whether every segment's address and length is a multiple of `alignment` (a power of two).
     #[must_use]
     pub fn is_aligned(&self, alignment: usize) -> bool {
-        self.segments
-            .iter()
+        self.segments(0)
             .all(|segment| (segment.base() as usize | segment.len()) & (alignment - 1) == 0)
     }
 
@@ -256,24 +338,106 @@ impl IoBuffer {
         bytes
     }
 
-    /// Calls `visit(segment, offset from the range's start)` for the pieces of a range.
+    /// Calls `visit(segment, offset from the range's start)` for the pieces of a range; returns the
+    /// bytes visited.
     fn for_range(&self, offset: usize, len: usize, mut visit: impl FnMut(Segment, usize)) -> usize {
-        let mut skip = offset;
         let mut done = 0;
-        for segment in &self.segments {
-            if skip >= segment.len() {
-                skip -= segment.len();
-                continue;
-            }
-            let take = (segment.len() - skip).min(len - done);
-            if take == 0 {
-                break;
-            }
-            visit(Segment::new(segment.base().wrapping_add(skip), take), done);
-            done += take;
-            skip = 0;
+        for piece in self.pieces(offset, len) {
+            visit(piece, done);
+            done += piece.len();
         }
         done
+    }
+}
+
+/// The memory of a range, piece by piece.
+#[derive(Clone, Debug)]
+pub(crate) struct Pieces<'a> {
+    list: &'a [Segment],
+    /// Bytes of `list` before the range.
+    skip: usize,
+    /// Bytes of the range still to come.
+    left: usize,
+}
+
+impl Pieces<'_> {
+    /// Whether no piece is left.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.left == 0
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        while self.left > 0 {
+            let (first, rest) = self.list.split_first()?;
+            self.list = rest;
+            if self.skip >= first.len() {
+                self.skip -= first.len();
+                continue;
+            }
+            let len = (first.len() - self.skip).min(self.left);
+            let piece = Segment::new(first.base().wrapping_add(self.skip), len);
+            self.skip = 0;
+            self.left -= len;
+            return Some(piece);
+        }
+        None
+    }
+}
+
+/// A list of segments that clones share; the last of them gives its memory back to the thread.
+#[derive(Clone, Debug)]
+struct SharedList(Arc<Vec<Segment>>);
+
+/// Lists that one thread keeps for its next scattered buffers.
+const SPARE_LISTS: usize = 256;
+/// Segments that a list which is kept may have room for; a rare longer one is freed.
+const SPARE_ROOM: usize = 1024;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Arc<Vec<Segment>>>> = const { RefCell::new(Vec::new()) };
+    /// What stands in for the list of a [`SharedList`] that is dropped.
+    static NONE: Arc<Vec<Segment>> = Arc::default();
+}
+
+impl SharedList {
+    /// An empty list of one's own.
+    fn take() -> Self {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        Self(spare.ok().flatten().unwrap_or_default())
+    }
+
+    fn as_slice(&self) -> &[Segment] {
+        &self.0
+    }
+
+    /// The list to change; none if it is shared.
+    fn own(&mut self) -> Option<&mut Vec<Segment>> {
+        Arc::get_mut(&mut self.0)
+    }
+}
+
+impl Drop for SharedList {
+    fn drop(&mut self) {
+        let Some(list) = self.own() else { return };
+        if list.capacity() > SPARE_ROOM {
+            return;
+        }
+        list.clear();
+        // A thread that ends has no lists any more, and needs none.
+        let Ok(none) = NONE.try_with(Arc::clone) else {
+            return;
+        };
+        let list = std::mem::replace(&mut self.0, none);
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARE_LISTS {
+                spare.push(list);
+            }
+        });
     }
 }
 
@@ -320,6 +484,53 @@ mod tests {
         assert_eq!(back, [7; 0x20]);
         assert_eq!(buffer.to_vec()[7], 0);
         assert_eq!(buffer.to_vec()[0x28], 0);
+    }
+
+    #[test]
+    fn slices_of_many_segments_are_the_bytes_they_name() {
+        const SEGMENTS: usize = 7;
+        let ram = ram();
+        // Every second run of 16 bytes: no two of them touch.
+        let ranges: Vec<_> = (0..SEGMENTS)
+            .map(|at| (GuestAddress(at as u64 * 32), 16))
+            .collect();
+        let whole = IoBuffer::from_guest(&ram, &ranges).unwrap();
+        assert_eq!(whole.segments(0).count(), SEGMENTS);
+        let bytes: Vec<u8> = (0..112).collect();
+        whole.copy_from_slice(0, &bytes);
+        for start in 0..=whole.len() {
+            for len in 0..=whole.len() {
+                let part = whole.slice(start, len);
+                let expected = &bytes[start..(start + len).min(bytes.len())];
+                assert_eq!(part.to_vec(), expected);
+                assert_eq!(part.len(), expected.len());
+                // A slice of a slice counts from the slice's start.
+                assert_eq!(part.slice(3, 40).to_vec(), {
+                    let rest = expected.get(3..).unwrap_or_default();
+                    &rest[..rest.len().min(40)]
+                });
+                let from_two: usize = part.segments(2).map(|segment| segment.len()).sum();
+                assert_eq!(from_two, expected.len().saturating_sub(2));
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_that_comes_back_is_empty_and_one_that_is_shared_stays() {
+        let ram = ram();
+        let ranges = [0u64, 32, 64, 96].map(|at| (GuestAddress(at), 16));
+        let first = IoBuffer::from_guest(&ram, &ranges).unwrap();
+        first.fill(0, 64, 1);
+        let clone = first.clone();
+        drop(first);
+        // The list is still the clone's: a new buffer gets another one.
+        let second = IoBuffer::from_guest(&ram, &ranges[..3]).unwrap();
+        assert_eq!(clone.to_vec(), [1; 64]);
+        assert_eq!(second.segments(0).count(), 3);
+        drop((clone, second));
+        let third = IoBuffer::from_guest(&ram, &ranges[1..]).unwrap();
+        assert_eq!(third.segments(0).count(), 3);
+        assert_eq!(third.len(), 48);
     }
 
     #[test]

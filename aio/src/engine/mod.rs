@@ -169,7 +169,8 @@ impl Engines {
     ) -> io::Result<()> {
         let core = self.core.borrow();
         let ring = core.ring.iter().flat_map(|ring| ring.descriptors());
-        ring.chain(core.threads.descriptors()).try_for_each(&mut watch)
+        ring.chain(core.threads.descriptors())
+            .try_for_each(&mut watch)
     }
 
     /// Starts an operation on the bytes of `buffer` (empty if it moves none) at `offset`.

@@ -1,64 +1,123 @@
 //! Worker threads for calls that block: the `threads` engine, opens, hole searches.
 //!
-//! Threads are started when there is work and none is idle, up to a limit, and named after their
-//! loop. They end with it. A finished call wakes its waiter through the loop's remote queue.
-
-#![expect(unsafe_code, reason = "positional system calls on raw segments")]
+//! A pool keeps `min` threads from its start to its end, and starts more, up to `max`, when there
+//! is work and none is idle. A thread beyond `min` ends when it has had nothing to do for a while.
+//! They are named `wrk:` and the loop's name.
+//!
+//! That while is real time, waited for in the worker itself; whether a thread lives or is started
+//! anew is nothing that a request or a test with a clock of its own could notice.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::Duration;
 
 use futures_channel::oneshot;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{Operation, OperationKind};
+use super::cancelled;
+use super::operation::Operation;
+use super::table::Key;
+use super::threads::perform;
 
-type Call = Box<dyn FnOnce() + Send>;
+/// How long a thread beyond the lower limit stays without work.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How a worker tells its loop that there are results.
+pub(super) type Bell = Box<dyn Fn() + Send + Sync>;
+
+/// What a worker does.
+enum Job {
+    /// A blocking call; it tells its result itself.
+    Call(Box<dyn FnOnce() + Send>),
+    /// A file operation, owned meanwhile.
+    Operation(Key, Operation),
+}
+
+/// A file operation that has ended, to be given back.
+pub(super) struct Finished {
+    pub(super) key: Key,
+    pub(super) operation: Operation,
+    pub(super) result: io::Result<usize>,
+}
 
 #[derive(Default)]
 struct Queue {
-    calls: VecDeque<Call>,
+    jobs: VecDeque<Job>,
+    /// Threads that wait for a job.
     idle: usize,
-    threads: Vec<JoinHandle<()>>,
+    /// Threads that have not ended.
+    live: usize,
+    handles: Vec<(ThreadId, JoinHandle<()>)>,
     ending: bool,
 }
 
 struct Pool {
+    name: String,
+    min: usize,
+    max: usize,
+    idle_time: Duration,
     queue: Mutex<Queue>,
+    /// There is a job, or the pool ends.
     wake: Condvar,
+    /// While the pool ends: a job or a thread has.
+    ended: Condvar,
+    results: Mutex<Vec<Finished>>,
+    has_results: AtomicBool,
+    bell: Bell,
 }
 
-/// The worker threads of one loop.
-pub(crate) struct WorkerPool {
-    pool: Arc<Pool>,
-    name: String,
-    max: usize,
-}
+/// The worker threads of one loop. Used by the loop's thread.
+pub(crate) struct WorkerPool(Arc<Pool>);
 
 impl WorkerPool {
-    /// A pool of at least `min` and at most `max` threads; they are started when there is work.
+    /// A pool of at least `min` and at most `max` threads, which rings `bell` when file operations
+    /// have ended.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if `max` is 0 or less than `min`.
-    pub(super) fn new(name: &str, min: usize, max: usize) -> io::Result<Self> {
+    pub(super) fn new(name: &str, min: usize, max: usize, bell: Bell) -> io::Result<Self> {
+        Self::with_idle_time(name, min, max, bell, IDLE)
+    }
+
+    fn with_idle_time(
+        name: &str,
+        min: usize,
+        max: usize,
+        bell: Bell,
+        idle_time: Duration,
+    ) -> io::Result<Self> {
         if max == 0 || min > max {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "bad thread-pool-min/thread-pool-max values",
             ));
         }
-        let pool = Arc::new(Pool {
+        let pool = Self(Arc::new(Pool {
+            name: name.to_owned(),
+            min,
+            max,
+            idle_time,
             queue: Mutex::default(),
             wake: Condvar::new(),
-        });
-        Ok(Self {
-            pool,
-            name: name.to_owned(),
-            max,
-        })
+            ended: Condvar::new(),
+            results: Mutex::default(),
+            has_results: AtomicBool::new(false),
+            bell,
+        }));
+        let mut queue = pool.0.queue.lock();
+        while queue.live < min {
+            if let Err(error) = pool.start_thread(&mut queue) {
+                // The first job that needs it tries again.
+                tracing::warn!(%error, loop_name = name, "a worker thread can't be started");
+                break;
+            }
+        }
+        drop(queue);
+        Ok(pool)
     }
 
     /// Runs `call` in a worker; the receiver fails if the call panics or no thread can be started.
@@ -67,52 +126,117 @@ impl WorkerPool {
         call: impl FnOnce() -> T + Send + 'static,
     ) -> oneshot::Receiver<T> {
         let (sender, receiver) = oneshot::channel();
-        let call: Call = Box::new(move || drop(sender.send(call())));
-        let mut refused = None;
-        let mut queue = self.pool.queue.lock();
-        queue.calls.push_back(call);
-        if queue.idle < queue.calls.len() && queue.threads.len() < self.max {
-            match self.start_thread() {
-                Ok(thread) => queue.threads.push(thread),
-                Err(error) if queue.threads.is_empty() => {
+        let refused = self.push(Job::Call(Box::new(move || drop(sender.send(call())))));
+        // Without the lock: what the call owns may have a call to make when it is dropped.
+        drop(refused);
+        receiver
+    }
+
+    /// Does a file operation in a worker. Given back at once if no thread can be started.
+    #[must_use]
+    pub(super) fn perform(&self, key: Key, operation: Operation) -> Option<Operation> {
+        match self.push(Job::Operation(key, operation)) {
+            Some(Job::Operation(_, operation)) => Some(operation),
+            _ => None,
+        }
+    }
+
+    /// Queues a job; returns it if nobody would ever do it.
+    fn push(&self, job: Job) -> Option<Job> {
+        let mut queue = self.0.queue.lock();
+        if queue.ending {
+            return Some(job);
+        }
+        queue.jobs.push_back(job);
+        if queue.idle < queue.jobs.len() && queue.live < self.0.max {
+            match self.start_thread(&mut queue) {
+                Ok(()) => {}
+                Err(error) if queue.live == 0 => {
                     tracing::error!(%error, "no worker thread can be started");
-                    refused = queue.calls.pop_back();
+                    return queue.jobs.pop_back();
                 }
                 Err(error) => tracing::warn!(%error, "no further worker thread can be started"),
             }
         }
         drop(queue);
-        // Without the lock: what the call owns may have a call to make when it is dropped.
-        drop(refused);
-        self.pool.wake.notify_one();
-        receiver
+        self.0.wake.notify_one();
+        None
     }
 
-    fn start_thread(&self) -> io::Result<JoinHandle<()>> {
-        let pool = Arc::clone(&self.pool);
-        thread::Builder::new()
-            .name(format!("wrk:{}", self.name.replace('\0', "?")))
-            .spawn(move || pool.serve())
+    fn start_thread(&self, queue: &mut Queue) -> io::Result<()> {
+        let pool = Arc::clone(&self.0);
+        let handle = thread::Builder::new()
+            .name(format!("wrk:{}", self.0.name.replace('\0', "?")))
+            .spawn(move || pool.serve())?;
+        queue.live += 1;
+        queue.handles.push((handle.thread().id(), handle));
+        Ok(())
     }
 
-    /// Lets the calls that were taken end, and their threads with them.
-    pub(super) fn finish(&self) {
-        let threads = {
-            let mut queue = self.pool.queue.lock();
-            queue.ending = true;
-            std::mem::take(&mut queue.threads)
-        };
-        self.pool.wake.notify_all();
-        for thread in threads {
-            // A worker survives the panics of its calls.
-            drop(thread.join());
+    /// Whether [`WorkerPool::take_results`] would find some.
+    pub(super) fn has_results(&self) -> bool {
+        self.0.has_results.load(Ordering::Relaxed)
+    }
+
+    /// Takes the file operations that have ended into `into`, which is empty.
+    pub(super) fn take_results(&self, into: &mut Vec<Finished>) {
+        // A load first, because it costs nothing when there is nothing, as there mostly is.
+        if self.has_results() && self.0.has_results.swap(false, Ordering::Acquire) {
+            std::mem::swap(&mut *self.0.results.lock(), into);
         }
     }
-}
 
-impl Drop for WorkerPool {
-    fn drop(&mut self) {
-        self.finish();
+    /// Lets the calls that were taken end, and the threads with them; operations that no worker has
+    /// begun are cancelled.
+    ///
+    /// If nothing ends for the time of `patience`, the rest is left behind: threads that hang in a
+    /// system call, with what their call owns. Returns how many.
+    pub(super) fn finish(&self, patience: Duration) -> usize {
+        let mut queue = self.0.queue.lock();
+        queue.ending = true;
+        let mut results = self.0.results.lock();
+        queue.jobs = std::mem::take(&mut queue.jobs)
+            .into_iter()
+            .filter_map(|job| match job {
+                Job::Call(_) => Some(job),
+                Job::Operation(key, operation) => {
+                    results.push(Finished {
+                        key,
+                        operation,
+                        result: Err(cancelled()),
+                    });
+                    None
+                }
+            })
+            .collect();
+        drop(results);
+        self.0.has_results.store(true, Ordering::Release);
+        self.0.wake.notify_all();
+        while queue.live > 0 {
+            if self.0.ended.wait_for(&mut queue, patience).timed_out() {
+                break;
+            }
+        }
+        let left = queue.live;
+        if left > 0 {
+            tracing::error!(
+                loop_name = self.0.name,
+                threads = left,
+                "a loop ends before its blocking calls do; leaving their threads behind"
+            );
+        }
+        // Nobody may begin anything after the end of the loop.
+        let unbegun = std::mem::take(&mut queue.jobs);
+        let handles = std::mem::take(&mut queue.handles);
+        drop(queue);
+        drop(unbegun);
+        if left == 0 {
+            for (_, handle) in handles {
+                // A worker survives the panics of its calls.
+                drop(handle.join());
+            }
+        }
+        left
     }
 }
 
@@ -120,59 +244,168 @@ impl Pool {
     fn serve(&self) {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(call) = queue.calls.pop_front() {
+            if let Some(job) = queue.jobs.pop_front() {
                 drop(queue);
-                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
-                if outcome.is_err() {
+                self.perform(job);
+                queue = self.queue.lock();
+                if queue.ending {
+                    self.ended.notify_all();
+                }
+            } else if queue.ending {
+                break;
+            } else if !self.rest(&mut queue) {
+                let own = thread::current().id();
+                queue.handles.retain(|(id, _)| *id != own);
+                break;
+            }
+        }
+        queue.live -= 1;
+        self.ended.notify_all();
+    }
+
+    /// Waits for a job; false if the thread is not needed any more.
+    fn rest(&self, queue: &mut MutexGuard<'_, Queue>) -> bool {
+        queue.idle += 1;
+        let bored = if queue.live > self.min {
+            self.wake.wait_for(queue, self.idle_time).timed_out()
+        } else {
+            self.wake.wait(queue);
+            false
+        };
+        queue.idle -= 1;
+        !bored || !queue.jobs.is_empty() || queue.live <= self.min
+    }
+
+    fn perform(&self, job: Job) {
+        match job {
+            Job::Call(call) => {
+                if catch_unwind(AssertUnwindSafe(call)).is_err() {
                     tracing::error!("a blocking call panicked");
                 }
-                queue = self.queue.lock();
-            } else if queue.ending {
-                return;
-            } else {
-                queue.idle += 1;
-                self.wake.wait(&mut queue);
-                queue.idle -= 1;
+            }
+            Job::Operation(key, mut operation) => {
+                let result = perform(&mut operation);
+                self.results.lock().push(Finished {
+                    key,
+                    operation,
+                    result,
+                });
+                self.has_results.store(true, Ordering::Release);
+                (self.bell)();
             }
         }
     }
 }
 
-/// Does an operation with plain system calls, in the calling thread.
-pub(super) fn perform(operation: &Operation) -> io::Result<usize> {
-    let file = operation.file.as_raw_fd();
-    let offset =
-        i64::try_from(operation.offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let segments = operation.buffer.segments();
-    let count = i32::try_from(segments.len().min(MAX_SEGMENTS)).unwrap_or(i32::MAX);
-    let vectors = segments.as_ptr().cast::<libc::iovec>();
-    loop {
-        let result = match operation.kind {
-            // SAFETY: the segments are iovecs (repr(transparent)) of memory that the operation
-            // keeps alive during the call.
-            OperationKind::Read => unsafe { libc::preadv(file, vectors, count, offset) },
-            // SAFETY: as above.
-            OperationKind::Write => unsafe { libc::pwritev(file, vectors, count, offset) },
-            // SAFETY: the call touches no memory of ours.
-            OperationKind::Fdatasync => unsafe { libc::fdatasync(file) as isize },
-            OperationKind::Fallocate { mode, len } => {
-                let len =
-                    i64::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-                // SAFETY: the call touches no memory of ours.
-                unsafe { libc::fallocate(file, mode, offset, len) as isize }
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn pool(min: usize, max: usize, idle_time: Duration) -> WorkerPool {
+        WorkerPool::with_idle_time("test", min, max, Box::new(|| {}), idle_time).unwrap()
+    }
+
+    fn live(pool: &WorkerPool) -> usize {
+        pool.0.queue.lock().live
+    }
+
+    /// Keeps `count` workers busy until the senders are dropped.
+    fn occupy(pool: &WorkerPool, count: usize) -> Vec<mpsc::Sender<()>> {
+        let (began, begun) = mpsc::channel();
+        let senders = (0..count)
+            .map(|_| {
+                let (release, released) = mpsc::channel::<()>();
+                let began = began.clone();
+                drop(pool.run(move || {
+                    began.send(()).unwrap();
+                    let _ = released.recv();
+                }));
+                release
+            })
+            .collect();
+        for _ in 0..count {
+            begun.recv().unwrap();
+        }
+        senders
+    }
+
+    #[test]
+    fn limits_that_contradict_are_refused() {
+        for (min, max) in [(0, 0), (1, 0), (5, 4)] {
+            let refused = WorkerPool::new("test", min, max, Box::new(|| {}));
+            let error = refused.err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            let expected = "bad thread-pool-min/thread-pool-max values";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn the_least_are_there_from_the_start_and_stay() {
+        let pool = pool(3, 5, Duration::ZERO);
+        assert_eq!(live(&pool), 3);
+        drop(occupy(&pool, 5));
+        while live(&pool) > 3 {
+            thread::yield_now();
+        }
+        // Those that are left still work, and none of them leaves.
+        drop(occupy(&pool, 3));
+        assert_eq!(live(&pool), 3);
+        assert_eq!(pool.finish(Duration::MAX), 0);
+    }
+
+    #[test]
+    fn without_a_least_none_stays() {
+        let pool = pool(0, 4, Duration::ZERO);
+        assert_eq!(live(&pool), 0);
+        drop(occupy(&pool, 4));
+        while live(&pool) > 0 {
+            thread::yield_now();
+        }
+        assert!(pool.0.queue.lock().handles.is_empty());
+        // The next call starts another.
+        drop(occupy(&pool, 1));
+    }
+
+    #[test]
+    fn there_are_never_more_than_the_most() {
+        let pool = pool(0, 2, Duration::MAX);
+        let busy = occupy(&pool, 2);
+        let waiting: Vec<_> = (0..10).map(|at| pool.run(move || at)).collect();
+        assert_eq!(live(&pool), 2);
+        drop(busy);
+        assert_eq!(pool.finish(Duration::MAX), 0);
+        for (at, mut receiver) in waiting.into_iter().enumerate() {
+            assert_eq!(receiver.try_recv(), Ok(Some(at)));
+        }
+    }
+
+    #[test]
+    fn an_idle_thread_is_used_before_another_is_started() {
+        let pool = pool(0, 8, Duration::MAX);
+        for _ in 0..20 {
+            drop(occupy(&pool, 1));
+            while pool.0.queue.lock().idle == 0 {
+                thread::yield_now();
             }
-        };
-        match usize::try_from(result) {
-            Ok(count) => return Ok(count),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+        }
+        assert_eq!(live(&pool), 1);
+    }
+
+    #[test]
+    fn a_call_that_hangs_is_left_behind_with_all_that_waits_for_it() {
+        let pool = pool(0, 1, Duration::MAX);
+        let hanging = occupy(&pool, 1);
+        let mut never = pool.run(|| ());
+        assert_eq!(pool.finish(Duration::ZERO), 1);
+        assert!(never.try_recv().is_err(), "begun after the end");
+        // What comes later is refused.
+        assert!(pool.run(|| ()).try_recv().is_err());
+        drop(hanging);
+        while live(&pool) > 0 {
+            thread::yield_now();
         }
     }
 }
-
-/// Linux' `UIO_MAXIOV`; a longer array is moved in parts.
-const MAX_SEGMENTS: usize = 1024;

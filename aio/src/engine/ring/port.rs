@@ -1,0 +1,261 @@
+//! The seam between the ring's logic and the kernel.
+//!
+//! [`super::Ring`] decides what to submit, when to ask again and when to give up; a [`Port`] does
+//! it. In the program the port is a [`KernelPort`]; the tests put one in its place that answers
+//! from a script, because a kernel can't be made to say `EBUSY` at will. Used only by the thread of
+//! the loop.
+
+#![expect(
+    unsafe_code,
+    reason = "submission entries carry raw addresses; engine::table has the argument"
+)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, Timespec};
+use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
+use rustix::event::{PollFd, PollFlags};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+
+use super::refusal::{Cause, Refusal};
+use crate::engine::operation::{Memory, Request};
+
+/// Submission entries of one ring. More operations than this need more than one call per turn.
+const ENTRIES: u32 = 256;
+
+/// What the ring needs of the kernel.
+pub(super) trait Port {
+    /// Puts a request into the submission queue; false if the queue is full. The kernel does not
+    /// see it before [`Port::submit`].
+    fn push(&mut self, user_data: u64, request: &Request) -> bool;
+
+    /// Hands the submission queue to the kernel: one `io_uring_enter`. Returns how many entries it
+    /// has taken, the oldest first; the rest stay in the queue.
+    fn submit(&mut self) -> io::Result<usize>;
+
+    /// The oldest completion that has not been taken yet: user data and result.
+    fn pop(&mut self) -> Option<(u64, i32)>;
+
+    /// Whether there is a completion to take or to be delivered; learnt without a system call.
+    fn has_completed(&mut self) -> bool;
+
+    /// Whether the kernel holds completions that it delivers only when it is entered.
+    fn needs_flush(&mut self) -> bool;
+
+    /// Lets the kernel deliver such completions; submits nothing.
+    fn flush(&mut self) -> io::Result<()>;
+
+    /// Asks the kernel to cancel all that is in flight; what it can cancel completes so.
+    fn cancel_all(&mut self) -> io::Result<()>;
+
+    /// Sleeps until there are completions, at most `limit`; false if that has passed. Submits
+    /// nothing.
+    fn wait(&mut self, limit: Duration) -> io::Result<bool>;
+
+    /// Makes one of [`Port::descriptors`] readable in `delay` of real time: what the kernel is
+    /// short of, it is short of in real time, whatever clock the loop has.
+    fn set_alarm(&mut self, delay: Duration) -> io::Result<()>;
+
+    /// Whether the alarm has rung since it was set; takes it back.
+    fn take_alarm(&mut self) -> bool;
+
+    /// What the loop must watch for readability.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+}
+
+/// A ring of this kernel.
+pub(super) struct KernelPort {
+    ring: IoUring,
+    alarm: OwnedFd,
+}
+
+impl KernelPort {
+    /// Sets up a ring and convinces itself that it works.
+    ///
+    /// # Errors
+    /// Why there can be none here.
+    pub(super) fn new() -> Result<Self, Refusal> {
+        let mut port = Self {
+            ring: set_up().map_err(|error| Refusal::of(&error))?,
+            alarm: rustix::time::timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )
+            .map_err(|errno| Refusal::of(&errno.into()))?,
+        };
+        port.check()?;
+        Ok(port)
+    }
+
+    /// Refuses a kernel that lacks what we use. A sandbox may allow the first of the three system
+    /// calls only, so the other two are tried.
+    fn check(&mut self) -> Result<(), Refusal> {
+        let mut probe = Probe::new();
+        self.ring
+            .submitter()
+            .register_probe(&mut probe)
+            .map_err(|error| Refusal::of(&error))?;
+        let needed = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Readv::CODE,
+            opcode::Writev::CODE,
+            opcode::Fsync::CODE,
+            opcode::Fallocate::CODE,
+        ];
+        let parameters = self.ring.params();
+        // The segments of a scattered buffer are the kernel's only until it has taken the entry,
+        // and no completion may be lost.
+        let complete = needed.iter().all(|code| probe.is_supported(*code))
+            && parameters.is_feature_submit_stable()
+            && parameters.is_feature_nodrop();
+        if !complete {
+            return Err(Refusal::because(Cause::OldKernel));
+        }
+        self.flush().map_err(|error| Refusal::of(&error))
+    }
+
+    fn ring_fd(&self) -> BorrowedFd<'_> {
+        let raw = self.ring.as_raw_fd();
+        // SAFETY: the ring lives as long as `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(raw) }
+    }
+}
+
+fn set_up() -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder
+        .setup_submit_all()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_single_issuer();
+    match builder.build(ENTRIES) {
+        // Linux before 6.0 does not know all of these: they only save time.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES),
+        other => other,
+    }
+}
+
+impl Port for KernelPort {
+    fn push(&mut self, user_data: u64, request: &Request) -> bool {
+        let entry = entry_for(request).user_data(user_data);
+        // SAFETY: everything the entry points to is owned by the operation that the request was
+        // made of, which stays in its table until the kernel is done with it.
+        unsafe { self.ring.submission().push(&entry) }.is_ok()
+    }
+
+    fn submit(&mut self) -> io::Result<usize> {
+        self.ring.submit()
+    }
+
+    fn pop(&mut self) -> Option<(u64, i32)> {
+        let entry = self.ring.completion().next()?;
+        Some((entry.user_data(), entry.result()))
+    }
+
+    fn has_completed(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.needs_flush()
+    }
+
+    fn needs_flush(&mut self) -> bool {
+        let queue = self.ring.submission();
+        queue.cq_overflow() || queue.taskrun()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: nothing is submitted and no argument passed, so the kernel touches no memory but
+        // the completion queue.
+        let entered = unsafe { self.ring.submitter().enter::<()>(0, 0, flags, None) };
+        entered.map(drop)
+    }
+
+    fn cancel_all(&mut self) -> io::Result<()> {
+        // Not by an entry: the submission queue may hold what shall never be submitted. A timeout
+        // of nothing, for we wait ourselves.
+        let everything = CancelBuilder::any().all();
+        let submitter = self.ring.submitter();
+        submitter.register_sync_cancel(Some(Timespec::new()), everything)
+    }
+
+    fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+        let limit = rustix::time::Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        };
+        let ring = self.ring_fd();
+        let mut fds = [PollFd::new(&ring, PollFlags::IN)];
+        let ready = match rustix::event::poll(&mut fds, Some(&limit)) {
+            Ok(ready) => ready > 0,
+            // Completions interrupt the wait in order to be delivered.
+            Err(rustix::io::Errno::INTR) => true,
+            Err(errno) => return Err(errno.into()),
+        };
+        self.flush()?;
+        Ok(ready)
+    }
+
+    fn set_alarm(&mut self, delay: Duration) -> io::Result<()> {
+        let zero = rustix::time::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let value = rustix::time::Timespec {
+            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(delay.subsec_nanos()),
+        };
+        let spec = Itimerspec {
+            it_interval: zero,
+            it_value: value,
+        };
+        rustix::time::timerfd_settime(&self.alarm, TimerfdTimerFlags::empty(), &spec)?;
+        Ok(())
+    }
+
+    fn take_alarm(&mut self) -> bool {
+        let mut count = [0; 8];
+        rustix::io::read(&self.alarm, &mut count).is_ok()
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.ring_fd(), self.alarm.as_fd()]
+    }
+}
+
+fn entry_for(request: &Request) -> squeue::Entry {
+    match *request {
+        Request::Read { fd, offset, memory } => match memory {
+            Memory::One { base, len } => {
+                opcode::Read::new(Fd(fd), base, len).offset(offset).build()
+            }
+            Memory::Many { vectors, count } => opcode::Readv::new(Fd(fd), vectors, count)
+                .offset(offset)
+                .build(),
+        },
+        Request::Write { fd, offset, memory } => match memory {
+            Memory::One { base, len } => {
+                opcode::Write::new(Fd(fd), base, len).offset(offset).build()
+            }
+            Memory::Many { vectors, count } => opcode::Writev::new(Fd(fd), vectors, count)
+                .offset(offset)
+                .build(),
+        },
+        Request::Fsync { fd } => opcode::Fsync::new(Fd(fd)).build(),
+        Request::Fdatasync { fd } => opcode::Fsync::new(Fd(fd))
+            .flags(FsyncFlags::DATASYNC)
+            .build(),
+        Request::Fallocate {
+            fd,
+            mode,
+            offset,
+            len,
+        } => opcode::Fallocate::new(Fd(fd), len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
+        // The engine serves none (`Engine::serves`).
+        Request::Discard { .. } => opcode::Nop::new().build(),
+    }
+}
