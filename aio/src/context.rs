@@ -11,7 +11,6 @@ use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use async_task::Runnable;
 use futures_channel::oneshot;
 use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
@@ -23,12 +22,13 @@ use crate::current;
 use crate::event_loop::LoopConfig;
 use crate::gate::{Cancelled, Gate};
 use crate::polling::{Polling, SharedPolling};
+use crate::task;
 use crate::wake::WakeState;
 
 /// Work from outside the loop's thread, in order of arrival.
 pub(crate) enum Remote {
     /// A task that was woken.
-    Task(Runnable),
+    Task(Arc<task::Ticket>),
     /// A bottom half of a single use.
     Call(Box<dyn FnOnce() + Send>),
     /// A bottom half.
@@ -203,8 +203,7 @@ impl Shared {
         let mut queue = self.remote.lock();
         if queue.closed {
             drop(queue);
-            // Every task was dropped before the queue closed, so a runnable here has no future
-            // left to drop, and a call may be dropped on any thread.
+            // A ticket leads nowhere now, and a call may be dropped on any thread.
             drop(item);
             return;
         }

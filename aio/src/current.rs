@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use crate::bottom_half::BottomHalf;
 use crate::buffer::IoBuffer;
-use crate::context::{AioContext, Remote, Shared};
+use crate::context::{AioContext, Shared};
 use crate::engine::{Completion, EngineKind, OperationKind};
 use crate::event_loop::{self, Local};
 use crate::fd::{self, Cause, FdHandler, Readiness, Source};
 use crate::gate::Cancelled;
-use crate::task::JoinHandle;
+use crate::task::{self, JoinHandle};
 use crate::timer::Sleep;
 
 thread_local! {
@@ -72,55 +72,7 @@ pub fn context() -> AioContext {
 ///
 /// Dropping the handle lets the task go on alone.
 pub fn spawn_local<T: 'static>(future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
-    with(|local| {
-        let home = Arc::downgrade(&local.shared);
-        let schedule = move |runnable: async_task::Runnable| {
-            let mut runnable = Some(runnable);
-            with_if_any(|local| {
-                if std::ptr::eq(Arc::as_ptr(&local.shared), home.as_ptr()) {
-                    local.ready.borrow_mut().extend(runnable.take());
-                }
-            });
-            if let (Some(runnable), Some(home)) = (runnable, home.upgrade()) {
-                home.push(Remote::Task(runnable));
-            }
-        };
-        let slot = local.tasks.borrow().vacant_key();
-        let registration = Registration {
-            local: Rc::downgrade(local),
-            slot,
-        };
-        let (runnable, task) = async_task::spawn_local(
-            async move {
-                let _registration = registration;
-                future.await
-            },
-            schedule,
-        );
-        local.tasks.borrow_mut().insert(runnable.waker());
-        if local.shutting_down.get() {
-            // Dropped at once: the task is cancelled before it begins.
-            drop(runnable);
-        } else {
-            runnable.schedule();
-        }
-        JoinHandle::new(task)
-    })
-}
-
-/// Removes a task from the loop's list when its future is dropped.
-struct Registration {
-    local: std::rc::Weak<Local>,
-    slot: usize,
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        if let Some(local) = self.local.upgrade() {
-            let waker = local.tasks.borrow_mut().try_remove(self.slot);
-            drop(waker);
-        }
-    }
+    with(|local| task::spawn(local, future))
 }
 
 /// Waits on the loop's clock.

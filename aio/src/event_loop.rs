@@ -58,10 +58,8 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use async_task::Runnable;
 use futures_util::FutureExt as _;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use slab::Slab;
 
 use crate::bottom_half::BottomHalves;
 use crate::clock::Clock;
@@ -70,6 +68,7 @@ use crate::current::{self, Scope};
 use crate::engine::{EngineKind, Engines};
 use crate::fd::{Cause, FdTable};
 use crate::polling::{Polling, Window};
+use crate::task::{self, Tasks};
 use crate::timer::Timers;
 
 /// How an event loop is set up.
@@ -128,9 +127,9 @@ mod tag {
 pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
     pub(crate) epoll: OwnedFd,
-    pub(crate) ready: RefCell<VecDeque<Runnable>>,
-    /// Every live task, so that shutdown can find those that sleep.
-    pub(crate) tasks: RefCell<Slab<Waker>>,
+    /// The tasks to poll next.
+    pub(crate) ready: RefCell<VecDeque<Arc<task::Ticket>>>,
+    pub(crate) tasks: RefCell<Tasks>,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) fds: RefCell<FdTable>,
     pub(crate) bottom_halves: RefCell<BottomHalves>,
@@ -349,7 +348,7 @@ impl EventLoop {
         counters.remote.add(batch as u64);
         for _ in 0..batch {
             match self.arrived.pop_front() {
-                Some(Remote::Task(task)) => self.local.ready.borrow_mut().push_back(task),
+                Some(Remote::Task(ticket)) => self.local.ready.borrow_mut().push_back(ticket),
                 Some(Remote::Call(call)) => {
                     counters.bottom_halves.bump();
                     guarded(&self.name, "a bottom half", call);
@@ -365,10 +364,10 @@ impl EventLoop {
         let batch = self.local.ready.borrow().len();
         counters.tasks.add(batch as u64);
         for _ in 0..batch {
-            let Some(task) = self.local.ready.borrow_mut().pop_front() else {
+            let Some(ticket) = self.local.ready.borrow_mut().pop_front() else {
                 break;
             };
-            guarded(&self.name, "a task", || task.run());
+            guarded(&self.name, "a task", || task::run(&self.local, ticket));
         }
         self.local.engines.submit();
     }
@@ -550,25 +549,14 @@ impl EventLoop {
     /// may wake, start and register others.
     fn cancel_all(&mut self) {
         loop {
-            let sleeping: Vec<Waker> = self
-                .local
-                .tasks
-                .borrow()
-                .iter()
-                .map(|(_, waker)| waker.clone())
-                .collect();
-            for waker in &sleeping {
-                waker.wake_by_ref();
-            }
             let mut arrived = std::mem::take(&mut self.arrived);
             let mut rest = !arrived.is_empty();
             arrived.clear();
             self.local.shared.take_remote(&mut arrived);
-            let woken: Vec<Runnable> = self.local.ready.borrow_mut().drain(..).collect();
-            rest |= !sleeping.is_empty() || !arrived.is_empty() || !woken.is_empty();
-            // Dropping a runnable drops its future.
-            drop(woken);
+            rest |= !arrived.is_empty();
             drop(arrived);
+            self.local.ready.borrow_mut().clear();
+            rest |= task::drop_all(&self.local);
             rest |= FdTable::clear(&self.local);
             rest |= BottomHalves::clear(&self.local);
             if !rest {

@@ -1,16 +1,17 @@
 //! [`PooledFuture`]: a boxed future whose memory is used again and again.
 //!
 //! A call through `dyn` must put its future somewhere, and the block layer makes such a call for
-//! every layer of every request. The general allocator costs more than most layers do, so the
-//! memory comes from lists of free blocks that each thread keeps: in steady state a request
-//! allocates nothing. All that is unsafe about this is in this file.
+//! every layer of every request; so must a loop that starts a task for every request. The general
+//! allocator costs more than most layers do, so the memory comes from lists of free blocks that
+//! each thread keeps: in steady state a request allocates nothing. All that is unsafe about this is
+//! in this file.
 //!
 //! # Why it is sound
-//! * A block's size is a function of the layout alone ([`class_of`]), and whoever gives a block
+//! * A block's size is a function of the layout alone (`class_of`), and whoever gives a block
 //!   back names the layout it was asked for with. So a block goes to the list of its own size,
 //!   whichever thread that list belongs to: blocks carry no owner and may change threads.
-//! * A block is in exactly one place: in one thread's list, or behind the one [`Memory`] or
-//!   [`PooledFuture`] that was made of it. None of them can be copied.
+//! * A block is in exactly one place: in one thread's list, or behind the one `Memory` or
+//!   [`Pooled`] value that was made of it. None of them can be copied.
 //! * The lists are touched only by their thread, for the length of a push or a pop. No foreign code
 //!   runs meanwhile, except the allocator, which knows nothing of them.
 //! * What does not fit the classes (large, over-aligned) goes to the allocator and back, with its
@@ -29,6 +30,8 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll};
+
+use crate::task::Work;
 
 /// Size in bytes of the smallest class; each further class is twice as large.
 const SMALLEST: usize = 64;
@@ -166,30 +169,62 @@ fn never_empty(layout: Layout) -> Layout {
     layout
 }
 
-/// A future of unknown type in pooled memory; it need not be `Send`, and stays in its thread.
-///
-/// What `Pin<Box<dyn Future>>` is in general code. Any thread may make one; making and dropping it
-/// in a loop's thread, again and again, costs no allocation.
-pub struct PooledFuture<'a, T> {
-    future: NonNull<dyn Future<Output = T> + 'a>,
-    /// What the future's memory was taken for.
+/// A value in pooled memory, pinned there; it stays in its thread. What `Pin<Box<T>>` is in general
+/// code.
+pub struct Pooled<T: ?Sized> {
+    value: NonNull<T>,
+    /// What the value's memory was taken for.
     layout: Layout,
-    owned: PhantomData<Box<dyn Future<Output = T> + 'a>>,
+    owned: PhantomData<Box<T>>,
 }
+
+/// A future of unknown type in pooled memory; it need not be `Send`.
+///
+/// Any thread may make one; making and dropping them in one thread, again and again, costs no
+/// allocation.
+pub type PooledFuture<'a, T> = Pooled<dyn Future<Output = T> + 'a>;
 
 impl<'a, T> PooledFuture<'a, T> {
     /// Moves `future` into pooled memory.
     #[must_use]
     pub fn new<F: Future<Output = T> + 'a>(future: F) -> Self {
-        let layout = Layout::new::<F>();
-        let pointer = Memory::take(layout).into_raw().cast::<F>();
-        // SAFETY: the block is ours, and large and aligned enough for an `F`.
-        unsafe { pointer.write(future) };
+        let (value, layout) = place(future);
         Self {
-            future: pointer,
+            value,
             layout,
             owned: PhantomData,
         }
+    }
+}
+
+impl Pooled<dyn Work> {
+    /// Moves a task's work into pooled memory.
+    pub(crate) fn work<W: Work + 'static>(work: W) -> Self {
+        let (value, layout) = place(work);
+        Self {
+            value,
+            layout,
+            owned: PhantomData,
+        }
+    }
+}
+
+/// Moves `value` into a block of its own; returns it with the layout the block was taken for.
+fn place<T>(value: T) -> (NonNull<T>, Layout) {
+    let layout = Layout::new::<T>();
+    let pointer = Memory::take(layout).into_raw().cast::<T>();
+    // SAFETY: the block is ours, and large and aligned enough for a `T`.
+    unsafe { pointer.write(value) };
+    (pointer, layout)
+}
+
+impl<T: ?Sized> Pooled<T> {
+    /// The value, in its place.
+    pub fn as_mut(&mut self) -> Pin<&mut T> {
+        // SAFETY: `place` initialised the value, only `drop` ends it, and the reference borrows
+        // `self`, which alone leads to it. It is pinned: nothing moves it out of its block, and it
+        // is dropped before the block is given back.
+        unsafe { Pin::new_unchecked(self.value.as_mut()) }
     }
 }
 
@@ -197,26 +232,23 @@ impl<T> Future for PooledFuture<'_, T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        // SAFETY: `new` initialised the future, only `drop` ends it, and the reference lives no
-        // longer than that to `self`. It is pinned: nothing moves it out of its block, and it is
-        // dropped before the block is given back.
-        unsafe { Pin::new_unchecked(self.future.as_mut()) }.poll(cx)
+        self.as_mut().get_mut().as_mut().poll(cx)
     }
 }
 
-impl<T> Drop for PooledFuture<'_, T> {
+impl<T: ?Sized> Drop for Pooled<T> {
     fn drop(&mut self) {
-        // First the owner of the memory, so that it is given back also if the future's drop panics.
-        // SAFETY: `new` took the block for this layout; nobody gives it back but this one drop.
-        let _memory = unsafe { Memory::from_raw(self.future.cast(), self.layout) };
-        // SAFETY: `new` initialised the future, and nothing looks at it after this drop.
-        unsafe { self.future.as_ptr().drop_in_place() };
+        // First the owner of the memory, so that it is given back also if the value's drop panics.
+        // SAFETY: `place` took the block for this layout; nobody gives it back but this one drop.
+        let _memory = unsafe { Memory::from_raw(self.value.cast(), self.layout) };
+        // SAFETY: `place` initialised the value, and nothing looks at it after this drop.
+        unsafe { self.value.as_ptr().drop_in_place() };
     }
 }
 
-impl<T> fmt::Debug for PooledFuture<'_, T> {
+impl<T: ?Sized> fmt::Debug for Pooled<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PooledFuture")
+        f.debug_struct("Pooled")
             .field("bytes", &self.layout.size())
             .finish_non_exhaustive()
     }

@@ -12,7 +12,7 @@ fn poll<T>(future: &mut PooledFuture<'_, T>) -> Poll<T> {
 }
 
 fn block_of<T>(future: &PooledFuture<'_, T>) -> *const u8 {
-    future.future.as_ptr().cast_const().cast()
+    future.value.as_ptr().cast_const().cast()
 }
 
 /// Free blocks of `class` in this thread.

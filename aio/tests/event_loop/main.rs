@@ -9,6 +9,8 @@ mod fds;
 #[cfg(test)]
 mod io;
 #[cfg(test)]
+mod joining;
+#[cfg(test)]
 mod nested;
 #[cfg(test)]
 mod refused;
