@@ -1,10 +1,15 @@
 //! File I/O through both engines: shapes, sizes, errors, and many operations at once.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::future::Future;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
 
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
 use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, current};
 use vm_memory::GuestAddress;
 
@@ -285,21 +290,156 @@ fn a_dropped_operation_keeps_its_memory_until_the_kernel_is_done() {
 }
 
 #[test]
-fn a_dropped_loop_waits_for_the_kernel() {
+fn the_end_of_a_loop_cancels_what_would_never_end() {
     if !has_ring() {
         return;
     }
     let mut event_loop = event_loop();
-    let (memory, mut writer) = read_in_flight(&mut event_loop);
-    let this = crate::support::thread_id();
-    let seen = memory.clone();
-    let helper = std::thread::spawn(move || {
-        crate::support::until_asleep(this);
-        let alive = seen.upgrade().is_some();
-        writer.write_all(&[7]).unwrap();
-        alive
-    });
+    // Nobody ever writes: the pipe's other end is open to the last.
+    let (memory, writer) = read_in_flight(&mut event_loop);
+    assert!(memory.upgrade().is_some(), "freed under the kernel's feet");
     drop(event_loop);
-    assert!(helper.join().unwrap(), "freed under the kernel's feet");
     assert!(memory.upgrade().is_none(), "leaked");
+    drop(writer);
+}
+
+#[test]
+fn an_operation_that_outlives_its_loop_ends_with_an_error() {
+    if !has_ring() {
+        return;
+    }
+    let mut event_loop = event_loop();
+    let (reader, _writer) = pipe();
+    let byte = IoBuffer::alloc(1);
+    let read = async move { current::read_at(EngineKind::IoUring, &reader, 0, byte).await };
+    let mut read: Pin<Box<dyn Future<Output = io::Result<usize>>>> = Box::pin(read);
+    let started = event_loop.run_until(std::future::poll_fn(move |cx| {
+        let started = read.as_mut().poll(cx).is_pending();
+        let taken = std::mem::replace(&mut read, Box::pin(std::future::pending()));
+        Poll::Ready((started, taken))
+    }));
+    let (started, mut read) = started.unwrap();
+    assert!(started);
+    settle(&mut event_loop);
+    drop(event_loop);
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Err(error)) = read.as_mut().poll(&mut cx) else {
+        panic!("waits for a loop that is gone");
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
+}
+
+/// A number that no other thread of this process is given meanwhile.
+const FAR_AWAY: i32 = 900;
+
+#[test]
+fn a_descriptor_closed_behind_the_loops_back_fails_only_its_own_operations() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let content = pattern(PAGE);
+                let other = file(&content);
+                let victim = rustix::io::fcntl_dupfd_cloexec(&*file(&content), FAR_AWAY).unwrap();
+                let victim = Arc::new(File::from(victim));
+                let read = |file: &Arc<File>| {
+                    let file = Arc::clone(file);
+                    current::spawn_local(async move {
+                        let buffer = IoBuffer::alloc(PAGE);
+                        current::read_at(engine, &file, 0, buffer).await
+                    })
+                };
+                assert_eq!(read(&victim).await.unwrap().unwrap(), PAGE);
+                close_behind_its_back(&victim);
+                let tasks = [read(&other), read(&victim), read(&other)];
+                let [first, second, third] = tasks;
+                assert_eq!(first.await.unwrap().unwrap(), PAGE);
+                let error = second.await.unwrap().unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+                assert_eq!(third.await.unwrap().unwrap(), PAGE);
+                let sync = current::fdatasync(engine, &victim).await;
+                assert_eq!(sync.unwrap_err().raw_os_error(), Some(libc::EBADF));
+                // Closing it again would be somebody else's descriptor.
+                std::mem::forget(victim);
+            })
+            .unwrap();
+    }
+}
+
+#[expect(unsafe_code, reason = "closes what somebody else owns, on purpose")]
+fn close_behind_its_back(file: &File) {
+    // SAFETY: the number is used by nobody else, and its owner never closes it.
+    drop(unsafe { OwnedFd::from_raw_fd(file.as_raw_fd()) });
+}
+
+#[test]
+fn syncing_and_discarding_reach_the_file() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let file = file(&pattern(PAGE));
+                current::fsync(engine, &file).await.unwrap();
+                current::fdatasync(engine, &file).await.unwrap();
+                // Only a block device can be told to discard; that it was told shows here.
+                let refused = current::discard(engine, &file, 0, PAGE as u64).await;
+                assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+                let pipe = pipe().0;
+                let refused = current::fsync(engine, &pipe).await;
+                assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            })
+            .unwrap();
+    }
+}
+
+/// A file that may not grow: what does not fit fails in the middle of the request.
+#[test]
+fn an_error_in_the_middle_of_a_write_is_its_result() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let memory = memfd_create("sealed", MemfdFlags::ALLOW_SEALING).unwrap();
+                rustix::fs::ftruncate(&memory, 2 * PAGE as u64).unwrap();
+                rustix::fs::fcntl_add_seals(&memory, SealFlags::GROW).unwrap();
+                let file = Arc::new(File::from(memory));
+                let data = IoBuffer::copied_from(&pattern(4 * PAGE));
+                let write = current::write_at(engine, &file, 0, data.clone()).await;
+                assert_eq!(write.unwrap_err().kind(), ErrorKind::PermissionDenied);
+                // What fits can still be written.
+                let write = current::write_at(engine, &file, 0, data.slice(0, 2 * PAGE));
+                write.await.unwrap();
+                let mut back = vec![0; 2 * PAGE];
+                file.read_exact_at(&mut back, 0).unwrap();
+                assert!(back == pattern(4 * PAGE)[..2 * PAGE]);
+            })
+            .unwrap();
+    }
+}
+
+/// A pipe that takes and gives less than is asked makes every transfer a short one.
+#[test]
+fn short_transfers_are_completed() {
+    const LEN: usize = 1 << 20;
+    if !has_ring() {
+        return;
+    }
+    let mut event_loop = event_loop();
+    let (reader, writer) = pipe();
+    let writer = Arc::new(writer);
+    event_loop
+        .run_until(async move {
+            let engine = EngineKind::IoUring;
+            let data = IoBuffer::copied_from(&pattern(LEN));
+            let write =
+                current::spawn_local(
+                    async move { current::write_at(engine, &writer, 0, data).await },
+                );
+            let buffer = IoBuffer::alloc(LEN);
+            let count = current::read_at(engine, &reader, 0, buffer.clone()).await;
+            assert_eq!(count.unwrap(), LEN);
+            write.await.unwrap().unwrap();
+            assert!(buffer.to_vec() == pattern(LEN));
+        })
+        .unwrap();
 }
