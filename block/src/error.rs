@@ -118,6 +118,12 @@ pub enum BlockError {
 }
 
 impl BlockError {
+    /// Whether the driver can't do such a request at all, so that another way is to be tried.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Io(source) if source.raw_os_error() == Some(libc::EOPNOTSUPP))
+    }
+
     /// The errno that a guest or an error policy would see.
     #[must_use]
     pub fn errno(&self) -> i32 {

@@ -41,6 +41,7 @@ pub mod driver;
 pub mod error;
 pub mod event;
 pub mod graph;
+pub mod io;
 pub mod job;
 pub mod mirror;
 pub mod node;

@@ -1,21 +1,17 @@
 //! [`Node`]: one vertex of the block graph.
 //!
-//! A node checks what every driver relies on (range, read-only) and passes the request to its
-//! driver. Who stands above it is kept as a list of parents, for draining and for the graph's
-//! changes; the request path never looks at it.
+//! Its requests are in [`crate::io`]. Who stands above it is kept as a list of parents, for draining
+//! and for the graph's changes; the request path never looks at it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use sluice_aio::IoBuffer;
 
 use crate::drain::{Cover, PastSections, SectionInner};
-use crate::driver::{
-    Blkdebug, BlockStatus, DebugEvent, Driver, FileIdentity, ImageInfo, RequestFlags,
-};
-use crate::error::{BlockError, Result};
+use crate::driver::{Blkdebug, Driver, FileIdentity, ImageInfo};
 use crate::graph::parent::ParentEdge;
+use crate::io::NodeIo;
 use crate::permission::Access;
 
 /// Where a node came from, which decides who may delete it.
@@ -50,6 +46,7 @@ pub struct Node {
     driver: Box<dyn Driver>,
     read_only: AtomicBool,
     owner: Owner,
+    pub(crate) io: NodeIo,
     pub(crate) state: Mutex<NodeState>,
 }
 
@@ -60,11 +57,13 @@ impl Node {
         read_only: bool,
         owner: Owner,
     ) -> Arc<Self> {
+        let io = NodeIo::new(driver.limits());
         Arc::new(Self {
             name,
             driver,
             read_only: AtomicBool::new(read_only),
             owner,
+            io,
             state: Mutex::default(),
         })
     }
@@ -138,93 +137,6 @@ impl Node {
 
     pub(crate) fn file_identity(&self) -> Option<FileIdentity> {
         self.driver.file_identity()
-    }
-
-    /// Reads `buffer.len()` bytes from byte `offset`.
-    ///
-    /// # Errors
-    /// Out of range, or the medium's.
-    pub async fn read(&self, offset: u64, buffer: IoBuffer) -> Result<()> {
-        self.check_range(offset, buffer.len() as u64)?;
-        self.driver.read(offset, buffer).await
-    }
-
-    /// Writes `buffer` at byte `offset`.
-    ///
-    /// # Errors
-    /// Read-only, out of range, or the medium's.
-    pub async fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> Result<()> {
-        self.check_write(offset, buffer.len() as u64)?;
-        self.driver.write(offset, buffer, flags).await
-    }
-
-    /// Makes `len` bytes from `offset` read as zeroes.
-    ///
-    /// # Errors
-    /// As [`Node::write`].
-    pub async fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> Result<()> {
-        self.check_write(offset, len)?;
-        if len == 0 {
-            return Ok(());
-        }
-        self.driver.write_zeroes(offset, len, flags).await
-    }
-
-    /// Gives up the contents of `len` bytes from `offset`.
-    ///
-    /// # Errors
-    /// As [`Node::write`].
-    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_write(offset, len)?;
-        self.driver.discard(offset, len).await
-    }
-
-    /// Makes durable what was written before.
-    ///
-    /// # Errors
-    /// The medium's.
-    pub async fn flush(&self) -> Result<()> {
-        if self.is_read_only() {
-            return Ok(());
-        }
-        self.driver.flush().await
-    }
-
-    /// What the first part of a range holds; `len` must not be zero.
-    ///
-    /// # Errors
-    /// Out of range, or the medium's.
-    pub async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        self.check_range(offset, len)?;
-        self.driver.block_status(offset, len).await
-    }
-
-    /// Lets a fault injector below stop at `event`.
-    ///
-    /// # Errors
-    /// What the injector was told to inject.
-    pub async fn debug_event(&self, event: DebugEvent) -> Result<()> {
-        self.driver.debug_event(event).await
-    }
-
-    fn check_write(&self, offset: u64, len: u64) -> Result<()> {
-        if self.is_read_only() {
-            return Err(BlockError::ReadOnly(self.name.clone()));
-        }
-        self.check_range(offset, len)
-    }
-
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        let size = self.driver.size();
-        if offset.checked_add(len).is_some_and(|end| end <= size) {
-            return Ok(());
-        }
-        Err(BlockError::OutOfRange {
-            node: self.name.clone(),
-            offset,
-            len,
-            size,
-        })
     }
 
     /// The files behind this node, with those of the nodes below it.

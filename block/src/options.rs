@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sluice_aio::EngineKind;
 
 use crate::driver::blkdebug::InjectError;
+use crate::io::DetectZeroes;
 
 /// One node with everything below it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -97,6 +98,9 @@ macro_rules! node_options {
             /// What to do with discards; inherited from the parent if not given.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub discard: Option<Discard>,
+            /// What to do with writes of nothing but zeroes.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub detect_zeroes: Option<DetectZeroes>,
             /// Cache mode; inherited from the parent if not given.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub cache: Option<CacheOptions>,
@@ -110,6 +114,7 @@ macro_rules! node_options {
                     read_only: self.read_only,
                     auto_read_only: self.auto_read_only,
                     discard: self.discard,
+                    detect_zeroes: self.detect_zeroes,
                     cache: self.cache,
                 }
             }
@@ -190,6 +195,7 @@ pub(crate) struct Common<'a> {
     pub(crate) read_only: Option<bool>,
     pub(crate) auto_read_only: Option<bool>,
     pub(crate) discard: Option<Discard>,
+    pub(crate) detect_zeroes: Option<DetectZeroes>,
     pub(crate) cache: Option<CacheOptions>,
 }
 
@@ -218,6 +224,7 @@ impl BlockdevOptions {
             read_only: None,
             auto_read_only: None,
             discard: None,
+            detect_zeroes: None,
             cache: None,
             filename: filename.into(),
             aio: AioOption::default(),
@@ -227,6 +234,7 @@ impl BlockdevOptions {
             read_only: None,
             auto_read_only: None,
             discard: None,
+            detect_zeroes: None,
             cache: None,
             file: ChildRef::Options(Box::new(Self::File(file))),
             offset: 0,

@@ -23,7 +23,7 @@ use arc_swap::ArcSwap;
 use bitflags::bitflags;
 use sluice_aio::{IoBuffer, PooledFuture};
 
-use crate::error::Result;
+use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::permission::Access;
 pub use blkdebug::{Blkdebug, DebugEvent};
@@ -152,10 +152,22 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         self.filtered().map_or(0, |child| child.node().len())
     }
 
-    /// What requests must look like; asked rarely, it may lock.
+    /// What requests to this driver must look like; asked once. A filter need not repeat what the
+    /// node below asks for: each node sees to its own driver's.
     fn limits(&self) -> Limits {
-        self.filtered()
-            .map_or_else(Limits::default, |child| child.node().driver().limits())
+        Limits::default()
+    }
+
+    /// Makes the medium `size` bytes long; new bytes are zeroes. Nothing else is in flight.
+    fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            match self.filtered() {
+                Some(child) => child.node().resize(size).await,
+                None => Err(BlockError::Refused(
+                    "Image format driver does not support resize".to_owned(),
+                )),
+            }
+        })
     }
 
     /// Reads `buffer.len()` bytes from byte `offset`.

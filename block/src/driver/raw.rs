@@ -63,6 +63,21 @@ impl Driver for Raw {
             .unwrap_or_else(|| self.file.node().len().saturating_sub(self.offset))
     }
 
+    fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
+        let node = self.file.node();
+        BlockFuture::new(async move {
+            if self.size.is_some() {
+                let why = "Cannot resize fixed-size raw disks";
+                return Err(BlockError::Refused(why.to_owned()));
+            }
+            let Some(whole) = size.checked_add(self.offset) else {
+                let why = "Disk size too large for the chosen offset";
+                return Err(BlockError::Refused(why.to_owned()));
+            };
+            node.resize(whole).await
+        })
+    }
+
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         let node = self.file.node();
         BlockFuture::new(async move { node.read(offset + self.offset, buffer).await })

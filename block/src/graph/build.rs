@@ -13,6 +13,7 @@ use crate::driver::raw::Raw;
 use crate::driver::throttle::Throttle;
 use crate::driver::{Blkdebug, Driver, Edge, Role};
 use crate::error::{BlockError, Result};
+use crate::io::IoPolicy;
 use crate::node::{Node, Owner};
 use crate::options::{BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode};
 
@@ -93,6 +94,8 @@ impl Graph {
             let common = options.common();
             let settings = inherited.overridden_by(common);
             let name = self.choose_name(common.node_name, opened)?;
+            let detect_zeroes = common.detect_zeroes.unwrap_or_default();
+            let policy = IoPolicy::new(settings.discard, detect_zeroes)?;
             let mut read_only = settings.read_only;
             let driver: Box<dyn Driver> = match options {
                 BlockdevOptions::File(file) => {
@@ -130,6 +133,7 @@ impl Graph {
                 }
             };
             let node = Node::new(name, driver, read_only, owner);
+            node.set_policy(policy);
             opened.0.push(Arc::clone(&node));
             Ok(node)
         })

@@ -7,9 +7,9 @@
 mod build;
 mod change;
 pub(crate) mod parent;
-pub(crate) mod transaction;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transaction;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -252,7 +252,7 @@ impl Graph {
 
     /// Takes a backend away: what is parked is cancelled, what runs is awaited.
     pub async fn remove_backend(&self, backend: &Arc<Backend>) {
-        backend.gate().destroy();
+        backend.destroy();
         backend.gate().wait_idle().await;
         self.topology()
             .backends
@@ -315,6 +315,14 @@ impl Graph {
         }
         inner.wait_idle().await;
         Section::new(inner)
+    }
+
+    /// The machine goes on after a stop: every disk does again what an error had halted, before
+    /// anything newer.
+    pub fn resume_halted(&self) {
+        for backend in self.backends() {
+            backend.resume();
+        }
     }
 
     /// Flushes every writable disk; all are tried. A node below others is flushed through them.

@@ -15,14 +15,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::SeekFrom;
 use sluice_aio::{EngineKind, IoBuffer, current};
 
-use super::{
-    Allocation, BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, RequestFlags,
-};
-use crate::error::Result;
+use super::{Allocation, BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, RequestFlags};
+use crate::error::{BlockError, Result};
 use crate::permission::Access;
 pub use create::create_image;
 pub use open::FileOptions;
@@ -42,8 +41,8 @@ const ZERO_CHUNK: u64 = 1 << 20;
 pub struct FileDriver {
     file: Arc<File>,
     path: PathBuf,
-    /// Size in bytes at opening.
-    size: u64,
+    /// Size in bytes at opening, or as it was set since.
+    size: AtomicU64,
     identity: FileIdentity,
     writable: bool,
     engine: EngineKind,
@@ -206,7 +205,23 @@ impl Driver for FileDriver {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            let file = Arc::clone(&self.file);
+            current::blocking(move || -> Result<()> {
+                if !file.metadata()?.is_file() {
+                    let why = "Cannot resize device files";
+                    return Err(BlockError::Refused(why.to_owned()));
+                }
+                Ok(file.set_len(size)?)
+            })
+            .await??;
+            self.size.store(size, Ordering::Relaxed);
+            Ok(())
+        })
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {

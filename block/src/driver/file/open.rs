@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use sluice_aio::EngineKind;
 
@@ -63,7 +64,7 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
     Ok(FileDriver {
         file: Arc::new(file),
         path,
-        size,
+        size: AtomicU64::new(size),
         identity,
         writable,
         engine: options.engine,

@@ -382,7 +382,10 @@ fn there_is_one_writer_among_all_who_opened_the_file() {
         let path = filled(directory.path(), "image", 1);
         let (first, second) = (open(FileOptions::new(&path)), open(FileOptions::new(&path)));
         first.prepare_access(Access::of_device(false)).unwrap();
-        let said = second.prepare_access(Access::of_device(false)).unwrap_err().to_string();
+        let said = second
+            .prepare_access(Access::of_device(false))
+            .unwrap_err()
+            .to_string();
         assert!(
             said.contains("is another process, or another node, using the image?"),
             "{said}"

@@ -9,9 +9,7 @@ const GREATEST: u64 = 1_000_000_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitsError {
     /// Reads and writes are limited together and apart.
-    #[error(
-        "bps/iops/max total values and read/write values cannot be used at the same time"
-    )]
+    #[error("bps/iops/max total values and read/write values cannot be used at the same time")]
     TotalAndParts,
     /// The size of an operation without a limit on operations.
     #[error("iops size requires an iops value to be set")]
@@ -180,7 +178,10 @@ mod tests {
     #[test]
     fn contradictions_are_refused_in_qemus_words() {
         let cases = [
-            (json!({"bps-total": 1, "bps-read": 1}), LimitsError::TotalAndParts),
+            (
+                json!({"bps-total": 1, "bps-read": 1}),
+                LimitsError::TotalAndParts,
+            ),
             (
                 json!({"iops-total": 5, "iops-write": 1}),
                 LimitsError::TotalAndParts,

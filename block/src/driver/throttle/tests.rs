@@ -113,9 +113,7 @@ fn reads_and_writes_are_limited_apart_or_together() {
         pass(&clock, 1).await;
         assert_eq!(log.borrow()[11..], [21]);
         // Together: a write pays for a read.
-        group
-            .set_limits(limits(json!({"iops-total": 10})))
-            .unwrap();
+        group.set_limits(limits(json!({"iops-total": 10}))).unwrap();
         log.borrow_mut().clear();
         for name in 0..2 {
             request(&log, &member, Direction::Write, 1, name);
@@ -230,7 +228,9 @@ fn graph(clock: &Clock) -> Arc<Graph> {
 }
 
 async fn add(graph: &Graph, options: Value) -> crate::error::Result<Arc<crate::Node>> {
-    graph.add_node(&serde_json::from_value(options).unwrap()).await
+    graph
+        .add_node(&serde_json::from_value(options).unwrap())
+        .await
 }
 
 fn throttle(name: &str, group: &str) -> Value {

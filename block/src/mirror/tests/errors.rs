@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use sluice_aio::IoBuffer;
+
 use super::bench::{BLOCK, SIZE, block_value, common, pattern, run, run_both};
+use crate::backend::Submitter;
 use crate::driver::DebugEvent;
 use crate::driver::blkdebug::InjectError;
 use crate::event::BlockEvent;
@@ -224,10 +227,15 @@ fn a_guests_failed_request_is_told_to_the_operator() {
     run(|bench| async move {
         let (disk, node) = bench.debug_disk("disk").await;
         disk.set_device("/machine/peripheral/disk");
-        inject(&node, DebugEvent::WriteAio, libc::ENOSPC);
-        assert!(bench.begin_write(&disk, 0, 1).await.is_err());
+        let guest = Submitter::new(Arc::clone(&disk));
+        let write = async || {
+            let token = disk.enter().await.unwrap();
+            guest.request(token).write(0, IoBuffer::alloc(512)).await
+        };
+        inject(&node, DebugEvent::WriteAio, libc::EIO);
+        assert!(write().await.is_err());
         heal(&node);
-        assert!(bench.begin_write(&disk, 0, 1).await.is_ok());
+        assert!(write().await.is_ok());
         let told: Vec<_> = bench
             .events()
             .iter()
@@ -241,6 +249,6 @@ fn a_guests_failed_request_is_told_to_the_operator() {
         assert_eq!(told[0]["operation"], "write");
         assert_eq!(told[0]["action"], "report");
         let reason = told[0]["reason"].as_str().unwrap();
-        assert!(reason.contains("No space"), "{reason}");
+        assert!(reason.contains("Input/output"), "{reason}");
     });
 }

@@ -4,57 +4,43 @@
 //! does its operations with the token it got; a compound request (a TRIM of many ranges) enters
 //! once. Only after entering does it look at the graph, because the root may have been swapped
 //! while it waited.
+//!
+//! A device's requests go through [`Request`], which knows what to do about errors. The operations
+//! of [`Backend`] itself are for those who want to know of an error whatever the device's policy
+//! is.
+
+mod halted;
+mod policy;
+mod request;
+mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use sluice_aio::gate::{Enter, Opened};
 use sluice_aio::{AioContext, Clock, Gate, IoBuffer, Token};
 
 use crate::driver::RequestFlags;
 use crate::error::{BlockError, Result};
-use crate::event::{BlockEvent, ErrorAction, EventSink, IoOperation};
+use crate::event::{EventSink, IoOperation};
+use crate::job::IoStatus;
 use crate::node::Node;
+use halted::Halted;
+pub use policy::ErrorPolicy;
+pub use request::{Request, Submitter};
+pub use stats::{Account, BackendStats, Counters, Latencies};
 
-/// Kinds of guest requests that are accounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Account {
-    /// Reads.
-    Read,
-    /// Writes, those of zeroes included.
-    Write,
-    /// Flushes.
-    Flush,
-    /// Discards.
-    Unmap,
-}
-
-/// Counters of one kind of request.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Bytes moved.
-    pub bytes: AtomicU64,
-    /// Requests that succeeded.
-    pub operations: AtomicU64,
-    /// Requests that failed.
-    pub failed: AtomicU64,
-    /// Time from submission to completion, summed, in nanoseconds.
-    pub total_time_ns: AtomicU64,
-}
-
-/// All counters of a backend; read them at any time.
-#[derive(Debug, Default)]
-pub struct BackendStats {
-    kinds: [Counters; 4],
-}
-
-impl BackendStats {
-    /// The counters of one kind.
-    #[must_use]
-    pub fn of(&self, kind: Account) -> &Counters {
-        &self.kinds[kind as usize]
+impl Account {
+    /// Which of the two policies such a request's errors come under.
+    fn direction(self) -> IoOperation {
+        match self {
+            Self::Read => IoOperation::Read,
+            Self::Write | Self::Flush | Self::Unmap => IoOperation::Write,
+        }
     }
 }
 
@@ -66,6 +52,13 @@ pub struct Backend {
     clock: Clock,
     read_only: bool,
     stats: BackendStats,
+    /// Whether a write may end before it is durable.
+    write_cache: AtomicBool,
+    policy: ArcSwap<ErrorPolicy>,
+    status: Mutex<IoStatus>,
+    halted: Halted,
+    next_sequence: AtomicU64,
+    next_submitter: AtomicU64,
     events: Arc<dyn EventSink>,
     device: Mutex<Option<String>>,
     context: Mutex<Option<AioContext>>,
@@ -95,6 +88,12 @@ impl Backend {
             root: ArcSwapOption::from(Some(root)),
             read_only,
             stats: BackendStats::default(),
+            write_cache: AtomicBool::new(true),
+            policy: ArcSwap::default(),
+            status: Mutex::default(),
+            halted: Halted::default(),
+            next_sequence: AtomicU64::new(0),
+            next_submitter: AtomicU64::new(0),
             events,
             device: Mutex::default(),
             context: Mutex::default(),
@@ -163,6 +162,68 @@ impl Backend {
         self.read_only
     }
 
+    /// Whether a write may end before it is durable (write-back). It is so at first.
+    #[must_use]
+    pub fn write_cache(&self) -> bool {
+        self.write_cache.load(Ordering::Relaxed)
+    }
+
+    /// Turns write-back on or off, from the next write on. Off, every write is durable when it
+    /// ends (write-through).
+    pub fn set_write_cache(&self, on: bool) {
+        self.write_cache.store(on, Ordering::Relaxed);
+    }
+
+    fn write_flags(&self) -> RequestFlags {
+        if self.write_cache() {
+            RequestFlags::empty()
+        } else {
+            RequestFlags::FUA
+        }
+    }
+
+    /// Says what is to be done about errors.
+    pub fn set_policy(&self, policy: ErrorPolicy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    fn policy(&self) -> ErrorPolicy {
+        **self.policy.load()
+    }
+
+    /// Whether an error has stopped the machine; none if the policy never does that.
+    #[must_use]
+    pub fn io_status(&self) -> Option<IoStatus> {
+        self.policy().has_status().then(|| *self.status.lock())
+    }
+
+    /// Of several errors the first counts.
+    fn note_status(&self, status: IoStatus) {
+        let mut present = self.status.lock();
+        if *present == IoStatus::Ok {
+            *present = status;
+        }
+    }
+
+    /// How many requests wait for the machine to go on.
+    #[must_use]
+    pub fn halted(&self) -> usize {
+        self.halted.len()
+    }
+
+    /// The machine goes on: what an error had halted is done again, before anything newer.
+    pub fn resume(&self) {
+        *self.status.lock() = IoStatus::Ok;
+        self.halted.resume(&self.gate);
+    }
+
+    /// Cancels what is parked or halted; nothing enters any more.
+    pub(crate) fn destroy(&self) {
+        self.gate.destroy();
+        // Each finds the gate destroyed.
+        self.halted.resume(&self.gate);
+    }
+
     /// What the guest has asked so far.
     #[must_use]
     pub fn stats(&self) -> &BackendStats {
@@ -217,7 +278,7 @@ impl Backend {
         self.account(
             Account::Write,
             len,
-            node.write(offset, buffer, RequestFlags::empty()),
+            node.write(offset, buffer, self.write_flags()),
         )
         .await
     }
@@ -233,11 +294,8 @@ impl Backend {
         len: u64,
         unmap: bool,
     ) -> Result<()> {
-        let flags = if unmap {
-            RequestFlags::MAY_UNMAP
-        } else {
-            RequestFlags::empty()
-        };
+        let mut flags = self.write_flags();
+        flags.set(RequestFlags::MAY_UNMAP, unmap);
         let node = self.root_for(token)?;
         self.account(Account::Write, len, node.write_zeroes(offset, len, flags))
             .await
@@ -273,6 +331,7 @@ impl Backend {
         })
     }
 
+    /// Does a request and counts it.
     async fn account(
         &self,
         kind: Account,
@@ -282,39 +341,10 @@ impl Backend {
         let began = self.clock.now();
         let result = request.await;
         let took = self.clock.now().saturating_sub(began);
-        let counters = self.stats.of(kind);
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        counters.total_time_ns.fetch_add(took, Ordering::Relaxed);
         match &result {
-            Ok(()) => {
-                counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-                counters.operations.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => {
-                counters.failed.fetch_add(1, Ordering::Relaxed);
-                self.report(kind, error);
-            }
+            Ok(()) => self.stats.of(kind).done(bytes, took),
+            Err(_) => self.stats.of(kind).failed(took),
         }
         result
-    }
-
-    /// Tells the operator of a request of the guest that failed; the guest is told by its device.
-    fn report(&self, kind: Account, error: &BlockError) {
-        if matches!(error, BlockError::Cancelled(_)) {
-            return;
-        }
-        let operation = match kind {
-            Account::Read => IoOperation::Read,
-            Account::Write | Account::Flush | Account::Unmap => IoOperation::Write,
-        };
-        self.events.emit(BlockEvent::BlockIoError {
-            qom_path: self.device().unwrap_or_default(),
-            device: self.name.clone(),
-            node_name: self.node().map(|node| node.name().to_owned()),
-            operation,
-            action: ErrorAction::Report,
-            nospace: None,
-            reason: error.to_string(),
-        });
     }
 }

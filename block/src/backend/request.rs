@@ -1,0 +1,260 @@
+//! A guest's request: operations under a token, with the disk's error policy.
+//!
+//! A device makes a [`Request`] of the token that it has entered with and does the request's
+//! operations through it, one after the other. If one fails and the policy says so, the machine is
+//! asked to stop, and the request is *halted*: it gives its token back and waits. When the machine
+//! goes on it enters again, before anything newer, and does the very operation that failed once
+//! more; what was done before is not repeated. The operation is kept as a value: it looks at no
+//! register and no ring again.
+//!
+//! A device that is reset must not wait for a machine that stands still: [`Submitter::settle`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::io::Errno;
+use sluice_aio::{IoBuffer, Token};
+
+use super::{Account, Backend};
+use crate::driver::RequestFlags;
+use crate::error::{BlockError, Result};
+use crate::event::{BlockEvent, ErrorAction};
+use crate::job::IoStatus;
+
+/// One source of a disk's requests, such as an IDE drive or a virtqueue. What it has halted is
+/// cancelled together. Any thread.
+#[derive(Debug)]
+pub struct Submitter {
+    backend: Arc<Backend>,
+    id: u64,
+    /// How often it was settled: requests from before never halt again.
+    settled: AtomicU64,
+}
+
+impl Submitter {
+    /// A source of requests to `backend`.
+    #[must_use]
+    pub fn new(backend: Arc<Backend>) -> Self {
+        let id = backend.next_submitter.fetch_add(1, Ordering::Relaxed);
+        Self {
+            backend,
+            id,
+            settled: AtomicU64::new(0),
+        }
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// Begins a request with the token that it has entered with.
+    #[must_use]
+    pub fn request(&self, token: Token) -> Request<'_> {
+        Request {
+            submitter: self,
+            token: Some(token),
+            sequence: self.backend.next_sequence.fetch_add(1, Ordering::Relaxed),
+            settled: self.settled.load(Ordering::Acquire),
+        }
+    }
+
+    /// Cancels what is halted, and has what is under way end with its error if it fails: the
+    /// device is reset, and waits for its requests to end.
+    pub fn settle(&self) {
+        self.settled.fetch_add(1, Ordering::AcqRel);
+        self.backend.halted.cancel(self.id);
+    }
+}
+
+/// What is done, and done again.
+#[derive(Clone, Debug)]
+enum Operation {
+    Read(u64, IoBuffer),
+    Write(u64, IoBuffer),
+    Zero { offset: u64, len: u64, unmap: bool },
+    Discard { offset: u64, len: u64 },
+    Flush,
+}
+
+impl Operation {
+    fn account(&self) -> Account {
+        match self {
+            Self::Read(..) => Account::Read,
+            Self::Write(..) | Self::Zero { .. } => Account::Write,
+            Self::Discard { .. } => Account::Unmap,
+            Self::Flush => Account::Flush,
+        }
+    }
+
+    /// Bytes that it moves.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(_, buffer) | Self::Write(_, buffer) => buffer.len() as u64,
+            Self::Zero { len, .. } | Self::Discard { len, .. } => *len,
+            Self::Flush => 0,
+        }
+    }
+}
+
+/// A request on its way; see the [module](self). Dropping it ends it.
+#[derive(Debug)]
+pub struct Request<'a> {
+    submitter: &'a Submitter,
+    /// There but while it is halted, or after it was cancelled.
+    token: Option<Token>,
+    sequence: u64,
+    settled: u64,
+}
+
+impl Request<'_> {
+    /// Reads `buffer.len()` bytes from byte `offset`.
+    ///
+    /// # Errors
+    /// No medium, out of range, or the medium's, if the policy is to report it; cancelled while
+    /// halted.
+    pub async fn read(&mut self, offset: u64, buffer: IoBuffer) -> Result<()> {
+        self.run(Operation::Read(offset, buffer)).await
+    }
+
+    /// Writes `buffer` at byte `offset`.
+    ///
+    /// # Errors
+    /// As [`Request::read`], and a read-only disk.
+    pub async fn write(&mut self, offset: u64, buffer: IoBuffer) -> Result<()> {
+        self.run(Operation::Write(offset, buffer)).await
+    }
+
+    /// Makes `len` bytes from `offset` zeroes; with `unmap` they may become a hole.
+    ///
+    /// # Errors
+    /// As [`Request::write`].
+    pub async fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.run(Operation::Zero { offset, len, unmap }).await
+    }
+
+    /// Gives up the contents of `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// As [`Request::write`].
+    pub async fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.run(Operation::Discard { offset, len }).await
+    }
+
+    /// Makes everything durable that ended before this call.
+    ///
+    /// # Errors
+    /// As [`Request::write`].
+    pub async fn flush(&mut self) -> Result<()> {
+        self.run(Operation::Flush).await
+    }
+
+    async fn run(&mut self, operation: Operation) -> Result<()> {
+        let backend = &*self.submitter.backend;
+        let kind = operation.account();
+        let bytes = operation.bytes();
+        if !backend.policy().may_stop(kind.direction()) {
+            return self.attempt(kind, bytes, operation).await.0;
+        }
+        loop {
+            let (result, action) = self.attempt(kind, bytes, operation.clone()).await;
+            if action != Some(ErrorAction::Stop) {
+                return result;
+            }
+            self.wait_for_machine().await?;
+        }
+    }
+
+    /// Does it once. Returns what the guest is to be told, and what was done about an error.
+    async fn attempt(
+        &mut self,
+        kind: Account,
+        bytes: u64,
+        operation: Operation,
+    ) -> (Result<()>, Option<ErrorAction>) {
+        let backend = &*self.submitter.backend;
+        let counters = backend.stats.of(kind);
+        let began = backend.clock.now();
+        let result = self.perform(operation).await;
+        let took = backend.clock.now().saturating_sub(began);
+        let Err(error) = result else {
+            counters.done(bytes, took);
+            return (Ok(()), None);
+        };
+        let action = self.judge(kind, &error);
+        match action {
+            ErrorAction::Report => {
+                counters.failed(took);
+                (Err(error), Some(action))
+            }
+            ErrorAction::Ignore => {
+                counters.done(bytes, took);
+                (Ok(()), Some(action))
+            }
+            // It has not ended.
+            ErrorAction::Stop => (Err(error), Some(action)),
+        }
+    }
+
+    async fn perform(&self, operation: Operation) -> Result<()> {
+        let backend = &*self.submitter.backend;
+        let Some(token) = &self.token else {
+            return Err(BlockError::Cancelled(sluice_aio::Cancelled));
+        };
+        let node = backend.root_for(token)?;
+        match operation {
+            Operation::Read(offset, buffer) => node.read(offset, buffer).await,
+            Operation::Write(offset, buffer) => {
+                node.write(offset, buffer, backend.write_flags()).await
+            }
+            Operation::Zero { offset, len, unmap } => {
+                let mut flags = backend.write_flags();
+                flags.set(RequestFlags::MAY_UNMAP, unmap);
+                node.write_zeroes(offset, len, flags).await
+            }
+            Operation::Discard { offset, len } => node.discard(offset, len).await,
+            Operation::Flush => node.flush().await,
+        }
+    }
+
+    /// What is done about an error; tells the operator.
+    fn judge(&self, kind: Account, error: &BlockError) -> ErrorAction {
+        let backend = &*self.submitter.backend;
+        let was_settled = self.submitter.settled.load(Ordering::Acquire) != self.settled;
+        if matches!(error, BlockError::Cancelled(_)) || was_settled {
+            return ErrorAction::Report;
+        }
+        let operation = kind.direction();
+        let errno = Errno::from_raw_os_error(error.errno());
+        let policy = backend.policy();
+        let action = policy.action(operation, errno);
+        if action == ErrorAction::Stop {
+            backend.note_status(IoStatus::from_errno(errno));
+        }
+        backend.events.emit(BlockEvent::BlockIoError {
+            qom_path: backend.device().unwrap_or_default(),
+            device: backend.name.clone(),
+            node_name: backend.node().map(|node| node.name().to_owned()),
+            operation,
+            action,
+            nospace: policy.has_status().then_some(errno == Errno::NOSPC),
+            reason: error.to_string(),
+        });
+        action
+    }
+
+    async fn wait_for_machine(&mut self) -> Result<()> {
+        let backend = &*self.submitter.backend;
+        let halting = backend
+            .halted
+            .halt(&backend.gate, self.sequence, self.submitter.id);
+        // The gate is closed by now: nothing overtakes, and the disk comes to rest.
+        self.token = None;
+        if self.submitter.settled.load(Ordering::Acquire) != self.settled {
+            return Err(BlockError::Cancelled(sluice_aio::Cancelled));
+        }
+        self.token = Some(halting.await?.await?);
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! A node's requests: what every driver relies on is seen to here, once, for all of them.
+//!
+//! A request is checked (range, read-only), treated as the node's [`IoPolicy`] says, and brought
+//! into the form that the driver's [`Limits`](crate::driver::Limits) ask for: widened to its blocks
+//! by [reading around it](blocks), or [split](span). Requests that need none of this go straight to
+//! the driver, for the price of a comparison.
+//!
+//! Called by backends, by drivers with children and by jobs, in whatever loop submits the request.
+//! A request must be awaited to its end; a drained section that keeps its source out keeps it out.
+
+mod blocks;
+mod bounds;
+mod policy;
+pub(crate) mod serialise;
+mod span;
+#[cfg(test)]
+mod tests;
+mod zeroes;
+
+use sluice_aio::IoBuffer;
+
+use crate::driver::{Allocation, BlockFuture, BlockStatus, DebugEvent, Limits, RequestFlags};
+use crate::error::{BlockError, Result};
+use crate::node::Node;
+use bounds::Bounds;
+pub(crate) use policy::PolicyCell;
+pub use policy::{DetectZeroes, IoPolicy};
+use serialise::Serialiser;
+use span::Span;
+
+/// A node's part in its requests.
+#[derive(Debug)]
+pub(crate) struct NodeIo {
+    bounds: Bounds,
+    policy: PolicyCell,
+    /// Changes on their way, if the driver has blocks.
+    serialiser: Serialiser,
+}
+
+impl NodeIo {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            bounds: Bounds::new(limits),
+            policy: PolicyCell::new(IoPolicy::PASS),
+            serialiser: Serialiser::default(),
+        }
+    }
+}
+
+impl Node {
+    /// How requests are treated.
+    #[must_use]
+    pub fn policy(&self) -> IoPolicy {
+        self.io.policy.get()
+    }
+
+    /// Changes how requests are treated, from the next one on.
+    pub(crate) fn set_policy(&self, policy: IoPolicy) {
+        self.io.policy.set(policy);
+    }
+
+    /// Reads `buffer.len()` bytes from byte `offset`.
+    ///
+    /// # Errors
+    /// Out of range, or the medium's.
+    pub async fn read(&self, offset: u64, buffer: IoBuffer) -> Result<()> {
+        let len = buffer.len() as u64;
+        self.check_range(offset, len)?;
+        if self.io.bounds.takes(offset, len) {
+            return self.driver().read(offset, buffer).await;
+        }
+        BlockFuture::new(self.read_blocks(offset, buffer)).await
+    }
+
+    /// Writes `buffer` at byte `offset`.
+    ///
+    /// # Errors
+    /// Read-only, out of range, or the medium's.
+    pub async fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> Result<()> {
+        let len = buffer.len() as u64;
+        self.check_write(offset, len)?;
+        let bounds = &self.io.bounds;
+        if bounds.alignment == 1 && len <= bounds.max_transfer && !self.policy().detects() {
+            return self.driver().write(offset, buffer, flags).await;
+        }
+        BlockFuture::new(self.write_general(offset, buffer, flags)).await
+    }
+
+    async fn write_general(
+        &self,
+        offset: u64,
+        buffer: IoBuffer,
+        mut flags: RequestFlags,
+    ) -> Result<()> {
+        let span = Span::new(offset, buffer.len() as u64);
+        let detect = self.policy().detect_zeroes();
+        if detect != DetectZeroes::Off && buffer.is_zero() {
+            flags.set(RequestFlags::MAY_UNMAP, detect == DetectZeroes::Unmap);
+            return self.zero_blocks(span, flags).await;
+        }
+        let _claim = self.claim_blocks(span).await;
+        self.write_blocks(offset, &buffer, flags).await
+    }
+
+    /// Makes `len` bytes from `offset` read as zeroes. They may become a hole only if `flags` and
+    /// the node's policy both say so.
+    ///
+    /// # Errors
+    /// As [`Node::write`].
+    pub async fn write_zeroes(&self, offset: u64, len: u64, mut flags: RequestFlags) -> Result<()> {
+        self.check_write(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if !self.policy().unmaps() {
+            flags.remove(RequestFlags::MAY_UNMAP);
+        }
+        let span = Span::new(offset, len);
+        let bounds = &self.io.bounds;
+        if bounds.zero_alignment > 1 || len > bounds.max_zeroes {
+            return BlockFuture::new(self.zero_blocks(span, flags)).await;
+        }
+        match self.driver().write_zeroes(offset, len, flags).await {
+            Err(error) if error.is_unsupported() => {
+                BlockFuture::new(self.write_zeroes_as_data(span, flags)).await
+            }
+            result => result,
+        }
+    }
+
+    /// Gives up the contents of `len` bytes from `offset`; nothing with `discard=ignore`.
+    ///
+    /// # Errors
+    /// As [`Node::write`].
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write(offset, len)?;
+        if len == 0 || !self.policy().unmaps() {
+            return Ok(());
+        }
+        let bounds = &self.io.bounds;
+        if bounds.discard_alignment > 1 || len > bounds.max_discard {
+            return BlockFuture::new(self.discard_blocks(Span::new(offset, len))).await;
+        }
+        match self.driver().discard(offset, len).await {
+            // A hint that can't be taken is no error.
+            Err(error) if error.is_unsupported() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Makes durable what was written before.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub async fn flush(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.driver().flush().await
+    }
+
+    /// What the first part of a range holds; `len` must not be zero.
+    ///
+    /// # Errors
+    /// Out of range, or the medium's.
+    pub async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        self.check_range(offset, len)?;
+        let span = Span::new(offset, len);
+        let outer = span.widened(self.io.bounds.alignment, self.len());
+        let status = self.driver().block_status(outer.start, outer.len()).await?;
+        let before = offset - outer.start;
+        if status.len <= before {
+            // Of the range itself nothing was said. That it has to be read is always true.
+            return Ok(BlockStatus {
+                allocation: Allocation::Data,
+                len: len.min(self.io.bounds.alignment - before),
+            });
+        }
+        Ok(BlockStatus {
+            len: len.min(status.len - before),
+            ..status
+        })
+    }
+
+    /// Makes the node `size` bytes long. New bytes are zeroes; requests beyond a new end fail.
+    ///
+    /// The caller holds a section of the node, so that no request is under way, and tells those who
+    /// show the size to a guest.
+    ///
+    /// # Errors
+    /// A read-only node, a driver that can't, or the medium's.
+    pub async fn resize(&self, size: u64) -> Result<()> {
+        if self.is_read_only() {
+            return Err(BlockError::Refused("Image is read-only".to_owned()));
+        }
+        self.driver().truncate(size).await
+    }
+
+    /// Lets a fault injector below stop at `event`.
+    ///
+    /// # Errors
+    /// What the injector was told to inject.
+    pub async fn debug_event(&self, event: DebugEvent) -> Result<()> {
+        self.driver().debug_event(event).await
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<()> {
+        if self.is_read_only() {
+            return Err(BlockError::ReadOnly(self.name().to_owned()));
+        }
+        self.check_range(offset, len)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        let size = self.len();
+        if offset.checked_add(len).is_some_and(|end| end <= size) {
+            return Ok(());
+        }
+        Err(BlockError::OutOfRange {
+            node: self.name().to_owned(),
+            offset,
+            len,
+            size,
+        })
+    }
+}
