@@ -62,35 +62,35 @@ impl WakeState {
 mod loom_tests {
     use std::sync::Arc;
 
-    use loom::sync::Notify;
     use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::sync::{Condvar, Mutex};
     use loom::thread;
 
     use super::WakeState;
 
     struct Model {
         state: WakeState,
-        bell: Notify,
-        rings: AtomicUsize,
-        /// One item of work by each notifier, without any ordering of its own.
-        work: [AtomicUsize; 2],
+        rung: Mutex<bool>,
+        bell: Condvar,
+        /// How many items wait in the queue.
+        work: Mutex<usize>,
     }
 
     impl Model {
         fn new() -> Arc<Self> {
             Arc::new(Self {
                 state: WakeState::asleep(),
-                bell: Notify::new(),
-                rings: AtomicUsize::new(0),
-                work: [AtomicUsize::new(0), AtomicUsize::new(0)],
+                rung: Mutex::new(false),
+                bell: Condvar::new(),
+                work: Mutex::new(0),
             })
         }
 
-        fn push(&self, item: usize) {
-            self.work[item].store(1, Ordering::Relaxed);
+        fn push(&self) {
+            *self.work.lock().unwrap() += 1;
             if self.state.notify() {
-                self.rings.fetch_add(1, Ordering::Relaxed);
-                self.bell.notify();
+                *self.rung.lock().unwrap() = true;
+                self.bell.notify_one();
             }
         }
 
@@ -99,15 +99,17 @@ mod loom_tests {
             let mut taken = 0;
             loop {
                 if self.state.awaken() {
-                    for item in &self.work {
-                        taken += item.swap(0, Ordering::Relaxed);
-                    }
+                    taken += std::mem::take(&mut *self.work.lock().unwrap());
                 }
                 if taken == count {
                     return;
                 }
                 if self.state.doze() {
-                    self.bell.wait();
+                    let mut rung = self.rung.lock().unwrap();
+                    while !*rung {
+                        rung = self.bell.wait(rung).unwrap();
+                    }
+                    *rung = false;
                 }
             }
         }
@@ -119,7 +121,7 @@ mod loom_tests {
             let model = Model::new();
             let notifier = {
                 let model = Arc::clone(&model);
-                thread::spawn(move || model.push(0))
+                thread::spawn(move || model.push())
             };
             model.serve(1);
             notifier.join().unwrap();
@@ -132,9 +134,9 @@ mod loom_tests {
         builder.preemption_bound = Some(3);
         builder.check(|| {
             let model = Model::new();
-            let notifiers = [0, 1].map(|item| {
+            let notifiers = [(); 2].map(|()| {
                 let model = Arc::clone(&model);
-                thread::spawn(move || model.push(item))
+                thread::spawn(move || model.push())
             });
             model.serve(2);
             for notifier in notifiers {
