@@ -148,21 +148,12 @@ impl Inner {
     /// Returns one token unless it is the last one and that concerns somebody: all that the end of
     /// a request costs. After a true answer the gate's memory may be gone.
     pub(super) fn leave_unnoticed(&self) -> bool {
-        let mut word = self.word.load(Ordering::Relaxed);
-        loop {
-            if tokens(word) == 1 && word & (IDLE_AWAITED | ORPHANED) != 0 {
-                return false;
-            }
-            let left = word - 1;
-            let order = (Ordering::AcqRel, Ordering::Relaxed);
-            match self
-                .word
-                .compare_exchange_weak(word, left, order.0, order.1)
-            {
-                Ok(_) => return true,
-                Err(now) => word = now,
-            }
-        }
+        let leave = |word| {
+            let concerns = tokens(word) == 1 && word & (IDLE_AWAITED | ORPHANED) != 0;
+            (!concerns).then(|| word - 1)
+        };
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        self.word.fetch_update(success, failure, leave).is_ok()
     }
 
     /// The last handle goes; returns whether no token is out.

@@ -225,7 +225,8 @@ impl Gate {
     pub fn describe_in_flight(&self) -> Vec<String> {
         let describers = self.0.state.lock().describers.alive();
         // They may take locks of their own (rule 9).
-        describers.iter().flat_map(|one| one.in_flight()).collect()
+        let lines = describers.iter().flat_map(|one| one.in_flight(self));
+        lines.collect()
     }
 
     /// Destroys the gate: everything parked is completed as [`Cancelled`], newcomers too.

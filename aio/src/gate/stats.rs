@@ -4,6 +4,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::Gate;
 use crate::stats::Histogram;
 
 /// Who holds a section open.
@@ -17,9 +18,9 @@ pub struct Holder {
 
 /// Somebody who holds tokens of a gate and can say what for: a device.
 pub trait Describe: Send + Sync {
-    /// A line for each of its requests in flight now, or for all of a kind. Called in any thread,
-    /// without a lock of the gate.
-    fn in_flight(&self) -> Vec<String>;
+    /// A line for each of its requests that hold tokens of `gate` now, or for all of a kind. Called
+    /// in any thread, without a lock of the gate.
+    fn in_flight(&self, gate: &Gate) -> Vec<String>;
 }
 
 /// Those who can say what a gate's tokens are out for.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use futures_util::future::{Abortable, Aborted};
 use parking_lot::Mutex;
-use sluice_aio::gate::Cancelled;
-use sluice_aio::{AioContext, GuestRam, Token};
+use sluice_aio::gate::{Cancelled, Describe};
+use sluice_aio::{AioContext, Gate, GuestRam, Token};
 use sluice_block::Backend;
 
 use super::core::{Core, Launch, Parking};
@@ -71,13 +71,18 @@ impl Channel {
         memory: Arc<GuestRam>,
         config: Arc<PciConfig>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let channel = Arc::new(Self {
             core: Mutex::new(core),
             targets: drives.map(|drive| drive.map(Target::new)),
             context,
             memory,
             config,
-        })
+        });
+        for target in channel.targets.iter().flatten() {
+            let describer = Arc::downgrade(&channel);
+            target.backend.gate().add_describer(describer);
+        }
+        channel
     }
 
     /// Runs `access` under the lock, then carries on what it has set off.
@@ -145,6 +150,19 @@ impl Channel {
         // The ticket reports before the token goes: a drained section begins with registers at rest.
         drop(ticket);
         drop(token);
+    }
+}
+
+impl Describe for Channel {
+    fn in_flight(&self, gate: &Gate) -> Vec<String> {
+        let core = self.core.lock();
+        let targets = (0..).zip(&self.targets);
+        let mine = targets.filter_map(|(drive, target)| {
+            let is_mine = target.as_ref()?.backend.gate().is_same(gate);
+            let running = core.running(drive).filter(|_| is_mine)?;
+            Some(format!("IDE drive {drive}: {running}"))
+        });
+        mine.collect()
     }
 }
 

@@ -53,6 +53,38 @@ pub(super) enum Operation {
     Flush,
 }
 
+/// What an operation does, for people who ask what a disk is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Summary {
+    name: &'static str,
+    /// Offset and length in bytes, if it is about one range.
+    range: Option<(u64, usize)>,
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)?;
+        match self.range {
+            Some((offset, length)) => write!(f, ", {length} bytes at byte {offset}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Operation {
+    pub fn summary(&self) -> Summary {
+        let (name, range) = match self {
+            Self::ReadBlock { offset, length } => ("read", Some((*offset, *length))),
+            Self::WriteBlock { offset, data, .. } => ("write", Some((*offset, data.len()))),
+            Self::ReadDma { offset, length, .. } => ("read by DMA", Some((*offset, *length))),
+            Self::WriteDma { offset, length, .. } => ("write by DMA", Some((*offset, *length))),
+            Self::Trim { .. } => ("TRIM", None),
+            Self::Flush => ("flush", None),
+        };
+        Summary { name, range }
+    }
+}
+
 /// One operation on one drive of a channel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Request {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use futures_util::future::{AbortHandle, AbortRegistration};
 
 use super::super::regs::Control;
-use super::super::request::{Generation, Operation, Outcome, Request};
+use super::super::request::{Generation, Operation, Outcome, Request, Summary};
 use super::{BusMaster, Core, Phase, Reset, Work};
 use crate::ide::disk::Settings;
 
@@ -34,6 +34,8 @@ enum Stage {
 #[derive(Debug)]
 struct InFlight {
     generation: Generation,
+    drive: usize,
+    summary: Summary,
     stage: Stage,
     abort: AbortHandle,
 }
@@ -118,6 +120,8 @@ impl Core {
         let generation = self.requests.generation;
         self.requests.in_flight = Some(InFlight {
             generation,
+            drive: self.selected,
+            summary: operation.summary(),
             stage: Stage::Submitted,
             abort,
         });
@@ -198,6 +202,12 @@ impl Core {
             Work::Flush if outcome == Outcome::Done => self.finish(),
             Work::Flush => self.abort(),
         }
+    }
+
+    /// The request of a drive that holds the gate's token, if there is one.
+    pub fn running(&self, drive: usize) -> Option<Summary> {
+        let request = self.requests.in_flight.as_ref()?;
+        (request.drive == drive && request.stage == Stage::Running).then_some(request.summary)
     }
 
     /// Ready when no request of this channel is in flight.

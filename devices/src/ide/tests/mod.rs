@@ -7,3 +7,4 @@ mod drain;
 mod fuzz;
 mod pio;
 mod reset;
+mod rules;

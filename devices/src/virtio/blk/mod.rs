@@ -13,10 +13,11 @@ mod tests;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use sluice_aio::AioContext;
+use sluice_aio::gate::Describe;
+use sluice_aio::{AioContext, Gate};
 use sluice_block::backend::Backend;
 
 use self::layout::{Features, SECTOR, SERIAL_LEN, config};
@@ -83,6 +84,20 @@ struct Shared {
     writeback: AtomicBool,
     /// What the operator wants; the field's value after a reset.
     write_cache: bool,
+    /// Requests in flight of each queue; each has one writer, the queue's worker.
+    in_flight: Box<[AtomicUsize]>,
+}
+
+impl Describe for Shared {
+    fn in_flight(&self, _: &Gate) -> Vec<String> {
+        let counts = self
+            .in_flight
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        let busy = counts.enumerate().filter(|(_, count)| *count > 0);
+        busy.map(|(queue, count)| format!("virtio-blk queue {queue}: {count} in flight"))
+            .collect()
+    }
 }
 
 impl Shared {
@@ -161,12 +176,16 @@ impl VirtioBlk {
             serial,
             block_size: logical,
         };
+        let shared = Arc::new(Shared {
+            disk,
+            writeback: AtomicBool::new(write_cache),
+            write_cache,
+            in_flight: (0..num_queues).map(|_| AtomicUsize::new(0)).collect(),
+        });
+        let describer = Arc::downgrade(&shared);
+        shared.disk.backend.gate().add_describer(describer);
         Ok(Arc::new(Self {
-            shared: Arc::new(Shared {
-                disk,
-                writeback: AtomicBool::new(write_cache),
-                write_cache,
-            }),
+            shared,
             contexts,
             queue_sizes: vec![queue_size; usize::from(num_queues)],
             physical_block_size: physical,

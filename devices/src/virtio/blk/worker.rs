@@ -202,7 +202,7 @@ impl Worker {
 
     /// Runs one request as a task of its own.
     fn start(self: &Rc<Self>, operation: Operation, answer: Answer, token: Token) {
-        self.in_flight.set(self.in_flight.get() + 1);
+        self.count_in_flight(self.in_flight.get() + 1);
         let worker = Rc::clone(self);
         let mode = Mode {
             features: self.features,
@@ -217,6 +217,15 @@ impl Worker {
             drop(token);
         })
         .detach();
+    }
+
+    fn count_in_flight(&self, count: usize) {
+        self.in_flight.set(count);
+        // For those who ask from elsewhere.
+        let shown = self.shared.in_flight.get(usize::from(self.index));
+        if let Some(shown) = shown {
+            shown.store(count, Ordering::Relaxed);
+        }
     }
 
     fn complete(&self, answer: &Answer, status: RequestStatus) {
@@ -261,7 +270,7 @@ struct InFlight<'a>(&'a Worker);
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         let left = self.0.in_flight.get().saturating_sub(1);
-        self.0.in_flight.set(left);
+        self.0.count_in_flight(left);
         if left == 0 && self.0.closed.get() {
             self.0.wake();
         }

@@ -5,4 +5,5 @@ mod drain;
 mod hostile;
 mod requests;
 mod reset;
+mod rules;
 mod threads;
