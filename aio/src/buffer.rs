@@ -291,8 +291,18 @@ impl IoBuffer {
     /// Whether every segment's address and length is a multiple of `alignment` (a power of two).
     #[must_use]
     pub fn is_aligned(&self, alignment: usize) -> bool {
-        self.segments(0)
-            .all(|segment| (segment.base() as usize | segment.len()) & (alignment - 1) == 0)
+        self.is_aligned_to(alignment, alignment)
+    }
+
+    /// Whether every segment's address is a multiple of `address`, and its length one of `length`
+    /// (powers of two).
+    #[must_use]
+    pub fn is_aligned_to(&self, address: usize, length: usize) -> bool {
+        self.segments(0).all(|segment| {
+            let misplaced = segment.base().addr() & (address - 1);
+            let uneven = segment.len() & (length - 1);
+            misplaced | uneven == 0
+        })
     }
 
     /// Copies `bytes` to `offset`; what does not fit is left out. Returns the bytes copied.
