@@ -430,6 +430,9 @@ impl EventLoop {
         if end <= began {
             return false;
         }
+        // The loop looks for work all the time until the end.
+        self.note_work();
+        self.asked_at = None;
         let mut now = began;
         let hit = loop {
             let local = &self.local;
@@ -447,6 +450,7 @@ impl EventLoop {
         let nanos = now.saturating_sub(began).as_nanos();
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
         shared.counters().polled(hit, nanos);
+        self.asked_at = Some(shared.clock().coarse());
         hit
     }
 

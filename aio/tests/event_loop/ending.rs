@@ -278,3 +278,45 @@ fn an_iothread_ends_in_the_middle_of_heavy_io() {
         assert_eq!(Arc::strong_count(&file), 1, "an operation was leaked");
     }
 }
+
+#[test]
+fn bottom_halves_are_dropped_inside_their_loop() {
+    let mut event_loop = event_loop();
+    let (inside, outside) = canary();
+    let half = within(&mut event_loop, move || {
+        let hydra = Hydra(3, inside);
+        let half = current::bottom_half(move || {
+            let _hydra = &hydra;
+        });
+        half.schedule();
+        half
+    });
+    drop(event_loop);
+    assert_eq!(outside.strong_count(), 0);
+    half.schedule();
+    drop(half);
+}
+
+#[test]
+fn what_dropped_work_registers_is_dropped_too() {
+    let event_loop = event_loop();
+    let (sender, dropped) = mpsc::channel();
+    /// Makes a handler and a bottom half of itself when it is dropped.
+    struct Phoenix(u32, mpsc::Sender<u32>);
+    impl Drop for Phoenix {
+        fn drop(&mut self) {
+            self.1.send(self.0).unwrap();
+            if self.0 > 0 {
+                let next = Phoenix(self.0 - 1, self.1.clone());
+                let handler = current::add_fd(&event_fd(), Source::Internal, move || {
+                    let _next = &next;
+                });
+                std::mem::forget(handler);
+            }
+        }
+    }
+    let phoenix = Phoenix(3, sender);
+    event_loop.context().schedule(move || drop(phoenix));
+    drop(event_loop);
+    assert_eq!(dropped.iter().collect::<Vec<_>>(), [3, 2, 1, 0]);
+}

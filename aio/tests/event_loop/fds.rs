@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
@@ -279,4 +280,90 @@ fn what_cannot_be_watched_is_an_error() {
             assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
         })
         .unwrap();
+}
+
+#[test]
+fn a_descriptor_closed_behind_the_loop_and_used_again_confuses_nobody() {
+    let mut event_loop = event_loop();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let number = reader.as_raw_fd();
+    let calls = Rc::new(Cell::new(0));
+    let counter = Rc::clone(&calls);
+    let (handler, reader) = within(&mut event_loop, move || {
+        let handler = current::add_fd(&reader, Source::Internal, move || {
+            counter.set(counter.get() + 1);
+        });
+        (handler.unwrap(), reader)
+    });
+    drop(reader);
+    // The kernel gives out the lowest free number: some other test's thread may have been faster.
+    let (other, mut other_writer) = std::io::pipe().unwrap();
+    if other.as_raw_fd() != number {
+        println!("the number {number} was not used again");
+    }
+    other_writer.write_all(b"x").unwrap();
+    settle(&mut event_loop);
+    assert_eq!(calls.get(), 0, "called for somebody else's file");
+    // The new file can be watched as well, and losing the old handler does it no harm.
+    let new_calls = Rc::new(Cell::new(0));
+    let counter = Rc::clone(&new_calls);
+    let _new = within(&mut event_loop, move || {
+        let read = other.try_clone().unwrap();
+        current::add_fd(&other, Source::Internal, move || {
+            counter.set(counter.get() + 1);
+            assert_eq!((&read).read(&mut [0]).unwrap(), 1);
+        })
+        .unwrap()
+    });
+    settle(&mut event_loop);
+    assert_eq!(new_calls.get(), 1);
+    writer.write_all(b"x").unwrap();
+    event_loop.turn(Some(std::time::Duration::ZERO)).unwrap();
+    assert!(calls.get() > 0, "its own file is what it is called for");
+    drop(handler);
+    assert!(writer.write_all(b"x").is_err(), "now the file is closed");
+    other_writer.write_all(b"x").unwrap();
+    settle(&mut event_loop);
+    assert_eq!(new_calls.get(), 2);
+}
+
+#[test]
+fn a_descriptor_watched_twice_survives_a_closed_gate() {
+    let mut event_loop = event_loop();
+    let gate = event_loop.context().gate().clone();
+    let fd = event_fd();
+    let calls = Rc::new(RefCell::new(Vec::new()));
+    let add = |name: &'static str, event_loop: &mut sluice_aio::EventLoop| {
+        let (fd, calls) = (fd.clone(), Rc::clone(&calls));
+        within(event_loop, move || {
+            current::add_fd(&fd, Source::External, move || calls.borrow_mut().push(name)).unwrap()
+        })
+    };
+    let _first = add("first", &mut event_loop);
+    let section = gate.close("test");
+    signal(&fd);
+    settle(&mut event_loop);
+    // Registered while the first is held back.
+    let _second = add("second", &mut event_loop);
+    settle(&mut event_loop);
+    assert!(calls.borrow().is_empty());
+    drop(section);
+    settle(&mut event_loop);
+    for name in ["first", "second"] {
+        assert!(calls.borrow().contains(&name), "{name} was lost");
+    }
+}
+
+#[test]
+fn a_held_back_handler_whose_other_end_hangs_up_does_not_spin_the_loop() {
+    let mut event_loop = event_loop();
+    let gate = event_loop.context().gate().clone();
+    let (near, far) = UnixStream::pair().unwrap();
+    let _handler = within(&mut event_loop, move || {
+        current::add_fd(&far, Source::External, || ()).unwrap()
+    });
+    let _section = gate.close("test");
+    drop(near);
+    settle(&mut event_loop);
+    assert!(!crate::nested::is_readable(&event_loop));
 }

@@ -3,7 +3,11 @@
 #![cfg(not(loom))]
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod ending;
+#[cfg(test)]
+mod fairness;
 #[cfg(test)]
 mod fds;
 #[cfg(test)]
@@ -12,6 +16,8 @@ mod io;
 mod joining;
 #[cfg(test)]
 mod nested;
+#[cfg(test)]
+mod polling;
 #[cfg(test)]
 mod refused;
 #[cfg(test)]

@@ -1,0 +1,214 @@
+//! The rule of fairness: beside whatever keeps a loop busy, everything that becomes ready is served
+//! within the number of turns that the documentation of the loop promises. Turns are counted, not
+//! time.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sluice_aio::{AioContext, Source, current};
+
+use crate::support::{consume, event_fd, event_loop, signal};
+
+/// At most so many turns pass between being ready and being served.
+const BOUND: u64 = 17;
+
+fn turns(context: &AioContext) -> u64 {
+    context.stats().turns
+}
+
+/// In which turns the victims were served.
+#[derive(Clone)]
+struct Served {
+    context: AioContext,
+    turns: [Arc<AtomicU64>; 4],
+}
+
+const NAMES: [&str; 4] = ["a task", "a timer", "a descriptor", "a bottom half"];
+
+impl Served {
+    fn note(&self, victim: usize) {
+        self.turns[victim].store(turns(&self.context), Ordering::Relaxed);
+    }
+
+    fn all(&self) -> bool {
+        self.turns
+            .iter()
+            .all(|turn| turn.load(Ordering::Relaxed) > 0)
+    }
+}
+
+/// Makes one of everything ready beside what `busy` starts, `queued` items being before the bottom
+/// half in the remote queue, and counts the turns until each is served.
+fn serve_beside(busy: impl FnOnce() -> Box<dyn Any> + 'static, queued: u64) {
+    let mut event_loop = event_loop();
+    event_loop
+        .run_until(async move {
+            let _busy = busy();
+            let context = current::context();
+            for _ in 0..100 {
+                current::yield_now().await;
+            }
+            let served = Served {
+                context: context.clone(),
+                turns: Default::default(),
+            };
+            let began = turns(&context);
+            let task = served.clone();
+            current::spawn_local(async move { task.note(0) }).detach();
+            let timer = served.clone();
+            current::spawn_local(async move {
+                current::sleep(Duration::ZERO).await;
+                timer.note(1);
+            })
+            .detach();
+            let (fd, descriptor) = (event_fd(), served.clone());
+            let read = Arc::clone(&fd);
+            let _handler = current::add_fd(&fd, Source::External, move || {
+                consume(&read);
+                descriptor.note(2);
+            });
+            signal(&fd);
+            let half = served.clone();
+            let half = current::bottom_half(move || half.note(3));
+            half.schedule();
+            while !served.all() {
+                current::yield_now().await;
+            }
+            let bounds = [BOUND, BOUND, BOUND, BOUND + queued / 512];
+            for (victim, bound) in bounds.into_iter().enumerate() {
+                let took = served.turns[victim].load(Ordering::Relaxed) - began;
+                assert!(took <= bound, "{} took {took} turns", NAMES[victim]);
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn beside_a_task_that_yields_for_ever() {
+    serve_beside(
+        || {
+            for _ in 0..10 {
+                current::spawn_local(async {
+                    loop {
+                        current::yield_now().await;
+                    }
+                })
+                .detach();
+            }
+            Box::new(())
+        },
+        0,
+    );
+}
+
+#[test]
+fn beside_a_descriptor_that_is_always_readable() {
+    serve_beside(
+        || {
+            let fd = event_fd();
+            signal(&fd);
+            Box::new(current::add_fd(&fd, Source::External, || ()))
+        },
+        0,
+    );
+}
+
+#[test]
+fn beside_a_bottom_half_that_schedules_itself() {
+    serve_beside(
+        || {
+            let own: Rc<RefCell<Option<sluice_aio::BottomHalfHandle>>> = Rc::default();
+            let inside = Rc::clone(&own);
+            let half = current::bottom_half(move || {
+                inside.borrow().as_ref().unwrap().schedule();
+            });
+            *own.borrow_mut() = Some(half.handle());
+            half.schedule();
+            Box::new(half)
+        },
+        0,
+    );
+}
+
+#[test]
+fn beside_timers_at_zero() {
+    serve_beside(
+        || {
+            for _ in 0..10 {
+                current::spawn_local(async {
+                    loop {
+                        current::sleep(Duration::ZERO).await;
+                    }
+                })
+                .detach();
+            }
+            Box::new(())
+        },
+        0,
+    );
+}
+
+#[test]
+fn beside_a_flood_from_other_threads() {
+    // More than is served before the victims are ready.
+    const FLOOD: u64 = 200_000;
+    serve_beside(
+        || {
+            let context = current::context();
+            std::thread::spawn(move || {
+                for _ in 0..FLOOD {
+                    context.schedule(|| ());
+                }
+            })
+            .join()
+            .unwrap();
+            Box::new(())
+        },
+        FLOOD,
+    );
+}
+
+#[test]
+fn more_ready_descriptors_than_fit_into_one_turn_take_turns() {
+    const DESCRIPTORS: usize = 200;
+    let mut event_loop = event_loop();
+    event_loop
+        .run_until(async {
+            let fds = [(); DESCRIPTORS].map(|()| event_fd());
+            let calls = Rc::new([(); DESCRIPTORS].map(|()| Cell::new(0_u32)));
+            let mut handlers = Vec::new();
+            for (index, fd) in fds.iter().enumerate() {
+                // Never consumed: always readable.
+                signal(fd);
+                let calls = Rc::clone(&calls);
+                let handler = current::add_fd(fd, Source::External, move || {
+                    calls[index].set(calls[index].get() + 1);
+                });
+                handlers.push(handler.unwrap());
+            }
+            while calls.iter().all(|calls| calls.get() < 50) {
+                current::sleep(Duration::ZERO).await;
+            }
+            let least = calls.iter().map(Cell::get).min().unwrap();
+            assert!(least >= 48, "somebody was served {least} times of 50");
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_sleep_of_no_time_lets_the_others_run() {
+    let mut event_loop = event_loop();
+    event_loop
+        .run_until(async {
+            let other = Rc::new(Cell::new(false));
+            let flag = Rc::clone(&other);
+            current::spawn_local(async move { flag.set(true) }).detach();
+            current::sleep(Duration::ZERO).await;
+            assert!(other.get());
+        })
+        .unwrap();
+}

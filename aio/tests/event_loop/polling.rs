@@ -1,0 +1,286 @@
+//! Adaptive polling, and the counters that show it. Nothing here asserts how long anything takes.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, TryRecvError};
+use std::time::Duration;
+
+use sluice_aio::{
+    Cause, Clock, EngineKind, EventLoop, IoBuffer, IoThread, LoopConfig, Polling, Source, current,
+};
+
+use crate::support::{event_fd, event_loop, has_ring, settle, signal, within};
+
+/// A window that is open for ever once work came twice within it.
+const ENDLESS: Polling = Polling {
+    max: Duration::from_secs(3600),
+    grow: 1 << 40,
+    shrink: 0,
+};
+
+fn polling_thread() -> IoThread {
+    let config = LoopConfig {
+        polling: ENDLESS,
+        ..LoopConfig::default()
+    };
+    IoThread::spawn("io0", config).unwrap()
+}
+
+/// Gives the loop one thing to do, and waits until it is done.
+fn prod(thread: &IoThread) {
+    let (sender, receiver) = mpsc::channel();
+    thread.context().schedule(move || sender.send(()).unwrap());
+    receiver.recv().unwrap();
+}
+
+/// Gives the loop work until it polls rather than sleeps.
+fn until_it_polls(thread: &IoThread) {
+    while thread.context().stats().polls_hit < 3 {
+        prod(thread);
+    }
+}
+
+#[test]
+fn a_loop_that_polls_finds_what_other_threads_send() {
+    let thread = polling_thread();
+    until_it_polls(&thread);
+    let before = thread.context().stats();
+    for _ in 0..100 {
+        prod(&thread);
+    }
+    let after = thread.context().stats();
+    assert!(after.poll_time > Duration::ZERO);
+    assert_eq!(after.wakes, before.wakes, "nobody had to ring");
+    assert_eq!(after.sleeps, before.sleeps, "and it did not sleep");
+}
+
+#[test]
+fn a_loop_that_polls_finds_completions() {
+    if !has_ring() {
+        return;
+    }
+    let thread = polling_thread();
+    until_it_polls(&thread);
+    let mut main = event_loop();
+    let context = thread.context().clone();
+    let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+    let before = thread.context().stats();
+    main.run_until(async move {
+        let done = context.call(move || async move {
+            for round in 0..100 {
+                let data = IoBuffer::copied_from(&[7; 512]);
+                current::write_at(EngineKind::IoUring, &file, round * 512, data)
+                    .await
+                    .unwrap();
+            }
+        });
+        done.await.unwrap();
+    })
+    .unwrap();
+    let after = thread.context().stats();
+    assert_eq!(after.operations - before.operations, 100);
+    assert_eq!(after.sleeps, before.sleeps);
+}
+
+#[test]
+fn a_handler_with_a_look_is_called_without_its_descriptor() {
+    let thread = polling_thread();
+    let work = Arc::new(AtomicBool::new(false));
+    let looks = Arc::new(AtomicUsize::new(0));
+    let (sender, receiver) = mpsc::channel();
+    let (found, counter) = (Arc::clone(&work), Arc::clone(&looks));
+    let fd = event_fd();
+    let watched = Arc::clone(&fd);
+    thread.context().spawn(move || async move {
+        let taken = Arc::clone(&found);
+        let look = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            found.load(Ordering::Acquire)
+        };
+        let handler = current::add_fd_with_look(&watched, Source::External, look, move |cause| {
+            taken.store(false, Ordering::Release);
+            sender.send(cause).unwrap();
+        });
+        let _handler = handler.unwrap();
+        std::future::pending::<()>().await;
+    });
+    until_it_polls(&thread);
+    work.store(true, Ordering::Release);
+    assert_eq!(receiver.recv().unwrap(), Cause::Looked);
+    assert!(looks.load(Ordering::Relaxed) > 0);
+    assert!(!work.load(Ordering::Acquire));
+
+    // Held back by the gate it is neither called nor asked any more.
+    let section = thread.context().gate().close("test");
+    work.store(true, Ordering::Release);
+    for _ in 0..10 {
+        prod(&thread);
+    }
+    let asked = looks.load(Ordering::Relaxed);
+    for _ in 0..10 {
+        prod(&thread);
+    }
+    assert_eq!(looks.load(Ordering::Relaxed), asked);
+    assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+    drop(section);
+    assert_eq!(receiver.recv().unwrap(), Cause::Looked);
+
+    // Without polling its descriptor is all it has.
+    thread.context().set_polling(&Polling::OFF);
+    assert_eq!(thread.context().polling(), Polling::OFF);
+    prod(&thread);
+    prod(&thread);
+    signal(&fd);
+    assert_eq!(receiver.recv().unwrap(), Cause::Readable);
+}
+
+#[test]
+fn a_look_that_panics_is_not_the_end() {
+    let thread = polling_thread();
+    thread.context().spawn(move || async move {
+        let look = || panic!("on purpose");
+        let handler = current::add_fd_with_look(&event_fd(), Source::Internal, look, |_| ());
+        let _handler = handler.unwrap();
+        current::yield_now().await;
+    });
+    until_it_polls(&thread);
+}
+
+#[test]
+fn a_loop_that_does_not_poll_never_looks() {
+    let thread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    thread.context().spawn(move || async move {
+        let look = || -> bool { panic!("asked") };
+        let fd = event_fd();
+        signal(&fd);
+        let handler = current::add_fd_with_look(&fd, Source::Internal, look, move |cause| {
+            // More than once: nobody reads the descriptor.
+            let _ = sender.send(cause);
+        });
+        let _handler = handler.unwrap();
+        std::future::pending::<()>().await;
+    });
+    assert_eq!(receiver.recv().unwrap(), Cause::Readable);
+    for _ in 0..10 {
+        prod(&thread);
+    }
+    let stats = thread.context().stats();
+    assert_eq!((stats.polls_hit, stats.polls_missed), (0, 0));
+    assert_eq!(stats.poll_time, Duration::ZERO);
+}
+
+#[test]
+fn a_loop_whose_clock_stands_still_does_not_poll() {
+    let config = LoopConfig {
+        clock: Clock::manual(),
+        polling: ENDLESS,
+        ..LoopConfig::default()
+    };
+    let thread = IoThread::spawn("io0", config).unwrap();
+    for _ in 0..10 {
+        prod(&thread);
+    }
+    assert_eq!(thread.context().stats().polls_hit, 0);
+}
+
+#[test]
+fn a_timer_ends_a_window() {
+    let thread = polling_thread();
+    until_it_polls(&thread);
+    let (sender, receiver) = mpsc::channel();
+    thread.context().spawn(move || async move {
+        current::sleep(Duration::from_millis(1)).await;
+        sender.send(()).unwrap();
+    });
+    receiver.recv().unwrap();
+}
+
+#[test]
+fn what_the_loop_does_is_counted() {
+    let mut event_loop = event_loop();
+    let context = event_loop.context();
+    let before = context.stats();
+    let fd = event_fd();
+    let _handlers = within(&mut event_loop, move || {
+        let half = current::bottom_half(|| ());
+        half.schedule();
+        let fds = [(); 3].map(|()| {
+            signal(&fd);
+            current::add_fd(&fd, Source::Internal, || ()).unwrap()
+        });
+        current::spawn_local(current::sleep(Duration::ZERO)).detach();
+        (half, fds)
+    });
+    settle(&mut event_loop);
+    let elsewhere = context.clone();
+    std::thread::spawn(move || elsewhere.schedule(|| ()))
+        .join()
+        .unwrap();
+    settle(&mut event_loop);
+    let after = context.stats();
+    assert!(after.turns > before.turns);
+    assert!(after.tasks >= 2);
+    assert_eq!(after.bottom_halves, 2);
+    assert!(after.remote >= 2);
+    assert!(after.fd_dispatches >= 3);
+    assert_eq!(after.timers, 1);
+    assert!(after.wakes > before.wakes);
+}
+
+/// The sizes of the batches in which five writes, prepared in one step, reach the kernel.
+fn batches(max_batch: u64) -> (u64, u64, Vec<(u64, u64)>) {
+    let config = LoopConfig {
+        max_batch,
+        ..LoopConfig::default()
+    };
+    let mut event_loop = EventLoop::new("test", &config).unwrap();
+    let before = event_loop.context().stats();
+    event_loop
+        .run_until(async {
+            let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+            let writes = [0, 1, 2, 3, 4].map(|number| {
+                let data = IoBuffer::copied_from(&[7; 512]);
+                let file = Arc::clone(&file);
+                current::spawn_local(async move {
+                    current::write_at(EngineKind::IoUring, &file, number * 512, data).await
+                })
+            });
+            for write in writes {
+                write.await.unwrap().unwrap();
+            }
+        })
+        .unwrap();
+    let after = event_loop.context().stats();
+    let sizes = after.batch_sizes.buckets().collect();
+    let batches = after.batches - before.batches;
+    (batches, after.operations - before.operations, sizes)
+}
+
+#[test]
+fn a_step_is_one_batch_unless_a_smaller_one_is_asked_for() {
+    if !has_ring() {
+        return;
+    }
+    assert_eq!(batches(0), (1, 5, vec![(8, 1)]));
+    assert_eq!(batches(2), (3, 5, vec![(2, 1), (4, 2)]));
+    assert_eq!(batches(1), (5, 5, vec![(2, 5)]));
+    assert_eq!(batches(100), (1, 5, vec![(8, 1)]));
+}
+
+#[test]
+fn a_task_that_holds_up_the_loop_is_noticed() {
+    let mut event_loop = event_loop();
+    let context = event_loop.context();
+    event_loop
+        .run_until(async {
+            // The loop has asked for events once before.
+            current::sleep(Duration::from_millis(1)).await;
+            std::thread::sleep(Duration::from_millis(40));
+        })
+        .unwrap();
+    let stats = context.stats();
+    assert_eq!(stats.slow_turns, 1);
+    assert!(stats.longest_turn >= Duration::from_millis(20));
+}
