@@ -28,6 +28,12 @@ pub enum BlockError {
     /// A write to a read-only node.
     #[error("node '{0}' is read-only")]
     ReadOnly(String),
+    /// A node with writers can't become read-only.
+    #[error("Read-only block node '{0}' cannot support read-write users")]
+    ReadOnlyInUse(String),
+    /// An option that a node keeps from its opening to its end.
+    #[error("Cannot change the option '{0}'")]
+    FixedOption(String),
     /// The request was parked, or its loop was, when its disk went away.
     #[error("the request was cancelled: {0}")]
     Cancelled(#[from] sluice_aio::Cancelled),

@@ -12,6 +12,7 @@ use crate::drain::{Cover, PastSections, SectionInner};
 use crate::driver::{Blkdebug, Driver, FileIdentity, ImageInfo};
 use crate::graph::parent::ParentEdge;
 use crate::io::NodeIo;
+use crate::options::BlockdevOptions;
 use crate::permission::Access;
 
 /// Where a node came from, which decides who may delete it.
@@ -33,6 +34,8 @@ pub(crate) struct NodeState {
     pub(crate) past_sections: PastSections,
     /// What all parents together do with the node, as far as it was granted.
     pub(crate) access: Access,
+    /// As the node was opened or last reopened; none for a filter that a job has put in.
+    pub(crate) options: Option<Box<BlockdevOptions>>,
     /// The job (its type) that forbids others to use the node.
     pub(crate) blocker: Option<&'static str>,
     /// A filter that nobody has named.

@@ -9,19 +9,26 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sluice_aio::EngineKind;
 
-use crate::driver::blkdebug::InjectError;
+use crate::driver::Role;
+use crate::driver::blkdebug::{Delay, InjectError, SetState};
+use crate::driver::file::FileKind;
 use crate::io::DetectZeroes;
 
 /// One node with everything below it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "driver", rename_all = "kebab-case")]
 pub enum BlockdevOptions {
-    /// A file or a block device.
+    /// A regular file.
     File(FileNode),
+    /// A block device.
+    #[serde(rename = "host_device")]
+    HostDevice(FileNode),
     /// A format without a header.
     Raw(RawNode),
     /// No storage.
     NullCo(NullNode),
+    /// No storage, and requests that never end where they begin.
+    NullAio(NullNode),
     /// Breakpoints and errors for tests.
     Blkdebug(BlkdebugNode),
     /// Limits of rates.
@@ -37,6 +44,19 @@ pub enum Discard {
     Ignore,
     /// Pass them on.
     Unmap,
+}
+
+/// Whether a file is locked against other programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Locking {
+    /// As the file system can.
+    #[default]
+    Auto,
+    /// A file system that can't is an error.
+    On,
+    /// Others do as they like.
+    Off,
 }
 
 /// Which engine serves a file.
@@ -77,6 +97,20 @@ pub enum ChildRef {
     Name(String),
     /// Options of a node to make.
     Options(Box<BlockdevOptions>),
+}
+
+/// What can be done with a node (QEMU's `BlockPermission`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockPermission {
+    /// Reading, and seeing what was written last.
+    ConsistentRead,
+    /// Changing the contents.
+    Write,
+    /// Writing what can be read there already.
+    WriteUnchanged,
+    /// Changing the size.
+    Resize,
 }
 
 /// Declares a driver's options: the common ones and its own.
@@ -123,13 +157,16 @@ macro_rules! node_options {
 }
 
 node_options! {
-    /// Options of `file`.
+    /// Options of `file` and `host_device`.
     FileNode {
         /// The file.
         filename: PathBuf,
         /// The engine.
         #[serde(default)]
         aio: AioOption,
+        /// Whether other programs are kept from conflicting use.
+        #[serde(default)]
+        locking: Locking,
     }
 }
 
@@ -148,7 +185,7 @@ node_options! {
 }
 
 node_options! {
-    /// Options of `null-co`.
+    /// Options of `null-co` and `null-aio`.
     NullNode {
         /// Bytes.
         #[serde(default = "default_null_size")]
@@ -167,9 +204,42 @@ node_options! {
     BlkdebugNode {
         /// The node to stand in front of.
         image: ChildRef,
+        /// A file with rules.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<PathBuf>,
+        /// Alignment that requests need, in bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        align: Option<u64>,
+        /// The most bytes of one read or write.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_transfer: Option<u32>,
+        /// Alignment that writes of zeroes should have.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        opt_write_zero: Option<u32>,
+        /// The most bytes of one write of zeroes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_write_zero: Option<u32>,
+        /// Alignment that discards should have.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        opt_discard: Option<u32>,
+        /// The most bytes of one discard.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_discard: Option<u32>,
         /// Errors to inject.
         #[serde(default)]
         inject_error: Vec<InjectError>,
+        /// Changes of the rules' state.
+        #[serde(default)]
+        set_state: Vec<SetState>,
+        /// Delays to add.
+        #[serde(default)]
+        x_delay: Vec<Delay>,
+        /// Permissions to use on the image whether or not the parents do.
+        #[serde(default)]
+        take_child_perms: Vec<BlockPermission>,
+        /// Permissions on the image that others do not get.
+        #[serde(default)]
+        unshare_child_perms: Vec<BlockPermission>,
     }
 }
 
@@ -202,11 +272,21 @@ pub(crate) struct Common<'a> {
 impl BlockdevOptions {
     pub(crate) fn common(&self) -> Common<'_> {
         match self {
-            Self::File(node) => node.common(),
+            Self::File(node) | Self::HostDevice(node) => node.common(),
             Self::Raw(node) => node.common(),
-            Self::NullCo(node) => node.common(),
+            Self::NullCo(node) | Self::NullAio(node) => node.common(),
             Self::Blkdebug(node) => node.common(),
             Self::Throttle(node) => node.common(),
+        }
+    }
+
+    /// The child that all requests go to, with its role.
+    pub(crate) fn child(&self) -> Option<(Role, &ChildRef)> {
+        match self {
+            Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) | Self::NullAio(_) => None,
+            Self::Raw(node) => Some((Role::File, &node.file)),
+            Self::Throttle(node) => Some((Role::File, &node.file)),
+            Self::Blkdebug(node) => Some((Role::Filtered, &node.image)),
         }
     }
 
@@ -216,9 +296,9 @@ impl BlockdevOptions {
         self.common().node_name
     }
 
-    /// A plain `raw` node over a `file` node, the way `--drive` and `drive-mirror` make them.
+    /// A plain `raw` node over a node of the file's kind, the way `drive-mirror` makes them.
     #[must_use]
-    pub fn raw_file(node_name: Option<String>, filename: impl Into<PathBuf>) -> Self {
+    pub fn raw_file(node_name: Option<String>, filename: PathBuf, kind: FileKind) -> Self {
         let file = FileNode {
             node_name: None,
             read_only: None,
@@ -226,8 +306,9 @@ impl BlockdevOptions {
             discard: None,
             detect_zeroes: None,
             cache: None,
-            filename: filename.into(),
+            filename,
             aio: AioOption::default(),
+            locking: Locking::default(),
         };
         Self::Raw(RawNode {
             node_name,
@@ -236,7 +317,10 @@ impl BlockdevOptions {
             discard: None,
             detect_zeroes: None,
             cache: None,
-            file: ChildRef::Options(Box::new(Self::File(file))),
+            file: ChildRef::Options(Box::new(match kind {
+                FileKind::Regular => Self::File(file),
+                FileKind::Device => Self::HostDevice(file),
+            })),
             offset: 0,
             size: None,
         })

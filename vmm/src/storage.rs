@@ -4,12 +4,15 @@
 //! stands before them.
 
 use sluice_block::BlockdevOptions;
+use sluice_block::driver::throttle::ThrottleLimits;
 
 /// Everything between the host's files and the guest's disk controllers.
 #[derive(Clone, Debug, Default)]
 pub struct StorageConfig {
     /// `--object iothread`: the threads to start.
     pub iothreads: Vec<IoThreadConfig>,
+    /// `--object throttle-group`: limits that nodes share.
+    pub throttle_groups: Vec<ThrottleGroupConfig>,
     /// `--blockdev`: the nodes to open, in this order.
     pub nodes: Vec<BlockdevOptions>,
     /// `--device` and the device part of `--drive`.
@@ -21,6 +24,15 @@ pub struct StorageConfig {
 pub struct IoThreadConfig {
     /// By which devices and QMP refer to it.
     pub id: String,
+}
+
+/// `--object throttle-group,id=…,limits.…`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ThrottleGroupConfig {
+    /// By which nodes refer to it.
+    pub id: String,
+    /// What it allows.
+    pub limits: ThrottleLimits,
 }
 
 /// One disk of the guest.

@@ -16,6 +16,7 @@ pub mod null;
 pub mod raw;
 pub mod throttle;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -129,6 +130,26 @@ pub struct ImageInfo {
     pub no_flush: bool,
 }
 
+/// What a driver goes on with after a reopen; dropping it gives the reopen up.
+#[derive(Debug)]
+pub struct ReopenedMedium {
+    /// Whether the medium can't be written, or shall not be.
+    pub read_only: bool,
+    /// Another opening of the file.
+    pub(crate) file: Option<Arc<File>>,
+}
+
+impl ReopenedMedium {
+    /// The medium stays as it is.
+    #[must_use]
+    pub fn unchanged(read_only: bool) -> Self {
+        Self {
+            read_only,
+            file: None,
+        }
+    }
+}
+
 /// One vertex's behaviour; see the [module](self). All methods may be called from any loop.
 ///
 /// Methods with a default pass the call on to the [`filtered`](Self::filtered) child; without one,
@@ -225,6 +246,18 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn file_identity(&self) -> Option<FileIdentity> {
         None
     }
+
+    /// Makes ready what the node's being read-only, or not any more, asks of the medium. Nothing
+    /// changes before [`commit_reopen`](Self::commit_reopen).
+    ///
+    /// # Errors
+    /// The medium refuses it.
+    fn prepare_reopen(&self, read_only: bool) -> BlockFuture<'_, ReopenedMedium> {
+        BlockFuture::new(async move { Ok(ReopenedMedium::unchanged(read_only)) })
+    }
+
+    /// Goes on with what was prepared. Called inside a section, under the graph's lock.
+    fn commit_reopen(&self, _medium: ReopenedMedium) {}
 
     /// What the node does with a child, given what all its parents do with the node.
     fn child_access(&self, _role: Role, above: Access) -> Access {

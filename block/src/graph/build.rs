@@ -1,13 +1,13 @@
 //! Making nodes from options: first everything is opened, then all of it is added at once.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use sluice_aio::current;
 
 use super::{Graph, Topology};
-use crate::driver::file::{FileDriver, FileOptions};
+use crate::driver::blkdebug::Settings;
+use crate::driver::file::{FileDriver, FileKind, FileOptions};
 use crate::driver::null::Null;
 use crate::driver::raw::Raw;
 use crate::driver::throttle::Throttle;
@@ -22,15 +22,15 @@ const MAX_NAME: usize = 31;
 
 /// What children take from their parent unless they say otherwise.
 #[derive(Clone, Copy, Default)]
-struct Inherited {
-    read_only: bool,
+pub(super) struct Inherited {
+    pub(super) read_only: bool,
     auto_read_only: bool,
     discard: Discard,
     cache: CacheOptions,
 }
 
 impl Inherited {
-    fn overridden_by(self, common: Common<'_>) -> Self {
+    pub(super) fn overridden_by(self, common: Common<'_>) -> Self {
         let cache = common.cache.unwrap_or_default();
         Self {
             read_only: common.read_only.unwrap_or(self.read_only),
@@ -98,8 +98,12 @@ impl Graph {
             let policy = IoPolicy::new(settings.discard, detect_zeroes)?;
             let mut read_only = settings.read_only;
             let driver: Box<dyn Driver> = match options {
-                BlockdevOptions::File(file) => {
-                    let (driver, writable) = open_file(file, settings).await?;
+                BlockdevOptions::File(file) | BlockdevOptions::HostDevice(file) => {
+                    let kind = match options {
+                        BlockdevOptions::HostDevice(_) => FileKind::Device,
+                        _ => FileKind::Regular,
+                    };
+                    let (driver, writable) = open_file(file, kind, settings).await?;
                     read_only |= !writable;
                     Box::new(driver)
                 }
@@ -112,10 +116,8 @@ impl Graph {
                         raw.size,
                     )?)
                 }
-                BlockdevOptions::NullCo(null) => {
-                    let latency = Duration::from_nanos(null.latency_ns);
-                    Box::new(Null::new(null.size, null.read_zeroes, latency))
-                }
+                BlockdevOptions::NullCo(null) => Box::new(Null::co(null)?),
+                BlockdevOptions::NullAio(null) => Box::new(Null::aio(null)?),
                 BlockdevOptions::Throttle(throttle) => {
                     let name = &throttle.throttle_group;
                     let group = self.throttle_groups.get(name).ok_or_else(|| {
@@ -129,11 +131,14 @@ impl Graph {
                     let child = self.child(&debug.image, settings, opened).await?;
                     read_only |= child.is_read_only();
                     let image = Edge::new(Role::Filtered, child);
-                    Box::new(Blkdebug::new(image, debug.inject_error.clone()))
+                    let options = debug.clone();
+                    let settings = current::blocking(move || Settings::load(&options)).await??;
+                    Box::new(Blkdebug::new(image, settings)?)
                 }
             };
             let node = Node::new(name, driver, read_only, owner);
             node.set_policy(policy);
+            node.state.lock().options = Some(Box::new(options.clone()));
             opened.0.push(Arc::clone(&node));
             Ok(node)
         })
@@ -199,7 +204,7 @@ impl Topology {
 
     /// # Errors
     /// `node` can't get a new parent: it has gone, or a job holds it.
-    fn check_adoptable(&self, node: &Arc<Node>) -> Result<()> {
+    pub(super) fn check_adoptable(&self, node: &Arc<Node>) -> Result<()> {
         self.check_present(node)?;
         node.check_not_blocked()
     }
@@ -215,15 +220,21 @@ fn is_well_formed(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
-async fn open_file(file: &FileNode, settings: Inherited) -> Result<(FileDriver, bool)> {
+async fn open_file(
+    file: &FileNode,
+    kind: FileKind,
+    settings: Inherited,
+) -> Result<(FileDriver, bool)> {
     let options = FileOptions {
         path: file.filename.clone(),
+        kind,
         read_only: settings.read_only,
         auto_read_only: settings.auto_read_only,
         direct: settings.cache.direct.unwrap_or(false),
         no_flush: settings.cache.no_flush.unwrap_or(false),
         unmap: settings.discard == Discard::Unmap,
         engine: file.aio.into(),
+        locking: file.locking,
     };
     let driver = current::blocking(move || FileDriver::open(options)).await??;
     let writable = driver.is_writable();

@@ -7,9 +7,10 @@
 mod build;
 mod change;
 pub(crate) mod parent;
+mod reopen;
+pub(crate) mod transaction;
 #[cfg(test)]
 mod tests;
-pub(crate) mod transaction;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

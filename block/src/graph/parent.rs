@@ -7,6 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use crate::backend::Backend;
+use crate::driver::{Edge, Role};
 use crate::error::{BlockError, Result};
 use crate::job::Job;
 use crate::node::Node;
@@ -135,6 +136,13 @@ impl Node {
             _ => None,
         });
         above.collect()
+    }
+
+    /// The child in that role.
+    pub(crate) fn child(&self, role: Role) -> Option<Arc<Node>> {
+        let children = self.driver().children();
+        let edge = children.into_iter().find(|edge| edge.role() == role);
+        edge.map(Edge::node)
     }
 
     pub(crate) fn has_node_above(&self) -> bool {

@@ -226,6 +226,8 @@ impl Transaction<'_> {
         self.point(above, role.name(), &from, to);
         self.detach(&from, &Parent::node(above), role.name());
         self.attach(to, Parent::node(above), role.name(), Access::NONE);
+        // What it does with the new child follows from what is done with it.
+        self.touched.push(Arc::clone(above));
         Ok(())
     }
 
@@ -286,7 +288,13 @@ impl Transaction<'_> {
     /// # Errors
     /// [`BlockError::Conflict`], [`BlockError::ReadOnly`], a graph that is too deep, or a lock that
     /// somebody else stands against. Then all is as before the transaction.
-    pub(crate) fn commit(mut self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
+        self.commit_with(|| {})
+    }
+
+    /// The same; `finally` makes its own part of the change under the lock, once nothing can be
+    /// refused any more.
+    pub(crate) fn commit_with(mut self, finally: impl FnOnce()) -> Result<()> {
         self.remove_abandoned();
         for (above, below) in &self.joined {
             check_depth(above, below)?;
@@ -294,6 +302,7 @@ impl Transaction<'_> {
         let plan = self.plan()?;
         apply(&plan)?;
         self.undo.clear();
+        finally();
         Ok(())
     }
 
@@ -316,7 +325,12 @@ impl Transaction<'_> {
                 (state.access, cumulative(node.name(), &state.parents)?)
             };
             if node.is_read_only() && access.used.intersects(Permissions::CHANGES) {
-                return Err(BlockError::ReadOnly(node.name().to_owned()));
+                let name = node.name().to_owned();
+                return Err(if before.used.intersects(Permissions::CHANGES) {
+                    BlockError::ReadOnlyInUse(name)
+                } else {
+                    BlockError::ReadOnly(name)
+                });
             }
             for edge in node.driver().children() {
                 let below = node.driver().child_access(edge.role(), access);

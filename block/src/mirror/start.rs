@@ -11,7 +11,7 @@ use super::copier::Copier;
 use super::filter::MirrorTop;
 use super::job::{MirrorJob, Outcome};
 use crate::dirty::{DirtyBitmap, Granularity};
-use crate::driver::file::create_image;
+use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
@@ -183,7 +183,9 @@ pub async fn drive_mirror(
         let in_use = graph.files_in_use();
         current::blocking(move || create_image(&path, size, &in_use)).await??;
     }
-    let mut options = BlockdevOptions::raw_file(arguments.node_name, arguments.target);
+    let path = arguments.target.clone();
+    let kind = current::blocking(move || FileKind::of(&path)).await?;
+    let mut options = BlockdevOptions::raw_file(arguments.node_name, arguments.target, kind);
     if let (BlockdevOptions::Raw(raw), true) = (&mut options, arguments.unmap) {
         raw.discard = Some(Discard::Unmap);
     }

@@ -124,7 +124,8 @@ pub struct Arguments {
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub device: Vec<String>,
 
-    /// A helper object: iothread,id=ID, a thread that serves disks (repeatable)
+    /// A helper object (repeatable): iothread,id=ID, a thread that serves disks, or
+    /// throttle-group,id=ID,limits.bps-total=N,..., limits for nodes of the driver throttle
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub object: Vec<String>,
 

@@ -7,19 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use sluice_block::BlockdevOptions;
+use sluice_block::driver::file::FileKind;
 
 use super::arguments::Arguments;
 use super::error::CliError;
 use super::options::{
-    self, DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, IoThreadOptions, Raw,
-    VirtioBlkOptions,
+    self, DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, Raw, VirtioBlkOptions,
 };
 use super::places::{Places, ide_place};
 use crate::machine::config::DebugExitConfig;
 use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
+use crate::qmp::object::{self, IoThreadObject, ObjectOptions};
 use crate::storage::{
     Attachment, DiskConfig, DiskRoot, IdePosition, IoThreadConfig, StorageConfig,
+    ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -29,7 +31,8 @@ const DEVICE: &str = "--device";
 
 const DEVICE_EXAMPLE: &str = "known devices: virtio-blk-pci, ide-hd, isa-debug-exit; for example \
                               --device virtio-blk-pci,drive=NODE";
-const OBJECT_EXAMPLE: &str = "for example --object iothread,id=io0";
+const OBJECT_EXAMPLE: &str = "for example --object iothread,id=io0, or --object \
+                              throttle-group,id=tg0,limits.bps-total=50M";
 
 /// Bytes of serial number that an ATA or virtio disk can report.
 const SERIAL_BYTES: usize = 20;
@@ -82,6 +85,7 @@ struct Builder {
     node_names: BTreeSet<String>,
     drives: BTreeMap<String, Drive>,
     device_ids: BTreeSet<String>,
+    object_ids: BTreeSet<String>,
     /// Node names that a device uses already.
     used_nodes: BTreeSet<String>,
     backends: BTreeSet<String>,
@@ -90,16 +94,19 @@ struct Builder {
 
 impl Builder {
     fn object(&mut self, text: &str) -> Result<(), CliError> {
-        let mut raw = Raw::parse(OBJECT, text, Some("qom-type"))?;
-        let kind = raw.take_kind("qom-type", OBJECT_EXAMPLE)?;
-        if kind != "iothread" {
-            return Err(raw.error(format!("invalid object type: {kind}"), OBJECT_EXAMPLE));
+        let raw = Raw::parse(OBJECT, text, Some("qom-type"))?;
+        match raw.value.get("qom-type") {
+            None => return Err(raw.error("Parameter 'qom-type' is missing", OBJECT_EXAMPLE)),
+            Some(Value::String(kind)) if !object::KINDS.contains(&kind.as_str()) => {
+                return Err(raw.error(format!("invalid object type: {kind}"), OBJECT_EXAMPLE));
+            }
+            Some(_) => {}
         }
-        let options: IoThreadOptions = raw.typed()?;
-        check_id(OBJECT, text, "id", &options.id)?;
-        let known = |thread: &IoThreadConfig| thread.id == options.id;
-        if self.storage.iothreads.iter().any(known) {
-            let problem = format!("duplicate ID '{}' for object", options.id);
+        let options = object::read(raw.value, raw.scalars)
+            .map_err(|error| CliError::input(OBJECT, text, &error))?;
+        check_id(OBJECT, text, "id", options.id())?;
+        if !self.object_ids.insert(options.id().to_owned()) {
+            let problem = format!("duplicate ID '{}' for object", options.id());
             return Err(CliError::new(
                 OBJECT,
                 text,
@@ -107,9 +114,21 @@ impl Builder {
                 "give each object its own id",
             ));
         }
-        self.storage
-            .iothreads
-            .push(IoThreadConfig { id: options.id });
+        match options {
+            ObjectOptions::IoThread(IoThreadObject { id }) => {
+                self.storage.iothreads.push(IoThreadConfig { id });
+            }
+            ObjectOptions::ThrottleGroup(group) => {
+                let sensible = group.limits.check();
+                sensible.map_err(|error| {
+                    CliError::new(OBJECT, text, error.to_string(), "correct the limits")
+                })?;
+                self.storage.throttle_groups.push(ThrottleGroupConfig {
+                    id: group.id,
+                    limits: group.limits,
+                });
+            }
+        }
         Ok(())
     }
 
@@ -507,7 +526,7 @@ struct DeviceDrive {
 fn drive_node(options: &DriveOptions, file: &str) -> Value {
     let cache = json!({"direct": options.cache.direct(), "no-flush": options.cache.no_flush()});
     let mut protocol = json!({
-        "driver": "file",
+        "driver": FileKind::of(file.as_ref()).driver_name(),
         "filename": file,
         "read-only": options.readonly,
         "discard": options.discard.name(),

@@ -179,13 +179,6 @@ pub(super) struct SocketOptions {
     pub(super) wait: Option<bool>,
 }
 
-/// `--object iothread`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct IoThreadOptions {
-    pub(super) id: String,
-}
-
 /// `--drive`: a node, its file and a device in one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]

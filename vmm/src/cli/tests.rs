@@ -183,6 +183,22 @@ fn devices_stand_on_nodes_and_drives() {
 }
 
 #[test]
+fn throttle_groups_have_limits_and_names_of_their_own() {
+    let parsed = with_kernel(
+        "--object throttle-group,id=g,limits.bps-total=50M,x-iops-read=7 --object iothread,id=io0 \
+         --blockdev throttle,node-name=t,throttle-group=g,file.driver=null-co",
+    );
+    let [group] = parsed.storage.throttle_groups.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    assert_eq!(group.id, "g");
+    assert_eq!(
+        (group.limits.bps_total, group.limits.iops_read),
+        (50 << 20, 7)
+    );
+}
+
+#[test]
 fn json_is_as_good_as_pairs() {
     let arguments = [
         "--kernel",

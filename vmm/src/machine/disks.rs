@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use sluice_aio::AioContext;
+use sluice_block::driver::throttle::ThrottleError;
 use sluice_block::{Backend, BlockError, Graph, Node};
 use sluice_devices::bus::BusError;
 use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeError, IdeVariant};
@@ -34,6 +35,14 @@ pub enum DiskError {
         id: String,
         /// Why.
         source: IoThreadError,
+    },
+    /// A throttle group.
+    #[error("throttle-group '{id}': {source}")]
+    ThrottleGroup {
+        /// Its name.
+        id: String,
+        /// Why.
+        source: ThrottleError,
     },
     /// A device names a thread that was not declared.
     #[error(
@@ -116,6 +125,13 @@ pub async fn add(
             source,
         };
         parts.iothreads.add(&thread.id).map_err(failed)?;
+    }
+    for group in &storage.throttle_groups {
+        let added = parts.graph.throttle_groups().add(&group.id, group.limits);
+        added.map_err(|source| DiskError::ThrottleGroup {
+            id: group.id.clone(),
+            source,
+        })?;
     }
     for options in &storage.nodes {
         let added = parts.graph.add_node(options).await;

@@ -7,12 +7,20 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sluice_block::BlockdevOptions;
-use sluice_block::options::{BlkdebugNode, ChildRef, FileNode, NullNode, RawNode};
+use sluice_block::options::{BlkdebugNode, ChildRef, FileNode, NullNode, RawNode, ThrottleNode};
 
 use super::input::{self, InputError, Scalars};
 
 /// The drivers that options may name.
-const DRIVERS: &[&str] = &["blkdebug", "file", "null-co", "raw"];
+const DRIVERS: &[&str] = &[
+    "blkdebug",
+    "file",
+    "host_device",
+    "null-aio",
+    "null-co",
+    "raw",
+    "throttle",
+];
 
 /// Children within children; far more than any sensible graph.
 const DEEPEST: usize = 16;
@@ -43,12 +51,22 @@ fn read_at(
     let mut child = |role: &str| take_child(&mut members, role, path, scalars, depth);
     match driver.as_str() {
         "file" => members_at::<FileNode>(members, path, scalars).map(BlockdevOptions::File),
+        "host_device" => {
+            members_at::<FileNode>(members, path, scalars).map(BlockdevOptions::HostDevice)
+        }
         "null-co" => members_at::<NullNode>(members, path, scalars).map(BlockdevOptions::NullCo),
+        "null-aio" => members_at::<NullNode>(members, path, scalars).map(BlockdevOptions::NullAio),
         "raw" => {
             let file = child("file")?;
             let mut node: RawNode = members_at(members, path, scalars)?;
             node.file = file.unwrap_or(node.file);
             Ok(BlockdevOptions::Raw(node))
+        }
+        "throttle" => {
+            let file = child("file")?;
+            let mut node: ThrottleNode = members_at(members, path, scalars)?;
+            node.file = file.unwrap_or(node.file);
+            Ok(BlockdevOptions::Throttle(node))
         }
         "blkdebug" => {
             let image = child("image")?;

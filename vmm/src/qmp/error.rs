@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sluice_block::BlockError;
+use sluice_block::driver::throttle::{LimitsError, ThrottleError};
 use sluice_block::job;
 
 use super::input::InputError;
@@ -66,6 +67,8 @@ generic!(
     BlockError,
     ControlError,
     IoThreadError,
+    LimitsError,
+    ThrottleError,
     job::CreateError,
     sluice_aio::Cancelled,
 );

@@ -16,6 +16,7 @@ mod error;
 mod events;
 pub mod input;
 pub mod json;
+pub mod object;
 mod outbox;
 mod server;
 mod session;

@@ -1,13 +1,13 @@
 //! Creating a raw image, as `drive-mirror` with `mode=absolute-paths` does.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::lock;
-use super::open::{check_kind, open_error, unsuitable};
+use super::open::{check_kind, identity_of, open_error, unsuitable};
 use crate::driver::FileIdentity;
 use crate::error::Result;
+use crate::options::Locking;
 use crate::permission::Access;
 
 /// Makes `path` an empty (all zeroes, sparse) image of `size` bytes; blocks.
@@ -37,17 +37,13 @@ pub fn create_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> Result<(
             "it is not a regular file, so no image can be created there",
         ));
     }
-    let identity = FileIdentity {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-    };
-    if in_use.contains(&identity) {
+    if in_use.contains(&identity_of(&metadata)) {
         return Err(unsuitable(
             path,
             "it is the file of another block node; choose another target",
         ));
     }
-    lock::prepare(&file, path, Access::of_device(false))?;
+    lock::prepare(&file, path, Access::of_device(false), Locking::Auto)?;
     file.set_len(0).map_err(failed)?;
     file.set_len(size).map_err(failed)?;
     Ok(())

@@ -17,6 +17,7 @@ use std::path::Path;
 
 use super::open::unsuitable;
 use crate::error::Result;
+use crate::options::Locking;
 use crate::permission::{Access, Permissions};
 
 /// First byte of the used permissions.
@@ -28,11 +29,18 @@ const UNSHARED_BASE: i64 = 200;
 ///
 /// # Errors
 /// Another process (or another node of this one) uses the image; then call [`finish`] with the
-/// access as it was before. A file system without locks is no error: then nobody can know.
-pub fn prepare(file: &File, path: &Path, access: Access) -> Result<()> {
+/// access as it was before. A file system without locks is an error only with `locking=on`:
+/// otherwise nobody can know.
+pub fn prepare(file: &File, path: &Path, access: Access, locking: Locking) -> Result<()> {
     for byte in bytes(access) {
         match lock_byte(file, libc::F_RDLCK, byte) {
             Ok(()) => {}
+            Err(error) if is_unsupported(&error) && locking == Locking::On => {
+                return Err(unsuitable(
+                    path,
+                    "its file system can't lock files, as locking=on asks",
+                ));
+            }
             Err(error) if is_unsupported(&error) => return Ok(()),
             // Somebody holds a write lock, which none of this family does.
             Err(_) => return Err(conflict(path, access.used)),

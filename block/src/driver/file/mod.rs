@@ -1,12 +1,15 @@
-//! `file`: a disk in a regular file (or on a block device), read and written at byte offsets.
+//! `file` and `host_device`: a disk in a regular file, or on a block device of the host, read and
+//! written at byte offsets.
 //!
 //! Data moves by the engine chosen with `aio=`; calls that may block and that the ring can't do
 //! (opening, searching holes) go to worker threads. The file's right to be written is guarded by
 //! [locks](lock) that other programs of this family respect.
 
 pub mod create;
+mod device;
 pub mod lock;
 mod open;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -15,20 +18,22 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use rustix::fs::SeekFrom;
 use sluice_aio::{EngineKind, IoBuffer, current};
 
-use super::{Allocation, BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, RequestFlags};
+use super::{
+    Allocation, BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, ReopenedMedium,
+    RequestFlags,
+};
 use crate::error::{BlockError, Result};
+use crate::options::Locking;
 use crate::permission::Access;
 pub use create::create_image;
-pub use open::FileOptions;
-
-/// Alignment that O_DIRECT asks of offsets, lengths and memory here; a file that asks for more is
-/// refused at opening.
-const DIRECT_ALIGNMENT: usize = 512;
+pub use open::{FileKind, FileOptions};
+use probe::Alignment;
 
 /// The most bytes that are copied to aligned memory at once.
 const BOUNCE: usize = 1 << 20;
@@ -39,14 +44,22 @@ const ZERO_CHUNK: u64 = 1 << 20;
 /// See the [module](self).
 #[derive(Debug)]
 pub struct FileDriver {
-    file: Arc<File>,
+    /// Requests go through it; a reopen replaces it.
+    file: ArcSwap<File>,
+    /// What was opened first: it keeps the locks, which belong to one opening of the file.
+    locks: Arc<File>,
     path: PathBuf,
     /// Size in bytes at opening, or as it was set since.
     size: AtomicU64,
     identity: FileIdentity,
-    writable: bool,
+    writable: AtomicBool,
+    auto_read_only: bool,
     engine: EngineKind,
+    kind: FileKind,
     direct: bool,
+    /// What the file asks of requests: nothing, unless it was opened with O_DIRECT.
+    alignment: Alignment,
+    locking: Locking,
     no_flush: bool,
     /// `discard=unmap`: discards reach the file system.
     unmap: bool,
@@ -64,7 +77,11 @@ impl FileDriver {
     /// Whether the file was opened for writing.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.writable.load(Ordering::Relaxed)
+    }
+
+    fn file(&self) -> Arc<File> {
+        self.file.load_full()
     }
 
     /// The path it was opened by.
@@ -75,11 +92,13 @@ impl FileDriver {
 
     /// O_DIRECT needs aligned memory; guests mostly bring it, and the rest is copied.
     fn needs_bounce(&self, buffer: &IoBuffer) -> bool {
-        self.direct && !buffer.is_aligned(DIRECT_ALIGNMENT)
+        let bytes = |alignment: u32| usize::try_from(alignment).unwrap_or(usize::MAX);
+        let Alignment { request, memory } = self.alignment;
+        self.direct && !buffer.is_aligned_to(bytes(memory), bytes(request))
     }
 
     async fn read_all(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
-        let count = current::read_at(self.engine, &self.file, offset, buffer.clone()).await?;
+        let count = current::read_at(self.engine, &self.file(), offset, buffer.clone()).await?;
         // The file shrank behind our back: what is gone reads as zeroes.
         buffer.fill(count, buffer.len() - count, 0);
         Ok(())
@@ -101,13 +120,13 @@ impl FileDriver {
     async fn write_bounced(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
         for at in (0..buffer.len()).step_by(BOUNCE) {
             let piece = IoBuffer::copied_from(&buffer.slice(at, BOUNCE).to_vec());
-            current::write_at(self.engine, &self.file, offset + at as u64, piece).await?;
+            current::write_at(self.engine, &self.file(), offset + at as u64, piece).await?;
         }
         Ok(())
     }
 
     async fn fallocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        current::fallocate(self.engine, &self.file, mode, offset, len).await
+        current::fallocate(self.engine, &self.file(), mode, offset, len).await
     }
 
     async fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -117,7 +136,7 @@ impl FileDriver {
         while done < len {
             let part = zeroes.slice(0, usize::try_from(len - done).unwrap_or(chunk));
             let count = part.len() as u64;
-            current::write_at(self.engine, &self.file, offset + done, part).await?;
+            current::write_at(self.engine, &self.file(), offset + done, part).await?;
             done += count;
         }
         Ok(())
@@ -127,12 +146,12 @@ impl FileDriver {
         if self.no_flush {
             return Ok(());
         }
-        current::fdatasync(self.engine, &self.file).await
+        current::fdatasync(self.engine, &self.file()).await
     }
 
     /// Asks the file system for the next data and hole, in a worker thread.
     async fn search(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        let file = Arc::clone(&self.file);
+        let file = self.file();
         let status = current::blocking(move || -> io::Result<BlockStatus> {
             let data = match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
                 Ok(data) => data,
@@ -201,7 +220,14 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 impl Driver for FileDriver {
     fn format_name(&self) -> &'static str {
-        "file"
+        self.kind.driver_name()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            request_alignment: self.alignment.request,
+            ..Limits::default()
+        }
     }
 
     fn size(&self) -> u64 {
@@ -210,7 +236,7 @@ impl Driver for FileDriver {
 
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
-            let file = Arc::clone(&self.file);
+            let file = self.file();
             current::blocking(move || -> Result<()> {
                 if !file.metadata()?.is_file() {
                     let why = "Cannot resize device files";
@@ -238,7 +264,7 @@ impl Driver for FileDriver {
             if self.needs_bounce(&buffer) {
                 self.write_bounced(offset, &buffer).await?;
             } else {
-                current::write_at(self.engine, &self.file, offset, buffer).await?;
+                current::write_at(self.engine, &self.file(), offset, buffer).await?;
             }
             if flags.contains(RequestFlags::FUA) {
                 self.sync().await?;
@@ -262,8 +288,17 @@ impl Driver for FileDriver {
             if !self.unmap || len == 0 {
                 return Ok(());
             }
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            match self.fallocate(mode, offset, len).await {
+            let given_up = match self.kind {
+                FileKind::Regular => {
+                    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                    self.fallocate(mode, offset, len).await
+                }
+                FileKind::Device => {
+                    let file = self.file();
+                    current::blocking(move || device::discard(&file, offset, len)).await?
+                }
+            };
+            match given_up {
                 // A discard is a hint: a file system that can't is not an error.
                 Err(error) if !is_unsupported(&error) => Err(error.into()),
                 _ => Ok(()),
@@ -282,7 +317,11 @@ impl Driver for FileDriver {
     fn info(&self) -> ImageInfo {
         ImageInfo {
             filename: self.path.to_string_lossy().into_owned(),
-            actual_size: self.file.metadata().ok().map(|meta| meta.blocks() * SECTOR),
+            actual_size: self
+                .locks
+                .metadata()
+                .ok()
+                .map(|meta| meta.blocks() * SECTOR),
             direct: self.direct,
             no_flush: self.no_flush,
         }
@@ -292,12 +331,46 @@ impl Driver for FileDriver {
         Some(self.identity)
     }
 
+    /// Another opening of the file, if what there is can't be written and shall be. The file may
+    /// have been replaced under its name: then it is not this node's.
+    fn prepare_reopen(&self, read_only: bool) -> BlockFuture<'_, ReopenedMedium> {
+        BlockFuture::new(async move {
+            if read_only || self.is_writable() {
+                return Ok(ReopenedMedium::unchanged(read_only));
+            }
+            let mut options = FileOptions::new(&self.path);
+            options.kind = self.kind;
+            options.direct = self.direct;
+            options.auto_read_only = self.auto_read_only;
+            let identity = self.identity;
+            let opened = current::blocking(move || open::reopen(&options, identity)).await??;
+            Ok(
+                opened.map_or(ReopenedMedium::unchanged(true), |file| ReopenedMedium {
+                    read_only: false,
+                    file: Some(Arc::new(file)),
+                }),
+            )
+        })
+    }
+
+    fn commit_reopen(&self, medium: ReopenedMedium) {
+        if let Some(file) = medium.file {
+            self.file.store(file);
+            self.writable.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn prepare_access(&self, access: Access) -> Result<()> {
-        lock::prepare(&self.file, &self.path, access)
+        match self.locking {
+            Locking::Off => Ok(()),
+            locking => lock::prepare(&self.locks, &self.path, access, locking),
+        }
     }
 
     fn finish_access(&self, access: Access) {
-        lock::finish(&self.file, access);
+        if self.locking != Locking::Off {
+            lock::finish(&self.locks, access);
+        }
     }
 }
 

@@ -1,23 +1,73 @@
 //! Opening a file as a disk, with an error for everything that can't be one.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use arc_swap::ArcSwap;
 use sluice_aio::EngineKind;
 
-use super::{DIRECT_ALIGNMENT, FileDriver, SECTOR};
+use super::probe::{self, Alignment};
+use super::{FileDriver, SECTOR, device};
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
+use crate::options::Locking;
+
+/// What a node's driver takes as its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// `file`: a regular file.
+    Regular,
+    /// `host_device`: a block device.
+    Device,
+}
+
+impl FileKind {
+    /// The driver's name.
+    #[must_use]
+    pub fn driver_name(self) -> &'static str {
+        match self {
+            Self::Regular => "file",
+            Self::Device => "host_device",
+        }
+    }
+
+    /// What a path that says nothing of its driver means; looks at the file, which may block.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        match path.metadata() {
+            Ok(metadata) if metadata.file_type().is_block_device() => Self::Device,
+            _ => Self::Regular,
+        }
+    }
+
+    /// # Errors
+    /// The file is of no kind that can be a disk, or of the other one.
+    fn check(self, metadata: &Metadata, path: &Path) -> Result<()> {
+        check_kind(metadata, path)?;
+        let is_device = metadata.file_type().is_block_device();
+        let refused = match self {
+            Self::Regular if is_device => "to be a regular file",
+            Self::Device if !is_device => "to be a block device",
+            _ => return Ok(()),
+        };
+        let (driver, path) = (self.driver_name(), path.display());
+        Err(BlockError::Refused(format!(
+            "'{driver}' driver requires '{path}' {refused}"
+        )))
+    }
+}
 
 /// How to open a file node.
 #[derive(Clone, Debug)]
 pub struct FileOptions {
     /// The file.
     pub path: PathBuf,
+    /// What it must be.
+    pub kind: FileKind,
     /// Open without write access.
     pub read_only: bool,
     /// If write access is refused, open without.
@@ -30,6 +80,8 @@ pub struct FileOptions {
     pub unmap: bool,
     /// Which engine moves the data.
     pub engine: EngineKind,
+    /// Whether other programs are kept from conflicting use.
+    pub locking: Locking,
 }
 
 impl FileOptions {
@@ -38,12 +90,14 @@ impl FileOptions {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            kind: FileKind::Regular,
             read_only: false,
             auto_read_only: false,
             direct: false,
             no_flush: false,
             unmap: false,
             engine: EngineKind::IoUring,
+            locking: Locking::Auto,
         }
     }
 }
@@ -53,25 +107,57 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
     let path = options.path;
     let failed = |source| open_error(&path, source, "");
     let metadata = file.metadata().map_err(failed)?;
+    options.kind.check(&metadata, &path)?;
     let size = size_of(&file, &metadata, &path)?;
-    if options.direct {
-        probe_direct(&file, &path)?;
-    }
-    let identity = FileIdentity {
-        device: metadata.dev(),
-        inode: metadata.ino(),
+    let alignment = if options.direct {
+        probe::direct(&file, &path)?
+    } else {
+        Alignment::CACHED
     };
+    if writable && size % u64::from(alignment.request) != 0 {
+        let unit = alignment.request;
+        let reason = format!(
+            "its size of {size} bytes is not a multiple of {unit}, which cache.direct=on asks of \
+             writes to it; round it up with 'truncate -s %{unit}', or use cache.direct=off"
+        );
+        return Err(unsuitable(&path, reason));
+    }
+    let file = Arc::new(file);
     Ok(FileDriver {
-        file: Arc::new(file),
+        file: ArcSwap::new(Arc::clone(&file)),
+        locks: file,
         path,
         size: AtomicU64::new(size),
-        identity,
-        writable,
+        identity: identity_of(&metadata),
+        writable: AtomicBool::new(writable),
+        auto_read_only: options.auto_read_only,
         engine: options.engine,
+        kind: options.kind,
         direct: options.direct,
+        alignment,
+        locking: options.locking,
         no_flush: options.no_flush,
         unmap: options.unmap,
     })
+}
+
+/// Opens the file once more, for writing; none if that is refused and `auto-read-only` allows it.
+///
+/// # Errors
+/// As [`open`], and another file has the name by now.
+pub(super) fn reopen(options: &FileOptions, identity: FileIdentity) -> Result<Option<File>> {
+    let (file, writable) = open_file(options)?;
+    let path = &options.path;
+    let metadata = file
+        .metadata()
+        .map_err(|error| open_error(path, error, ""))?;
+    if identity_of(&metadata) != identity {
+        return Err(unsuitable(
+            path,
+            "another file has the node's path by now; add a new node for it",
+        ));
+    }
+    Ok(writable.then_some(file))
 }
 
 fn open_file(options: &FileOptions) -> Result<(File, bool)> {
@@ -79,7 +165,7 @@ fn open_file(options: &FileOptions) -> Result<(File, bool)> {
     // Before opening: that of a pipe without a writer would never end. What can't be looked at is
     // left to the opening, whose error says more.
     if let Ok(metadata) = path.metadata() {
-        check_kind(&metadata, path)?;
+        options.kind.check(&metadata, path)?;
     }
     let attempt = |write: bool| {
         let flags = if options.direct { libc::O_DIRECT } else { 0 };
@@ -146,13 +232,25 @@ pub(super) fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
     ))
 }
 
-fn size_of(mut file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
-    check_kind(metadata, path)?;
+/// What tells whether two nodes are on one medium: of a device its number, by whatever name.
+pub(super) fn identity_of(metadata: &Metadata) -> FileIdentity {
+    if metadata.file_type().is_block_device() {
+        return FileIdentity {
+            device: metadata.rdev(),
+            inode: 0,
+        };
+    }
+    FileIdentity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    }
+}
+
+fn size_of(file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
     let size = if metadata.is_file() {
         metadata.len()
     } else {
-        file.seek(SeekFrom::End(0))
-            .map_err(|error| open_error(path, error, ""))?
+        device::size(file).map_err(|error| open_error(path, error, ""))?
     };
     if size < SECTOR {
         let reason = format!(
@@ -169,23 +267,4 @@ fn size_of(mut file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
         return Err(unsuitable(path, reason));
     }
     Ok(size)
-}
-
-/// Reads one smallest piece as every later request may.
-fn probe_direct(file: &File, path: &Path) -> Result<()> {
-    const ROOM: usize = 8192;
-    let mut room = [0u8; ROOM];
-    let misalignment = room.as_ptr() as usize % DIRECT_ALIGNMENT;
-    let start = (DIRECT_ALIGNMENT - misalignment) % DIRECT_ALIGNMENT;
-    match file.read_at(&mut room[start..start + DIRECT_ALIGNMENT], 0) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(unsuitable(
-            path,
-            format!(
-                "cache.direct=on needs a device with {DIRECT_ALIGNMENT}-byte blocks, this one \
-                 asks for larger ones; use cache.direct=off"
-            ),
-        )),
-        Err(error) => Err(open_error(path, error, "")),
-        Ok(_) => Ok(()),
-    }
 }

@@ -13,12 +13,8 @@ use crate::job::{IoStatus, Job, JobState, OnError};
 use crate::node::Node;
 
 fn inject(node: &Node, event: DebugEvent, errno: i32) {
-    node.as_blkdebug().unwrap().inject(InjectError {
-        event,
-        errno,
-        sector: None,
-        once: false,
-    });
+    node.as_blkdebug().unwrap()
+        .inject(InjectError::new(event, errno));
 }
 
 fn heal(node: &Node) {
@@ -160,10 +156,9 @@ fn a_failed_copy_is_dirty_again() {
         let target = bench.target("target").await;
         for sector in [0, 128, 4096] {
             target.as_blkdebug().unwrap().inject(InjectError {
-                event: DebugEvent::WriteAio,
-                errno: libc::EIO,
-                sector: Some(sector),
+                sector,
                 once: true,
+                ..InjectError::new(DebugEvent::WriteAio, libc::EIO)
             });
         }
         let mut arguments = common("disk");

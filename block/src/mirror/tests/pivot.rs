@@ -269,12 +269,7 @@ fn a_failure_before_the_swap_leaves_the_disk_on_its_source() {
         let target = bench.target("target").await;
         bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
-        debug(&target).inject(InjectError {
-            event: DebugEvent::PivotClean,
-            errno: libc::EIO,
-            sector: None,
-            once: false,
-        });
+        debug(&target).inject(InjectError::new(DebugEvent::PivotClean, libc::EIO));
         debug(&target)
             .set_break(DebugEvent::PivotClean, "window")
             .unwrap();
@@ -307,12 +302,7 @@ fn a_flush_that_fails_in_the_pivot_fails_the_job_and_not_the_guest() {
         let target = bench.target("target").await;
         bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
-        debug(&target).inject(InjectError {
-            event: DebugEvent::FlushToDisk,
-            errno: libc::ENOSPC,
-            sector: None,
-            once: false,
-        });
+        debug(&target).inject(InjectError::new(DebugEvent::FlushToDisk, libc::ENOSPC));
         bench.job().complete().unwrap();
         assert_eq!(
             bench.end().await.as_deref(),
@@ -329,10 +319,8 @@ fn an_error_after_the_swap_does_not_fail_the_job() {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
         debug(&target).inject(InjectError {
-            event: DebugEvent::PivotSwapped,
-            errno: libc::EIO,
-            sector: None,
             once: true,
+            ..InjectError::new(DebugEvent::PivotSwapped, libc::EIO)
         });
         bench.mirror("disk", "target").await;
         assert_eq!(bench.complete().await, None);

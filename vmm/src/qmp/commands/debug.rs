@@ -19,7 +19,17 @@ pub(super) struct Break {
     tag: String,
 }
 
-/// Arguments of `x-debug-resume` and `x-debug-wait-break`.
+/// Arguments of `x-debug-resume`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Resume {
+    node_name: String,
+    tag: String,
+    /// Let it fail with this error.
+    errno: Option<i32>,
+}
+
+/// Arguments of `x-debug-wait-break`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Tag {
@@ -51,9 +61,18 @@ pub(super) async fn wait_break(monitor: Arc<Monitor>, arguments: Tag) -> Result<
 }
 
 /// Lets go whoever is held under the tag, and removes it.
-pub(super) async fn resume(monitor: Arc<Monitor>, arguments: Tag) -> Result<Done, QmpError> {
+pub(super) async fn resume(monitor: Arc<Monitor>, arguments: Resume) -> Result<Done, QmpError> {
     let node = monitor.graph.node(&arguments.node_name)?;
-    blkdebug(&node)?.resume(&arguments.tag)?;
+    let debug = blkdebug(&node)?;
+    match arguments.errno {
+        Some(errno) if errno > 0 => debug.fail(&arguments.tag, errno)?,
+        Some(_) => {
+            return Err(QmpError::generic(
+                "Parameter 'errno' expects a positive value",
+            ));
+        }
+        None => debug.remove_break(&arguments.tag)?,
+    }
     Ok(Done {})
 }
 

@@ -81,6 +81,8 @@ commands! {
     "job-resume" => jobs::job_resume;
     "object-add" => objects::object_add;
     "object-del" => objects::object_del;
+    "qom-get" => objects::qom_get;
+    "qom-set" => objects::qom_set;
     "query-block" => block::query_block;
     "query-block-jobs" => jobs::query_block_jobs;
     "query-blockstats" => block::query_blockstats;

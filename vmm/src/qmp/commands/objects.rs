@@ -1,35 +1,22 @@
-//! Commands about I/O threads.
+//! Commands about helper objects: I/O threads and throttle groups.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sluice_aio::current;
+use sluice_block::driver::throttle::{ThrottleError, ThrottleGroup, ThrottleLimits};
 
 use super::{Done, Monitor, NoArguments};
-use crate::qmp::error::QmpError;
+use crate::iothreads::IoThreadError;
+use crate::qmp::error::{ErrorClass, QmpError};
+use crate::qmp::input::{self, Scalars};
+use crate::qmp::object::{self, ObjectOptions};
 
-/// Arguments of `object-add`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct ObjectAdd {
-    #[serde(rename = "qom-type")]
-    #[expect(dead_code, reason = "there is one type; reading it is checking it")]
-    kind: ObjectKind,
-    id: String,
-}
-
-/// The types of objects.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum ObjectKind {
-    Iothread,
-}
-
-pub(super) async fn object_add(
-    monitor: Arc<Monitor>,
-    arguments: ObjectAdd,
-) -> Result<Done, QmpError> {
-    let id = arguments.id;
+/// The arguments are a union, which has a reader of its own.
+pub(super) async fn object_add(monitor: Arc<Monitor>, arguments: Value) -> Result<Done, QmpError> {
+    let options = object::read(arguments, Scalars::Typed)?;
+    let id = options.id();
     let well_formed = id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id
             .bytes()
@@ -37,7 +24,22 @@ pub(super) async fn object_add(
     if !well_formed {
         return Err(QmpError::generic("Parameter 'id' expects an identifier"));
     }
-    monitor.iothreads.add(&id)?;
+    let groups = monitor.graph.throttle_groups();
+    // Objects of all kinds share their names.
+    match options {
+        ObjectOptions::IoThread(thread) => {
+            if groups.get(&thread.id).is_some() {
+                return Err(IoThreadError::Duplicate(thread.id).into());
+            }
+            monitor.iothreads.add(&thread.id)?;
+        }
+        ObjectOptions::ThrottleGroup(group) => {
+            if monitor.iothreads.get(&group.id).is_some() {
+                return Err(ThrottleError::Duplicate(group.id).into());
+            }
+            groups.add(&group.id, group.limits)?;
+        }
+    }
     Ok(Done {})
 }
 
@@ -52,9 +54,77 @@ pub(super) async fn object_del(
     monitor: Arc<Monitor>,
     arguments: ObjectDel,
 ) -> Result<Done, QmpError> {
+    let groups = monitor.graph.throttle_groups();
+    if groups.get(&arguments.id).is_some() {
+        groups.remove(&arguments.id)?;
+        return Ok(Done {});
+    }
     let thread = monitor.iothreads.remove(&arguments.id)?;
     // Joining a thread blocks.
     current::blocking(move || drop(thread)).await?;
+    Ok(Done {})
+}
+
+/// Arguments of `qom-get`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QomGet {
+    path: String,
+    property: String,
+}
+
+/// The property of a throttle group that can be read and written.
+const LIMITS: &str = "limits";
+
+/// Where objects are in QEMU's tree.
+const OBJECTS: &str = "/objects/";
+
+/// The throttle group that a path means, for the one property that objects here have.
+fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<ThrottleGroup>, QmpError> {
+    let id = path.strip_prefix(OBJECTS).unwrap_or(path);
+    let group = monitor
+        .graph
+        .throttle_groups()
+        .get(id)
+        .ok_or_else(|| QmpError {
+            class: ErrorClass::DeviceNotFound,
+            desc: format!("Device '{path}' not found"),
+        })?;
+    if property != LIMITS {
+        return Err(QmpError::generic(format!(
+            "Property 'throttle-group.{property}' not found"
+        )));
+    }
+    Ok(group)
+}
+
+pub(super) async fn qom_get(
+    monitor: Arc<Monitor>,
+    arguments: QomGet,
+) -> Result<ThrottleLimits, QmpError> {
+    Ok(group_of(&monitor, &arguments.path, &arguments.property)?.limits())
+}
+
+/// Arguments of `qom-set`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QomSet {
+    path: String,
+    property: String,
+    value: Value,
+}
+
+/// What is not given stays as it is.
+pub(super) async fn qom_set(monitor: Arc<Monitor>, arguments: QomSet) -> Result<Done, QmpError> {
+    let group = group_of(&monitor, &arguments.path, &arguments.property)?;
+    // Checked alone first, so that what is wrong with it is said.
+    let _: ThrottleLimits = input::from_value(arguments.value.clone(), Scalars::Typed)?;
+    let present = serde_json::to_value(group.limits());
+    let mut merged = present.map_err(|error| QmpError::generic(error.to_string()))?;
+    if let (Value::Object(merged), Value::Object(given)) = (&mut merged, arguments.value) {
+        merged.extend(given);
+    }
+    group.set_limits(input::from_value(merged, Scalars::Typed)?)?;
     Ok(Done {})
 }
 

@@ -260,6 +260,52 @@ fn general_queries() {
 }
 
 #[test]
+fn throttle_groups_come_and_go() {
+    run(|world| {
+        let mut client = world.client();
+        let group =
+            |limits: Value| json!({"qom-type": "throttle-group", "id": "g", "limits": limits});
+        let refused = client.generic("object-add", group(json!({"bps-total": 1, "bps-read": 1})));
+        assert_eq!(
+            refused,
+            "bps/iops/max total values and read/write values cannot be used at the same time"
+        );
+        client.ok("object-add", group(json!({"bps-total": 1000})));
+        let taken = "attempt to add duplicate property 'g' to object (type 'container')";
+        assert_eq!(client.generic("object-add", group(json!({}))), taken);
+        let thread = json!({"qom-type": "iothread", "id": "g"});
+        assert_eq!(
+            client.generic("object-add", thread),
+            taken,
+            "one name for all kinds"
+        );
+        let node = json!({"driver": "throttle", "node-name": "t", "throttle-group": "g",
+                          "file": {"driver": "null-aio", "size": 4096}});
+        client.ok("blockdev-add", node);
+        let refused = client.generic("object-del", json!({"id": "g"}));
+        assert_eq!(refused, "object 'g' is in use, can not be deleted");
+        let limits = json!({"path": "/objects/g", "property": "limits"});
+        assert_eq!(client.ok("qom-get", limits.clone())["bps-total"], 1000);
+        let set = |value: Value| json!({"path": "g", "property": "limits", "value": value});
+        client.ok("qom-set", set(json!({"iops-total": 7})));
+        let now = client.ok("qom-get", limits.clone());
+        assert_eq!(
+            (&now["bps-total"], &now["iops-total"]),
+            (&json!(1000), &json!(7))
+        );
+        let refused = client.generic("qom-set", set(json!({"iops-total-max": 1})));
+        assert_eq!(refused, "bps_max/iops_max cannot be lower than bps/iops");
+        assert_eq!(client.ok("qom-get", limits), now, "nothing changed");
+        client.ok("blockdev-del", json!({"node-name": "t"}));
+        client.ok("object-del", json!({"id": "g"}));
+        assert_eq!(
+            client.generic("object-del", json!({"id": "g"})),
+            "object 'g' not found"
+        );
+    });
+}
+
+#[test]
 fn iothreads_come_and_go() {
     run(|world| {
         let mut client = world.client();

@@ -1,0 +1,198 @@
+//! `blockdev-reopen`: nodes go on with other options, all of those named or none.
+//!
+//! First everything that can fail outside of the graph is made ready (files opened for writing),
+//! then the nodes are drained, and one transaction changes read-only flags and children together.
+//! What an option list leaves out gets its default, as when a node is added. Options that a driver
+//! keeps from its opening on are refused by name.
+
+use std::sync::Arc;
+
+use futures_util::future::LocalBoxFuture;
+use serde_json::{Map, Value};
+
+use super::Graph;
+use super::build::Inherited;
+use crate::driver::{ReopenedMedium, Role};
+use crate::error::{BlockError, Result};
+use crate::node::Node;
+use crate::options::{BlockdevOptions, ChildRef};
+
+/// Members that are no driver's own and may change, or are compared elsewhere.
+const COMMON: &[&str] = &["driver", "node-name", "read-only", "auto-read-only"];
+
+/// One node's part, ready to be made.
+struct Plan {
+    node: Arc<Node>,
+    /// The options from which this plan was made: if they have changed since, it is void.
+    before: BlockdevOptions,
+    options: BlockdevOptions,
+    medium: ReopenedMedium,
+    /// The new child, if another is asked for.
+    child: Option<(Role, Arc<Node>)>,
+}
+
+impl Graph {
+    /// Changes the options of existing nodes, found by their `node-name`.
+    ///
+    /// Call it from a task that holds no token of a disk above the nodes. Either all is changed or
+    /// nothing.
+    ///
+    /// # Errors
+    /// No such node, an option that can't change, a child that can't be had, or a conflict with
+    /// those who use the nodes.
+    pub async fn reopen(&self, list: &[BlockdevOptions]) -> Result<()> {
+        let mut plans = Vec::new();
+        for options in list {
+            let name = options
+                .node_name()
+                .ok_or_else(|| BlockError::Refused("node-name not specified".to_owned()))?;
+            let node = self.node(name)?;
+            self.plan(node, options, Inherited::default(), &mut plans)
+                .await?;
+        }
+        let mut sections = Vec::new();
+        for plan in &plans {
+            sections.push(self.drain(&plan.node, "reopen").await);
+            if let Some((_, to)) = &plan.child {
+                sections.push(self.drain(to, "reopen").await);
+            }
+        }
+        self.make(plans)
+    }
+
+    /// Checks the options of one node and of the children described with it, and makes ready what
+    /// they need.
+    fn plan<'a>(
+        &'a self,
+        node: Arc<Node>,
+        options: &'a BlockdevOptions,
+        inherited: Inherited,
+        plans: &'a mut Vec<Plan>,
+    ) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if plans.iter().any(|plan| Arc::ptr_eq(&plan.node, &node)) {
+                return Err(BlockError::Refused(format!(
+                    "Node '{}' is given more than once",
+                    node.name()
+                )));
+            }
+            let before = node.state.lock().options.clone();
+            let Some(before) = before.map(|before| *before) else {
+                return Err(BlockError::FixedOption("driver".to_owned()));
+            };
+            check_fixed(&before, options)?;
+            let settings = inherited.overridden_by(options.common());
+            let child = match options.child() {
+                None => None,
+                Some((role, child)) => {
+                    let present = node.child(role).ok_or_else(|| {
+                        BlockError::FixedOption(child_option(options).to_owned())
+                    })?;
+                    match child {
+                        ChildRef::Name(name) if name == present.name() => None,
+                        ChildRef::Name(name) => {
+                            node.check_not_blocked()?;
+                            let to = self.node(name)?;
+                            self.topology().check_adoptable(&to)?;
+                            Some((role, to))
+                        }
+                        ChildRef::Options(nested) => {
+                            if nested.node_name().is_some_and(|name| name != present.name()) {
+                                let option = format!("{}.node-name", child_option(options));
+                                return Err(BlockError::FixedOption(option));
+                            }
+                            self.plan(present, nested, settings, plans).await?;
+                            None
+                        }
+                    }
+                }
+            };
+            let medium = node.driver().prepare_reopen(settings.read_only).await?;
+            plans.push(Plan {
+                node,
+                before,
+                options: options.clone(),
+                medium,
+                child,
+            });
+            Ok(())
+        })
+    }
+
+    fn make(&self, plans: Vec<Plan>) -> Result<()> {
+        let mut change = self.transaction();
+        for plan in &plans {
+            change.check_present(&plan.node)?;
+            if plan.node.state.lock().options.as_deref() != Some(&plan.before) {
+                return Err(BlockError::Refused(format!(
+                    "Node '{}' was reopened by somebody else meanwhile",
+                    plan.node.name()
+                )));
+            }
+            if let Some((role, to)) = &plan.child {
+                change.check_present(to)?;
+                change.set_child(&plan.node, *role, to)?;
+            }
+        }
+        for plan in &plans {
+            let read_only = is_read_only_after(&plan.node, &plans);
+            change.set_read_only(&plan.node, read_only);
+        }
+        change.commit_with(|| {
+            for plan in plans {
+                plan.node.driver().commit_reopen(plan.medium);
+                plan.node.state.lock().options = Some(Box::new(plan.options));
+            }
+        })
+    }
+}
+
+/// A node can be written if it shall be and everything below it can.
+fn is_read_only_after(node: &Arc<Node>, plans: &[Plan]) -> bool {
+    let plan = plans.iter().find(|plan| Arc::ptr_eq(&plan.node, node));
+    let Some(plan) = plan else {
+        return node.is_read_only();
+    };
+    let children = node.driver().children();
+    plan.medium.read_only
+        || children
+            .iter()
+            .any(|edge| is_read_only_after(&edge.node(), plans))
+}
+
+/// # Errors
+/// [`BlockError::FixedOption`] names the first that differs and is not one of those that may.
+fn check_fixed(before: &BlockdevOptions, after: &BlockdevOptions) -> Result<()> {
+    let (before, after) = (members(before), members(after));
+    if before.get("driver") != after.get("driver") {
+        return Err(BlockError::FixedOption("driver".to_owned()));
+    }
+    let names = before.keys().chain(after.keys());
+    for name in names {
+        let may_change = COMMON.contains(&name.as_str()) || CHILDREN.contains(&name.as_str());
+        if !may_change && before.get(name) != after.get(name) {
+            return Err(BlockError::FixedOption(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Options that name children.
+const CHILDREN: &[&str] = &["file", "image"];
+
+fn child_option(options: &BlockdevOptions) -> &'static str {
+    let members = members(options);
+    CHILDREN
+        .iter()
+        .find(|name| members.contains_key(**name))
+        .copied()
+        .unwrap_or("driver")
+}
+
+fn members(options: &BlockdevOptions) -> Map<String, Value> {
+    match serde_json::to_value(options) {
+        Ok(Value::Object(members)) => members,
+        // Options are structs of plain values: there is nothing that JSON can't hold.
+        _ => Map::new(),
+    }
+}

@@ -1,0 +1,155 @@
+//! Reads the options of a helper object, from `object-add` or from `--object`.
+//!
+//! The options form a union whose kind stands in the member `qom-type`; each kind is read by its
+//! own type, so that errors name the parameter and text from the command line gets the right type.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sluice_block::driver::throttle::ThrottleLimits;
+
+use super::input::{self, InputError, Scalars};
+
+/// The types of objects.
+pub const KINDS: &[&str] = &["iothread", "throttle-group"];
+
+/// One object.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ObjectOptions {
+    /// A thread that serves disks.
+    IoThread(IoThreadObject),
+    /// Limits that disks share.
+    ThrottleGroup(ThrottleGroupObject),
+}
+
+/// `iothread`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct IoThreadObject {
+    /// By which devices and commands refer to it.
+    pub id: String,
+}
+
+/// `throttle-group`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ThrottleGroupObject {
+    /// By which nodes refer to it.
+    pub id: String,
+    /// What it allows.
+    #[serde(default)]
+    pub limits: ThrottleLimits,
+}
+
+impl ObjectOptions {
+    /// The object's name.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::IoThread(thread) => &thread.id,
+            Self::ThrottleGroup(group) => &group.id,
+        }
+    }
+}
+
+/// Reads `value` as an object's options.
+///
+/// # Errors
+/// An [`InputError`] that names the parameter at fault.
+pub fn read(value: Value, scalars: Scalars) -> Result<ObjectOptions, InputError> {
+    let Value::Object(mut members) = value else {
+        return Err(InputError::wrong_type("arguments", "object"));
+    };
+    let kind = match members.remove("qom-type") {
+        Some(Value::String(kind)) => kind,
+        Some(_) => return Err(InputError::wrong_type("qom-type", "string")),
+        None => return Err(InputError::missing("qom-type")),
+    };
+    match kind.as_str() {
+        "iothread" => {
+            input::from_value(Value::Object(members), scalars).map(ObjectOptions::IoThread)
+        }
+        "throttle-group" => {
+            gather_limits(&mut members)?;
+            input::from_value(Value::Object(members), scalars).map(ObjectOptions::ThrottleGroup)
+        }
+        _ => Err(InputError::bad_value("qom-type", kind, KINDS)),
+    }
+}
+
+/// Moves the single properties (`x-bps-total`), which the command line of QEMU has too, to the
+/// members of `limits` that they mean.
+fn gather_limits(members: &mut Map<String, Value>) -> Result<(), InputError> {
+    let single: Vec<String> = members
+        .keys()
+        .filter(|key| key.starts_with("x-bps-") || key.starts_with("x-iops-"))
+        .cloned()
+        .collect();
+    if single.is_empty() {
+        return Ok(());
+    }
+    let limits = members
+        .entry("limits")
+        .or_insert_with(|| Value::Object(Map::new()));
+    let Value::Object(mut limits) = limits.take() else {
+        return Err(InputError::wrong_type("limits", "object"));
+    };
+    for name in single {
+        if let (Some(value), Some(limit)) = (members.remove(&name), name.strip_prefix("x-")) {
+            limits.insert(limit.to_owned(), value);
+        }
+    }
+    members.insert("limits".to_owned(), Value::Object(limits));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn limits_are_given_together_or_one_by_one() {
+        let expected = ObjectOptions::ThrottleGroup(ThrottleGroupObject {
+            id: "g".to_owned(),
+            limits: ThrottleLimits {
+                bps_total: 1 << 20,
+                iops_read: 7,
+                ..ThrottleLimits::default()
+            },
+        });
+        let typed = json!({"qom-type": "throttle-group", "id": "g",
+                           "limits": {"bps-total": 1 << 20, "iops-read": 7}});
+        assert_eq!(read(typed, Scalars::Typed), Ok(expected.clone()));
+        let text = json!({"qom-type": "throttle-group", "id": "g",
+                          "limits": {"bps-total": "1M"}, "x-iops-read": "7"});
+        assert_eq!(read(text, Scalars::Text), Ok(expected));
+    }
+
+    #[test]
+    fn errors_name_the_parameter() {
+        let cases = [
+            (json!({"id": "a"}), "Parameter 'qom-type' is missing"),
+            (
+                json!({"qom-type": "secret", "id": "a"}),
+                "Parameter 'qom-type' does not accept value 'secret'",
+            ),
+            (json!({"qom-type": "iothread"}), "Parameter 'id' is missing"),
+            (
+                json!({"qom-type": "throttle-group", "id": "a", "limits": {"bps": 1}}),
+                "Parameter 'limits.bps' is unexpected",
+            ),
+            (
+                json!({"qom-type": "throttle-group", "id": "a", "x-bps-total": "1"}),
+                "Invalid parameter type for 'limits.bps-total', expected: integer",
+            ),
+            (
+                json!({"qom-type": "iothread", "id": "a", "x-bps-total": 1}),
+                "Parameter 'x-bps-total' is unexpected",
+            ),
+        ];
+        for (value, expected) in cases {
+            let said = read(value.clone(), Scalars::Typed).unwrap_err().to_string();
+            assert_eq!(said, expected, "for {value}");
+        }
+    }
+}
