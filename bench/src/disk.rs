@@ -1,0 +1,245 @@
+//! A disk as a device has it, and requests made the way a device makes them.
+//!
+//! A request is a task of its own: it enters the backend's gate, reads, and leaves. As many are in
+//! flight as the depth says; each that ends starts the next.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, current};
+use sluice_block::{Backend, BlockEvent, EventSink, Graph};
+
+use crate::allocations::Counting;
+use crate::timing::processor_time;
+
+/// Bytes of one request.
+pub const BLOCK: u64 = 4096;
+/// Bytes of a test disk.
+pub const SIZE: u64 = 64 << 20;
+
+/// What a disk is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum Medium<'a> {
+    /// The node `null-co`.
+    Null,
+    /// The node `file`, alone, on a file of [`SIZE`] bytes.
+    File(&'a Path, EngineKind),
+}
+
+impl Medium<'_> {
+    fn options(&self) -> Value {
+        match self {
+            Self::Null => json!({"driver": "null-co", "node-name": "disk", "size": SIZE}),
+            Self::File(path, engine) => {
+                let aio = match engine {
+                    EngineKind::IoUring => "io_uring",
+                    EngineKind::Threads => "threads",
+                };
+                json!({"driver": "file", "node-name": "disk", "filename": path, "aio": aio})
+            }
+        }
+    }
+}
+
+/// Nobody hears what a benchmark's graph has to say.
+struct Quiet;
+
+impl EventSink for Quiet {
+    fn emit(&self, _: BlockEvent) {}
+}
+
+/// A graph of one node with its backend, and the loop that serves it.
+pub struct Disk {
+    event_loop: EventLoop,
+    backend: Arc<Backend>,
+    _graph: Arc<Graph>,
+}
+
+/// When a run of requests is over.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// So many have ended.
+    Requests(u64),
+    /// So much time has passed.
+    Elapsed(Duration),
+}
+
+/// What a run of requests took.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Wall-clock time.
+    pub elapsed: Duration,
+    /// Processor time of the whole process.
+    pub computed: Duration,
+    /// Allocations of the whole process; 0 unless [`Counting`] is its allocator.
+    pub allocations: u64,
+}
+
+impl Run {
+    /// Requests per second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        count(self.requests) / self.elapsed.as_secs_f64()
+    }
+
+    /// Processor time per request, in nanoseconds.
+    #[must_use]
+    pub fn computed_each(&self) -> f64 {
+        self.computed.as_secs_f64() * 1e9 / count(self.requests.max(1))
+    }
+}
+
+/// A count as a number to divide by; exact up to 2^32, which no run reaches.
+fn count(requests: u64) -> f64 {
+    f64::from(u32::try_from(requests).unwrap_or(u32::MAX))
+}
+
+impl Disk {
+    /// Opens the medium in a loop of the calling thread.
+    ///
+    /// # Errors
+    /// The medium's, or the loop's.
+    pub fn open(medium: &Medium<'_>) -> Result<Self> {
+        let mut event_loop = EventLoop::new("bench", &LoopConfig::default())?;
+        let graph = Graph::new(Arc::new(Quiet), Clock::real());
+        let options = serde_json::from_value(medium.options())?;
+        let opening = Arc::clone(&graph);
+        let node = event_loop.run_until(async move { opening.add_node(&options).await })?;
+        let backend = graph.add_backend("bench", &node.context("can't open the disk")?)?;
+        Ok(Self {
+            event_loop,
+            backend,
+            _graph: graph,
+        })
+    }
+
+    /// Keeps `depth` random reads of [`BLOCK`] bytes in flight until it is time to stop.
+    ///
+    /// # Errors
+    /// The first request's that failed.
+    pub fn read(&mut self, depth: usize, until: Until) -> Result<Run> {
+        let buffers = (0..depth)
+            .map(|_| IoBuffer::alloc(usize::try_from(BLOCK).unwrap_or(0)))
+            .collect::<Vec<_>>();
+        let flood = Rc::new(Flood {
+            backend: Arc::clone(&self.backend),
+            until,
+            began: Instant::now(),
+            ended: Cell::new(0),
+            running: Cell::new(0),
+            stop: Cell::new(false),
+            failure: Cell::new(None),
+            random: Cell::new(0x9e37_79b9_7f4a_7c15),
+            waiter: RefCell::new(None),
+        });
+        let (computed, allocations) = (processor_time(), Counting::allocations());
+        let running = Rc::clone(&flood);
+        let (allocated, elapsed) = self.event_loop.run_until(async move {
+            for buffer in buffers {
+                running.start(buffer);
+            }
+            poll_fn(|cx| running.poll_over(cx.waker())).await;
+            (Counting::allocations(), running.began.elapsed())
+        })?;
+        let run = Run {
+            requests: flood.ended.get(),
+            elapsed,
+            computed: processor_time() - computed,
+            allocations: allocated - allocations,
+        };
+        match flood.failure.take() {
+            Some(error) => Err(error).context("a read failed"),
+            None => Ok(run),
+        }
+    }
+}
+
+/// One run of requests.
+struct Flood {
+    backend: Arc<Backend>,
+    until: Until,
+    began: Instant,
+    ended: Cell<u64>,
+    running: Cell<usize>,
+    stop: Cell<bool>,
+    failure: Cell<Option<anyhow::Error>>,
+    /// State of the offsets' generator (xorshift).
+    random: Cell<u64>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+/// How many requests end between two looks at the clock.
+const LOOK_EVERY: u64 = 64;
+
+impl Flood {
+    fn start(self: &Rc<Self>, buffer: IoBuffer) {
+        self.running.set(self.running.get() + 1);
+        let flood = Rc::clone(self);
+        current::spawn_local(async move {
+            if let Err(error) = flood.request(buffer.clone()).await {
+                flood.failure.set(Some(error));
+                flood.stop.set(true);
+            }
+            flood.end(buffer);
+        })
+        .detach();
+    }
+
+    async fn request(&self, buffer: IoBuffer) -> Result<()> {
+        let token = self.backend.enter().await?;
+        self.backend.read(&token, self.offset(), buffer).await?;
+        Ok(())
+    }
+
+    fn offset(&self) -> u64 {
+        let mut random = self.random.get();
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        self.random.set(random);
+        random % (SIZE / BLOCK) * BLOCK
+    }
+
+    fn end(self: &Rc<Self>, buffer: IoBuffer) {
+        let ended = self.ended.get() + 1;
+        self.ended.set(ended);
+        self.running.set(self.running.get() - 1);
+        if !self.is_over(ended) {
+            self.start(buffer);
+        } else if self.running.get() == 0
+            && let Some(waiter) = self.waiter.take()
+        {
+            waiter.wake();
+        }
+    }
+
+    fn is_over(&self, ended: u64) -> bool {
+        let over = match self.until {
+            Until::Requests(all) => ended.saturating_add(self.running.get() as u64) >= all,
+            Until::Elapsed(time) => {
+                ended.is_multiple_of(LOOK_EVERY) && self.began.elapsed() >= time
+            }
+        };
+        if over {
+            self.stop.set(true);
+        }
+        self.stop.get()
+    }
+
+    fn poll_over(&self, waker: &Waker) -> Poll<()> {
+        if self.stop.get() && self.running.get() == 0 {
+            return Poll::Ready(());
+        }
+        *self.waiter.borrow_mut() = Some(waker.clone());
+        Poll::Pending
+    }
+}

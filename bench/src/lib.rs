@@ -1,0 +1,15 @@
+//! Benchmarks of Sluice, each beside what it is measured against, in the same run.
+//!
+//! The program `sluice-bench` (by `ci/bench`) runs them and says which targets are met; what they
+//! mean is in `docs/benchmarks.md`. This library is what the program and the tests of its parts
+//! share. Everything runs in the caller's thread and in threads that are joined before a function
+//! returns.
+
+pub mod allocations;
+pub mod disk;
+pub mod fio;
+pub mod gate;
+pub mod random_read;
+pub mod report;
+pub mod timing;
+pub mod wake;

@@ -1,0 +1,94 @@
+//! `sluice-bench`: runs benchmarks, prints their figures, and ends with 1 if a target is missed.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use sluice_bench::allocations::Counting;
+use sluice_bench::report::{Row, heading};
+use sluice_bench::timing::Effort;
+use sluice_bench::{fio, gate, random_read, wake};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Measures Sluice beside what it is held against.
+#[derive(Debug, Parser)]
+#[command(name = "sluice-bench", version)]
+struct Arguments {
+    /// What to measure; everything if nothing is named.
+    names: Vec<Name>,
+
+    /// Print a JSON array of the rows instead of a table.
+    #[arg(long)]
+    json: bool,
+
+    /// Measure next to nothing and judge nothing: only show that the benchmarks work.
+    #[arg(long)]
+    smoke: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// All of the event loops: gate, allocations, random-read and wake.
+    Aio,
+    /// Entering and leaving a gate.
+    Gate,
+    /// Heap allocations of a request.
+    Allocations,
+    /// Random reads of a file and of the null node, beside fio.
+    RandomRead,
+    /// Waking a loop from another thread.
+    Wake,
+}
+
+const AIO: [Name; 4] = [Name::Gate, Name::Allocations, Name::Wake, Name::RandomRead];
+
+impl Name {
+    fn measure(self, effort: Effort) -> Result<Vec<Row>> {
+        match self {
+            Self::Aio => Ok(Vec::new()),
+            Self::Gate => Ok(gate::measure(effort)?),
+            Self::Allocations => random_read::allocations(effort),
+            Self::RandomRead => random_read::measure(effort),
+            Self::Wake => wake::measure(effort),
+        }
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let effort = if arguments.smoke {
+        Effort::Smoke
+    } else {
+        Effort::Full
+    };
+    let all = arguments.names.is_empty() || arguments.names.contains(&Name::Aio);
+    let chosen = AIO
+        .into_iter()
+        .filter(|name| all || arguments.names.contains(name));
+    let chosen: Vec<Name> = chosen.collect();
+    if effort == Effort::Full && chosen.contains(&Name::RandomRead) && !fio::is_installed() {
+        anyhow::bail!("fio is needed to compare with; ci/install-deps --bench installs it");
+    }
+    if !arguments.json {
+        println!("{}", heading());
+    }
+    let mut rows = Vec::new();
+    for name in chosen {
+        let measured = name.measure(effort)?;
+        if !arguments.json {
+            measured.iter().for_each(|row| println!("{}", row.line()));
+        }
+        rows.extend(measured);
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    let missed = rows.iter().filter(|row| row.met() == Some(false)).count();
+    if effort == Effort::Smoke || missed == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{missed} of {} figures missed their targets", rows.len());
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,136 @@
+//! A loop that sleeps is woken from another thread and answers, beside the same with bare system
+//! calls: an eventfd and an `epoll_wait` on either side.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fd::OwnedFd;
+use sluice_aio::{EventLoop, IoThread, LoopConfig, Polling};
+
+use crate::report::{Row, Target};
+use crate::timing::{Effort, in_turns, nanoseconds_each};
+
+/// What one thread waits on and another rings.
+struct Bell {
+    event: OwnedFd,
+    epoll: OwnedFd,
+}
+
+impl Bell {
+    fn new() -> rustix::io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&epoll, &event, data, epoll::EventFlags::IN)?;
+        Ok(Self { event, epoll })
+    }
+
+    fn ring(&self) -> rustix::io::Result<()> {
+        rustix::io::write(&self.event, &1u64.to_ne_bytes()).map(drop)
+    }
+
+    fn wait(&self) -> rustix::io::Result<()> {
+        let mut events = Vec::with_capacity(1);
+        while events.is_empty() {
+            epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                None,
+            )?;
+        }
+        rustix::io::read(&self.event, &mut [0u8; 8]).map(drop)
+    }
+}
+
+/// A loop in this thread that asks a loop in another.
+struct Pair {
+    here: EventLoop,
+    there: IoThread,
+}
+
+impl Pair {
+    fn new(polling: Polling) -> Result<Self> {
+        let config = LoopConfig {
+            polling,
+            ..LoopConfig::default()
+        };
+        Ok(Self {
+            here: EventLoop::new("bench", &config)?,
+            there: IoThread::spawn("answer", config)?,
+        })
+    }
+
+    /// Nanoseconds of one question and answer, of `count`.
+    fn ask(&mut self, count: u32) -> Result<f64> {
+        let context = self.there.context().clone();
+        let began = std::time::Instant::now();
+        self.here.run_until(async move {
+            for _ in 0..count {
+                context.call(|| async {}).await?;
+            }
+            Ok::<_, sluice_aio::Cancelled>(())
+        })??;
+        Ok(began.elapsed().as_secs_f64() * 1e9 / f64::from(count))
+    }
+}
+
+/// Round trips between two threads.
+///
+/// # Errors
+/// The kernel's.
+pub fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let (rounds, count) = (effort.of(41, 1), effort.of(300, 5));
+    let (here, there) = (Bell::new()?, Bell::new()?);
+    let over = AtomicBool::new(false);
+    let mut sleeping = Pair::new(Polling::OFF)?;
+    let mut polling = Pair::new(Polling {
+        max: Duration::from_micros(32),
+        ..Polling::OFF
+    })?;
+    let answer = || -> rustix::io::Result<()> {
+        loop {
+            there.wait()?;
+            if over.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            here.ring()?;
+        }
+    };
+    let round_trip = || -> Result<f64> {
+        let mut result = Ok(());
+        let each = nanoseconds_each(count, || {
+            result = result
+                .and_then(|()| there.ring())
+                .and_then(|()| here.wait());
+        });
+        result?;
+        Ok(each)
+    };
+    let measured = thread::scope(|scope| {
+        let answering = scope.spawn(answer);
+        let measured = in_turns(rounds, || sleeping.ask(count), round_trip)
+            .and_then(|slept| Ok((slept, in_turns(rounds, || polling.ask(count), round_trip)?)));
+        over.store(true, Ordering::Release);
+        there.ring()?;
+        answering
+            .join()
+            .map_err(|_| anyhow::anyhow!("the answering thread panicked"))??;
+        measured
+    });
+    let ((slept, bare), (polled, bare_again)) = measured?;
+    let row = |what: &str, ours, bare, target| Row {
+        benchmark: "wake",
+        what: format!("{what} against eventfd + epoll_wait"),
+        unit: "ns",
+        ours,
+        reference: Some(bare),
+        target,
+    };
+    Ok(vec![
+        row("two sleeping loops", slept, bare, Target::RatioAtMost(1.5)),
+        row("the same, polling 32 us", polled, bare_again, Target::None),
+    ])
+}
