@@ -10,7 +10,7 @@ use serde_json::Value;
 use sluice_aio::{Clock, EventLoop, IoBuffer, LoopConfig, current};
 
 use crate::backend::Backend;
-use crate::driver::{Allocation, BlockFuture, BlockStatus, Driver, RequestFlags};
+use crate::driver::{Allocation, BlockFuture, BlockStatus, Driver, Edge, RequestFlags, Role};
 use crate::error::Result;
 use crate::event::{BlockEvent, EventSink};
 use crate::graph::Graph;
@@ -30,8 +30,36 @@ pub(super) struct Watch {
     pub(super) running: AtomicUsize,
     /// A request was seen inside a section.
     pub(super) broken: AtomicBool,
+    /// Times that the driver was told of sections, and of their ends.
+    pub(super) begun: AtomicUsize,
+    pub(super) ended: AtomicUsize,
+    /// What happens the next time that it is told of one.
+    pub(super) on_begin: Hook,
     holding: AtomicBool,
     released: Event,
+}
+
+/// Something to do once.
+#[derive(Default)]
+pub(super) struct Hook(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
+impl Hook {
+    pub(super) fn set(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.0.lock() = Some(Box::new(hook));
+    }
+
+    fn run(&self) {
+        let hook = self.0.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
 }
 
 impl Watch {
@@ -49,6 +77,21 @@ impl Watch {
     pub(super) fn release(&self) {
         self.holding.store(false, Ordering::SeqCst);
         self.released.notify(usize::MAX);
+    }
+
+    /// How often the driver was told that a section begins, and ends.
+    pub(super) fn told(&self) -> (usize, usize) {
+        let load = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+        (load(&self.begun), load(&self.ended))
+    }
+
+    fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.on_begin.run();
+    }
+
+    fn end(&self) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -114,10 +157,63 @@ impl Driver for Probe {
         let allocation = Allocation::Data;
         BlockFuture::new(async move { Ok(BlockStatus { allocation, len }) })
     }
+
+    fn drained_begin(&self) {
+        self.0.begin();
+    }
+
+    fn drained_end(&self) {
+        self.0.end();
+    }
+}
+
+/// A filter that passes everything on and watches sections. A second child stands there only to be
+/// below it: no request goes that way.
+#[derive(Debug)]
+struct Pass {
+    below: Edge,
+    beside: Option<Edge>,
+    watch: Arc<Watch>,
+}
+
+impl Driver for Pass {
+    fn format_name(&self) -> &'static str {
+        "pass"
+    }
+
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.below)
+    }
+
+    fn children(&self) -> Vec<&Edge> {
+        [Some(&self.below), self.beside.as_ref()]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    fn drained_begin(&self) {
+        self.watch.begin();
+    }
+
+    fn drained_end(&self) {
+        self.watch.end();
+    }
+}
+
+/// The driver of a filter above `below`, and above `beside` if there is one.
+pub(super) fn pass(below: &Arc<Node>, beside: Option<&Arc<Node>>) -> (Box<dyn Driver>, Arc<Watch>) {
+    let watch = Arc::new(Watch::default());
+    let driver = Pass {
+        below: Edge::new(Role::Filtered, Arc::clone(below)),
+        beside: beside.map(|node| Edge::new(Role::File, Arc::clone(node))),
+        watch: Arc::clone(&watch),
+    };
+    (Box::new(driver), watch)
 }
 
 /// Nobody listens.
-struct Silence;
+pub(super) struct Silence;
 
 impl EventSink for Silence {
     fn emit(&self, _event: BlockEvent) {}
@@ -140,6 +236,26 @@ impl Bench {
         let watch = Arc::new(Watch::default());
         let driver = Box::new(Probe(Arc::clone(&watch)));
         let node = Node::new(name.to_owned(), driver, read_only, Owner::Monitor);
+        let mut change = self.graph.transaction();
+        change.add_node(&node);
+        change.commit().unwrap();
+        (node, watch)
+    }
+
+    /// Adds a filter named `name`.
+    pub(super) fn filter(
+        &self,
+        name: &str,
+        below: &Arc<Node>,
+        beside: Option<&Arc<Node>>,
+    ) -> (Arc<Node>, Arc<Watch>) {
+        let (driver, watch) = pass(below, beside);
+        let node = Node::new(
+            name.to_owned(),
+            driver,
+            below.is_read_only(),
+            Owner::Monitor,
+        );
         let mut change = self.graph.transaction();
         change.add_node(&node);
         change.commit().unwrap();

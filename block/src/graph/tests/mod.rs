@@ -1,6 +1,14 @@
-//! Drained sections over graphs of all shapes, and the rules of names and parents.
+//! Drained sections over graphs of all shapes, and the rules of names, parents and permissions.
 
 mod bench;
+mod changes;
 mod drain;
+mod jobs;
+mod large;
+mod many;
 mod names;
+mod permissions;
 mod random;
+mod reopen;
+mod scenarios;
+mod slow;

@@ -1,0 +1,87 @@
+//! Many nodes, and deep ones.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::bench::{run, write};
+use crate::graph::transaction::MAX_DEPTH;
+
+#[test]
+fn ten_thousand_nodes_are_added_queried_drained_and_deleted() {
+    const NODES: usize = 10_000;
+    run(|bench| async move {
+        let (low, watch) = bench.probe("low", true);
+        for index in 0..NODES / 2 {
+            let null = json!({"driver": "null-co", "node-name": format!("n{index}")});
+            bench.add(null).await.unwrap();
+            let raw = json!({"driver": "raw", "node-name": format!("r{index}"), "file": "low"});
+            bench.add(raw).await.unwrap();
+        }
+        assert_eq!(bench.graph.nodes().len(), NODES + 1);
+        assert_eq!(low.parents().len(), NODES / 2);
+        let section = bench.graph.drain(&low, "test").await;
+        assert_eq!(watch.told(), (1, 0));
+        assert_eq!(bench.graph.node("r4999").unwrap().drained_by().len(), 1);
+        assert!(bench.graph.node("n4999").unwrap().drained_by().is_empty());
+        drop(section);
+        drop(bench.graph.drain_all("test").await);
+        assert_eq!(watch.told(), (2, 2));
+        for index in 0..NODES / 2 {
+            bench.graph.del_node(&format!("n{index}")).unwrap();
+            bench.graph.del_node(&format!("r{index}")).unwrap();
+        }
+        assert_eq!(bench.graph.nodes().len(), 1);
+        assert!(low.parents().is_empty());
+    });
+}
+
+/// A request's stack grows with its way: the way is bounded, from whichever end it grows.
+#[test]
+fn a_graph_is_only_so_deep() {
+    run(|bench| async move {
+        let (low, watch) = bench.probe("node0", false);
+        for index in 1..MAX_DEPTH {
+            let below = format!("node{}", index - 1);
+            let name = format!("node{index}");
+            bench
+                .add(json!({"driver": "raw", "node-name": name, "file": below}))
+                .await
+                .unwrap();
+        }
+        let top = bench.graph.node(&format!("node{}", MAX_DEPTH - 1)).unwrap();
+        let one_more = json!({"driver": "raw", "node-name": "more", "file": top.name()});
+        let error = bench.add(one_more).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "Node 'more' can't be put above 'node127': the graph would be deeper than 128 nodes"
+        );
+        assert!(bench.graph.node("more").is_err());
+        let disk = bench.graph.add_backend("disk", &top).unwrap();
+        write(&disk, 7).await.unwrap();
+        assert_eq!(*watch.log.lock(), [7]);
+        // In the middle and at the bottom it is the same.
+        let section = bench.graph.drain(&low, "test").await;
+        for index in [0, 64] {
+            let below = bench.graph.node(&format!("node{index}")).unwrap();
+            let (driver, _) = super::bench::pass(&below, None);
+            let error = bench
+                .graph
+                .insert_filter(Some("filter"), &below, driver)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("deeper than 128 nodes"), "{error}");
+            assert!(Arc::ptr_eq(
+                &below,
+                &bench
+                    .graph
+                    .node(&format!("node{}", index + 1))
+                    .unwrap()
+                    .children()[0]
+                    .1
+            ));
+        }
+        drop(section);
+        write(&disk, 8).await.unwrap();
+    });
+}

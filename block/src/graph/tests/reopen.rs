@@ -1,0 +1,257 @@
+//! `blockdev-reopen`: what may change, what may not, and that of several nodes all change or none.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sluice_aio::current;
+
+use super::bench::{Bench, run, settle, write};
+use crate::error::Result;
+use crate::node::Node;
+
+async fn reopen(bench: &Bench, options: Vec<Value>) -> Result<()> {
+    let parse = |options| serde_json::from_value(options).unwrap();
+    let options: Vec<_> = options.into_iter().map(parse).collect();
+    bench.graph.reopen(&options).await
+}
+
+fn file(name: &str, path: &Path, read_only: bool) -> Value {
+    json!({"driver": "file", "node-name": name, "filename": path, "read-only": read_only})
+}
+
+fn image(directory: &Path, name: &str, byte: u8) -> std::path::PathBuf {
+    let path = directory.join(name);
+    std::fs::write(&path, [byte; 4096]).unwrap();
+    path
+}
+
+async fn first_byte(node: &Node) -> u8 {
+    let buffer = sluice_aio::IoBuffer::alloc(512);
+    node.read(0, buffer.clone()).await.unwrap();
+    buffer.to_vec()[0]
+}
+
+#[test]
+fn a_read_only_file_becomes_writable_and_back() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = image(directory.path(), "image", 1);
+        let node = bench.add(file("file", &path, true)).await.unwrap();
+        assert!(node.is_read_only());
+        reopen(&bench, vec![file("file", &path, false)])
+            .await
+            .unwrap();
+        assert!(!node.is_read_only());
+        let disk = bench.graph.add_backend("disk", &node).unwrap();
+        let token = disk.enter().await.unwrap();
+        let twos = sluice_aio::IoBuffer::alloc(512);
+        twos.fill(0, 512, 2);
+        disk.write(&token, 0, twos).await.unwrap();
+        drop(token);
+        assert_eq!(std::fs::read(&path).unwrap()[0], 2);
+        let error = reopen(&bench, vec![file("file", &path, true)]).await;
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "Read-only block node 'file' cannot support read-write users"
+        );
+        assert!(!node.is_read_only());
+        bench.graph.remove_backend(&disk).await;
+        // What is not said gets its default.
+        let plain = json!({"driver": "file", "node-name": "file", "filename": path});
+        reopen(&bench, vec![file("file", &path, true)])
+            .await
+            .unwrap();
+        assert!(node.is_read_only());
+        reopen(&bench, vec![plain]).await.unwrap();
+        assert!(!node.is_read_only());
+    });
+}
+
+#[test]
+fn a_disk_gets_another_image_under_its_guest() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, byte) in [("one", 1), ("two", 2)] {
+            let path = image(directory.path(), name, byte);
+            bench.add(file(name, &path, false)).await.unwrap();
+        }
+        let raw = |below: &str| json!({"driver": "raw", "node-name": "raw", "file": below});
+        let node = bench.add(raw("one")).await.unwrap();
+        let disk = bench.graph.add_backend("disk", &node).unwrap();
+        assert_eq!(first_byte(&node).await, 1);
+        // A request in flight is waited for, and what comes meanwhile sees the new image.
+        let token = disk.enter().await.unwrap();
+        let changing = {
+            let (graph, options) = (Arc::clone(&bench.graph), raw("two"));
+            current::spawn_local(async move { reopen(&Bench { graph }, vec![options]).await })
+        };
+        settle().await;
+        let late = {
+            let disk = Arc::clone(&disk);
+            current::spawn_local(async move { write(&disk, 512).await })
+        };
+        settle().await;
+        assert_eq!(node.children()[0].1.name(), "one");
+        drop(token);
+        changing.await.unwrap().unwrap();
+        late.await.unwrap().unwrap();
+        assert_eq!(first_byte(&node).await, 2);
+        assert_eq!(
+            std::fs::read(directory.path().join("one")).unwrap(),
+            [1; 4096]
+        );
+        assert_eq!(std::fs::read(directory.path().join("two")).unwrap()[512], 0);
+        bench.graph.del_node("one").unwrap();
+        assert!(bench.graph.del_node("two").is_err());
+    });
+}
+
+#[test]
+fn what_a_driver_keeps_is_refused_by_name() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = image(directory.path(), "image", 1);
+        bench.add(file("file", &path, false)).await.unwrap();
+        let null = json!({"driver": "null-co", "node-name": "null", "size": 4096});
+        bench.add(null).await.unwrap();
+        let nested = json!({
+            "driver": "raw", "node-name": "raw",
+            "file": {"driver": "null-co", "node-name": "below", "size": 8192}
+        });
+        bench.add(nested).await.unwrap();
+        let below = |options: Value| json!({"driver": "raw", "node-name": "raw", "file": options});
+        for (options, expected) in [
+            (
+                json!({"driver": "file", "node-name": "null", "filename": path}),
+                "Cannot change the option 'driver'",
+            ),
+            (
+                json!({"driver": "null-co", "node-name": "null", "size": 8192}),
+                "Cannot change the option 'size'",
+            ),
+            // Left out means the default, which it has not.
+            (
+                json!({"driver": "null-co", "node-name": "null"}),
+                "Cannot change the option 'size'",
+            ),
+            (
+                json!({"driver": "file", "node-name": "file", "filename": "/other"}),
+                "Cannot change the option 'filename'",
+            ),
+            (
+                below(json!({"driver": "null-co", "size": 512})),
+                "Cannot change the option 'size'",
+            ),
+            (
+                below(json!({"driver": "null-co", "node-name": "x", "size": 8192})),
+                "Cannot change the option 'file.node-name'",
+            ),
+            (
+                below(json!("nobody")),
+                "Failed to find node with node-name='nobody'",
+            ),
+            (
+                below(json!("raw")),
+                "Making 'raw' a child of 'raw' would create a cycle",
+            ),
+            (
+                json!({"driver": "null-co", "node-name": "nobody"}),
+                "Failed to find node with node-name='nobody'",
+            ),
+            (json!({"driver": "null-co"}), "node-name not specified"),
+        ] {
+            let error = reopen(&bench, vec![options]).await.unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+        let unchanged = below(json!({"driver": "null-co", "size": 8192, "read-only": true}));
+        reopen(&bench, vec![unchanged.clone()]).await.unwrap();
+        assert!(bench.graph.node("below").unwrap().is_read_only());
+        assert!(bench.graph.node("raw").unwrap().is_read_only());
+        let twice = reopen(&bench, vec![unchanged.clone(), unchanged]).await;
+        assert!(twice.unwrap_err().to_string().contains("more than once"));
+    });
+}
+
+/// The last of several nodes can't be changed: none is, whatever stood in the way.
+#[test]
+fn of_several_nodes_all_change_or_none() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        let (one, two) = (
+            image(directory.path(), "one", 1),
+            image(directory.path(), "two", 2),
+        );
+        let first = bench.add(file("one", &one, true)).await.unwrap();
+        bench.add(file("two", &two, false)).await.unwrap();
+        let raw = |below: &str| json!({"driver": "raw", "node-name": "raw", "file": below});
+        let top = bench.add(raw("two")).await.unwrap();
+        bench.graph.add_backend("disk", &top).unwrap();
+        let unchanged = || {
+            assert!(first.is_read_only());
+            assert_eq!(top.children()[0].1.name(), "two");
+            assert_eq!(first.access(), crate::permission::Access::NONE);
+        };
+        let make_writable = file("one", &one, false);
+        // The options of the second are bad.
+        let bad = file("two", Path::new("/other"), false);
+        assert!(
+            reopen(&bench, vec![make_writable.clone(), bad])
+                .await
+                .is_err()
+        );
+        unchanged();
+        // The second has a writer.
+        let used = file("two", &two, true);
+        assert!(
+            reopen(&bench, vec![make_writable.clone(), used])
+                .await
+                .is_err()
+        );
+        unchanged();
+        // The disk that writes can't get a file that is not writable.
+        let error = reopen(&bench, vec![raw("one")])
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("read-only") || error.contains("Read-only"),
+            "{error}"
+        );
+        unchanged();
+        // Together with its becoming writable it can, in either order.
+        reopen(&bench, vec![raw("one"), make_writable])
+            .await
+            .unwrap();
+        assert_eq!(top.children()[0].1.name(), "one");
+        assert!(!first.is_read_only());
+    });
+}
+
+#[test]
+fn a_medium_that_can_not_be_written_is_said_so() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = image(directory.path(), "image", 1);
+        let node = bench.add(file("file", &path, true)).await.unwrap();
+        // Another file under the name is not the node's.
+        std::fs::rename(&path, directory.path().join("old")).unwrap();
+        image(directory.path(), "image", 9);
+        let error = reopen(&bench, vec![file("file", &path, false)]).await;
+        assert!(error.unwrap_err().to_string().contains("another file"));
+        assert!(node.is_read_only());
+        assert_eq!(first_byte(&node).await, 1);
+        std::fs::remove_file(&path).unwrap();
+        let error = reopen(&bench, vec![file("file", &path, false)]).await;
+        assert!(error.unwrap_err().to_string().contains("No such file"));
+        // Root may write to anything.
+        std::fs::rename(directory.path().join("old"), &path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+        if std::fs::OpenOptions::new().write(true).open(&path).is_err() {
+            let error = reopen(&bench, vec![file("file", &path, false)]).await;
+            assert!(error.unwrap_err().to_string().contains("Permission denied"));
+            assert!(node.is_read_only());
+        }
+    });
+}
