@@ -87,6 +87,12 @@ impl Ring {
         self.queue.size()
     }
 
+    /// Whether [`Ring::pop`] would find something, be it a chain or an error. Changes nothing.
+    pub fn has_available(&self) -> bool {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        index.map_or(true, |index| index.0 != self.queue.next_avail())
+    }
+
     /// Takes the next chain, if the driver has made one available.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
 //! The service of one queue, in the loop of its AioContext.
 //!
 //! A worker lives in one thread and takes no lock. It consists of an external handler of the
-//! doorbell, which pops what the driver made available; one task per request; and the queue's own
-//! task ([`serve`]), which does what has to happen once per turn or later: the interrupt for a
-//! batch of completions, the look at the ring after a drained section, and the end.
+//! doorbell, which pops what the driver made available; one task per request; a bottom half, which
+//! interrupts the driver once for a batch of completions; and the queue's own task ([`serve`]), for
+//! the look at the ring after a drained section, and the end.
+//!
+//! A loop that polls looks at the ring itself: it sees a request before its doorbell has got
+//! through to it.
 //!
 //! # Drained sections
 //! Before anything is popped a token is taken. If the gate is closed nothing is popped: the ring is
@@ -18,7 +21,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -26,7 +29,7 @@ use std::task::{Context, Poll, Waker};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use sluice_aio::gate::Opened;
-use sluice_aio::{Source, Token, current};
+use sluice_aio::{BottomHalf, Cause, Source, Token, current};
 
 use super::Shared;
 use super::layout::{Features, RequestStatus};
@@ -63,8 +66,8 @@ struct Worker {
     /// broken.
     closed: Cell<bool>,
     in_flight: Cell<usize>,
-    /// Something was pushed since the last interrupt.
-    pushed: Cell<bool>,
+    /// Interrupts the driver, if it wants it, for what was pushed since the last time.
+    notify: BottomHalf,
     /// The ring has more than one turn may take.
     more: Cell<bool>,
     /// The end of the drained section that the ring waits for.
@@ -75,7 +78,7 @@ struct Worker {
 
 /// Starts the service of a queue in the current loop's thread; [`Stop`] ends it.
 pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Stop>) {
-    let worker = Rc::new(Worker {
+    let worker = Rc::new_cyclic(|worker: &Weak<Worker>| Worker {
         shared,
         index: queue.index,
         features: Features::from_bits_truncate(queue.features),
@@ -84,16 +87,26 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Sto
         interrupts: queue.interrupts,
         closed: Cell::new(false),
         in_flight: Cell::new(0),
-        pushed: Cell::new(false),
+        notify: {
+            let worker = Weak::clone(worker);
+            current::bottom_half(move || {
+                if let Some(worker) = worker.upgrade() {
+                    worker.interrupt();
+                }
+            })
+        },
         more: Cell::new(false),
         opened: RefCell::new(None),
         waker: RefCell::new(Waker::noop().clone()),
     });
     let handler = {
-        let worker = Rc::clone(&worker);
+        let (seen, worker) = (Rc::clone(&worker), Rc::clone(&worker));
         let watched = worker.kick.watched();
-        current::add_fd(&watched, Source::External, move || {
-            worker.kick.clear();
+        let look = move || seen.has_work();
+        current::add_fd_with_look(&watched, Source::External, look, move |cause| {
+            if cause == Cause::Readable {
+                worker.kick.clear();
+            }
             worker.look();
         })
     };
@@ -123,9 +136,6 @@ impl Worker {
             return Poll::Ready(());
         }
         self.waker.borrow_mut().clone_from(cx.waker());
-        if self.pushed.take() {
-            self.interrupt();
-        }
         if self.more.take() {
             self.look();
         }
@@ -160,6 +170,12 @@ impl Worker {
 
     fn wake(&self) {
         self.waker.borrow().wake_by_ref();
+    }
+
+    /// Whether the driver has made something available that may be popped. Costs two loads.
+    fn has_work(&self) -> bool {
+        let waits = self.closed.get() || self.opened.borrow().is_some();
+        !waits && self.interrupts.may_access_memory() && self.ring.borrow().has_available()
     }
 
     /// Pops what the driver made available, as far as the disk's gate and fairness allow.
@@ -236,8 +252,7 @@ impl Worker {
         let pushed = self.ring.borrow_mut().push(answer.head, written);
         match pushed {
             Ok(()) => {
-                self.pushed.set(true);
-                self.wake();
+                self.notify.schedule();
             }
             Err(error) => self.fail(&error),
         }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sluice_aio::{EventLoop, IoThread, LoopConfig};
+use sluice_aio::{EventLoop, IoThread, LoopConfig, Polling};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bench::{Bench, OK, SECTOR, Slot, add, stamp};
@@ -84,9 +84,24 @@ fn ask_at_depth(guest: &Guest) {
     }
 }
 
+/// Windows that are long enough to be met, and too short for some waits.
+const SOME: Polling = Polling {
+    max: Duration::from_micros(200),
+    grow: 0,
+    shrink: 2,
+};
+
+fn iothread(polling: Polling) -> IoThread {
+    let config = LoopConfig {
+        polling,
+        ..LoopConfig::default()
+    };
+    IoThread::spawn("io0", config).unwrap()
+}
+
 /// Runs `drive` in a thread of its own against an IOThread, with one section after another.
-fn under_continuous_sections(drive: fn(&Guest)) {
-    let iothread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+fn under_continuous_sections(drive: fn(&Guest), polling: Polling) {
+    let iothread = iothread(polling);
     let event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
     let context = iothread.context().clone();
     let (mut bench, guest) = Bench::served_by(event_loop, context, "", |_| {});
@@ -114,19 +129,42 @@ fn under_continuous_sections(drive: fn(&Guest)) {
 
 #[test]
 fn no_read_is_lost_under_continuous_sections() {
-    under_continuous_sections(read_one_by_one);
+    under_continuous_sections(read_one_by_one, Polling::OFF);
+}
+
+#[test]
+fn no_read_is_lost_by_a_loop_that_polls_under_continuous_sections() {
+    under_continuous_sections(read_one_by_one, SOME);
 }
 
 #[test]
 fn no_kick_is_lost_under_continuous_sections() {
-    under_continuous_sections(ask_at_depth);
+    under_continuous_sections(ask_at_depth, Polling::OFF);
+}
+
+/// Runs `drive` in the quiet; returns how often polling found something.
+fn without_sections(drive: fn(&Guest), polling: Polling) -> u64 {
+    let iothread = iothread(polling);
+    let event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+    let context = iothread.context().clone();
+    let (_bench, guest) = Bench::served_by(event_loop, context, "", |_| {});
+    drive(&guest);
+    iothread.context().stats().polls_hit
 }
 
 #[test]
 fn no_kick_is_lost_without_sections() {
-    let iothread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
-    let event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
-    let context = iothread.context().clone();
-    let (_bench, guest) = Bench::served_by(event_loop, context, "", |_| {});
-    ask_at_depth(&guest);
+    assert_eq!(without_sections(ask_at_depth, Polling::OFF), 0);
+}
+
+#[test]
+fn no_kick_is_lost_by_a_loop_that_polls() {
+    // Open for ever once it was hit.
+    let endless = Polling {
+        max: Duration::from_secs(3600),
+        grow: 1 << 40,
+        shrink: 0,
+    };
+    without_sections(ask_at_depth, SOME);
+    assert!(without_sections(read_one_by_one, endless) > 0);
 }
