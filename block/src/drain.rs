@@ -67,7 +67,11 @@ impl std::fmt::Display for Busy {
         match self {
             Self::Gate(gate) => {
                 let requests = gate.in_flight();
-                write!(f, "disk '{}' ({requests} requests in flight)", gate.name())
+                write!(f, "disk '{}' ({requests} requests in flight", gate.name())?;
+                for line in gate.describe_in_flight() {
+                    write!(f, "; {line}")?;
+                }
+                f.write_str(")")
             }
             Self::Job(job) => write!(f, "{} job '{}'", job.kind().name(), job.id()),
         }
@@ -185,15 +189,13 @@ impl SectionInner {
     /// All that are busy, for people.
     fn describe_busy(&self) -> String {
         let held = self.held.lock();
-        let gates = held.gates.iter().map(Closed::gate);
-        let gates = gates
-            .filter(|gate| gate.in_flight() > 0)
-            .map(|gate| Busy::Gate(gate.clone()).to_string());
-        let jobs = held.jobs.iter().map(|(job, _)| job);
-        let jobs = jobs
-            .filter(|job| job.is_busy())
-            .map(|job| Busy::Job(Arc::clone(job)).to_string());
-        gates.chain(jobs).collect::<Vec<_>>().join(", ")
+        let jobs: Vec<_> = held.jobs.iter().map(|(job, _)| Arc::clone(job)).collect();
+        drop(held);
+        let gates = self.gates().into_iter();
+        let gates = gates.filter(|gate| gate.in_flight() > 0).map(Busy::Gate);
+        let jobs = jobs.into_iter().filter(|job| job.is_busy()).map(Busy::Job);
+        let busy = gates.chain(jobs).map(|busy| busy.to_string());
+        busy.collect::<Vec<_>>().join(", ")
     }
 
     /// One wait with one condition, evaluated afresh each time: nothing that is covered is busy.

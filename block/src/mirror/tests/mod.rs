@@ -8,3 +8,4 @@ mod locks;
 mod pivot;
 mod random;
 mod refusals;
+mod rules;
