@@ -293,10 +293,7 @@ impl Driver for FileDriver {
                     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                     self.fallocate(mode, offset, len).await
                 }
-                FileKind::Device => {
-                    let file = self.file();
-                    current::blocking(move || device::discard(&file, offset, len)).await?
-                }
+                FileKind::Device => current::discard(self.engine, &self.file(), offset, len).await,
             };
             match given_up {
                 // A discard is a hint: a file system that can't is not an error.
