@@ -147,7 +147,8 @@ impl World {
     }
 
     /// Keeps up to eight requests going, submitted in order; drops some of them unstarted.
-    fn device(&self, mut random: Random, carrier: mpsc::Sender<Carried>) {
+    fn device(&self, mut random: Random, carrier: &mpsc::Sender<Carried>) {
+        let _source = Source(self);
         let parker = Parker::new();
         let waker = Waker::from(Arc::clone(&parker));
         let mut context = Context::from_waker(&waker);
@@ -160,7 +161,7 @@ impl World {
                 match Pin::new(&mut request).poll(&mut context) {
                     Poll::Ready(Ok(token)) => {
                         assert!(queue.is_empty(), "overtook {} others", queue.len());
-                        self.start(token, &mut random, &carrier);
+                        self.start(token, &mut random, carrier);
                     }
                     Poll::Ready(Err(Cancelled)) => Self::count(&self.cancelled),
                     Poll::Pending => queue.push_back(request),
@@ -175,7 +176,7 @@ impl World {
                     Poll::Ready(outcome) => {
                         drop(queue.pop_front());
                         match outcome {
-                            Ok(token) => self.start(token, &mut random, &carrier),
+                            Ok(token) => self.start(token, &mut random, carrier),
                             Err(Cancelled) => Self::count(&self.cancelled),
                         }
                     }
@@ -194,11 +195,11 @@ impl World {
                 }
             }
         }
-        self.sources_left.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// A source with its own queue beside them.
     fn ring(&self, mut random: Random) {
+        let _source = Source(self);
         let mut left = REQUESTS;
         while left > 0 {
             if let Some(token) = self.gate.try_enter() {
@@ -214,7 +215,6 @@ impl World {
             }
         }
         self.cancelled.fetch_add(left, Ordering::SeqCst);
-        self.sources_left.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Sections, nested ones too; some are given up before they are drained.
@@ -279,6 +279,15 @@ impl World {
     }
 }
 
+/// Runs as long as it sends requests; others end when all have, by a panic too.
+struct Source<'a>(&'a World);
+
+impl Drop for Source<'_> {
+    fn drop(&mut self) {
+        self.0.sources_left.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 fn run(seed: u64) {
     let mut seeds = Random(seed << 8 | 1);
     let destroyed = seed % 2 == 1;
@@ -289,7 +298,7 @@ fn run(seed: u64) {
         scope.spawn(move || world.carrier(carried));
         for _ in 0..DEVICES {
             let (random, carrier) = (seeds.fork(), carrier.clone());
-            scope.spawn(move || world.device(random, carrier));
+            scope.spawn(move || world.device(random, &carrier));
         }
         drop(carrier);
         for _ in 0..CLOSERS {
