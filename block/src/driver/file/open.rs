@@ -114,11 +114,11 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
     } else {
         Alignment::CACHED
     };
-    if writable && size % u64::from(alignment.request) != 0 {
+    if size % u64::from(alignment.request) != 0 {
         let unit = alignment.request;
         let reason = format!(
-            "its size of {size} bytes is not a multiple of {unit}, which cache.direct=on asks of \
-             writes to it; round it up with 'truncate -s %{unit}', or use cache.direct=off"
+            "its size of {size} bytes is not a multiple of {unit}, as cache.direct=on \
+             needs it; round it up with 'truncate -s %{unit}', or use cache.direct=off"
         );
         return Err(unsuitable(&path, reason));
     }

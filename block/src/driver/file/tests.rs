@@ -1,6 +1,7 @@
 //! Files of all kinds as disks, on the file systems that are there: the one of the temporary
 //! directory and, where it exists, the one in memory.
 
+mod device;
 mod qemu;
 
 use std::fs::{File, OpenOptions};
