@@ -98,10 +98,12 @@ impl Gate {
 
     /// Takes a token, waiting in the queue while the gate is closed or others wait.
     ///
-    /// Dropping the future leaves the queue. Fails only when the gate is destroyed.
-    #[must_use = "futures do nothing unless polled"]
+    /// The gate is looked at once right here: if it is open, the request is in flight from now on
+    /// and the future is ready. If not, the place in the queue is that of the first poll. Dropping
+    /// the future leaves the queue. Fails only when the gate is destroyed.
+    #[must_use = "dropping the future gives up the place"]
     pub fn enter(&self) -> Enter {
-        Enter::new(self.clone())
+        Enter::new(self)
     }
 
     /// Takes a token if the gate is open and nobody is queued; never waits.

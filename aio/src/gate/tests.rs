@@ -99,6 +99,21 @@ fn an_open_gate_lets_everybody_in() {
     assert_eq!(gate.stats().parked, 0);
 }
 
+/// No section finds the gate idle between the call and the first poll.
+#[test]
+fn a_request_that_finds_the_gate_open_is_in_flight_at_once() {
+    let gate = gate();
+    let mut request = Driven::new(gate.enter());
+    let dropped = gate.enter();
+    assert_eq!(gate.in_flight(), 2);
+    let section = gate.close("test");
+    drop(dropped);
+    assert!(Driven::new(gate.wait_idle()).is_pending());
+    drop(entered(request.poll()));
+    assert!(Driven::new(gate.wait_idle()).poll().is_ready());
+    drop(section);
+}
+
 // Rule 1: order.
 
 #[test]

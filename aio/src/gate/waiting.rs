@@ -7,20 +7,28 @@ use std::task::{Context, Poll};
 use super::mechanism::Step;
 use super::{Cancelled, Gate, Token};
 
-/// Future of [`Gate::enter`]. Dropping it leaves the queue.
+/// Future of [`Gate::enter`]. Dropping it leaves the queue, or gives the token back.
 #[derive(Debug)]
-pub struct Enter {
-    /// `None` when done.
-    gate: Option<Gate>,
-    ticket: Option<u64>,
+pub struct Enter(Place);
+
+/// Where a request stands.
+#[derive(Debug)]
+enum Place {
+    /// It found the gate open: all that is left is to hand over its token.
+    Inside(Token),
+    /// It found the gate closed; queued under the ticket once it has been polled.
+    Outside(Gate, Option<u64>),
+    /// It has its result.
+    Over,
 }
 
 impl Enter {
-    pub(super) fn new(gate: Gate) -> Self {
-        Self {
-            gate: Some(gate),
-            ticket: None,
-        }
+    pub(super) fn new(gate: &Gate) -> Self {
+        // No handle of the gate is needed on the uncontended path: the token keeps it.
+        Self(match gate.try_enter() {
+            Some(token) => Place::Inside(token),
+            None => Place::Outside(gate.clone(), None),
+        })
     }
 }
 
@@ -28,37 +36,32 @@ impl Future for Enter {
     type Output = Result<Token, Cancelled>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(gate) = &self.gate else {
+        match std::mem::replace(&mut self.0, Place::Over) {
+            Place::Inside(token) => Poll::Ready(Ok(token)),
+            Place::Outside(gate, ticket) => {
+                let step = match ticket {
+                    None => gate.0.join_queue(cx),
+                    Some(ticket) => gate.0.look_again(ticket, cx),
+                };
+                match step {
+                    Step::Waits(ticket) => {
+                        self.0 = Place::Outside(gate, Some(ticket));
+                        Poll::Pending
+                    }
+                    Step::Entered => Poll::Ready(Ok(gate.token())),
+                    Step::Cancelled => Poll::Ready(Err(Cancelled)),
+                }
+            }
             // Polled again after completion.
-            return Poll::Ready(Err(Cancelled));
-        };
-        let step = match self.ticket {
-            None if gate.0.try_enter() => Step::Entered,
-            None => gate.0.join_queue(cx),
-            Some(ticket) => gate.0.look_again(ticket, cx),
-        };
-        match step {
-            Step::Waits(ticket) => {
-                self.ticket = Some(ticket);
-                Poll::Pending
-            }
-            Step::Entered => {
-                let token = gate.token();
-                self.gate = None;
-                Poll::Ready(Ok(token))
-            }
-            Step::Cancelled => {
-                self.gate = None;
-                Poll::Ready(Err(Cancelled))
-            }
+            Place::Over => Poll::Ready(Err(Cancelled)),
         }
     }
 }
 
 impl Drop for Enter {
     fn drop(&mut self) {
-        if let (Some(gate), Some(ticket)) = (&self.gate, self.ticket) {
-            gate.0.abandon(ticket);
+        if let Place::Outside(gate, Some(ticket)) = &self.0 {
+            gate.0.abandon(*ticket);
         }
     }
 }

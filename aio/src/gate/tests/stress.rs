@@ -16,7 +16,7 @@ use super::*;
 const DEVICES: usize = 3;
 const CLOSERS: usize = 2;
 /// Requests of each device and of the ring, for one seed.
-const REQUESTS: usize = 200;
+const REQUESTS: usize = 150;
 const SEEDS: u64 = 6;
 /// Runs one seed instead of many.
 const ONE_SEED: &str = "GATE_SEED";
