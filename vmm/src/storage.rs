@@ -3,6 +3,7 @@
 //! Data only; the machine builder reads it in this order, because nodes and devices refer to what
 //! stands before them.
 
+use serde::Deserialize;
 use sluice_block::BlockdevOptions;
 use sluice_block::driver::throttle::ThrottleLimits;
 
@@ -19,11 +20,51 @@ pub struct StorageConfig {
     pub disks: Vec<DiskConfig>,
 }
 
-/// `--object iothread,id=…`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// `--object iothread,id=…`: the properties of an I/O thread, with QEMU's names, and QEMU's defaults but for polling. The
+/// values are checked where the thread is made ([`IoThreadConfig::loop_config`]).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IoThreadConfig {
     /// By which devices and QMP refer to it.
     pub id: String,
+    /// For how many nanoseconds at most it looks for work before it sleeps; 0 turns polling off.
+    #[serde(default)]
+    pub poll_max_ns: i64,
+    /// The factor by which that time grows; 0 means 2.
+    #[serde(default)]
+    pub poll_grow: i64,
+    /// The divisor by which it shrinks; 0 means to nothing.
+    #[serde(default)]
+    pub poll_shrink: i64,
+    /// So many operations are handed to the ring at once; 0 leaves it to the loop.
+    #[serde(default)]
+    pub aio_max_batch: i64,
+    /// Worker threads that are always kept.
+    #[serde(default)]
+    pub thread_pool_min: i64,
+    /// The most worker threads.
+    #[serde(default = "IoThreadConfig::default_thread_pool_max")]
+    pub thread_pool_max: i64,
+}
+
+impl IoThreadConfig {
+    const fn default_thread_pool_max() -> i64 {
+        64
+    }
+
+    /// A thread with all defaults.
+    #[cfg(test)]
+    pub(crate) fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            poll_max_ns: 0,
+            poll_grow: 0,
+            poll_shrink: 0,
+            aio_max_batch: 0,
+            thread_pool_min: 0,
+            thread_pool_max: Self::default_thread_pool_max(),
+        }
+    }
 }
 
 /// `--object throttle-group,id=…,limits.…`.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
+use sluice_aio::LoopConfig;
 use sluice_block::BlockdevOptions;
 use sluice_block::driver::file::FileKind;
 
@@ -18,10 +19,9 @@ use super::places::{Places, ide_place};
 use crate::machine::config::DebugExitConfig;
 use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
-use crate::qmp::object::{self, IoThreadObject, ObjectOptions};
+use crate::qmp::object::{self, ObjectOptions};
 use crate::storage::{
-    Attachment, DiskConfig, DiskRoot, IdePosition, IoThreadConfig, StorageConfig,
-    ThrottleGroupConfig,
+    Attachment, DiskConfig, DiskRoot, IdePosition, StorageConfig, ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -115,8 +115,12 @@ impl Builder {
             ));
         }
         match options {
-            ObjectOptions::IoThread(IoThreadObject { id }) => {
-                self.storage.iothreads.push(IoThreadConfig { id });
+            ObjectOptions::IoThread(thread) => {
+                let sensible = thread.loop_config(&LoopConfig::default());
+                sensible.map_err(|error| {
+                    CliError::new(OBJECT, text, error.to_string(), "correct the value")
+                })?;
+                self.storage.iothreads.push(thread);
             }
             ObjectOptions::ThrottleGroup(group) => {
                 let sensible = group.limits.check();

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{CommandLine, PiixModel, Refusal, parse};
 use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
-use crate::storage::{Attachment, DiskRoot, IdePosition, PciAddress};
+use crate::storage::{Attachment, DiskRoot, IdePosition, IoThreadConfig, PciAddress};
 
 /// Splits at blanks; none of the tests needs a blank in an argument.
 fn words(line: &str) -> Vec<OsString> {
@@ -180,6 +180,42 @@ fn devices_stand_on_nodes_and_drives() {
     assert_eq!(ide.serial.as_deref(), Some("S1"));
     let debug_exit = parsed.machine.debug_exit.unwrap();
     assert_eq!((debug_exit.iobase, debug_exit.iosize), (0xf4, 4));
+}
+
+#[test]
+fn iothreads_have_properties() {
+    let parsed = with_kernel(
+        "--object iothread,id=io0 \
+         --object iothread,id=io1,poll-max-ns=5000,poll-grow=3,poll-shrink=4,aio-max-batch=8,\
+         thread-pool-min=1,thread-pool-max=2",
+    );
+    let [plain, given] = parsed.storage.iothreads.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    assert_eq!(*plain, IoThreadConfig::new("io0"));
+    let expected = IoThreadConfig {
+        poll_max_ns: 5000,
+        poll_grow: 3,
+        poll_shrink: 4,
+        aio_max_batch: 8,
+        thread_pool_min: 1,
+        thread_pool_max: 2,
+        ..IoThreadConfig::new("io1")
+    };
+    assert_eq!(*given, expected);
+    for (properties, problem) in [
+        ("poll-max-ns=-1", "poll-max-ns value must be in range"),
+        ("poll-max-ns=soon", "poll-max-ns"),
+        (
+            "thread-pool-min=65",
+            "bad thread-pool-min/thread-pool-max values",
+        ),
+        ("poll-weight=1", "poll-weight"),
+    ] {
+        let line = format!("--kernel k --object iothread,id=io0,{properties}");
+        let refusal = refused(&line);
+        assert!(refusal.contains(problem), "{refusal}");
+    }
 }
 
 #[test]

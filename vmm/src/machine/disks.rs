@@ -124,7 +124,7 @@ pub async fn add(
             id: thread.id.clone(),
             source,
         };
-        parts.iothreads.add(&thread.id).map_err(failed)?;
+        parts.iothreads.add(thread).map_err(failed)?;
     }
     for group in &storage.throttle_groups {
         let added = parts.graph.throttle_groups().add(&group.id, group.limits);

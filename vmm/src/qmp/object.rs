@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use sluice_block::driver::throttle::ThrottleLimits;
 
 use super::input::{self, InputError, Scalars};
+use crate::storage::IoThreadConfig;
 
 /// The types of objects.
 pub const KINDS: &[&str] = &["iothread", "throttle-group"];
@@ -16,17 +17,9 @@ pub const KINDS: &[&str] = &["iothread", "throttle-group"];
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ObjectOptions {
     /// A thread that serves disks.
-    IoThread(IoThreadObject),
+    IoThread(IoThreadConfig),
     /// Limits that disks share.
     ThrottleGroup(ThrottleGroupObject),
-}
-
-/// `iothread`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct IoThreadObject {
-    /// By which devices and commands refer to it.
-    pub id: String,
 }
 
 /// `throttle-group`.
@@ -134,6 +127,10 @@ mod tests {
                 "Parameter 'qom-type' does not accept value 'secret'",
             ),
             (json!({"qom-type": "iothread"}), "Parameter 'id' is missing"),
+            (
+                json!({"qom-type": "iothread", "id": "a", "poll-max-ns": "1"}),
+                "Invalid parameter type for 'poll-max-ns', expected: integer",
+            ),
             (
                 json!({"qom-type": "throttle-group", "id": "a", "limits": {"bps": 1}}),
                 "Parameter 'limits.bps' is unexpected",

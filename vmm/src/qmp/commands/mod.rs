@@ -8,6 +8,7 @@ mod block;
 mod debug;
 mod general;
 mod jobs;
+mod loops;
 mod mirror;
 mod objects;
 mod records;
@@ -102,6 +103,7 @@ commands! {
     "x-debug-resume" => debug::resume;
     "x-debug-wait-break" => debug::wait_break;
     "x-query-block-drains" => debug::query_block_drains;
+    "x-query-iothread-stats" => loops::query_iothread_stats;
 }
 
 /// The names in the table.

@@ -10,7 +10,7 @@ use sluice_block::driver::throttle::{ThrottleError, ThrottleGroup, ThrottleLimit
 use super::{Done, Monitor, NoArguments};
 use crate::iothreads::IoThreadError;
 use crate::qmp::error::{ErrorClass, QmpError};
-use crate::qmp::input::{self, Scalars};
+use crate::qmp::input::{self, InputError, Scalars};
 use crate::qmp::object::{self, ObjectOptions};
 
 /// The arguments are a union, which has a reader of its own.
@@ -31,7 +31,7 @@ pub(super) async fn object_add(monitor: Arc<Monitor>, arguments: Value) -> Resul
             if groups.get(&thread.id).is_some() {
                 return Err(IoThreadError::Duplicate(thread.id).into());
             }
-            monitor.iothreads.add(&thread.id)?;
+            monitor.iothreads.add(&thread)?;
         }
         ObjectOptions::ThrottleGroup(group) => {
             if monitor.iothreads.get(&group.id).is_some() {
@@ -79,7 +79,13 @@ const LIMITS: &str = "limits";
 /// Where objects are in QEMU's tree.
 const OBJECTS: &str = "/objects/";
 
-/// The throttle group that a path means, for the one property that objects here have.
+/// The I/O thread that a path means.
+fn thread_of<'a>(monitor: &Monitor, path: &'a str) -> Option<&'a str> {
+    let id = path.strip_prefix(OBJECTS).unwrap_or(path);
+    monitor.iothreads.get(id).map(|_| id)
+}
+
+/// The throttle group that a path means, for the one property that groups have.
 fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<ThrottleGroup>, QmpError> {
     let id = path.strip_prefix(OBJECTS).unwrap_or(path);
     let group = monitor
@@ -98,11 +104,12 @@ fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<Throttl
     Ok(group)
 }
 
-pub(super) async fn qom_get(
-    monitor: Arc<Monitor>,
-    arguments: QomGet,
-) -> Result<ThrottleLimits, QmpError> {
-    Ok(group_of(&monitor, &arguments.path, &arguments.property)?.limits())
+pub(super) async fn qom_get(monitor: Arc<Monitor>, arguments: QomGet) -> Result<Value, QmpError> {
+    if let Some(id) = thread_of(&monitor, &arguments.path) {
+        return Ok(monitor.iothreads.property(id, &arguments.property)?.into());
+    }
+    let group = group_of(&monitor, &arguments.path, &arguments.property)?;
+    serde_json::to_value(group.limits()).map_err(|error| QmpError::generic(error.to_string()))
 }
 
 /// Arguments of `qom-set`.
@@ -114,8 +121,16 @@ pub(super) struct QomSet {
     value: Value,
 }
 
-/// What is not given stays as it is.
+/// Of limits, what is not given stays as it is.
 pub(super) async fn qom_set(monitor: Arc<Monitor>, arguments: QomSet) -> Result<Done, QmpError> {
+    if let Some(id) = thread_of(&monitor, &arguments.path) {
+        let value = arguments.value.as_i64();
+        let value = value.ok_or_else(|| InputError::wrong_type(&arguments.property, "integer"))?;
+        monitor
+            .iothreads
+            .set_property(id, &arguments.property, value)?;
+        return Ok(Done {});
+    }
     let group = group_of(&monitor, &arguments.path, &arguments.property)?;
     // Checked alone first, so that what is wrong with it is said.
     let _: ThrottleLimits = input::from_value(arguments.value.clone(), Scalars::Typed)?;
@@ -134,11 +149,10 @@ pub(super) async fn qom_set(monitor: Arc<Monitor>, arguments: QomSet) -> Result<
 pub(super) struct IoThreadRecord {
     id: String,
     thread_id: u32,
-    /// The loops sleep in the kernel and never poll, hence the zeroes.
-    poll_max_ns: u64,
-    poll_grow: u64,
-    poll_shrink: u64,
-    aio_max_batch: u64,
+    poll_max_ns: i64,
+    poll_grow: i64,
+    poll_shrink: i64,
+    aio_max_batch: i64,
 }
 
 pub(super) async fn query_iothreads(
@@ -146,13 +160,13 @@ pub(super) async fn query_iothreads(
     _: NoArguments,
 ) -> Result<Vec<IoThreadRecord>, QmpError> {
     let threads = monitor.iothreads.list().into_iter();
-    let records = threads.map(|(id, thread_id)| IoThreadRecord {
-        id,
+    let records = threads.map(|(config, thread_id)| IoThreadRecord {
+        id: config.id,
         thread_id,
-        poll_max_ns: 0,
-        poll_grow: 0,
-        poll_shrink: 0,
-        aio_max_batch: 0,
+        poll_max_ns: config.poll_max_ns,
+        poll_grow: config.poll_grow,
+        poll_shrink: config.poll_shrink,
+        aio_max_batch: config.aio_max_batch,
     });
     Ok(records.collect())
 }

@@ -332,6 +332,87 @@ fn iothreads_come_and_go() {
 }
 
 #[test]
+fn iothreads_have_properties() {
+    run(|world| {
+        let mut client = world.client();
+        let thread = |id: &str, more: Value| {
+            let mut options = json!({"qom-type": "iothread", "id": id});
+            let members = options.as_object_mut().unwrap();
+            members.extend(more.as_object().unwrap().clone());
+            options
+        };
+        client.ok("object-add", thread("io0", json!({})));
+        let given = json!({"poll-max-ns": 5000, "poll-grow": 3, "poll-shrink": 4,
+                           "aio-max-batch": 8, "thread-pool-min": 1, "thread-pool-max": 2});
+        client.ok("object-add", thread("io1", given));
+        let told = client.ok("query-iothreads", json!({}));
+        let figures = |index: usize| {
+            ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"]
+                .map(|name| told[index][name].as_u64().unwrap())
+        };
+        assert_eq!(figures(0), [0, 0, 0, 0], "no polling unless asked for");
+        assert_eq!(figures(1), [5000, 3, 4, 8]);
+
+        let refused = client.generic("object-add", thread("io2", json!({"poll-grow": -1})));
+        assert_eq!(
+            refused,
+            "poll-grow value must be in range [0, 9223372036854775807]"
+        );
+        let refused = client.generic("object-add", thread("io2", json!({"thread-pool-max": 0})));
+        assert_eq!(refused, "bad thread-pool-min/thread-pool-max values");
+        let refused = client.generic("object-add", thread("io2", json!({"poll-weight": 1})));
+        assert_eq!(refused, "Parameter 'poll-weight' is unexpected");
+
+        let path = "/objects/io1";
+        let get = |property: &str| json!({"path": path, "property": property});
+        let set = |property: &str, value: Value| json!({"path": path, "property": property, "value": value});
+        client.ok("qom-set", set("poll-max-ns", json!(0)));
+        assert_eq!(client.ok("qom-get", get("poll-max-ns")), 0);
+        assert_eq!(client.ok("qom-get", get("thread-pool-max")), 2);
+        let refused = client.generic("qom-set", set("poll-max-ns", json!(-5)));
+        assert_eq!(
+            refused,
+            "poll-max-ns value must be in range [0, 9223372036854775807]"
+        );
+        let refused = client.generic("qom-set", set("poll-max-ns", json!("1")));
+        assert_eq!(
+            refused,
+            "Invalid parameter type for 'poll-max-ns', expected: integer"
+        );
+        let refused = client.generic("qom-set", set("aio-max-batch", json!(1)));
+        assert!(refused.contains("can only be set"), "{refused}");
+        let refused = client.generic("qom-get", get("speed"));
+        assert_eq!(refused, "Property 'iothread.speed' not found");
+        for id in ["io0", "io1"] {
+            client.ok("object-del", json!({"id": id}));
+        }
+    });
+}
+
+#[test]
+fn loops_tell_what_they_have_done() {
+    run(|world| {
+        let mut client = world.client();
+        client.ok("object-add", json!({"qom-type": "iothread", "id": "io0"}));
+        let loops = client.ok("x-query-iothread-stats", json!({}));
+        let [main, thread] = loops.as_array().unwrap().as_slice() else {
+            panic!("{loops}");
+        };
+        assert_eq!(
+            (&main["id"], &thread["id"]),
+            (&json!("main"), &json!("io0"))
+        );
+        for name in ["turns", "tasks", "fd-dispatches"] {
+            assert!(main[name].as_u64().unwrap() > 0, "{name}");
+        }
+        let again = client.ok("x-query-iothread-stats", json!({}));
+        let turns = |loops: &Value| loops[0]["turns"].as_u64().unwrap();
+        assert!(turns(&again) > turns(&loops));
+        client.ok("object-del", json!({"id": "io0"}));
+    });
+}
+
+#[test]
 fn a_client_that_disconnects_takes_nothing_with_it() {
     run(|world| {
         let mut staying = world.client();
