@@ -10,13 +10,85 @@
 //! * [`IoBuffer`] is memory that an operation owns until the kernel has finished with it.
 //!
 //! # How a kick becomes a completion
-//! A guest's store signals an event fd; the loop's epoll reports it and calls the device's external
-//! handler; the handler enters its disk's gate and starts a task per request; tasks prepare I/O,
-//! which the loop hands to the kernel once per turn; the ring's completions wake the tasks, and the
-//! device tells the guest once per turn.
+//! 1. The guest rings: a store signals an event fd, or a vCPU thread gives the loop a task. The
+//!    loop sleeps in the kernel and wakes; if it polls ([`polling`]) it has seen the request before
+//!    the bell got through.
+//! 2. The loop calls the device's *external* handler ([`fd`]). The handler takes a token of its
+//!    disk's [`Gate`]; while a drained section is open there is none, and the request waits: in the
+//!    gate's queue, or in the ring it came from.
+//! 3. With the token it starts one task, which lives until the request has ended ([`task`]).
+//! 4. The task prepares I/O ([`current::read_at`] and others). The memory is the operation's from now
+//!    on ([`buffer`]). At the end of the step *all* tasks' operations go to the kernel in one call.
+//! 5. Completions appear in the ring's memory; the loop takes all that are there and wakes their
+//!    tasks, which run in its next step.
+//! 6. A task's last act is to put the answer where the guest looks, schedule the device's
+//!    [`BottomHalf`] and drop the token. The bottom half interrupts the guest, once for all requests
+//!    that ended in this step; and who waits for the disk to be idle sees one request less.
 //!
-//! # Example
-//! Work for a loop in another thread, and its result:
+//! [`event_loop`] says in which order this happens within a turn, and why nobody can starve.
+//!
+//! # Who may call what from where
+//! | | in a task or handler | any other thread |
+//! |---|---|---|
+//! | everything in [`current`] | yes | panics: a mistake in the program |
+//! | [`AioContext`] | yes | yes; never waits |
+//! | [`BottomHalfHandle`] | yes | yes; never waits |
+//! | [`Gate`], [`Token`] | yes | yes; waiting is a future |
+//! | [`JoinHandle`], [`FdHandler`], [`BottomHalf`] | yes, in their own loop | can't be sent there |
+//! | [`AioContext::call`] | awaits | gives a future: await it in a loop of one's own |
+//! | blocking system calls | only within [`current::blocking`] | as one likes |
+//! | [`EventLoop`] | no: loops are not nested in themselves | only its own thread, between turns |
+//! | dropping an [`IoThread`] | in another loop's [`current::blocking`] | yes; waits for the loop's end |
+//!
+//! # How to write a device
+//! ```
+//! use std::rc::Rc;
+//! use std::sync::Arc;
+//!
+//! use futures_util::StreamExt as _;
+//! use rustix::event::{EventfdFlags, eventfd};
+//! use sluice_aio::{Clock, EngineKind, EventLoop, Gate, IoBuffer, LoopConfig, Source, current};
+//!
+//! // What a device has: a doorbell that the guest rings, a disk, and the disk's gate.
+//! let doorbell = Arc::new(eventfd(0, EventfdFlags::NONBLOCK)?);
+//! let disk = Arc::new(tempfile::tempfile()?);
+//! let gate = Gate::new("disk0", Clock::real());
+//!
+//! let mut event_loop = EventLoop::new("io0", &LoopConfig::default())?;
+//! event_loop.run_until(async move {
+//!     let (line, mut interrupts) = futures_channel::mpsc::unbounded();
+//!     let interrupt = current::bottom_half(move || drop(line.unbounded_send("done")));
+//!     let interrupt = Rc::new(interrupt);
+//!     let bell = Arc::clone(&doorbell);
+//!     let _handler = current::add_fd(&doorbell, Source::External, move || {
+//!         // Forget the rings so far; what is rung from now on calls the handler again.
+//!         drop(rustix::io::read(&*bell, &mut [0; 8]));
+//!         let (gate, disk, interrupt) = (gate.clone(), disk.clone(), interrupt.clone());
+//!         current::spawn_local(async move {
+//!             // Waits while the disk is drained; an error means that it is gone.
+//!             let Ok(token) = gate.enter().await else { return };
+//!             let data = IoBuffer::copied_from(b"a sector, or so");
+//!             let written = current::write_at(EngineKind::IoUring, &disk, 0, data).await;
+//!             assert!(written.is_ok());
+//!             interrupt.schedule();
+//!             drop(token);
+//!         })
+//!         .detach();
+//!     })?;
+//!     rustix::io::write(&*doorbell, &1_u64.to_ne_bytes())?;
+//!     assert_eq!(interrupts.next().await, Some("done"));
+//!     Ok::<_, std::io::Error>(())
+//! })??;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! A device whose requests lie in memory, where they can be seen without a system call, registers
+//! with [`current::add_fd_with_look`], and gains most from a loop that polls.
+//!
+//! # How to write an engine
+//! An engine is a type that implements the trait `Engine` in `aio/src/engine/mod.rs`, which says
+//! what the loop asks of it and when; `threads.rs` beside it is the shorter example.
+//!
+//! # Work for a loop in another thread, and its result
 //! ```
 //! use sluice_aio::{EventLoop, IoThread, LoopConfig};
 //!
@@ -83,9 +155,9 @@ pub use gate::{Cancelled, Gate, Token};
 #[cfg(not(loom))]
 pub use iothread::IoThread;
 #[cfg(not(loom))]
-pub use pooled::PooledFuture;
-#[cfg(not(loom))]
 pub use polling::Polling;
+#[cfg(not(loom))]
+pub use pooled::PooledFuture;
 pub use stats::Histogram;
 #[cfg(not(loom))]
 pub use task::JoinHandle;
