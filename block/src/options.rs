@@ -33,6 +33,8 @@ pub enum BlockdevOptions {
     Blkdebug(BlkdebugNode),
     /// Limits of rates.
     Throttle(ThrottleNode),
+    /// Old data saved before it is overwritten.
+    CopyBeforeWrite(CopyBeforeWriteNode),
 }
 
 /// What to do with discards.
@@ -253,6 +255,36 @@ node_options! {
     }
 }
 
+/// What a failed copy before a write means (QEMU's `OnCbwError`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCbwError {
+    /// The guest's write fails.
+    #[default]
+    BreakGuestWrite,
+    /// The old data is given up.
+    BreakSnapshot,
+}
+
+node_options! {
+    /// Options of `copy-before-write`.
+    CopyBeforeWriteNode {
+        /// The disk.
+        file: ChildRef,
+        /// Where its old data goes.
+        target: ChildRef,
+        /// Who suffers if the copy fails.
+        #[serde(default)]
+        on_cbw_error: OnCbwError,
+        /// Seconds after which a copy has failed; only 0, which is never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cbw_timeout: Option<u32>,
+        /// The least bytes that are copied together; a power of two.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        min_cluster_size: Option<u64>,
+    }
+}
+
 /// QEMU's default size of a null disk: 1 GiB.
 fn default_null_size() -> u64 {
     1 << 30
@@ -277,6 +309,7 @@ impl BlockdevOptions {
             Self::NullCo(node) | Self::NullAio(node) => node.common(),
             Self::Blkdebug(node) => node.common(),
             Self::Throttle(node) => node.common(),
+            Self::CopyBeforeWrite(node) => node.common(),
         }
     }
 
@@ -286,6 +319,7 @@ impl BlockdevOptions {
             Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) | Self::NullAio(_) => None,
             Self::Raw(node) => Some((Role::File, &node.file)),
             Self::Throttle(node) => Some((Role::File, &node.file)),
+            Self::CopyBeforeWrite(node) => Some((Role::File, &node.file)),
             Self::Blkdebug(node) => Some((Role::Filtered, &node.image)),
         }
     }

@@ -10,6 +10,7 @@
 //! itself then goes there. A driver with storage of its own implements all requests.
 
 pub mod blkdebug;
+pub mod copy_before_write;
 pub mod file;
 mod limits;
 pub mod null;
@@ -70,6 +71,8 @@ pub enum Role {
     File,
     /// The node that a filter filters (`image` or `file` by driver; `filtered` in the design).
     Filtered,
+    /// Where a filter copies data to (`target`).
+    Target,
 }
 
 impl Role {
@@ -79,6 +82,7 @@ impl Role {
         match self {
             Self::File => "file",
             Self::Filtered => "image",
+            Self::Target => "target",
         }
     }
 }
@@ -278,7 +282,8 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn finish_access(&self, _access: Access) {}
 
     /// A drained section covers the node from now on. What the driver itself holds up, it must let
-    /// go, since the section waits for it. Called once per section, under locks: it must not wait.
+    /// go, since the section waits for it. Called once until the last section has ended, under
+    /// locks: it must not wait.
     fn drained_begin(&self) {}
 
     /// A section that covered the node has ended; balances [`drained_begin`](Self::drained_begin).

@@ -7,6 +7,7 @@ use sluice_aio::current;
 
 use super::{Graph, Topology};
 use crate::driver::blkdebug::Settings;
+use crate::driver::copy_before_write::CopyBeforeWrite;
 use crate::driver::file::{FileDriver, FileKind, FileOptions};
 use crate::driver::null::Null;
 use crate::driver::raw::Raw;
@@ -126,6 +127,17 @@ impl Graph {
                     let child = self.child(&throttle.file, settings, opened).await?;
                     read_only |= child.is_read_only();
                     Box::new(Throttle::new(Edge::new(Role::File, child), group.join()))
+                }
+                BlockdevOptions::CopyBeforeWrite(copy) => {
+                    let child = self.child(&copy.file, settings, opened).await?;
+                    read_only |= child.is_read_only();
+                    // It is written although the disk may not be.
+                    let writable = Inherited {
+                        read_only: false,
+                        ..settings
+                    };
+                    let target = self.child(&copy.target, writable, opened).await?;
+                    Box::new(CopyBeforeWrite::new(child, target, copy)?)
                 }
                 BlockdevOptions::Blkdebug(debug) => {
                     let child = self.child(&debug.image, settings, opened).await?;

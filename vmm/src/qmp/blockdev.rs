@@ -7,13 +7,16 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sluice_block::BlockdevOptions;
-use sluice_block::options::{BlkdebugNode, ChildRef, FileNode, NullNode, RawNode, ThrottleNode};
+use sluice_block::options::{
+    BlkdebugNode, ChildRef, CopyBeforeWriteNode, FileNode, NullNode, RawNode, ThrottleNode,
+};
 
 use super::input::{self, InputError, Scalars};
 
 /// The drivers that options may name.
 const DRIVERS: &[&str] = &[
     "blkdebug",
+    "copy-before-write",
     "file",
     "host_device",
     "null-aio",
@@ -61,6 +64,13 @@ fn read_at(
             let mut node: RawNode = members_at(members, path, scalars)?;
             node.file = file.unwrap_or(node.file);
             Ok(BlockdevOptions::Raw(node))
+        }
+        "copy-before-write" => {
+            let (file, target) = (child("file")?, child("target")?);
+            let mut node: CopyBeforeWriteNode = members_at(members, path, scalars)?;
+            node.file = file.unwrap_or(node.file);
+            node.target = target.unwrap_or(node.target);
+            Ok(BlockdevOptions::CopyBeforeWrite(node))
         }
         "throttle" => {
             let file = child("file")?;
@@ -156,6 +166,20 @@ mod tests {
             panic!("not blkdebug");
         };
         assert_eq!(node.image, ChildRef::Name("d".into()));
+    }
+
+    #[test]
+    fn both_children_of_a_copying_filter_are_read() {
+        let node = read(
+            json!({"driver": "copy-before-write", "file": "d", "on-cbw-error": "break-snapshot",
+                   "target": {"driver": "null-co", "size": "1M"}}),
+            Scalars::Text,
+        );
+        let BlockdevOptions::CopyBeforeWrite(node) = node.unwrap() else {
+            panic!("not copy-before-write");
+        };
+        assert_eq!(node.file, ChildRef::Name("d".into()));
+        assert!(matches!(node.target, ChildRef::Options(_)));
     }
 
     #[test]

@@ -1,0 +1,218 @@
+//! `copy-before-write`: a filter that saves old data to a target before it is overwritten.
+//!
+//! What the disk held when the node was made is afterwards the target's clusters that were copied,
+//! and the disk's own of all others: a point in time that costs only what the guest changes. A
+//! cluster is copied once, by the first request that changes it; others that change it wait until
+//! the copy has ended, and go on together then.
+//!
+//! A mark per cluster says what is still to be copied. It is cleared when the copy *has ended*: who
+//! finds it cleared may write without looking further.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sluice_aio::IoBuffer;
+
+use super::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
+use crate::dirty::{DirtyBitmap, Granularity};
+use crate::error::{BlockError, Result};
+use crate::io::serialise::{ClaimKind, Serialiser};
+use crate::node::Node;
+use crate::options::{CopyBeforeWriteNode, OnCbwError};
+use crate::permission::{Access, Permissions};
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes of a cluster, unless a larger one is asked for.
+const CLUSTER: u64 = 64 << 10;
+
+/// The most bytes copied at once: what a guest changes at once must not decide how much memory the
+/// copy takes.
+const MAX_COPY: u64 = 1 << 20;
+
+/// See the [module](self). Any thread.
+#[derive(Debug)]
+pub struct CopyBeforeWrite {
+    file: Edge,
+    target: Edge,
+    /// What is still to be copied.
+    to_copy: DirtyBitmap,
+    /// Clusters that are being copied.
+    copying: Serialiser,
+    on_error: OnCbwError,
+    /// A copy has failed, and the guest's writes went on: the old data is not whole any more, and
+    /// nothing more is saved.
+    broken: AtomicBool,
+}
+
+impl CopyBeforeWrite {
+    /// A filter over `file` that saves old data to `target`, which may be larger.
+    ///
+    /// # Errors
+    /// The target is too small, or an option makes no sense.
+    pub fn new(file: Arc<Node>, target: Arc<Node>, options: &CopyBeforeWriteNode) -> Result<Self> {
+        if options.cbw_timeout.is_some_and(|seconds| seconds != 0) {
+            return Err(BlockError::Refused(
+                "cbw-timeout is not supported: a copy is waited for to its end".to_owned(),
+            ));
+        }
+        let wanted = options.min_cluster_size.unwrap_or(CLUSTER);
+        if !wanted.is_power_of_two() {
+            return Err(BlockError::Refused(
+                "Cannot create block-copy-state: min-cluster-size needs to be a power of 2"
+                    .to_owned(),
+            ));
+        }
+        let size = file.len();
+        if target.len() < size {
+            return Err(BlockError::Refused(format!(
+                "target '{}' is smaller than '{}', whose old data it is to hold",
+                target.name(),
+                file.name()
+            )));
+        }
+        let refused = |error: crate::dirty::BitmapError| BlockError::Refused(error.to_string());
+        let granularity = Granularity::new(wanted.max(CLUSTER)).map_err(refused)?;
+        let to_copy = DirtyBitmap::new(size, granularity).map_err(refused)?;
+        to_copy.set_all();
+        Ok(Self {
+            file: Edge::new(Role::File, file),
+            target: Edge::new(Role::Target, target),
+            to_copy,
+            copying: Serialiser::default(),
+            on_error: options.on_cbw_error,
+            broken: AtomicBool::new(false),
+        })
+    }
+
+    /// The clusters around a range, as far as there were any when the node was made.
+    fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        let cluster = self.to_copy.granularity();
+        let end = offset.saturating_add(len).min(self.to_copy.size());
+        let start = offset.min(end) / cluster * cluster;
+        start..end.next_multiple_of(cluster).min(self.to_copy.size())
+    }
+
+    /// The first run of clusters in `range` that are still to be copied.
+    fn next_run(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let run = self.to_copy.next_dirty(range.start, MAX_COPY)?;
+        (run.start < range.end).then(|| run.start..run.end.min(range.end))
+    }
+
+    /// Saves the old data of a range that is about to change.
+    ///
+    /// # Errors
+    /// The copy failed, and the request shall fail with it.
+    async fn save(&self, offset: u64, len: u64) -> Result<()> {
+        let clusters = self.clusters(offset, len);
+        if clusters.is_empty() || self.next_run(&clusters).is_none() {
+            return Ok(());
+        }
+        let _claim = self
+            .copying
+            .claim(clusters.clone(), ClaimKind::Exclusive)
+            .await;
+        while let Some(run) = self.next_run(&clusters) {
+            if self.broken.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            match self.copy(&run).await {
+                Ok(()) => {
+                    self.to_copy.clear(run.start, run.end - run.start);
+                }
+                Err(error) if self.on_error == OnCbwError::BreakSnapshot => {
+                    self.broken.store(true, Ordering::Release);
+                    let target = self.target.node();
+                    let target = target.name();
+                    tracing::warn!(target, %error, "old data is lost: the copy before a write failed");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, run: &Range<u64>) -> Result<()> {
+        let (file, target) = (self.file.node(), self.target.node());
+        let mut at = run.start;
+        while at < run.end {
+            let status = file.block_status(at, run.end - at).await?;
+            match status.allocation {
+                Allocation::Zero => {
+                    let flags = RequestFlags::MAY_UNMAP;
+                    target.write_zeroes(at, status.len, flags).await?;
+                }
+                Allocation::Data => {
+                    // A run is bounded, so this is no more than memory has.
+                    let buffer = IoBuffer::alloc(usize::try_from(status.len).unwrap_or(usize::MAX));
+                    file.read(at, buffer.clone()).await?;
+                    target.write(at, buffer, RequestFlags::empty()).await?;
+                }
+            }
+            at += status.len;
+        }
+        Ok(())
+    }
+}
+
+impl Driver for CopyBeforeWrite {
+    fn format_name(&self) -> &'static str {
+        "copy-before-write"
+    }
+
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.file)
+    }
+
+    fn children(&self) -> Vec<&Edge> {
+        vec![&self.file, &self.target]
+    }
+
+    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            self.save(offset, buffer.len() as u64).await?;
+            self.file.node().write(offset, buffer, flags).await
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            self.save(offset, len).await?;
+            self.file.node().write_zeroes(offset, len, flags).await
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            self.save(offset, len).await?;
+            self.file.node().discard(offset, len).await
+        })
+    }
+
+    fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
+        BlockFuture::new(async move {
+            self.save(size, u64::MAX).await?;
+            self.file.node().resize(size).await
+        })
+    }
+
+    fn child_access(&self, role: Role, above: Access) -> Access {
+        if role == Role::Target {
+            return Access {
+                used: Permissions::WRITE,
+                shared: Permissions::all() - Permissions::RESIZE,
+            };
+        }
+        let mut access = above;
+        if above.used.contains(Permissions::WRITE) {
+            access.used |= Permissions::CONSISTENT_READ;
+        }
+        if !above.used.is_empty() {
+            // What is written past this node is not saved.
+            access.shared -= Permissions::WRITE | Permissions::RESIZE;
+        }
+        access
+    }
+}
