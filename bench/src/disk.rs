@@ -1,9 +1,11 @@
 //! A disk as a device has it, and requests made the way a device makes them.
 //!
 //! A request is a task of its own: it enters the backend's gate, reads, and leaves. As many are in
-//! flight as the depth says; each that ends starts the next.
+//! flight as the depth says; each that ends starts the next. For comparison the same tasks can read
+//! by the loop's engine alone, without the block layer.
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::future::poll_fn;
 use std::path::Path;
 use std::rc::Rc;
@@ -29,22 +31,32 @@ pub const SIZE: u64 = 64 << 20;
 pub enum Medium<'a> {
     /// The node `null-co`.
     Null,
+    /// The filter `blkdebug`, without rules, over `null-co`.
+    FilteredNull,
+    /// The format `raw` over `null-co`.
+    RawNull,
     /// The node `file`, alone, on a file of [`SIZE`] bytes.
     File(&'a Path, EngineKind),
+    /// The format `raw` over that, by the ring.
+    RawFile(&'a Path),
+    /// No node at all: the file is read by the loop's ring.
+    Engine(&'a Path),
 }
 
 impl Medium<'_> {
-    fn options(&self) -> Value {
-        match self {
-            Self::Null => json!({"driver": "null-co", "node-name": "disk", "size": SIZE}),
-            Self::File(path, engine) => {
-                let aio = match engine {
-                    EngineKind::IoUring => "io_uring",
-                    EngineKind::Threads => "threads",
-                };
-                json!({"driver": "file", "node-name": "disk", "filename": path, "aio": aio})
-            }
-        }
+    /// The options of the nodes; none if there are none.
+    fn options(&self) -> Option<Value> {
+        let nothing = json!({"driver": "null-co", "size": SIZE});
+        let file = |path, aio| json!({"driver": "file", "filename": path, "aio": aio});
+        Some(match self {
+            Self::Null => nothing,
+            Self::FilteredNull => json!({"driver": "blkdebug", "image": nothing}),
+            Self::RawNull => json!({"driver": "raw", "file": nothing}),
+            Self::File(path, EngineKind::IoUring) => file(path, "io_uring"),
+            Self::File(path, EngineKind::Threads) => file(path, "threads"),
+            Self::RawFile(path) => json!({"driver": "raw", "file": file(path, "io_uring")}),
+            Self::Engine(_) => return None,
+        })
     }
 }
 
@@ -55,11 +67,32 @@ impl EventSink for Quiet {
     fn emit(&self, _: BlockEvent) {}
 }
 
-/// A graph of one node with its backend, and the loop that serves it.
+/// A graph with one backend, and the loop that serves it.
 pub struct Disk {
     event_loop: EventLoop,
-    backend: Arc<Backend>,
-    _graph: Arc<Graph>,
+    source: Source,
+    /// Lives as long as the backend does.
+    _graph: Option<Arc<Graph>>,
+}
+
+/// What requests read from.
+#[derive(Clone)]
+enum Source {
+    Backend(Arc<Backend>),
+    Engine(Arc<File>),
+}
+
+/// Adds a disk, a node with all below it and a backend above it, to a new graph.
+///
+/// # Errors
+/// The options are wrong, or the medium can't be opened.
+pub async fn add_disk(mut options: Value) -> Result<(Arc<Graph>, Arc<Backend>)> {
+    let graph = Graph::new(Arc::new(Quiet), Clock::real());
+    options["node-name"] = "disk".into();
+    let options = serde_json::from_value(options)?;
+    let node = graph.add_node(&options).await;
+    let backend = graph.add_backend("bench", &node.context("can't open the disk")?)?;
+    Ok((graph, backend))
 }
 
 /// When a run of requests is over.
@@ -110,14 +143,17 @@ impl Disk {
     /// The medium's, or the loop's.
     pub fn open(medium: &Medium<'_>) -> Result<Self> {
         let mut event_loop = EventLoop::new("bench", &LoopConfig::default())?;
-        let graph = Graph::new(Arc::new(Quiet), Clock::real());
-        let options = serde_json::from_value(medium.options())?;
-        let opening = Arc::clone(&graph);
-        let node = event_loop.run_until(async move { opening.add_node(&options).await })?;
-        let backend = graph.add_backend("bench", &node.context("can't open the disk")?)?;
+        let (graph, source) = match (medium.options(), medium) {
+            (Some(options), _) => {
+                let (graph, backend) = event_loop.run_until(add_disk(options))??;
+                (Some(graph), Source::Backend(backend))
+            }
+            (None, Medium::Engine(path)) => (None, Source::Engine(Arc::new(File::open(path)?))),
+            (None, _) => anyhow::bail!("nothing to read"),
+        };
         Ok(Self {
             event_loop,
-            backend,
+            source,
             _graph: graph,
         })
     }
@@ -131,7 +167,7 @@ impl Disk {
             .map(|_| IoBuffer::alloc(usize::try_from(BLOCK).unwrap_or(0)))
             .collect::<Vec<_>>();
         let flood = Rc::new(Flood {
-            backend: Arc::clone(&self.backend),
+            source: self.source.clone(),
             until,
             began: Instant::now(),
             ended: Cell::new(0),
@@ -165,7 +201,7 @@ impl Disk {
 
 /// One run of requests.
 struct Flood {
-    backend: Arc<Backend>,
+    source: Source,
     until: Until,
     began: Instant,
     ended: Cell<u64>,
@@ -195,8 +231,15 @@ impl Flood {
     }
 
     async fn request(&self, buffer: IoBuffer) -> Result<()> {
-        let token = self.backend.enter().await?;
-        self.backend.read(&token, self.offset(), buffer).await?;
+        match &self.source {
+            Source::Backend(backend) => {
+                let token = backend.enter().await?;
+                backend.read(&token, self.offset(), buffer).await?;
+            }
+            Source::Engine(file) => {
+                current::read_at(EngineKind::IoUring, file, self.offset(), buffer).await?;
+            }
+        }
         Ok(())
     }
 

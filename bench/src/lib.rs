@@ -6,6 +6,7 @@
 //! returns.
 
 pub mod allocations;
+pub mod block;
 pub mod disk;
 pub mod fio;
 pub mod gate;

@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use sluice_bench::allocations::Counting;
 use sluice_bench::report::{Row, heading};
 use sluice_bench::timing::Effort;
-use sluice_bench::{fio, gate, random_read, wake};
+use sluice_bench::{block, fio, gate, random_read, wake};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -40,18 +40,30 @@ enum Name {
     RandomRead,
     /// Waking a loop from another thread.
     Wake,
+    /// All of the block layer: filter, format and drain.
+    Block,
+    /// What a filter adds to a request.
+    Filter,
+    /// A format over a file, beside the bare engine.
+    Format,
+    /// Drained sections of quiet and of busy disks.
+    Drain,
 }
 
 const AIO: [Name; 4] = [Name::Gate, Name::Allocations, Name::Wake, Name::RandomRead];
+const BLOCK: [Name; 3] = [Name::Filter, Name::Format, Name::Drain];
 
 impl Name {
     fn measure(self, effort: Effort) -> Result<Vec<Row>> {
         match self {
-            Self::Aio => Ok(Vec::new()),
+            Self::Aio | Self::Block => Ok(Vec::new()),
             Self::Gate => Ok(gate::measure(effort)?),
             Self::Allocations => random_read::allocations(effort),
             Self::RandomRead => random_read::measure(effort),
             Self::Wake => wake::measure(effort),
+            Self::Filter => block::filter(effort),
+            Self::Format => block::format(effort),
+            Self::Drain => block::drain(effort),
         }
     }
 }
@@ -63,10 +75,12 @@ fn main() -> Result<ExitCode> {
     } else {
         Effort::Full
     };
-    let all = arguments.names.is_empty() || arguments.names.contains(&Name::Aio);
-    let chosen = AIO
-        .into_iter()
-        .filter(|name| all || arguments.names.contains(name));
+    let asked = |name| arguments.names.is_empty() || arguments.names.contains(&name);
+    let groups = [(Name::Aio, &AIO[..]), (Name::Block, &BLOCK[..])];
+    let chosen = groups.into_iter().flat_map(|(group, members)| {
+        let members = members.iter().copied();
+        members.filter(move |name| asked(group) || asked(*name))
+    });
     let chosen: Vec<Name> = chosen.collect();
     if effort == Effort::Full && chosen.contains(&Name::RandomRead) && !fio::is_installed() {
         anyhow::bail!("fio is needed to compare with; ci/install-deps --bench installs it");

@@ -20,7 +20,16 @@ fn every_benchmark_gives_figures() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-    for benchmark in ["gate", "allocations", "wake", "random-read"] {
+    let benchmarks = [
+        "gate",
+        "allocations",
+        "wake",
+        "random-read",
+        "filter",
+        "format",
+        "drain",
+    ];
+    for benchmark in benchmarks {
         let of_it = rows.iter().filter(|row| row["benchmark"] == benchmark);
         let figures: Vec<f64> = of_it.map(|row| row["ours"].as_f64().unwrap()).collect();
         assert!(figures.len() >= 2, "{benchmark}: {figures:?}");
