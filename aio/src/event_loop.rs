@@ -2,11 +2,13 @@
 //!
 //! # A turn
 //! 1. run the bottom halves and start the tasks that other threads sent; run the tasks that are
-//!    ready, each at most once; hand all prepared I/O to the kernel with one system call;
-//! 2. if there is nothing more to do: poll for a while ([`crate::polling`]), then sleep in
-//!    `epoll_wait`;
+//!    ready, each at most once;
+//! 2. hand all prepared I/O to the kernel with one system call; if there is nothing more to do, poll
+//!    for a while ([`crate::polling`]), then sleep: in that same call if I/O is under way, otherwise
+//!    in `epoll_wait`;
 //! 3. dispatch what epoll reported, completions, and timers that are due;
-//! 4. once more 1, so that a turn ends with its consequences begun.
+//! 4. once more 1; the I/O that was prepared there is handed over in the next turn, or before the
+//!    loop is left to an outer one.
 //!
 //! # Fairness
 //! **No source is served again before all others that were ready had their turn.** In one turn
@@ -40,8 +42,11 @@
 //! thread; its handlers and bottom halves are dropped; its remote queue is closed, and what is in it
 //! dropped; the engines end. Who waits for any of this from elsewhere gets [`crate::Cancelled`].
 //!
-//! Calls that worker threads have begun or taken are made to their end, and memory that the kernel
-//! uses stays until it has done with it: the drop waits for both (see [`crate::current`]).
+//! Calls that worker threads have begun or taken are made to their end. I/O that the kernel has not
+//! been given is cancelled, what it has is cancelled where it can be, and memory that it uses stays
+//! until it has done with it: the drop waits for all of these. If none of them ends for half a
+//! minute, as on a file server that is gone, the drop goes on without: threads and memory that are
+//! still in use are left behind, never freed, and the log says so.
 //!
 //! # Observability
 //! [`AioContext::stats`] counts; at level `TRACE` an event tells of every kick, batch and interrupt
@@ -120,7 +125,9 @@ pub struct LoopError {
 mod tag {
     pub(super) const WAKE: u64 = u64::MAX;
     pub(super) const TIMER: u64 = u64::MAX - 1;
-    pub(super) const RING: u64 = u64::MAX - 2;
+    pub(super) const ALARM: u64 = u64::MAX - 2;
+    pub(super) const RING: u64 = u64::MAX - 3;
+    pub(super) const EVENTS: u64 = u64::MAX - 4;
 }
 
 /// The state of a loop that code running inside it can reach through [`crate::current`].
@@ -140,6 +147,8 @@ pub(crate) struct Local {
 /// One thread's event loop; see the [module](self).
 pub struct EventLoop {
     local: Rc<Local>,
+    /// The loop's epoll instance and its ring's completions together; none if there is no ring.
+    outer: Option<OwnedFd>,
     timer_fd: OwnedFd,
     armed: Option<Duration>,
     name: String,
@@ -193,21 +202,23 @@ impl EventLoop {
         .map_err(|errno| fail("create its timer")(errno.into()))?;
         let engines = Engines::new(Arc::clone(&context.0), config)
             .map_err(fail("set up its worker threads"))?;
-        let add = |fd: BorrowedFd<'_>, interest, tag| {
-            let event = epoll::Event::new(interest, tag);
-            epoll::ctl(
-                epoll.as_raw_fd(),
-                epoll::ControlOptions::EPOLL_CTL_ADD,
-                fd.as_raw_fd(),
-                event,
-            )
-        };
+        let add = |fd: BorrowedFd<'_>, interest, tag| add_to(&epoll, fd, interest, tag);
         let readable = epoll::Events::EPOLLIN;
         let rung = readable | epoll::Events::EPOLLET;
         add(context.0.wake_fd(), rung, tag::WAKE).map_err(fail("watch its event fd"))?;
         add(timer_fd.as_fd(), readable, tag::TIMER).map_err(fail("watch its timer"))?;
-        let watch = |fd: BorrowedFd<'_>| add(fd, readable, tag::RING);
-        engines.watch(watch).map_err(fail("watch its engines"))?;
+        let watch = |fd: BorrowedFd<'_>| add(fd, readable, tag::ALARM);
+        engines
+            .watch_alarm(watch)
+            .map_err(fail("watch its engines"))?;
+        let outer = engines
+            .watch_completions(|completions| {
+                let outer = new_epoll()?;
+                add_to(&outer, completions, readable, tag::RING)?;
+                add_to(&outer, epoll.as_fd(), readable, tag::EVENTS)?;
+                Ok(outer)
+            })
+            .map_err(fail("watch its engines"))?;
         let local = Rc::new(Local {
             shared: context.0,
             epoll,
@@ -221,6 +232,7 @@ impl EventLoop {
         });
         Ok(Self {
             local,
+            outer,
             timer_fd,
             armed: None,
             name: name.to_owned(),
@@ -264,9 +276,10 @@ impl EventLoop {
     fn let_go(&mut self) -> Result<(), LoopError> {
         self.note_work();
         self.asked_at = None;
+        self.local.engines.submit();
         self.arm_timer()?;
         let shared = &self.local.shared;
-        if self.has_work() || !shared.wake().doze() {
+        if self.has_work() || self.local.engines.has_unsubmitted() || !shared.wake().doze() {
             shared.ring();
         }
         Ok(())
@@ -278,6 +291,7 @@ impl EventLoop {
         self.local.shared.counters().turns.bump();
         self.work();
         if self.has_work() && self.unasked < TURNS_PER_ASKING {
+            self.local.engines.submit();
             self.unasked += 1;
         } else {
             self.rest(timeout)?;
@@ -319,14 +333,13 @@ impl EventLoop {
         }
     }
 
-    /// Whether there is something to do that needs no event.
+    /// Whether there is something to do, besides handing over I/O, that needs no event.
     fn has_work(&self) -> bool {
         let local = &self.local;
         !local.ready.borrow().is_empty()
             || !self.arrived.is_empty()
             || self.heard
             || local.shared.wake().is_notified()
-            || local.engines.has_unsubmitted()
             || local.engines.has_completed()
             || self.is_timer_due()
     }
@@ -369,7 +382,6 @@ impl EventLoop {
             };
             guarded(&self.name, "a task", || task::run(&self.local, ticket));
         }
-        self.local.engines.submit();
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> LoopError {
@@ -385,13 +397,15 @@ impl EventLoop {
         self.unasked = 0;
         let idle = timeout != Some(Duration::ZERO) && !self.has_work();
         if !idle {
-            return self.wait(Some(Duration::ZERO));
+            self.local.engines.submit();
+            return self.ask(0);
         }
         let polls = self.local.shared.limits().is_on();
         // A clock that stands still has no window that ends.
         if !polls || self.local.shared.clock().is_manual() {
             return self.sleep(timeout);
         }
+        self.local.engines.submit();
         let began = self.local.shared.clock().now();
         if self.poll(began, timeout) {
             // The kernel's events may wait a little, as in any turn with work at hand.
@@ -414,10 +428,36 @@ impl EventLoop {
     fn sleep(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
         self.arm_timer()?;
         if !self.local.shared.wake().doze() {
-            return self.wait(Some(Duration::ZERO));
+            self.local.engines.submit();
+            return self.ask(0);
         }
         self.local.shared.counters().sleeps.bump();
-        self.wait(timeout)
+        self.note_work();
+        self.asked_at = None;
+        if timeout.is_none() {
+            let slept = self.local.engines.sleep(self.local.epoll.as_fd());
+            if let Some(events) = slept {
+                self.woken();
+                return if events { self.ask(0) } else { Ok(()) };
+            }
+        }
+        self.local.engines.submit();
+        // Rounded up, or a short sleep would become a busy wait.
+        let millis = timeout.map_or(-1, |timeout| {
+            i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        });
+        let engines = &self.local.engines;
+        if engines.has_completed() {
+            return self.ask(0);
+        }
+        let outer = self.outer.as_ref().filter(|_| engines.is_busy());
+        let Some(outer) = outer else {
+            return self.ask(millis);
+        };
+        let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 2];
+        wait_for(outer, millis, &mut events)
+            .map_err(|source| self.error("wait for events", source))?;
+        self.ask(0)
     }
 
     /// Looks for work until the window is over; true if there is some.
@@ -463,32 +503,30 @@ impl EventLoop {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
+    /// Takes events from the kernel, waiting at most `millis` for the first (for ever if -1), and
+    /// dispatches them.
+    fn ask(&mut self, millis: i32) -> Result<(), LoopError> {
         self.note_work();
-        // Rounded up, or a short sleep would become a busy wait.
-        let millis = timeout.map_or(-1, |timeout| {
-            i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-        });
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS_PER_TURN];
-        let count = match epoll::wait(self.local.epoll.as_raw_fd(), millis, &mut events) {
-            Ok(count) => count,
-            // A completion delivered as task work interrupts the wait: look again at once.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(self.error("wait for events", error)),
-        };
-        // At once: what handlers push from now on needs no bell.
-        self.heard |= self.local.shared.wake().awaken();
-        self.asked_at = Some(self.local.shared.clock().coarse());
+        let count = wait_for(&self.local.epoll, millis, &mut events)
+            .map_err(|source| self.error("wait for events", source))?;
+        self.woken();
         for event in &events[..count] {
             let tag = event.data;
             match tag {
                 tag::WAKE => self.local.shared.counters().wakes.bump(),
                 tag::TIMER => self.consume_timer(),
-                tag::RING => {}
+                tag::ALARM => {}
                 key => FdTable::dispatch(&self.local, key, Cause::Readable),
             }
         }
         Ok(())
+    }
+
+    /// The loop may have slept: at once, for what handlers push from now on needs no bell.
+    fn woken(&mut self) {
+        self.heard |= self.local.shared.wake().awaken();
+        self.asked_at = Some(self.local.shared.clock().coarse());
     }
 
     fn consume_timer(&mut self) {
@@ -571,15 +609,15 @@ impl EventLoop {
 }
 
 impl AsFd for EventLoop {
-    /// The loop's epoll instance: readable when [`EventLoop::dispatch`] has something to do.
+    /// An epoll instance: readable when [`EventLoop::dispatch`] has something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.local.epoll.as_fd()
+        self.outer.as_ref().unwrap_or(&self.local.epoll).as_fd()
     }
 }
 
 impl AsRawFd for EventLoop {
     fn as_raw_fd(&self) -> RawFd {
-        self.local.epoll.as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -600,6 +638,25 @@ impl Drop for EventLoop {
 pub(crate) fn guarded<T>(loop_name: &str, what: &str, work: impl FnOnce() -> T) {
     if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!(loop_name, "{what} panicked and was dropped");
+    }
+}
+
+fn add_to(
+    epoll: &OwnedFd,
+    fd: BorrowedFd<'_>,
+    interest: epoll::Events,
+    tag: u64,
+) -> io::Result<()> {
+    let event = epoll::Event::new(interest, tag);
+    let add = epoll::ControlOptions::EPOLL_CTL_ADD;
+    epoll::ctl(epoll.as_raw_fd(), add, fd.as_raw_fd(), event)
+}
+
+fn wait_for(epoll: &OwnedFd, millis: i32, events: &mut [epoll::Event]) -> io::Result<usize> {
+    match epoll::wait(epoll.as_raw_fd(), millis, events) {
+        // A completion delivered as task work interrupts the wait: look again at once.
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        other => other,
     }
 }
 

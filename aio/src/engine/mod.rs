@@ -19,9 +19,10 @@
 //!   An engine that works in other threads borrows the operation whole (`Table::lend`).
 //! * Everything is called by the loop's thread, within a borrow of the table: an engine must not
 //!   call foreign code (wake tasks, drop closures). Whom to wake the table collects.
-//! * The loop calls [`Engine::submit`] once per step and before it sleeps, and [`Engine::reap`]
-//!   after every step. It sleeps unless [`Engine::has_work`] or [`Engine::has_completed`]; after
-//!   that only the engine's descriptors, or the loop's own bell rung from a worker, wake it.
+//! * The loop calls [`Engine::submit`] once per turn, unless it can sleep in [`Engine::sleep`], and
+//!   [`Engine::reap`] after every turn. It sleeps unless [`Engine::has_work`] or
+//!   [`Engine::has_completed`]; after that only the engine's descriptors, or the loop's own bell
+//!   rung from a worker, wake it.
 //! * In steady state neither call allocates (`aio/tests/allocations.rs` counts).
 //! * [`Engine::finish`] must come to an end whatever the kernel does.
 //!
@@ -70,9 +71,11 @@ pub enum EngineKind {
 
 /// A way to have operations done; see the [module](self) for the contract.
 pub(crate) trait Engine {
-    /// What the loop must watch for readability in order to call [`Engine::submit`] and
-    /// [`Engine::reap`] in time.
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+    /// Readable when [`Engine::submit`] must be called; one of the loop's ordinary events.
+    fn alarm(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Readable when [`Engine::reap`] must be called.
+    fn completions(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether it can do operations of this kind, now.
     fn serves(&self, kind: OperationKind) -> bool;
@@ -85,6 +88,14 @@ pub(crate) trait Engine {
 
     /// Whether [`Engine::submit`] must be called again without sleeping.
     fn has_work(&self) -> bool;
+
+    /// Whether operations are under way whose end only [`Engine::completions`] tells.
+    fn is_busy(&self) -> bool;
+
+    /// As [`Engine::submit`], and sleeps until an operation has ended or the loop's `events` are
+    /// readable, in one system call. Returns whether they may be. None: it did not sleep, and the
+    /// loop must do so by itself.
+    fn sleep(&mut self, events: BorrowedFd<'_>, table: &mut Table) -> Option<bool>;
 
     /// Whether operations have ended of which nobody knows yet; learnt without a system call.
     fn has_completed(&mut self) -> bool;
@@ -159,18 +170,31 @@ impl Engines {
         &self.workers
     }
 
-    /// Calls `watch` with every descriptor of the engines that the loop must watch.
+    /// Calls `watch` with the engines' alarm, which is one of the loop's events, if there is one.
     ///
     /// # Errors
-    /// The first of `watch`.
-    pub(crate) fn watch(
+    /// Those of `watch`.
+    pub(crate) fn watch_alarm(
         &self,
-        mut watch: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
+        watch: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         let core = self.core.borrow();
-        let ring = core.ring.iter().flat_map(|ring| ring.descriptors());
-        ring.chain(core.threads.descriptors())
-            .try_for_each(&mut watch)
+        let alarm = core.ring.as_ref().and_then(|ring| ring.alarm());
+        alarm.map_or(Ok(()), watch)
+    }
+
+    /// Calls `watch` with the descriptor that tells of completions, if there is one; it is not to be
+    /// one of the loop's events ([`Engines::sleep`]).
+    ///
+    /// # Errors
+    /// Those of `watch`.
+    pub(crate) fn watch_completions<T>(
+        &self,
+        watch: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        let core = self.core.borrow();
+        let completions = core.ring.as_ref().and_then(|ring| ring.completions());
+        completions.map(watch).transpose()
     }
 
     /// Starts an operation on the bytes of `buffer` (empty if it moves none) at `offset`.
@@ -219,14 +243,36 @@ impl Engines {
         else {
             return;
         };
+        self.note_batch();
+        for key in ring.submit(table) {
+            threads.start(key, table);
+        }
+    }
+
+    fn note_batch(&self) {
         let operations = self.prepared.take();
         if operations > 0 {
             self.shared.counters().batch(operations);
             tracing::trace!(loop_name = self.shared.name(), operations, "submit");
         }
-        for key in ring.submit(table) {
-            threads.start(key, table);
+    }
+
+    /// Hands everything prepared to the kernel and sleeps until an operation has ended or `events`
+    /// are readable; returns whether they may be. None: it did not sleep.
+    pub(crate) fn sleep(&self, events: BorrowedFd<'_>) -> Option<bool> {
+        let mut core = self.core.borrow_mut();
+        let Core { table, ring, .. } = &mut *core;
+        let slept = ring.as_mut()?.sleep(events, table);
+        if slept.is_some() {
+            self.note_batch();
         }
+        slept
+    }
+
+    /// Whether operations are under way whose end the loop's own events do not tell.
+    pub(crate) fn is_busy(&self) -> bool {
+        let core = self.core.borrow();
+        core.ring.as_ref().is_some_and(|ring| ring.is_busy()) || core.threads.is_busy()
     }
 
     /// Whether the kernel has not taken everything yet and must be asked again.

@@ -86,6 +86,8 @@ pub(crate) enum Request {
     },
     /// `ioctl(BLKDISCARD)`.
     Discard { fd: RawFd, offset: u64, len: u64 },
+    /// Tell when the descriptor is readable, once: no operation's, but a sleeping ring's.
+    Poll { fd: RawFd },
 }
 
 /// The memory of a [`Request`].

@@ -27,6 +27,9 @@ use crate::buffer::{IoBuffer, Segment};
 pub(crate) struct Key(usize);
 
 impl Key {
+    /// No operation's key: an engine may use it for something of its own.
+    pub(super) const NONE: Self = Self(usize::MAX);
+
     /// The key as 64 bits that fit no other key.
     pub(super) fn to_user_data(self) -> u64 {
         self.0 as u64

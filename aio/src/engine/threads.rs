@@ -35,9 +35,13 @@ impl Threads {
 }
 
 impl Engine for Threads {
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+    fn alarm(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn completions(&self) -> Option<BorrowedFd<'_>> {
         // Workers ring the loop's own bell.
-        Vec::new()
+        None
     }
 
     fn serves(&self, _kind: OperationKind) -> bool {
@@ -60,6 +64,14 @@ impl Engine for Threads {
     }
 
     fn has_work(&self) -> bool {
+        false
+    }
+
+    fn sleep(&mut self, _events: BorrowedFd<'_>, _table: &mut Table) -> Option<bool> {
+        None
+    }
+
+    fn is_busy(&self) -> bool {
         false
     }
 
@@ -126,6 +138,8 @@ fn ask(request: &Request) -> io::Result<usize> {
             // SAFETY: the call reads two 64-bit numbers, which `range` are.
             unsafe { libc::ioctl(fd, BLKDISCARD, range.as_ptr()) as isize }
         }
+        // No operation asks for it.
+        Request::Poll { .. } => 0,
     };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }

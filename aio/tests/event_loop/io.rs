@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
+use std::process::Command;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -442,4 +443,49 @@ fn short_transfers_are_completed() {
             assert!(buffer.to_vec() == pattern(LEN));
         })
         .unwrap();
+}
+
+/// A block device over a file; it goes when the last who has it open does.
+fn block_device(content: &File) -> Option<Arc<File>> {
+    let path = format!("/proc/{}/fd/{}", std::process::id(), content.as_raw_fd());
+    let losetup = |arguments: &[&str]| Command::new("losetup").args(arguments).output();
+    let made = losetup(&["--find", "--show", &path]).ok()?;
+    if !made.status.success() {
+        println!("SKIPPED: no loop device can be had here");
+        return None;
+    }
+    let device = String::from_utf8(made.stdout).unwrap();
+    let device = device.trim();
+    let file = OpenOptions::new().read(true).write(true).open(device);
+    losetup(&["--detach", device]).unwrap();
+    Some(Arc::new(file.unwrap()))
+}
+
+#[test]
+fn discarding_on_a_block_device_gives_its_space_back() {
+    const BLOCKS: usize = 256;
+    for engine in ENGINES {
+        let backing = tempfile::tempfile().unwrap();
+        backing.write_all_at(&vec![7; BLOCKS * PAGE], 0).unwrap();
+        let Some(device) = block_device(&backing) else {
+            return;
+        };
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let half = (BLOCKS / 2 * PAGE) as u64;
+                current::discard(engine, &device, 0, half).await.unwrap();
+                let buffer = IoBuffer::alloc(BLOCKS * PAGE);
+                let read = current::read_at(engine, &device, 0, buffer.clone());
+                assert_eq!(read.await.unwrap(), BLOCKS * PAGE);
+                let bytes = buffer.to_vec();
+                let (discarded, kept) = bytes.split_at(BLOCKS / 2 * PAGE);
+                assert!(discarded.iter().all(|byte| *byte == 0));
+                assert!(kept.iter().all(|byte| *byte == 7));
+                // Within a block nothing can be given up.
+                let refused = current::discard(engine, &device, 1, half).await;
+                assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            })
+            .unwrap();
+    }
 }

@@ -1,17 +1,18 @@
-//! A kernel, or a sandbox, that refuses io_uring: the loop goes on with worker threads.
+//! A kernel, or a sandbox, that refuses io_uring: the loop goes on with worker threads, and says why.
 
 use std::collections::BTreeMap;
+use std::fmt::{Debug, Write as _};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig, current};
 
-/// Makes `io_uring_setup` fail with EPERM for the calling thread and those it starts.
-fn refuse_io_uring() {
-    let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
-    let refusal = SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap());
+/// Makes one of the ring's system calls fail for the calling thread and those it starts.
+fn refuse(call: i64, errno: i32) {
+    let rules = BTreeMap::from([(call, Vec::new())]);
+    let refusal = SeccompAction::Errno(u32::try_from(errno).unwrap());
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
@@ -22,7 +23,7 @@ fn refuse_io_uring() {
 fn a_loop_without_a_ring_serves_files_all_the_same() {
     // In a thread of its own: a filter cannot be taken off again.
     let moved = thread::spawn(|| {
-        refuse_io_uring();
+        refuse(libc::SYS_io_uring_setup, libc::EPERM);
         let refused = io_uring::IoUring::new(2).err().map(|error| error.kind());
         assert_eq!(refused, Some(io::ErrorKind::PermissionDenied));
 
@@ -49,4 +50,71 @@ fn a_loop_without_a_ring_serves_files_all_the_same() {
     let (count, bytes) = moved.join().unwrap();
     assert_eq!(count, 4096);
     assert_eq!(bytes, [0xa5; 4096]);
+}
+
+/// A log that keeps what is written to it, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<String>>);
+
+impl tracing::field::Visit for Log {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
+        write!(self.0.lock().unwrap(), "{field}={value:?} ").unwrap();
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// What a loop says that is made where `call` is answered with `errno`.
+fn said_of(call: i64, errno: i32) -> String {
+    let moved = thread::spawn(move || {
+        refuse(call, errno);
+        let log = Log::default();
+        let making = || EventLoop::new("refused", &LoopConfig::default()).map(drop);
+        tracing::subscriber::with_default(log.clone(), making).unwrap();
+        log.0.lock().unwrap().clone()
+    });
+    moved.join().unwrap()
+}
+
+/// A sandbox may forbid any of the three calls, and each must be found at the start: a ring that
+/// is refused later, in the middle of a request, helps nobody.
+#[test]
+fn the_log_says_who_refuses_the_ring_and_what_to_do() {
+    for call in [
+        libc::SYS_io_uring_setup,
+        libc::SYS_io_uring_register,
+        libc::SYS_io_uring_enter,
+    ] {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let said = said_of(call, errno);
+            let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+            let by_sysctl = errno == libc::EPERM && disabled.is_ok_and(|value| value.trim() != "0");
+            let cause = if by_sysctl { "sysctl" } else { "seccomp" };
+            for words in ["loop_name=\"refused\"", cause, "use aio=threads"] {
+                assert!(said.contains(words), "{said}");
+            }
+        }
+        let said = said_of(call, libc::ENOMEM);
+        assert!(said.contains("RLIMIT_MEMLOCK"), "{said}");
+    }
 }

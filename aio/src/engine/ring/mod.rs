@@ -5,6 +5,12 @@
 //! them). An operation leaves the list only when the kernel says that it has taken it, so what was
 //! put into the queue and not taken can still be served by somebody else.
 //!
+//! # Sleeping
+//! A loop that waits for operations sleeps in the very call that submits them: half the system calls
+//! of a loop that submits and then waits. That the loop's other events wake it as well is an
+//! entry in the ring that polls the loop's epoll instance; when it completes, there are some, and
+//! the next sleep renews it. With nothing in flight the loop sleeps in epoll, which is cheaper then.
+//!
 //! # When the kernel refuses
 //! * The submission queue is full: enter, go on; nobody notices.
 //! * The completion queue overflows: the kernel keeps the rest and is asked for it; nothing is
@@ -32,10 +38,10 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use super::operation::{Next, OperationKind};
+use super::operation::{Next, OperationKind, Request};
 use super::table::{Key, Table};
 use super::{Engine, cancelled};
 use port::{KernelPort, Port};
@@ -66,7 +72,12 @@ struct Ring<P> {
     pushed: usize,
     /// What waits for the alarm.
     later: Vec<Key>,
+    /// What the kernel has, the poll of the loop's events included.
     in_flight: usize,
+    /// The loop's events are polled ([`Key::NONE`] waits or is in flight): their descriptor.
+    watched: Option<RawFd>,
+    /// The poll has completed: there may be events.
+    events: bool,
     /// Refusals since the last progress.
     stalls: u32,
     /// Nothing is submitted before the next progress or alarm.
@@ -91,6 +102,8 @@ impl<P: Port> Ring<P> {
             pushed: 0,
             later: Vec::new(),
             in_flight: 0,
+            watched: None,
+            events: false,
             stalls: 0,
             stalled: false,
             alarm_set: false,
@@ -98,10 +111,18 @@ impl<P: Port> Ring<P> {
         }
     }
 
+    /// What to ask the kernel for a key.
+    fn request(&self, key: Key, table: &mut Table) -> Option<Request> {
+        match self.watched {
+            Some(fd) if key == Key::NONE => Some(Request::Poll { fd }),
+            _ => table.request(key),
+        }
+    }
+
     /// Puts what waits into the submission queue while there is room.
     fn fill(&mut self, table: &mut Table) {
         while let Some(&key) = self.waiting.get(self.pushed) {
-            let Some(request) = table.request(key) else {
+            let Some(request) = self.request(key, table) else {
                 self.waiting.remove(self.pushed);
                 continue;
             };
@@ -112,6 +133,21 @@ impl<P: Port> Ring<P> {
         }
     }
 
+    /// Takes note of what the kernel has taken. None is a refusal, unless nothing was offered.
+    fn note_taken(&mut self, taken: usize) -> io::Result<()> {
+        if taken == 0 && self.pushed > 0 {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        let taken = taken.min(self.pushed);
+        self.waiting.drain(..taken);
+        self.pushed -= taken;
+        self.in_flight += taken;
+        if taken > 0 {
+            self.stalls = 0;
+        }
+        Ok(())
+    }
+
     fn hand_over(&mut self, table: &mut Table) -> io::Result<()> {
         let mut interruptions = 0;
         loop {
@@ -119,18 +155,8 @@ impl<P: Port> Ring<P> {
             if self.pushed == 0 {
                 return Ok(());
             }
-            let error = match self.port.submit() {
-                Ok(taken) if taken > 0 => {
-                    let taken = taken.min(self.pushed);
-                    self.waiting.drain(..taken);
-                    self.pushed -= taken;
-                    self.in_flight += taken;
-                    self.stalls = 0;
-                    continue;
-                }
-                Ok(_) => io::Error::from_raw_os_error(libc::EAGAIN),
-                Err(error) => error,
-            };
+            let answer = self.port.submit().and_then(|taken| self.note_taken(taken));
+            let Err(error) = answer else { continue };
             match error.raw_os_error() {
                 Some(libc::EINTR) if interruptions < MAX_INTERRUPTIONS => interruptions += 1,
                 Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) if self.stalls < MAX_STALLS => {
@@ -161,6 +187,11 @@ impl<P: Port> Ring<P> {
             let Some(key) = Key::from_user_data(user_data) else {
                 continue;
             };
+            if key == Key::NONE {
+                self.watched = None;
+                self.events = true;
+                continue;
+            }
             let answer = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
             match table.advance(key, answer) {
                 None => {}
@@ -188,7 +219,8 @@ impl<P: Port> Ring<P> {
         self.retired = true;
         self.pushed = 0;
         let later = self.later.drain(..);
-        self.waiting.drain(..).chain(later).collect()
+        let all = self.waiting.drain(..).chain(later);
+        all.filter(|key| *key != Key::NONE).collect()
     }
 
     /// Forgets what the kernel has not taken, and never gives it to the kernel.
@@ -200,8 +232,12 @@ impl<P: Port> Ring<P> {
 }
 
 impl<P: Port> Engine for Ring<P> {
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.port.descriptors()
+    fn alarm(&self) -> Option<BorrowedFd<'_>> {
+        self.port.alarm()
+    }
+
+    fn completions(&self) -> Option<BorrowedFd<'_>> {
+        self.port.completions()
     }
 
     fn serves(&self, kind: OperationKind) -> bool {
@@ -234,6 +270,36 @@ impl<P: Port> Engine for Ring<P> {
 
     fn has_work(&self) -> bool {
         !self.waiting.is_empty() && !self.stalled
+    }
+
+    fn is_busy(&self) -> bool {
+        self.in_flight > usize::from(self.watched.is_some())
+    }
+
+    fn sleep(&mut self, events: BorrowedFd<'_>, table: &mut Table) -> Option<bool> {
+        let idle = self.waiting.is_empty() && !self.is_busy();
+        if idle || self.stalled || self.retired || self.alarm_set {
+            return None;
+        }
+        if self.watched.is_none() {
+            self.watched = Some(events.as_raw_fd());
+            self.waiting.push_back(Key::NONE);
+        }
+        self.fill(table);
+        if self.pushed < self.waiting.len() {
+            // More than one call is needed anyway.
+            return None;
+        }
+        let answer = self.port.submit_and_wait();
+        // An error, one of sleeping or one of submitting, shows itself to whoever submits next.
+        let answer = answer.and_then(|taken| self.note_taken(taken));
+        if let Err(error) = answer
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            return None;
+        }
+        self.collect(table);
+        Some(std::mem::take(&mut self.events))
     }
 
     fn has_completed(&mut self) -> bool {

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -40,7 +41,9 @@ struct Script {
     alarms: Vec<Duration>,
     rung: bool,
     cancels: usize,
-    /// What `wait` delivers, call by call; nothing left: the time passes.
+    /// Calls of `submit_and_wait`; each is one of `submit`, too.
+    sleeps: usize,
+    /// What `wait` and `submit_and_wait` deliver, call by call; nothing left: the time passes.
     arrivals: VecDeque<Vec<(u64, i32)>>,
 }
 
@@ -101,6 +104,15 @@ impl Port for Scripted {
         Ok(count)
     }
 
+    fn submit_and_wait(&mut self) -> io::Result<usize> {
+        let taken = self.submit()?;
+        let arrived = self.0.borrow_mut().arrivals.pop_front();
+        let mut script = self.0.borrow_mut();
+        script.sleeps += 1;
+        script.completions.extend(arrived.into_iter().flatten());
+        Ok(taken)
+    }
+
     fn pop(&mut self) -> Option<(u64, i32)> {
         self.0.borrow_mut().completions.pop_front()
     }
@@ -147,8 +159,12 @@ impl Port for Scripted {
         std::mem::take(&mut self.0.borrow_mut().rung)
     }
 
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
+    fn alarm(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn completions(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
 
@@ -206,6 +222,12 @@ impl Bench {
 
     fn errno(&mut self, key: Key) -> Option<i32> {
         self.result(key)?.err()?.raw_os_error()
+    }
+
+    fn offsets_taken_of_reads(&self) -> Vec<u64> {
+        let mut taken = self.kernel.taken();
+        taken.retain(|request| matches!(request, Request::Read { .. }));
+        taken.iter().map(|request| shape(request).0).collect()
     }
 
     fn offsets_taken(&self) -> Vec<u64> {
@@ -517,11 +539,121 @@ fn completions_that_overflowed_are_fetched() {
     }
 }
 
+/// Sleeps; whether it did, and whether there are events.
+fn sleep(bench: &mut Bench) -> Option<bool> {
+    let events = tempfile::tempfile().unwrap();
+    bench.ring.sleep(events.as_fd(), &mut bench.table)
+}
+
+/// Has the next sleep end with these results of what was taken as `at`.
+fn arrive(bench: &Bench, results: impl IntoIterator<Item = (usize, i32)>) {
+    let mut script = bench.kernel.0.borrow_mut();
+    let arrived = results.into_iter();
+    let arrived = arrived.map(|(at, result)| (script.taken[at].0, result));
+    let arrived = arrived.collect();
+    script.arrivals.push_back(arrived);
+}
+
+fn polls(bench: &Bench) -> usize {
+    let taken = bench.kernel.taken();
+    let polls = taken.iter();
+    polls
+        .filter(|request| matches!(request, Request::Poll { .. }))
+        .count()
+}
+
+#[test]
+fn one_call_submits_and_sleeps() {
+    let mut bench = Bench::new(256);
+    let keys = bench.reads(2);
+    assert_eq!(sleep(&mut bench), Some(false));
+    assert_eq!((bench.kernel.submits(), polls(&bench)), (1, 1));
+    // The poll of the loop's events is there already.
+    arrive(&bench, [(0, WHOLE), (1, WHOLE)]);
+    assert_eq!(sleep(&mut bench), Some(false));
+    assert_eq!((bench.kernel.submits(), polls(&bench)), (2, 1));
+    for key in keys {
+        assert_eq!(bench.result(key).unwrap().unwrap(), LEN);
+    }
+    // Only the poll is left: nothing that could end.
+    assert!(!bench.ring.is_busy());
+    assert_eq!(sleep(&mut bench), None);
+    assert_eq!(bench.kernel.0.borrow().sleeps, 2);
+}
+
+#[test]
+fn a_sleeping_ring_tells_of_the_loops_events_and_watches_them_anew() {
+    let mut bench = Bench::new(256);
+    bench.reads(1);
+    assert_eq!(sleep(&mut bench), Some(false));
+    arrive(&bench, [(1, 1)]);
+    assert_eq!(sleep(&mut bench), Some(true));
+    assert_eq!(polls(&bench), 1);
+    assert!(bench.ring.is_busy());
+    assert_eq!(sleep(&mut bench), Some(false));
+    assert_eq!(polls(&bench), 2, "the loop would never hear of its events");
+}
+
+#[test]
+fn events_that_came_while_the_loop_was_awake_are_not_forgotten() {
+    let mut bench = Bench::new(256);
+    bench.reads(1);
+    assert_eq!(sleep(&mut bench), Some(false));
+    bench.kernel.complete(1, 1);
+    bench.reap();
+    assert_eq!(sleep(&mut bench), Some(true));
+}
+
+#[test]
+fn a_ring_that_can_not_hand_everything_over_does_not_sleep() {
+    // Nothing to wait for.
+    let mut bench = Bench::new(4);
+    assert_eq!(sleep(&mut bench), None);
+    // No room for all and the poll.
+    bench.reads(4);
+    assert_eq!(sleep(&mut bench), None);
+    bench.submit();
+    assert_eq!(bench.offsets_taken_of_reads(), [0, 1, 2, 3]);
+    assert_eq!(sleep(&mut bench), Some(false));
+    // Refused, and waiting for the alarm, which is one of the loop's events.
+    bench.reads(1);
+    bench.kernel.answer([Err(libc::EAGAIN)]);
+    bench.submit();
+    assert_eq!(sleep(&mut bench), None);
+    assert_eq!(bench.kernel.0.borrow().sleeps, 1);
+}
+
+#[test]
+fn a_sleep_that_is_refused_submits_nothing_twice() {
+    for errno in [libc::EAGAIN, libc::EBUSY, libc::EINTR, libc::EBADF] {
+        let mut bench = Bench::new(256);
+        bench.reads(3);
+        bench.kernel.answer([Err(errno)]);
+        let slept = sleep(&mut bench);
+        assert_eq!(slept, (errno == libc::EINTR).then_some(false));
+        bench.submit();
+        assert_eq!(bench.offsets_taken_of_reads(), [0, 1, 2]);
+        assert_eq!(polls(&bench), 1);
+    }
+}
+
+#[test]
+fn the_end_does_not_leave_the_poll_behind() {
+    let mut bench = Bench::new(256);
+    let keys = bench.reads(1);
+    assert_eq!(sleep(&mut bench), Some(false));
+    arrive(&bench, [(1, -libc::ECANCELED)]);
+    arrive(&bench, [(0, -libc::ECANCELED)]);
+    bench.ring.finish(&mut bench.table, Duration::MAX);
+    assert!(bench.kernel.0.borrow().arrivals.is_empty(), "not awaited");
+    assert_eq!(bench.errno(keys[0]), Some(libc::ECANCELED));
+}
+
 #[test]
 fn completions_of_nobody_are_ignored() {
     let mut bench = Bench::new(256);
     let mut script = bench.kernel.0.borrow_mut();
-    script.completions.extend([(77, WHOLE), (u64::MAX, -5)]);
+    script.completions.extend([(77, WHOLE), (u64::MAX - 1, -5)]);
     drop(script);
     bench.reap();
     assert_eq!(bench.ring.in_flight, 0);
