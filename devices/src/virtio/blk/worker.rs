@@ -8,6 +8,11 @@
 //! A loop that polls looks at the ring itself: it sees a request before its doorbell has got
 //! through to it.
 //!
+//! # Traces
+//! At level `TRACE` a span `request` (queue, head of its chain) goes with each request, with the events
+//! `enter` and `complete` in it; `notify` is the interrupt, the loop's own `kick` and `submit`
+//! the rest of the way. Without a subscriber for them they cost a comparison each.
+//!
 //! # Drained sections
 //! Before anything is popped a token is taken. If the gate is closed nothing is popped: the ring is
 //! the queue. The queue's task then waits for the gate and looks at the ring once; what came in
@@ -30,6 +35,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use sluice_aio::gate::Opened;
 use sluice_aio::{BottomHalf, Cause, Source, Token, current};
+use tracing::Instrument as _;
 
 use super::Shared;
 use super::layout::{Features, RequestStatus};
@@ -224,15 +230,17 @@ impl Worker {
             features: self.features,
             write_through: self.shared.is_write_through(self.features),
         };
-        current::spawn_local(async move {
+        let span = tracing::trace_span!("request", queue = self.index, head = answer.head);
+        let serve = async move {
+            tracing::trace!(?operation, "enter");
             let request = InFlight(&worker);
             let status = worker.shared.disk.execute(operation, mode, &token).await;
             request.0.complete(&answer, status);
             drop(request);
             // The driver's view is complete before the disk counts as idle.
             drop(token);
-        })
-        .detach();
+        };
+        current::spawn_local(serve.instrument(span)).detach();
     }
 
     fn count_in_flight(&self, count: usize) {
@@ -249,6 +257,7 @@ impl Worker {
             return;
         }
         let written = answer.give(status);
+        tracing::trace!(?status, written, "complete");
         let pushed = self.ring.borrow_mut().push(answer.head, written);
         match pushed {
             Ok(()) => {
@@ -265,7 +274,10 @@ impl Worker {
         }
         let wanted = self.ring.borrow_mut().wants_interrupt();
         match wanted {
-            Ok(true) => self.interrupts.queue(self.index),
+            Ok(true) => {
+                tracing::trace!(queue = self.index, "notify");
+                self.interrupts.queue(self.index);
+            }
             Ok(false) => {}
             Err(error) => self.fail(&error),
         }

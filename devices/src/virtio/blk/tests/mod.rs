@@ -7,3 +7,4 @@ mod requests;
 mod reset;
 mod rules;
 mod threads;
+mod traces;
