@@ -91,25 +91,8 @@ pub enum BlockError {
         job: &'static str,
     },
     /// One user of a node does what another does not allow.
-    #[error(
-        "Permission conflict on node '{node}': permissions '{permissions}' are both required by \
-         {user} (uses node '{node}' as '{role}' child) and unshared by {keeper} (uses node \
-         '{node}' as '{keeper_role}' child)."
-    )]
-    Conflict {
-        /// The node.
-        node: String,
-        /// What one does and the other does not share.
-        permissions: String,
-        /// Who does it.
-        user: String,
-        /// What the node is to it.
-        role: &'static str,
-        /// Who does not share it.
-        keeper: String,
-        /// What the node is to that one.
-        keeper_role: &'static str,
-    },
+    #[error(transparent)]
+    Conflict(#[from] Box<PermissionConflict>),
     /// The edge would close a circle.
     #[error("Making '{child}' a child of '{parent}' would create a cycle")]
     Cycle {
@@ -121,6 +104,28 @@ pub enum BlockError {
     /// Anything else that an operator asked for and can't have.
     #[error("{0}")]
     Refused(String),
+}
+
+/// Two users of a node who can't have it together.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Permission conflict on node '{node}': permissions '{permissions}' are both required by {user} \
+     (uses node '{node}' as '{role}' child) and unshared by {keeper} (uses node '{node}' as \
+     '{keeper_role}' child)."
+)]
+pub struct PermissionConflict {
+    /// The node.
+    pub node: String,
+    /// What one does and the other does not share.
+    pub permissions: String,
+    /// Who does it.
+    pub user: String,
+    /// What the node is to it.
+    pub role: &'static str,
+    /// Who does not share it.
+    pub keeper: String,
+    /// What the node is to that one.
+    pub keeper_role: &'static str,
 }
 
 impl BlockError {
@@ -140,7 +145,7 @@ impl BlockError {
             Self::OutOfRange { .. } => libc::EINVAL,
             Self::ReadOnly(_) => libc::EROFS,
             Self::Cancelled(_) => libc::ECANCELED,
-            Self::Busy { .. } | Self::InUse(_) | Self::Conflict { .. } => libc::EBUSY,
+            Self::Busy { .. } | Self::InUse(_) | Self::Conflict(_) => libc::EBUSY,
             Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
             _ => libc::EINVAL,
         }

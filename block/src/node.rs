@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::drain::{Cover, PastSections, SectionInner};
 use crate::driver::{Blkdebug, Driver, FileIdentity, ImageInfo};
+use crate::graph::home::Home;
 use crate::graph::parent::ParentEdge;
 use crate::io::NodeIo;
 use crate::options::BlockdevOptions;
@@ -34,6 +35,8 @@ pub(crate) struct NodeState {
     pub(crate) past_sections: PastSections,
     /// What all parents together do with the node, as far as it was granted.
     pub(crate) access: Access,
+    /// The loop for work on the node, if it is not the main one.
+    pub(crate) home: Option<Home>,
     /// As the node was opened or last reopened; none for a filter that a job has put in.
     pub(crate) options: Option<Box<BlockdevOptions>>,
     /// The job (its type) that forbids others to use the node.

@@ -160,6 +160,7 @@ async fn assemble(
     controller.subscribe(Arc::clone(&events) as _);
     controller.on_stop(quiesce(&graph));
     let monitor = Monitor {
+        qemu_io: Arc::default(),
         graph: Arc::clone(&graph),
         vm: Arc::clone(controller) as _,
         iothreads,

@@ -6,11 +6,14 @@
 
 mod build;
 mod change;
+pub(crate) mod home;
 pub(crate) mod parent;
+pub mod query;
 mod reopen;
-pub(crate) mod transaction;
+mod resize;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transaction;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -27,6 +30,7 @@ use crate::event::EventSink;
 use crate::job::{Job, JobRegistry};
 use crate::node::{Node, Owner};
 use crate::options::BlockdevOptions;
+use crate::permission::Access;
 use parent::Parent;
 use transaction::ROOT;
 
@@ -86,6 +90,11 @@ impl Topology {
                 return name;
             }
         }
+    }
+
+    fn made_up_tool(&mut self) -> String {
+        self.next_name += 1;
+        format!("#tool{:03}", self.next_name)
     }
 
     fn global_sections(&mut self) -> Vec<Arc<SectionInner>> {
@@ -221,11 +230,37 @@ impl Graph {
         change.commit()
     }
 
+    /// The backends that can send requests to `node`, directly or through other nodes.
+    #[must_use]
+    pub fn backends_above(&self, node: &Arc<Node>) -> Vec<Arc<Backend>> {
+        let topology = self.topology();
+        let above = |backend: &&Arc<Backend>| {
+            let root = backend.node();
+            root.is_some_and(|root| transaction::check_acyclic(node, &root).is_err())
+        };
+        topology.backends.iter().filter(above).cloned().collect()
+    }
+
     /// Gives a device its disk: a backend named `name` over `root`.
     ///
     /// # Errors
     /// The name is taken; the node has gone, or a job holds it; somebody else writes to it.
     pub fn add_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
+        let access = Access::of_device(root.is_read_only());
+        self.add_user(name, root, access)
+    }
+
+    /// The same for an operator's tool, which does `access` with the node and no more. Its name
+    /// begins with `#`, as no device's does.
+    ///
+    /// # Errors
+    /// As [`Graph::add_backend`].
+    pub fn add_tool(&self, root: &Arc<Node>, access: Access) -> Result<Arc<Backend>> {
+        let name = self.topology().made_up_tool();
+        self.add_user(&name, root, access)
+    }
+
+    fn add_user(&self, name: &str, root: &Arc<Node>, access: Access) -> Result<Arc<Backend>> {
         let mut change = self.transaction();
         let topology = change.topology();
         if topology
@@ -246,7 +281,7 @@ impl Graph {
             self.clock.clone(),
             Arc::clone(&self.events),
         );
-        change.add_backend(&backend, root);
+        change.add_backend(&backend, root, access);
         change.commit()?;
         Ok(backend)
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use crate::backend::Backend;
 use crate::driver::{Edge, Role};
-use crate::error::{BlockError, Result};
+use crate::error::{BlockError, PermissionConflict, Result};
 use crate::job::Job;
 use crate::node::Node;
 use crate::permission::Access;
@@ -99,14 +99,15 @@ pub(super) fn cumulative(node: &str, edges: &[ParentEdge]) -> Result<Access> {
                 *other != index && edge.access.unshared().contains(permission)
             });
             if let Some((_, keeper)) = keeper {
-                return Err(BlockError::Conflict {
+                let conflict = PermissionConflict {
                     node: node.to_owned(),
                     permissions: (user.access.used & keeper.access.unshared()).text(),
                     user: user.parent.description(),
                     role: user.role,
                     keeper: keeper.parent.description(),
                     keeper_role: keeper.role,
-                });
+                };
+                return Err(Box::new(conflict).into());
             }
         }
     }

@@ -14,11 +14,18 @@ use super::Graph;
 use super::build::Inherited;
 use crate::driver::{ReopenedMedium, Role};
 use crate::error::{BlockError, Result};
+use crate::io::IoPolicy;
 use crate::node::Node;
-use crate::options::{BlockdevOptions, ChildRef};
+use crate::options::{BlockdevOptions, ChildRef, Discard};
 
 /// Members that are no driver's own and may change, or are compared elsewhere.
-const COMMON: &[&str] = &["driver", "node-name", "read-only", "auto-read-only"];
+const COMMON: &[&str] = &[
+    "driver",
+    "node-name",
+    "read-only",
+    "auto-read-only",
+    "detect-zeroes",
+];
 
 /// One node's part, ready to be made.
 struct Plan {
@@ -26,6 +33,7 @@ struct Plan {
     /// The options from which this plan was made: if they have changed since, it is void.
     before: BlockdevOptions,
     options: BlockdevOptions,
+    policy: IoPolicy,
     medium: ReopenedMedium,
     /// The new child, if another is asked for.
     child: Option<(Role, Arc<Node>)>,
@@ -85,9 +93,9 @@ impl Graph {
             let child = match options.child() {
                 None => None,
                 Some((role, child)) => {
-                    let present = node.child(role).ok_or_else(|| {
-                        BlockError::FixedOption(child_option(options).to_owned())
-                    })?;
+                    let present = node
+                        .child(role)
+                        .ok_or_else(|| BlockError::FixedOption(child_option(options).to_owned()))?;
                     match child {
                         ChildRef::Name(name) if name == present.name() => None,
                         ChildRef::Name(name) => {
@@ -97,7 +105,10 @@ impl Graph {
                             Some((role, to))
                         }
                         ChildRef::Options(nested) => {
-                            if nested.node_name().is_some_and(|name| name != present.name()) {
+                            if nested
+                                .node_name()
+                                .is_some_and(|name| name != present.name())
+                            {
                                 let option = format!("{}.node-name", child_option(options));
                                 return Err(BlockError::FixedOption(option));
                             }
@@ -107,11 +118,19 @@ impl Graph {
                     }
                 }
             };
+            // What discards do stays as it was.
+            let discard = match node.policy().unmaps() {
+                true => Discard::Unmap,
+                false => Discard::Ignore,
+            };
+            let detect_zeroes = options.common().detect_zeroes.unwrap_or_default();
+            let policy = IoPolicy::new(discard, detect_zeroes)?;
             let medium = node.driver().prepare_reopen(settings.read_only).await?;
             plans.push(Plan {
                 node,
                 before,
                 options: options.clone(),
+                policy,
                 medium,
                 child,
             });
@@ -140,6 +159,7 @@ impl Graph {
         }
         change.commit_with(|| {
             for plan in plans {
+                plan.node.set_policy(plan.policy);
                 plan.node.driver().commit_reopen(plan.medium);
                 plan.node.state.lock().options = Some(Box::new(plan.options));
             }

@@ -161,13 +161,17 @@ impl Transaction<'_> {
     }
 
     /// Makes a new backend known and puts it above `root`.
-    pub(super) fn add_backend(&mut self, backend: &Arc<Backend>, root: &Arc<Node>) {
+    pub(super) fn add_backend(
+        &mut self,
+        backend: &Arc<Backend>,
+        root: &Arc<Node>,
+        access: Access,
+    ) {
         self.topology.backends.push(Arc::clone(backend));
         let gone = Arc::clone(backend);
         self.undo.push(Box::new(move |topology| {
             topology.backends.retain(|other| !Arc::ptr_eq(other, &gone));
         }));
-        let access = Access::of_device(backend.is_read_only());
         self.attach(root, Parent::backend(backend), ROOT, access);
     }
 

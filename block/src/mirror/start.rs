@@ -351,7 +351,8 @@ async fn start(
     let home = filter
         .backends()
         .first()
-        .and_then(|backend| backend.context());
+        .and_then(|backend| backend.context())
+        .or_else(|| source.home());
     let driver = MirrorJob {
         graph: Arc::clone(graph),
         source: Arc::clone(&source),

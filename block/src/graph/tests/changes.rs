@@ -95,7 +95,7 @@ fn permissions_come_down_all_ways_before_a_node_is_judged() {
         }
         // One disk that does not share writing meets itself where both ways join.
         let error = bench.graph.add_backend("disk", &top).unwrap_err();
-        assert!(matches!(error, BlockError::Conflict { .. }), "{error}");
+        assert!(matches!(error, BlockError::Conflict(_)), "{error}");
         assert!(top.parents().is_empty());
     });
 }

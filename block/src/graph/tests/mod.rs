@@ -7,6 +7,7 @@ mod jobs;
 mod large;
 mod many;
 mod names;
+mod operations;
 mod permissions;
 mod random;
 mod reopen;

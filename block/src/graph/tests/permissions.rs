@@ -80,7 +80,7 @@ fn two_users_of_a_node_agree_or_the_second_is_refused() {
                     let result = change.commit();
                     assert_eq!(result.is_err(), used == unshared, "{used:?} {unshared:?}");
                     if let Err(error) = result {
-                        assert!(matches!(error, BlockError::Conflict { .. }), "{error}");
+                        assert!(matches!(error, BlockError::Conflict(_)), "{error}");
                         assert!(error.to_string().contains(&used.text()), "{error}");
                         assert_eq!(picture(&bench), before);
                     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 use sluice_aio::current;
+use sluice_block::Backend;
 
 use super::records::{DiskRecord, NodeRecord, StatsRecord};
 use super::{Done, Monitor, NoArguments};
@@ -50,13 +51,19 @@ pub(super) async fn blockdev_del(
     Ok(Done {})
 }
 
+/// Whether nobody but a command has given the backend its name: no device stands behind it.
+fn is_tool(backend: &Backend) -> bool {
+    backend.name().starts_with('#')
+}
+
 pub(super) async fn query_block(
     monitor: Arc<Monitor>,
     _: NoArguments,
 ) -> Result<Vec<DiskRecord>, QmpError> {
     let backends = monitor.graph.backends();
     let ask = move || {
-        let records = backends.iter().map(|backend| DiskRecord::of(backend));
+        let disks = backends.iter().filter(|backend| !is_tool(backend));
+        let records = disks.map(|backend| DiskRecord::of(backend));
         records.collect()
     };
     Ok(current::blocking(ask).await?)
@@ -103,6 +110,7 @@ pub(super) async fn query_blockstats(
         ));
     }
     let backends = monitor.graph.backends();
-    let records = backends.iter().map(|backend| StatsRecord::of(backend));
+    let disks = backends.iter().filter(|backend| !is_tool(backend));
+    let records = disks.map(|backend| StatsRecord::of(backend));
     Ok(records.collect())
 }

@@ -1,13 +1,13 @@
-//! Commands for tests and for the question "why is my disk stuck": breakpoints of `blkdebug` nodes,
-//! and who holds which disk's requests. All have the prefix `x-`: Sluice's own, not QEMU's.
+//! Commands for tests: breakpoints of `blkdebug` nodes. All have the prefix `x-`: Sluice's own, not
+//! QEMU's.
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sluice_block::Node;
 use sluice_block::driver::{Blkdebug, DebugEvent};
 
-use super::{Done, Monitor, NoArguments};
+use super::{Done, Monitor};
 use crate::qmp::error::QmpError;
 
 /// Arguments of `x-debug-break`.
@@ -74,67 +74,4 @@ pub(super) async fn resume(monitor: Arc<Monitor>, arguments: Resume) -> Result<D
         None => debug.remove_break(&arguments.tag)?,
     }
     Ok(Done {})
-}
-
-/// An element of the answer to `x-query-block-drains`: one disk's gate.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Drains {
-    device: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node_name: Option<String>,
-    /// Whether a drained section holds the disk now.
-    drained: bool,
-    /// Who holds sections open now.
-    holders: Vec<Holder>,
-    /// Requests that run now.
-    in_flight: usize,
-    /// Requests that wait now for the sections to end.
-    parked: usize,
-    /// Requests that ever waited.
-    parked_total: u64,
-    /// Requests that gave up waiting: cancelled or reset.
-    abandoned_total: u64,
-    /// The longest wait of a request so far, in nanoseconds.
-    longest_wait_ns: u128,
-    /// Sections that have ended.
-    sections_total: u64,
-    /// The longest of them, in nanoseconds.
-    longest_section_ns: u128,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Holder {
-    name: String,
-    /// For how long, in nanoseconds.
-    held_ns: u128,
-}
-
-pub(super) async fn query_block_drains(
-    monitor: Arc<Monitor>,
-    _: NoArguments,
-) -> Result<Vec<Drains>, QmpError> {
-    let now = monitor.graph.clock().now();
-    let drains = monitor.graph.backends().into_iter().map(|backend| {
-        let stats = backend.gate().stats();
-        let holders = stats.holders.into_iter().map(|holder| Holder {
-            held_ns: now.saturating_sub(holder.since).as_nanos(),
-            name: holder.name,
-        });
-        Drains {
-            device: backend.name().to_owned(),
-            node_name: backend.node().map(|node| node.name().to_owned()),
-            drained: backend.gate().is_closed(),
-            holders: holders.collect(),
-            in_flight: stats.in_flight,
-            parked: stats.parked_now,
-            parked_total: stats.parked,
-            abandoned_total: stats.abandoned,
-            longest_wait_ns: stats.longest_wait.as_nanos(),
-            sections_total: stats.sections,
-            longest_section_ns: stats.longest_section.as_nanos(),
-        }
-    });
-    Ok(drains.collect())
 }

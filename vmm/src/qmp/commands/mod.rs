@@ -6,7 +6,10 @@
 
 mod block;
 mod debug;
+mod drains;
 mod general;
+mod graph;
+mod human;
 mod jobs;
 mod loops;
 mod mirror;
@@ -27,6 +30,7 @@ use super::input::{self, Scalars};
 use super::session::AfterReply;
 use crate::control::{LocalFuture, VmControl};
 use crate::iothreads::IoThreads;
+pub use human::QemuIo;
 
 /// All that commands work on.
 pub struct Monitor {
@@ -36,6 +40,8 @@ pub struct Monitor {
     pub vm: Arc<dyn VmControl>,
     /// The I/O threads.
     pub iothreads: Arc<IoThreads>,
+    /// Requests made by hand.
+    pub qemu_io: Arc<QemuIo>,
     /// The loop that the monitor itself runs in; jobs on disks without an I/O thread run there.
     pub main: AioContext,
 }
@@ -69,11 +75,15 @@ commands! {
     "block-job-pause" => jobs::block_job_pause;
     "block-job-resume" => jobs::block_job_resume;
     "block-job-set-speed" => jobs::block_job_set_speed;
+    "block_resize" => graph::block_resize;
     "blockdev-add" => block::blockdev_add;
     "blockdev-del" => block::blockdev_del;
     "blockdev-mirror" => mirror::blockdev_mirror;
+    "blockdev-reopen" => graph::blockdev_reopen;
+    "blockdev-snapshot" => graph::blockdev_snapshot;
     "cont" => general::cont;
     "drive-mirror" => mirror::drive_mirror;
+    "human-monitor-command" => human::human_monitor_command;
     "job-cancel" => jobs::job_cancel;
     "job-complete" => jobs::job_complete;
     "job-dismiss" => jobs::job_dismiss;
@@ -99,10 +109,12 @@ commands! {
     "stop" => general::stop;
     "system_powerdown" => general::system_powerdown;
     "system_reset" => general::system_reset;
+    "x-blockdev-set-iothread" => graph::set_iothread;
     "x-debug-break" => debug::set_break;
+    "x-debug-query-block-graph" => graph::query_block_graph;
     "x-debug-resume" => debug::resume;
     "x-debug-wait-break" => debug::wait_break;
-    "x-query-block-drains" => debug::query_block_drains;
+    "x-query-block-drains" => drains::query_block_drains;
     "x-query-iothread-stats" => loops::query_iothread_stats;
 }
 

@@ -11,23 +11,18 @@ use serde::Serialize;
 use sluice_block::backend::{Account, Counters};
 use sluice_block::{Backend, Node};
 
-/// The driver of the filter that a mirror puts above its source.
-const MIRROR_FILTER: &str = "mirror_top";
-/// The prefix of names that nobody has given.
-const MADE_UP_NAME: char = '#';
-
 /// QEMU's `BlockDeviceInfo`: a node.
 #[derive(Debug, Serialize)]
 pub(super) struct NodeRecord {
-    file: String,
+    pub(super) file: String,
     #[serde(rename = "node-name")]
-    node_name: String,
-    ro: bool,
-    drv: &'static str,
+    pub(super) node_name: String,
+    pub(super) ro: bool,
+    pub(super) drv: &'static str,
     backing_file_depth: u32,
     active: bool,
     encrypted: bool,
-    detect_zeroes: &'static str,
+    pub(super) detect_zeroes: &'static str,
     bps: u64,
     bps_rd: u64,
     bps_wr: u64,
@@ -35,7 +30,7 @@ pub(super) struct NodeRecord {
     iops_rd: u64,
     iops_wr: u64,
     image: ImageRecord,
-    cache: CacheRecord,
+    pub(super) cache: CacheRecord,
     write_threshold: u64,
 }
 
@@ -53,10 +48,10 @@ struct ImageRecord {
 /// QEMU's `BlockdevCacheInfo`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct CacheRecord {
-    writeback: bool,
-    direct: bool,
-    no_flush: bool,
+pub(super) struct CacheRecord {
+    pub(super) writeback: bool,
+    pub(super) direct: bool,
+    pub(super) no_flush: bool,
 }
 
 impl NodeRecord {
@@ -70,7 +65,7 @@ impl NodeRecord {
             backing_file_depth: 0,
             active: true,
             encrypted: false,
-            detect_zeroes: "off",
+            detect_zeroes: node.policy().detect_zeroes().name(),
             bps: 0,
             bps_rd: 0,
             bps_wr: 0,
@@ -97,15 +92,15 @@ impl NodeRecord {
 /// QEMU's `BlockInfo`: a disk.
 #[derive(Debug, Serialize)]
 pub(super) struct DiskRecord {
-    device: String,
+    pub(super) device: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    qdev: Option<String>,
+    pub(super) qdev: Option<String>,
     #[serde(rename = "type")]
     kind: &'static str,
     removable: bool,
     locked: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    inserted: Option<NodeRecord>,
+    pub(super) inserted: Option<NodeRecord>,
 }
 
 impl DiskRecord {
@@ -126,7 +121,7 @@ impl DiskRecord {
 /// it is passed over.
 fn visible_root(backend: &Backend) -> Option<Arc<Node>> {
     let mut node = backend.node()?;
-    while node.driver_name() == MIRROR_FILTER && node.name().starts_with(MADE_UP_NAME) {
+    while node.is_implicit_filter() {
         let Some((_, below)) = node.children().into_iter().next() else {
             break;
         };

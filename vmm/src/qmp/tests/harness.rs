@@ -154,6 +154,7 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             quit: Mutex::default(),
         });
         let monitor = Monitor {
+            qemu_io: Arc::default(),
             graph: Arc::clone(&graph),
             vm: Arc::clone(&vm) as _,
             iothreads: Arc::new(IoThreads::new(LoopConfig::default())),

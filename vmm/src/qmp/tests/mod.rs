@@ -1,5 +1,7 @@
 //! Tests of the server over real sockets, without a machine.
 
 mod block;
+mod graph;
 mod harness;
+mod human;
 mod protocol;

@@ -1,0 +1,107 @@
+//! The whole graph at one moment, for `x-debug-query-block-graph`.
+
+use std::sync::Arc;
+
+use super::Graph;
+use super::parent::Parent;
+use crate::permission::Access;
+
+/// What a vertex of the picture is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VertexKind {
+    /// A node.
+    Driver,
+    /// A disk.
+    Backend,
+    /// A job.
+    Job,
+}
+
+/// A node, a disk or a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vertex {
+    /// Which of them.
+    pub kind: VertexKind,
+    /// Its name.
+    pub name: String,
+}
+
+/// An edge between vertices, by their places in the picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PictureEdge {
+    /// Who uses.
+    pub parent: usize,
+    /// Who is used.
+    pub child: usize,
+    /// What the child is to the parent.
+    pub name: &'static str,
+    /// What the parent does with the child.
+    pub access: Access,
+}
+
+/// All vertices and edges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Nodes by name, then disks and jobs as they were met.
+    pub vertices: Vec<Vertex>,
+    /// By child, oldest parent first.
+    pub edges: Vec<PictureEdge>,
+}
+
+impl Picture {
+    fn place(&mut self, kind: VertexKind, name: &str) -> usize {
+        let present = self
+            .vertices
+            .iter()
+            .position(|vertex| vertex.kind == kind && vertex.name == name);
+        present.unwrap_or_else(|| {
+            self.vertices.push(Vertex {
+                kind,
+                name: name.to_owned(),
+            });
+            self.vertices.len() - 1
+        })
+    }
+}
+
+impl Graph {
+    /// The graph as it is now, with nothing half-changed in it.
+    #[must_use]
+    pub fn picture(&self) -> Picture {
+        let topology = self.topology();
+        let mut picture = Picture::default();
+        for name in topology.nodes.keys() {
+            picture.place(VertexKind::Driver, name);
+        }
+        for backend in &topology.backends {
+            picture.place(VertexKind::Backend, backend.name());
+        }
+        for node in topology.nodes.values().map(Arc::clone) {
+            let child = picture.place(VertexKind::Driver, node.name());
+            for edge in node.edges_above() {
+                let parent = match &edge.parent {
+                    Parent::Node(above) => above
+                        .upgrade()
+                        .map(|above| (VertexKind::Driver, above.name().to_owned())),
+                    Parent::Backend(backend) => backend
+                        .upgrade()
+                        .map(|backend| (VertexKind::Backend, backend.name().to_owned())),
+                    Parent::Job(job) => job
+                        .upgrade()
+                        .map(|job| (VertexKind::Job, job.id().to_owned())),
+                    // An operation of a moment.
+                    Parent::Claim(_) => None,
+                };
+                let Some((kind, name)) = parent else { continue };
+                let parent = picture.place(kind, &name);
+                picture.edges.push(PictureEdge {
+                    parent,
+                    child,
+                    name: edge.role,
+                    access: edge.access,
+                });
+            }
+        }
+        picture
+    }
+}

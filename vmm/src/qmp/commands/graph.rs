@@ -1,0 +1,211 @@
+//! Commands that change or show the block graph as a whole.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sluice_block::graph::query::VertexKind;
+use sluice_block::{BlockError, Node};
+
+use super::{Done, Monitor, NoArguments};
+use crate::qmp::blockdev;
+use crate::qmp::error::{ErrorClass, QmpError};
+use crate::qmp::input::Scalars;
+
+/// Arguments of `blockdev-reopen`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BlockdevReopen {
+    options: Vec<Value>,
+}
+
+pub(super) async fn blockdev_reopen(
+    monitor: Arc<Monitor>,
+    arguments: BlockdevReopen,
+) -> Result<Done, QmpError> {
+    let options = arguments
+        .options
+        .into_iter()
+        .map(|options| blockdev::read(options, Scalars::Typed))
+        .collect::<Result<Vec<_>, _>>()?;
+    monitor.graph.reopen(&options).await?;
+    Ok(Done {})
+}
+
+/// Arguments of `block_resize`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct BlockResize {
+    device: Option<String>,
+    node_name: Option<String>,
+    size: i64,
+}
+
+pub(super) async fn block_resize(
+    monitor: Arc<Monitor>,
+    arguments: BlockResize,
+) -> Result<Done, QmpError> {
+    let node = find(
+        &monitor,
+        arguments.device.as_deref(),
+        arguments.node_name.as_deref(),
+    )?;
+    let size = u64::try_from(arguments.size)
+        .map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
+    monitor.graph.resize(&node, size).await?;
+    Ok(Done {})
+}
+
+/// The root of a disk, or a node, as commands with both members mean it.
+fn find(
+    monitor: &Monitor,
+    device: Option<&str>,
+    node_name: Option<&str>,
+) -> Result<Arc<Node>, QmpError> {
+    match (device, node_name) {
+        (Some(device), None) => {
+            let backend = monitor.graph.backend(device);
+            backend
+                .and_then(|backend| backend.node())
+                .ok_or_else(|| QmpError {
+                    class: ErrorClass::DeviceNotFound,
+                    desc: format!("Device '{device}' not found"),
+                })
+        }
+        (None, Some(name)) => Ok(monitor.graph.node(name)?),
+        _ => Err(QmpError::generic(
+            "Need exactly one of 'device' and 'node-name'",
+        )),
+    }
+}
+
+/// Arguments of `blockdev-snapshot`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BlockdevSnapshot {
+    node: String,
+    overlay: String,
+}
+
+/// Refuses: no format here can have a backing image. The checks and their order are QEMU's.
+pub(super) async fn blockdev_snapshot(
+    monitor: Arc<Monitor>,
+    arguments: BlockdevSnapshot,
+) -> Result<Done, QmpError> {
+    monitor.graph.device_or_node(&arguments.node)?;
+    let overlay = monitor.graph.device_or_node(&arguments.overlay)?;
+    if let Some(backend) = overlay.backends().first() {
+        let name = backend.name();
+        return Err(QmpError::generic(format!(
+            "The overlay is already in use by {name}"
+        )));
+    }
+    Err(QmpError::generic(
+        "The overlay does not support backing images",
+    ))
+}
+
+/// An element of `nodes` in the answer to `x-debug-query-block-graph`.
+#[derive(Serialize)]
+struct GraphNode {
+    id: usize,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    name: String,
+}
+
+/// An element of `edges`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct GraphEdge {
+    parent: usize,
+    child: usize,
+    name: &'static str,
+    perm: Vec<&'static str>,
+    shared_perm: Vec<&'static str>,
+}
+
+/// The answer: QEMU's `XDbgBlockGraph`.
+#[derive(Serialize)]
+pub(super) struct BlockGraph {
+    nodes: Vec<GraphNode>,
+    edges: Vec<GraphEdge>,
+}
+
+/// Places are counted from 1.
+const FIRST_ID: usize = 1;
+
+pub(super) async fn query_block_graph(
+    monitor: Arc<Monitor>,
+    _: NoArguments,
+) -> Result<BlockGraph, QmpError> {
+    let picture = monitor.graph.picture();
+    let vertices = picture.vertices.into_iter().enumerate();
+    let nodes = vertices.map(|(index, vertex)| GraphNode {
+        id: index + FIRST_ID,
+        kind: match vertex.kind {
+            VertexKind::Driver => "block-driver",
+            VertexKind::Backend => "block-backend",
+            VertexKind::Job => "block-job",
+        },
+        name: vertex.name,
+    });
+    let edges = picture.edges.into_iter().map(|edge| GraphEdge {
+        parent: edge.parent + FIRST_ID,
+        child: edge.child + FIRST_ID,
+        name: edge.name,
+        perm: edge.access.used.names().collect(),
+        shared_perm: edge.access.shared.names().collect(),
+    });
+    Ok(BlockGraph {
+        nodes: nodes.collect(),
+        edges: edges.collect(),
+    })
+}
+
+/// Arguments of `x-blockdev-set-iothread`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct SetIoThread {
+    node_name: String,
+    /// The thread, or null for the main loop.
+    iothread: Value,
+    force: Option<bool>,
+}
+
+/// Says in which loop work on a node that has no device is done. A device's requests run in the
+/// device's own loop, which does not change.
+pub(super) async fn set_iothread(
+    monitor: Arc<Monitor>,
+    arguments: SetIoThread,
+) -> Result<Done, QmpError> {
+    let graph = &monitor.graph;
+    let node = graph.node(&arguments.node_name).map_err(|_: BlockError| {
+        QmpError::generic(format!(
+            "Failed to find node with node-name='{}'",
+            arguments.node_name
+        ))
+    })?;
+    if !node.backends().is_empty() && arguments.force != Some(true) {
+        let name = node.name();
+        return Err(QmpError::generic(format!(
+            "Node {name} is associated with a BlockBackend and could be in use (use force=true \
+             to override this check)"
+        )));
+    }
+    let home = match arguments.iothread {
+        Value::Null => None,
+        Value::String(id) => {
+            let thread = monitor.iothreads.get(&id);
+            Some(thread.ok_or_else(|| QmpError::generic(format!("Cannot find iothread {id}")))?)
+        }
+        _ => {
+            return Err(QmpError::generic(
+                "Invalid parameter type for 'iothread', expected: string or null",
+            ));
+        }
+    };
+    let home = home.map(|thread| (thread.context().clone(), thread as Arc<_>));
+    graph.set_home(&node, home).await?;
+    Ok(Done {})
+}

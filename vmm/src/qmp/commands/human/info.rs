@@ -1,0 +1,95 @@
+//! `info status` and `info block`.
+
+use sluice_aio::current;
+
+use crate::control::RunState;
+use crate::qmp::commands::Monitor;
+use crate::qmp::commands::records::{DiskRecord, NodeRecord};
+
+pub(super) fn status(monitor: &Monitor) -> String {
+    match monitor.vm.status() {
+        RunState::Running => "VM status: running\n".to_owned(),
+        RunState::Paused => "VM status: paused\n".to_owned(),
+        other => format!("VM status: paused ({})\n", other.name()),
+    }
+}
+
+/// `info block [-n] [-v] [device]`: all disks, or with `-n` all nodes; or the one of that name.
+pub(super) async fn block(monitor: &Monitor, options: &[&str]) -> String {
+    let mut nodes = false;
+    let mut wanted = None;
+    for option in options {
+        match *option {
+            "-n" => nodes = true,
+            // There is nothing more to tell.
+            "-v" => {}
+            name if name.starts_with('-') => {
+                return format!("info block: unsupported option '{name}'\n");
+            }
+            name => wanted = Some(name.to_owned()),
+        }
+    }
+    let (backends, all) = (monitor.graph.backends(), monitor.graph.nodes());
+    // The media are asked, which may block.
+    let texts = current::blocking(move || {
+        let is_wanted = |name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
+        if nodes {
+            let nodes = all.iter().filter(|node| is_wanted(node.name()));
+            return nodes.map(|node| of_node(&NodeRecord::of(node))).collect();
+        }
+        let disks = backends
+            .iter()
+            .filter(|backend| is_wanted(backend.name()) && !backend.name().starts_with('#'));
+        disks
+            .map(|backend| of_disk(&DiskRecord::of(backend)))
+            .collect::<Vec<_>>()
+    })
+    .await;
+    texts.map_or_else(
+        |error| format!("Error: {error}\n"),
+        |texts| texts.join("\n"),
+    )
+}
+
+fn of_node(node: &NodeRecord) -> String {
+    format!("{}{}", node.node_name, medium(node, ""))
+}
+
+fn of_disk(disk: &DiskRecord) -> String {
+    let attached = disk
+        .qdev
+        .as_ref()
+        .map(|path| format!("    Attached to:      {path}\n"))
+        .unwrap_or_default();
+    match &disk.inserted {
+        Some(node) => {
+            let heading = format!("{} ({})", disk.device, node.node_name);
+            format!("{heading}{}", medium(node, &attached))
+        }
+        None => format!("{}: [not inserted]\n{attached}", disk.device),
+    }
+}
+
+fn medium(node: &NodeRecord, attached: &str) -> String {
+    let read_only = if node.ro { ", read-only" } else { "" };
+    let cache = &node.cache;
+    let mode = if cache.writeback {
+        "writeback"
+    } else {
+        "writethrough"
+    };
+    let direct = if cache.direct { ", direct" } else { "" };
+    let no_flush = if cache.no_flush {
+        ", ignore flushes"
+    } else {
+        ""
+    };
+    let detect = match node.detect_zeroes {
+        "off" => String::new(),
+        mode => format!("    Detect zeroes:    {mode}\n"),
+    };
+    format!(
+        ": {} ({}{read_only})\n{attached}    Cache mode:       {mode}{direct}{no_flush}\n{detect}",
+        node.file, node.drv
+    )
+}

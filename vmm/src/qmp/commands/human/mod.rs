@@ -1,0 +1,103 @@
+//! `human-monitor-command`: the few commands of QEMU's human monitor that storage people test with.
+//!
+//! What goes wrong is not an error of QMP: its text is the answer. Lines end as QEMU's monitor ends
+//! them, with CR and LF.
+
+mod info;
+mod numbers;
+mod qemu_io;
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::Monitor;
+use crate::qmp::error::QmpError;
+pub use qemu_io::QemuIo;
+
+/// Arguments of `human-monitor-command`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct HumanMonitorCommand {
+    command_line: String,
+    /// No command here is about a processor.
+    #[expect(dead_code, reason = "accepted as QEMU does, and without meaning here")]
+    cpu_index: Option<i64>,
+}
+
+pub(super) async fn human_monitor_command(
+    monitor: Arc<Monitor>,
+    arguments: HumanMonitorCommand,
+) -> Result<String, QmpError> {
+    let text = match words(&arguments.command_line) {
+        Ok(words) => run(&monitor, &words).await,
+        Err(error) => error,
+    };
+    Ok(text.replace('\n', "\r\n"))
+}
+
+async fn run(monitor: &Monitor, words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [] => String::new(),
+        ["info", "status"] => info::status(monitor),
+        ["info", "block", options @ ..] => info::block(monitor, options).await,
+        ["info", topic, ..] => format!("unknown command: 'info {topic}'\n"),
+        ["info"] => "known topics: block, status\n".to_owned(),
+        ["qemu-io", "-d", device, command] | ["qemu-io", device, command] => {
+            qemu_io::run(monitor, device, command, words.len() == 4).await
+        }
+        ["qemu-io", ..] => "qemu-io: string expected\n".to_owned(),
+        [command, ..] => format!("unknown command: '{command}'\n"),
+    }
+}
+
+/// Splits a line at blanks; a part in double quotes is one word, with `\"` and `\\` inside.
+fn words(line: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut rest = line.chars().peekable();
+    while let Some(first) = rest.next() {
+        if first.is_whitespace() {
+            continue;
+        }
+        let mut word = String::new();
+        if first != '"' {
+            word.push(first);
+            while let Some(next) = rest.next_if(|next| !next.is_whitespace()) {
+                word.push(next);
+            }
+            words.push(word);
+            continue;
+        }
+        loop {
+            match rest.next() {
+                Some('"') => break,
+                Some('\\') => match rest.next() {
+                    Some('n') => word.push('\n'),
+                    Some(escaped @ ('"' | '\\' | '\'')) => word.push(escaped),
+                    Some(other) => return Err(format!("unsupported escape code: '\\{other}'\n")),
+                    None => return Err("unterminated string\n".to_owned()),
+                },
+                Some(other) => word.push(other),
+                None => return Err("unterminated string\n".to_owned()),
+            }
+        }
+        words.push(word);
+    }
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_words_are_one() {
+        let expected = ["qemu-io", "disk", "write -P 5 0 512", "a\"b\\c", ""];
+        let line = r#"  qemu-io disk  "write -P 5 0 512" "a\"b\\c" """#;
+        assert_eq!(words(line).unwrap(), expected);
+        assert_eq!(words("a \"b").unwrap_err(), "unterminated string\n");
+        assert!(words(r#""\x""#).unwrap_err().contains("\\x"));
+        assert!(words("  ").unwrap().is_empty());
+    }
+}

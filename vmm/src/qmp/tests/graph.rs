@@ -1,0 +1,213 @@
+//! Commands that change or show the graph as a whole.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::block::add_disk;
+use super::harness::run;
+
+#[test]
+fn the_graph_is_shown_with_permissions() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        let node = world.graph.node("d").unwrap();
+        world.graph.add_backend("disk", &node).unwrap();
+        let graph = client.ok("x-debug-query-block-graph", json!({}));
+        let vertices = graph["nodes"].as_array().unwrap();
+        let id = |kind: &str, name: &str| {
+            let found = vertices
+                .iter()
+                .find(|vertex| vertex["type"] == kind && vertex["name"] == name);
+            found.unwrap_or_else(|| panic!("{kind} {name}"))["id"].clone()
+        };
+        let file = node.children()[0].1.name().to_owned();
+        assert_eq!(vertices.len(), 3);
+        let perm = json!(["consistent-read", "write"]);
+        let shared = json!(["consistent-read", "write-unchanged", "resize"]);
+        let edge = |parent: Value, child: Value, name: &str| {
+            json!({
+                "parent": parent, "child": child, "name": name,
+                "perm": perm, "shared-perm": shared
+            })
+        };
+        let edges = graph["edges"].as_array().unwrap();
+        assert_eq!(edges.len(), 2);
+        for expected in [
+            edge(id("block-driver", "d"), id("block-driver", &file), "file"),
+            edge(id("block-backend", "disk"), id("block-driver", "d"), "root"),
+        ] {
+            assert!(
+                edges.contains(&expected),
+                "{expected} is not among {edges:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn nodes_are_reopened_all_or_none() {
+    run(|world| {
+        let mut client = world.client();
+        let path = world.image("image", 4096, 1);
+        let file = |read_only: bool| json!({"driver": "file", "node-name": "f", "filename": path, "read-only": read_only});
+        client.ok("blockdev-add", file(true));
+        let is_read_only = |client: &mut super::harness::Client| {
+            let nodes = client.ok("query-named-block-nodes", json!({}));
+            nodes[0]["ro"].as_bool().unwrap()
+        };
+        let unknown = json!({"driver": "null-co", "node-name": "x"});
+        let options = json!({"options": [file(false), unknown]});
+        let error = client.generic("blockdev-reopen", options);
+        assert_eq!(error, "Failed to find node with node-name='x'");
+        assert!(is_read_only(&mut client));
+        client.ok("blockdev-reopen", json!({"options": [file(false)]}));
+        assert!(!is_read_only(&mut client));
+        let mut other = file(false);
+        other["filename"] = json!("/other");
+        let error = client.generic("blockdev-reopen", json!({"options": [other]}));
+        assert_eq!(error, "Cannot change the option 'filename'");
+        let nameless = json!({"driver": "null-co"});
+        let error = client.generic("blockdev-reopen", json!({"options": [nameless]}));
+        assert_eq!(error, "node-name not specified");
+        client.ok("blockdev-reopen", json!({"options": []}));
+    });
+}
+
+#[test]
+fn disks_and_nodes_are_resized() {
+    run(|world| {
+        let mut client = world.client();
+        let path = add_disk(world, &mut client, "d", 1, 1);
+        let node = world.graph.node("d").unwrap();
+        world.graph.add_backend("disk", &node).unwrap();
+        client.ok("block_resize", json!({"device": "disk", "size": 2 << 20}));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 << 20);
+        client.ok("block_resize", json!({"node-name": "d", "size": 1 << 19}));
+        let disks = client.ok("query-block", json!({}));
+        assert_eq!(disks[0]["inserted"]["image"]["virtual-size"], 1 << 19);
+        let error = client.generic("block_resize", json!({"node-name": "d", "size": -1}));
+        assert_eq!(error, "Parameter 'size' expects a >0 size");
+        let error = client.fails("block_resize", json!({"device": "x", "size": 512}));
+        let expected = (
+            "DeviceNotFound".to_owned(),
+            "Device 'x' not found".to_owned(),
+        );
+        assert_eq!(error, expected);
+        for both in [
+            json!({"device": "disk", "node-name": "d", "size": 512}),
+            json!({"size": 512}),
+        ] {
+            let error = client.generic("block_resize", both);
+            assert_eq!(error, "Need exactly one of 'device' and 'node-name'");
+        }
+    });
+}
+
+#[test]
+fn overlays_need_a_format_with_backing_images() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        add_disk(world, &mut client, "o", 1, 0);
+        let snapshot = |node: &str, overlay: &str| json!({"node": node, "overlay": overlay});
+        let error = client.generic("blockdev-snapshot", snapshot("d", "o"));
+        assert_eq!(error, "The overlay does not support backing images");
+        let error = client.generic("blockdev-snapshot", snapshot("x", "o"));
+        assert_eq!(error, "Cannot find device='x' nor node-name='x'");
+        let node = world.graph.node("o").unwrap();
+        world.graph.add_backend("disk", &node).unwrap();
+        let error = client.generic("blockdev-snapshot", snapshot("d", "o"));
+        assert_eq!(error, "The overlay is already in use by disk");
+    });
+}
+
+#[test]
+fn nodes_move_between_iothreads_unless_a_device_has_them() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        client.ok("object-add", json!({"qom-type": "iothread", "id": "io0"}));
+        let set = |thread: Value, force: bool| json!({"node-name": "d", "iothread": thread, "force": force});
+        let error = client.generic("x-blockdev-set-iothread", set(json!("io9"), false));
+        assert_eq!(error, "Cannot find iothread io9");
+        client.ok("x-blockdev-set-iothread", set(json!("io0"), false));
+        // The thread is in use by the node now.
+        let error = client.generic("object-del", json!({"id": "io0"}));
+        assert_eq!(error, "object 'io0' is in use, can not be deleted");
+        let node = world.graph.node("d").unwrap();
+        let disk = world.graph.add_backend("disk", &node).unwrap();
+        let error = client.generic("x-blockdev-set-iothread", set(Value::Null, false));
+        assert_eq!(
+            error,
+            "Node d is associated with a BlockBackend and could be in use (use force=true to \
+             override this check)"
+        );
+        let error = client.generic("x-blockdev-set-iothread", set(Value::Null, true));
+        assert_eq!(error, "Cannot change iothread of active block backend");
+        let (graph, removed) = (Arc::clone(&world.graph), Arc::new(Mutex::new(false)));
+        let done = Arc::clone(&removed);
+        world.main.spawn(move || async move {
+            graph.remove_backend(&disk).await;
+            *done.lock() = true;
+        });
+        while !*removed.lock() {
+            std::thread::yield_now();
+        }
+        client.ok("x-blockdev-set-iothread", set(Value::Null, false));
+        client.ok("object-del", json!({"id": "io0"}));
+    });
+}
+
+#[test]
+fn drains_are_shown_for_disks_and_nodes() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        let node = world.graph.node("d").unwrap();
+        world.graph.add_backend("disk", &node).unwrap();
+        let held = Arc::new(Mutex::new(None));
+        let begin = |held: &Arc<Mutex<_>>| {
+            let (graph, node) = (Arc::clone(&world.graph), Arc::clone(&node));
+            let held = Arc::clone(held);
+            world.main.spawn(move || async move {
+                let section = graph.drain(&node, "an operator").await;
+                *held.lock() = Some(section);
+            });
+        };
+        begin(&held);
+        while held.lock().is_none() {
+            std::thread::yield_now();
+        }
+        let drains = client.ok("x-query-block-drains", json!({}));
+        let of = |drains: &Value, name: &str| {
+            let drains = drains.as_array().unwrap();
+            let found = drains.iter().find(|element| match name {
+                "disk" => element["device"] == "disk",
+                name => element["device"].is_null() && element["node-name"] == name,
+            });
+            found.unwrap().clone()
+        };
+        for name in ["disk", "d"] {
+            let element = of(&drains, name);
+            assert_eq!(element["drained"], true, "{name}");
+            assert_eq!(element["holders"][0]["name"], "an operator");
+            assert!(element["holders"][0]["held-ns"].is_u64());
+            assert_eq!(element["sections-total"], 0);
+        }
+        let file = node.children()[0].1.name().to_owned();
+        assert_eq!(of(&drains, &file)["drained"], false);
+        drop(held.lock().take());
+        let drains = client.ok("x-query-block-drains", json!({}));
+        for name in ["disk", "d"] {
+            let element = of(&drains, name);
+            assert_eq!(element["drained"], false);
+            assert_eq!(element["holders"], json!([]));
+            assert_eq!(element["sections-total"], 1);
+            assert_eq!(element["section-times"][0]["count"], 1);
+        }
+        assert!(of(&drains, "disk")["wait-times"].is_array());
+    });
+}

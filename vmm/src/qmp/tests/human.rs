@@ -1,0 +1,248 @@
+//! `human-monitor-command`, compared with the program `qemu-io` where that is installed.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::block::add_disk;
+use super::harness::{Client, World, run};
+
+fn human(client: &mut Client, line: &str) -> String {
+    let reply = client.ok("human-monitor-command", json!({"command-line": line}));
+    let text = reply.as_str().unwrap().to_owned();
+    assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
+    text.replace("\r\n", "\n")
+}
+
+fn qemu_io(client: &mut Client, device: &str, command: &str) -> String {
+    human(client, &format!("qemu-io {device} \"{command}\""))
+}
+
+/// A time is never the same twice.
+fn without_times(text: &str) -> String {
+    let line = |line: &str| match line.split_once(" ops; ") {
+        Some((before, _)) => format!("{before} ops; …\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+fn add_backend(world: &World, node: &str, name: &str) -> Arc<sluice_block::Backend> {
+    let node = world.graph.node(node).unwrap();
+    world.graph.add_backend(name, &node).unwrap()
+}
+
+#[test]
+fn the_machine_and_its_disks_are_told_of() {
+    run(|world| {
+        let mut client = world.client();
+        assert_eq!(human(&mut client, "info status"), "VM status: running\n");
+        client.ok("stop", json!({}));
+        assert_eq!(human(&mut client, "info status"), "VM status: paused\n");
+        assert_eq!(human(&mut client, "info block"), "");
+        let path = add_disk(world, &mut client, "d", 1, 1);
+        add_backend(world, "d", "ide0-hd0").set_device("/machine/ide0");
+        let expected = format!(
+            "ide0-hd0 (d): {path} (raw)\n    Attached to:      /machine/ide0\n    \
+             Cache mode:       writeback\n"
+        );
+        assert_eq!(human(&mut client, "info block"), expected);
+        assert_eq!(human(&mut client, "info block ide0-hd0"), expected);
+        assert_eq!(human(&mut client, "info block x"), "");
+        let nodes = human(&mut client, "info block -n d");
+        assert_eq!(
+            nodes,
+            format!("d: {path} (raw)\n    Cache mode:       writeback\n")
+        );
+        assert_eq!(human(&mut client, "foo 1"), "unknown command: 'foo'\n");
+        assert_eq!(
+            human(&mut client, "info foo"),
+            "unknown command: 'info foo'\n"
+        );
+        assert_eq!(human(&mut client, ""), "");
+        assert_eq!(
+            qemu_io(&mut client, "nobody", "length"),
+            "Error: Device 'nobody' not found\n"
+        );
+    });
+}
+
+/// Every command is given to the program too, on a copy of the image; what both print and what both
+/// leave behind is the same.
+#[test]
+fn requests_by_hand_do_and_say_what_qemu_io_does() {
+    run(|world| {
+        let mut client = world.client();
+        let path = world.image("d", 1 << 20, 1);
+        let file = json!({"driver": "file", "filename": path});
+        // As the program opens its image.
+        let raw = json!({"driver": "raw", "node-name": "d", "discard": "unmap", "file": file});
+        client.ok("blockdev-add", raw);
+        add_backend(world, "d", "disk");
+        let copy = world.image("copy", 1 << 20, 1);
+        let is_there = Command::new("qemu-io").arg("--version").output().is_ok();
+        for command in [
+            "length",
+            "write -P 5 0 64k",
+            "read -P 5 0 512",
+            "read -P 6 0 512",
+            "read -P 0x5 1k 1.5k",
+            "read -q 0 512",
+            "read -q -P 7 0 512",
+            "write -q -P 8 512 512",
+            "write 4096 512",
+            "write -z 0 4k",
+            "write -z -u 8k 4k",
+            "write -zq 16k 512",
+            "write -f -P 9 0x8000 512",
+            "discard 0 64k",
+            "discard -q 0 512",
+            "flush",
+            "aio_flush",
+            "read 100 100",
+            "read 1M 512",
+            "write 1M 512",
+            "read 0 4g",
+            "read 3x 5",
+            "read",
+            "discard 0",
+            "write -u 0 512",
+            "write -z -P 4 0 512",
+            "write -P 300 0 512",
+            "truncate 2M",
+            "length",
+            "read -P 0 1M 512",
+            "truncate 1536k",
+            "length",
+            "truncate foo",
+            "flush x",
+            "length x",
+            "nonsense",
+            "read 0 0",
+        ] {
+            let mine = without_times(&qemu_io(&mut client, "disk", command));
+            if !is_there {
+                continue;
+            }
+            let theirs = Command::new("qemu-io")
+                .args(["-f", "raw", "-c", command, &copy])
+                .output()
+                .unwrap();
+            let said = [theirs.stdout, theirs.stderr].concat();
+            let said = without_times(&String::from_utf8(said).unwrap());
+            assert_eq!(mine, said, "{command}");
+            let (mine, theirs) = (std::fs::read(&path).unwrap(), std::fs::read(&copy).unwrap());
+            assert!(mine == theirs, "{command}: the images differ");
+        }
+        if !is_there {
+            eprintln!("not compared: there is no qemu-io here");
+        }
+        let unknown = qemu_io(&mut client, "disk", "read -y 0 1");
+        assert!(
+            unknown.starts_with("read: invalid option -- 'y'\nread [-q]"),
+            "{unknown}"
+        );
+    });
+}
+
+#[test]
+fn breakpoints_hold_asynchronous_requests() {
+    run(|world| {
+        let mut client = world.client();
+        world.image("image", 1 << 20, 1);
+        let file = json!({"driver": "file", "filename": world.path("image")});
+        let debug = json!({"driver": "blkdebug", "node-name": "debug", "image": file});
+        let raw = json!({"driver": "raw", "node-name": "top", "file": debug});
+        client.ok("blockdev-add", raw);
+        add_backend(world, "top", "disk");
+        let mut say = |command: &str| without_times(&qemu_io(&mut client, "disk", command));
+        assert_eq!(say("break write_aio A"), "");
+        assert_eq!(say("aio_write -P 7 0 512"), "");
+        assert_eq!(say("wait_break A"), "");
+        assert_eq!(
+            say("read -P 1 0 512"),
+            "read 512/512 bytes at offset 0\n512 bytes, 1 ops; …\n"
+        );
+        assert_eq!(say("resume A"), "");
+        assert_eq!(
+            say("aio_flush") + &say("aio_flush"),
+            "wrote 512/512 bytes at offset 0\n512 bytes, 1 ops; …\n"
+        );
+        assert_eq!(say("read -qP 7 0 512"), "");
+        assert_eq!(
+            say("remove_break B"),
+            "Could not remove breakpoint B: No such file or directory\n"
+        );
+        assert_eq!(
+            say("resume B"),
+            "Could not resume request: No such file or directory\n"
+        );
+        assert_eq!(
+            say("break nothing B"),
+            "Could not set breakpoint: No such file or directory\n"
+        );
+        assert_eq!(say("break read_aio B"), "");
+        assert_eq!(say("remove_break B"), "");
+        assert_eq!(
+            say("break read_aio"),
+            "bad argument count 1 to break, expected 2 arguments\n"
+        );
+        add_disk(world, &mut client, "plain", 1, 1);
+        assert_eq!(
+            qemu_io(&mut client, "plain", "break read_aio A"),
+            "Could not set breakpoint: Operation not supported\n"
+        );
+    });
+}
+
+/// A node without a device is reached too; beside a device that does not share writing, it is not.
+#[test]
+fn nodes_are_read_and_written_with_the_permissions_of_the_command() {
+    run(|world| {
+        let mut client = world.client();
+        let path = add_disk(world, &mut client, "d", 1, 1);
+        assert_eq!(qemu_io(&mut client, "d", "write -qP 5 0 512"), "");
+        assert_eq!(std::fs::read(&path).unwrap()[0], 5);
+        assert_eq!(client.ok("query-block", json!({})), json!([]));
+        add_backend(world, "d", "disk");
+        let refused = qemu_io(&mut client, "d", "write 0 512");
+        assert!(
+            refused.contains("Permission conflict on node 'd'"),
+            "{refused}"
+        );
+        assert!(world.graph.node("d").unwrap().backends().len() == 1);
+    });
+}
+
+/// What comes by hand waits like what comes from a guest.
+#[test]
+fn a_drained_disk_holds_requests_by_hand() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        let backend = add_backend(world, "d", "disk");
+        let node = world.graph.node("d").unwrap();
+        let held = Arc::new(Mutex::new(None));
+        let (graph, slot) = (Arc::clone(&world.graph), Arc::clone(&held));
+        world.main.spawn(move || async move {
+            let section = graph.drain(&node, "test").await;
+            *slot.lock() = Some(section);
+        });
+        while held.lock().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(qemu_io(&mut client, "disk", "aio_write -P 9 0 512"), "");
+        while backend.gate().parked() == 0 {
+            std::thread::yield_now();
+        }
+        drop(held.lock().take());
+        let said = qemu_io(&mut client, "disk", "aio_flush");
+        let said = said + &qemu_io(&mut client, "disk", "flush");
+        assert_eq!(
+            without_times(&said),
+            "wrote 512/512 bytes at offset 0\n512 bytes, 1 ops; …\n"
+        );
+    });
+}
