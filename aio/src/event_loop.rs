@@ -49,8 +49,9 @@
 //! still in use are left behind, never freed, and the log says so.
 //!
 //! # Observability
-//! [`AioContext::stats`] counts; at level `TRACE` an event tells of every kick, batch and interrupt
-//! (target `sluice_aio`). Where no subscriber wants them they cost one comparison.
+//! [`AioContext::stats`] counts; at level `TRACE` events of the target `sluice_aio` tell of every
+//! handler's call (`kick`) and every batch (`submit`). Where no subscriber wants them they cost a
+//! comparison each.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
