@@ -64,6 +64,23 @@ impl Machine {
         self.command(command).1
     }
 
+    /// Gives the IDE master the command READ SECTORS for sector 1, by LBA; returns the interrupts
+    /// that came with the answers.
+    fn read_sector_1(&mut self) -> Vec<String> {
+        for (port, value) in [
+            (0x1f2, 1),
+            (0x1f3, 1),
+            (0x1f4, 0),
+            (0x1f5, 0),
+            (0x1f6, 0xe0),
+        ] {
+            assert_eq!(self.ask(&format!("outb {port:#x} {value:#x}")), "OK");
+        }
+        let (interrupts, answer) = self.command("outb 0x1f7 0x20");
+        assert_eq!(answer, "OK");
+        interrupts
+    }
+
     fn end(self) -> Output {
         drop((self.stream, self.answers));
         self.child.wait_with_output().unwrap()
@@ -103,18 +120,7 @@ fn ide_disk_answers_and_its_interrupt_is_told() {
     let drive = format!("file={},format=raw,if=ide", disk.path().display());
     let mut machine = Machine::start(&["-drive", &drive]);
     assert_eq!(machine.ask("irq_intercept_in ioapic"), "OK");
-    // READ SECTORS of sector 1, by LBA.
-    for (port, value) in [
-        (0x1f2, 1),
-        (0x1f3, 1),
-        (0x1f4, 0),
-        (0x1f5, 0),
-        (0x1f6, 0xe0),
-    ] {
-        assert_eq!(machine.ask(&format!("outb {port:#x} {value:#x}")), "OK");
-    }
-    let (mut interrupts, answer) = machine.command("outb 0x1f7 0x20");
-    assert_eq!(answer, "OK");
+    let mut interrupts = machine.read_sector_1();
     // The disk is read meanwhile: a command with an answer lets the interrupt through.
     while interrupts.is_empty() {
         interrupts = machine.command("inb 0x3f6").0;
@@ -126,6 +132,47 @@ fn ide_disk_answers_and_its_interrupt_is_told() {
         (&["IRQ lower 14".to_owned()][..], "OK 0x0058")
     );
     assert_eq!(machine.ask("inw 0x1f0"), "OK 0xa55a");
+    machine.child.kill().unwrap();
+    machine.end();
+}
+
+/// One read a second: the second one waits for the test's clock, and the guest sees a busy drive.
+#[test]
+fn throttled_disk_goes_by_the_clock_of_the_test() {
+    let node = "throttle,node-name=t,throttle-group=g,file.driver=null-co,file.read-zeroes=on";
+    let mut machine = Machine::start(&[
+        "-object",
+        "throttle-group,id=g,limits.iops-read=1",
+        "-blockdev",
+        node,
+        "-device",
+        "ide-hd,drive=t",
+    ]);
+    assert_eq!(machine.ask("irq_intercept_in ioapic"), "OK");
+    let mut interrupts = machine.read_sector_1();
+    while interrupts.is_empty() {
+        interrupts = machine.command("inb 0x3f6").0;
+    }
+    // Reading the status and the data makes the drive ready for the next command.
+    assert_eq!(machine.ask("inb 0x1f7"), "OK 0x0058");
+    for _ in 0..256 {
+        assert_eq!(machine.ask("inw 0x1f0"), "OK 0x0000");
+    }
+    let interrupts = machine.read_sector_1();
+    assert!(interrupts.is_empty(), "{interrupts:?}");
+    // A tenth of a second of the rate is had in advance.
+    assert_eq!(machine.ask("clock_step 899999999"), "OK 899999999");
+    for _ in 0..100 {
+        let (interrupts, status) = machine.command("inb 0x3f6");
+        assert!(interrupts.is_empty(), "{interrupts:?}");
+        assert_eq!(status, "OK 0x00c0", "busy");
+    }
+    let (mut interrupts, answer) = machine.command("clock_step 1");
+    assert_eq!(answer, "OK 900000000");
+    while interrupts.is_empty() {
+        interrupts = machine.command("inb 0x3f6").0;
+    }
+    assert_eq!(interrupts, ["IRQ raise 14"]);
     machine.child.kill().unwrap();
     machine.end();
 }
