@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, LoopError, current};
-use sluice_block::Graph;
+use sluice_block::event::ErrorAction;
+use sluice_block::{BlockEvent, EventSink, Graph};
 use sluice_devices::legacy::SerialSink;
 use thiserror::Error;
 
@@ -23,7 +24,7 @@ use crate::exit::{Exit, ExitStatus};
 use crate::iothreads::IoThreads;
 use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
 use crate::machine::disks::{self, DiskError, DiskParts};
-use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder};
+use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder, Notice};
 use crate::main_loop::{MainLoop, MainLoopError, Signals};
 use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
 use crate::qtest;
@@ -142,7 +143,8 @@ async fn assemble(
         AcceleratorConfig::Qtest(_) => Clock::manual(),
     };
     let events = EventBus::new(main.clone());
-    let graph = Graph::new(Arc::clone(&events) as _, clock);
+    let disk_events = Arc::new(DiskEvents::new(Arc::clone(&events)));
+    let graph = Graph::new(Arc::clone(&disk_events) as _, clock);
     let iothreads = Arc::new(IoThreads::new(loop_config));
     let machine_clock = Arc::new(MachineClock::new(devices_clock.clone()));
     let mut builder =
@@ -159,6 +161,8 @@ async fn assemble(
     let controller = &machine.controller;
     controller.subscribe(Arc::clone(&events) as _);
     controller.on_stop(quiesce(&graph));
+    controller.on_resume(resume_disks(&graph));
+    disk_events.attach(controller);
     let monitor = Monitor {
         qemu_io: Arc::default(),
         graph: Arc::clone(&graph),
@@ -192,7 +196,50 @@ async fn assemble(
     Ok(machine)
 }
 
-/// What `stop` does after the vCPUs: waits for the requests in flight, flushes the disks.
+/// What `cont` does before the vCPUs: disks do again what an error has halted.
+fn resume_disks(graph: &Arc<Graph>) -> Notice {
+    let graph = Arc::clone(graph);
+    Arc::new(move || graph.resume_halted())
+}
+
+/// The graph's events: told to everybody, and to the machine if one of them asks it to stop.
+struct DiskEvents {
+    bus: Arc<EventBus>,
+    controller: OnceLock<Weak<Controller>>,
+}
+
+impl DiskEvents {
+    fn new(bus: Arc<EventBus>) -> Self {
+        Self {
+            bus,
+            controller: OnceLock::new(),
+        }
+    }
+
+    /// Says which machine is to be stopped. Until then no guest has made a request.
+    fn attach(&self, controller: &Arc<Controller>) {
+        self.controller.get_or_init(|| Arc::downgrade(controller));
+    }
+}
+
+impl EventSink for DiskEvents {
+    fn emit(&self, event: BlockEvent) {
+        let stops = matches!(
+            event,
+            BlockEvent::BlockIoError {
+                action: ErrorAction::Stop,
+                ..
+            }
+        );
+        EventSink::emit(&*self.bus, event);
+        let controller = self.controller.get().and_then(Weak::upgrade);
+        if let Some(controller) = controller.filter(|_| stops) {
+            controller.stop_for_io_error();
+        }
+    }
+}
+
+/// What a stop does after the vCPUs: waits for the requests in flight, flushes the disks.
 fn quiesce(graph: &Arc<Graph>) -> Chore {
     let graph = Arc::clone(graph);
     Box::new(move || {

@@ -5,6 +5,7 @@
 
 use serde::Deserialize;
 use sluice_block::BlockdevOptions;
+use sluice_block::backend::ErrorPolicy;
 use sluice_block::driver::throttle::ThrottleLimits;
 
 /// Everything between the host's files and the guest's disk controllers.
@@ -89,6 +90,8 @@ pub struct DiskConfig {
     /// The guest sees a volatile write cache and must flush it; otherwise every write is flushed
     /// before it completes.
     pub write_cache: bool,
+    /// What is done about its I/O errors.
+    pub errors: ErrorPolicy,
     /// The serial number shown to the guest, if given; at most 20 bytes of ASCII.
     pub serial: Option<String>,
     /// The controller it hangs on.

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
-use sluice_aio::Gate;
 use sluice_aio::gate::{Cancelled, Closed, Enter};
+use sluice_aio::{Gate, Token};
 
 /// Who holds the gate closed, in diagnostics.
 const HOLDER: &str = "I/O error";
@@ -22,7 +22,7 @@ const HOLDER: &str = "I/O error";
 /// What becomes of a halted request.
 #[derive(Debug)]
 enum Fate {
-    Halted(Option<Waker>),
+    Halted,
     /// It has its place at the gate.
     Resumed(Enter),
     Cancelled,
@@ -34,24 +34,33 @@ struct Slot {
     sequence: u64,
     /// Who made it.
     submitter: u64,
-    fate: Mutex<Fate>,
+    fate: Fate,
+    waker: Option<Waker>,
 }
 
-impl Slot {
-    /// Decides its fate and returns who is to be told.
-    fn decide(&self, fate: Fate) -> Option<Waker> {
-        match std::mem::replace(&mut *self.fate.lock(), fate) {
-            Fate::Halted(waker) => waker,
-            Fate::Resumed(_) | Fate::Cancelled => None,
-        }
-    }
-}
+/// A halted request, known to the queue until it has entered again or was cancelled.
+type Shared = Arc<Mutex<Slot>>;
 
 #[derive(Debug, Default)]
 struct Queue {
-    slots: Vec<Arc<Slot>>,
-    /// The gate's section while there are any.
+    slots: Vec<Shared>,
+    /// The gate's section while any has not been resumed.
     closed: Option<Closed>,
+}
+
+impl Queue {
+    fn halted(&self) -> impl Iterator<Item = &Shared> {
+        let slots = self.slots.iter();
+        slots.filter(|slot| matches!(slot.lock().fate, Fate::Halted))
+    }
+
+    /// The section if nobody needs it any more; to be dropped without the lock.
+    fn release(&mut self) -> Option<Closed> {
+        if self.halted().next().is_some() {
+            return None;
+        }
+        self.closed.take()
+    }
 }
 
 /// A backend's halted requests.
@@ -61,11 +70,12 @@ pub(super) struct Halted(Mutex<Queue>);
 impl Halted {
     /// Halts a request. From now on the gate is closed.
     pub(super) fn halt(&self, gate: &Gate, sequence: u64, submitter: u64) -> Halting<'_> {
-        let slot = Arc::new(Slot {
+        let slot = Arc::new(Mutex::new(Slot {
             sequence,
             submitter,
-            fate: Mutex::new(Fate::Halted(None)),
-        });
+            fate: Fate::Halted,
+            waker: None,
+        }));
         let mut queue = self.0.lock();
         queue.closed.get_or_insert_with(|| gate.close(HOLDER));
         queue.slots.push(Arc::clone(&slot));
@@ -74,73 +84,80 @@ impl Halted {
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.0.lock().slots.len()
+        self.0.lock().halted().count()
     }
 
     /// Lets all of them go on, in the order in which they were made.
     pub(super) fn resume(&self, gate: &Gate) {
-        let mut queue = std::mem::take(&mut *self.0.lock());
-        queue.slots.sort_by_key(|slot| slot.sequence);
+        let mut queue = self.0.lock();
+        let mut halted: Vec<_> = queue.halted().map(Arc::clone).collect();
+        halted.sort_by_key(|slot| slot.lock().sequence);
         let mut woken = Vec::new();
-        for slot in queue.slots {
+        for slot in halted {
             let mut enter = gate.enter();
             // Takes its place: the gate is closed.
             let _ = Pin::new(&mut enter).poll(&mut Context::from_waker(Waker::noop()));
-            woken.extend(slot.decide(Fate::Resumed(enter)));
+            let mut slot = slot.lock();
+            slot.fate = Fate::Resumed(enter);
+            woken.extend(slot.waker.take());
         }
-        drop(queue.closed);
+        let opened = queue.release();
+        drop(queue);
+        drop(opened);
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Cancels those of one submitter.
+    /// Cancels those of one submitter, also if they have not got further than the gate.
     pub(super) fn cancel(&self, submitter: u64) {
-        let (cancelled, _opened) = self.remove(|slot| slot.submitter == submitter);
-        let woken = cancelled
-            .iter()
-            .filter_map(|slot| slot.decide(Fate::Cancelled));
-        woken.for_each(Waker::wake);
-    }
-
-    /// Takes slots out; with the last one the section, which the caller drops without the lock.
-    fn remove(&self, which: impl Fn(&Slot) -> bool) -> (Vec<Arc<Slot>>, Option<Closed>) {
         let mut queue = self.0.lock();
-        let removed = queue.slots.extract_if(.., |slot| which(slot)).collect();
-        let closed = if queue.slots.is_empty() {
-            queue.closed.take()
-        } else {
-            None
-        };
-        (removed, closed)
+        let mut fates = Vec::new();
+        let mut woken = Vec::new();
+        for slot in &queue.slots {
+            let mut slot = slot.lock();
+            if slot.submitter == submitter {
+                fates.push(std::mem::replace(&mut slot.fate, Fate::Cancelled));
+                woken.extend(slot.waker.take());
+            }
+        }
+        let opened = queue.release();
+        drop(queue);
+        // Places at the gate are given up, which lets others go on.
+        drop((fates, opened));
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
-/// Waits for the machine to go on, and gives the place at the gate. Dropping it gives up.
+/// Waits for the machine to go on, and enters again. Dropping it gives up.
 #[derive(Debug)]
 pub(super) struct Halting<'a> {
     halted: &'a Halted,
-    slot: Arc<Slot>,
+    slot: Shared,
 }
 
 impl Future for Halting<'_> {
-    type Output = Result<Enter, Cancelled>;
+    type Output = Result<Token, Cancelled>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut fate = self.slot.fate.lock();
-        match std::mem::replace(&mut *fate, Fate::Cancelled) {
-            Fate::Halted(_) => {
-                *fate = Fate::Halted(Some(cx.waker().clone()));
-                Poll::Pending
-            }
-            Fate::Resumed(enter) => Poll::Ready(Ok(enter)),
+        let mut slot = self.slot.lock();
+        let result = match &mut slot.fate {
+            Fate::Halted => Poll::Pending,
+            Fate::Resumed(enter) => Pin::new(enter).poll(cx),
             Fate::Cancelled => Poll::Ready(Err(Cancelled)),
+        };
+        if result.is_pending() {
+            slot.waker = Some(cx.waker().clone());
         }
+        result
     }
 }
 
 impl Drop for Halting<'_> {
     fn drop(&mut self) {
-        let _opened = self
-            .halted
-            .remove(|slot| std::ptr::eq(slot, Arc::as_ptr(&self.slot)));
+        let mut queue = self.halted.0.lock();
+        queue.slots.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
+        let fate = std::mem::replace(&mut self.slot.lock().fate, Fate::Cancelled);
+        let opened = queue.release();
+        drop(queue);
+        drop((fate, opened));
     }
 }

@@ -254,7 +254,7 @@ impl Request<'_> {
         if self.submitter.settled.load(Ordering::Acquire) != self.settled {
             return Err(BlockError::Cancelled(sluice_aio::Cancelled));
         }
-        self.token = Some(halting.await?.await?);
+        self.token = Some(halting.await?);
         Ok(())
     }
 }

@@ -14,12 +14,15 @@ use crate::event::{BlockEvent, ErrorAction, IoOperation};
 use crate::job::{IoStatus, OnError};
 use crate::node::{Node, Owner};
 
+/// A flush among the offsets of writes.
+const FLUSH: u64 = u64::MAX;
+
 /// A disk that fails while it is told to, and notes the writes that it has done.
 #[derive(Debug, Default)]
 struct Medium {
     errno: Mutex<Option<i32>>,
-    /// Offsets and flags of what was written, in order.
-    written: Mutex<Vec<(u64, RequestFlags)>>,
+    /// Offsets of what was written, in order, and the flushes in between.
+    written: Mutex<Vec<u64>>,
 }
 
 impl Medium {
@@ -40,11 +43,7 @@ impl Medium {
     }
 
     fn offsets(&self) -> Vec<u64> {
-        self.written
-            .lock()
-            .iter()
-            .map(|(offset, _)| *offset)
-            .collect()
+        self.written.lock().clone()
     }
 }
 
@@ -64,10 +63,10 @@ impl Driver for Disk {
         BlockFuture::new(self.0.attempt())
     }
 
-    fn write(&self, offset: u64, _buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+    fn write(&self, offset: u64, _buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.0.attempt().await?;
-            self.0.written.lock().push((offset, flags));
+            self.0.written.lock().push(offset);
             Ok(())
         })
     }
@@ -81,7 +80,11 @@ impl Driver for Disk {
     }
 
     fn flush(&self) -> BlockFuture<'_, ()> {
-        BlockFuture::new(self.0.attempt())
+        BlockFuture::new(async move {
+            self.0.attempt().await?;
+            self.0.written.lock().push(FLUSH);
+            Ok(())
+        })
     }
 
     fn block_status(&self, _offset: u64, _len: u64) -> BlockFuture<'_, BlockStatus> {
@@ -291,7 +294,7 @@ fn what_was_done_before_the_error_is_not_done_again() {
         bench.medium.heal();
         bench.backend.resume();
         request.await.unwrap().unwrap();
-        assert_eq!(bench.medium.offsets(), [0, 512]);
+        assert_eq!(bench.medium.offsets(), [0, 512, FLUSH]);
     });
 }
 
@@ -314,6 +317,27 @@ fn a_reset_cancels_what_its_device_has_halted_and_nothing_else() {
         bench.backend.resume();
         bench.write(1024).await.unwrap().unwrap();
         assert_eq!(bench.medium.offsets(), [1024]);
+    });
+}
+
+#[test]
+fn a_reset_cancels_what_waits_at_the_gate_again() {
+    run(OnError::Stop, |bench| async move {
+        bench.medium.fail(libc::EIO);
+        let request = bench.write(0);
+        bench.halted(1).await;
+        let section = bench.backend.gate().close("somebody");
+        bench.medium.heal();
+        bench.backend.resume();
+        current::yield_now().await;
+        bench.guest.settle();
+        assert!(matches!(
+            request.await.unwrap(),
+            Err(BlockError::Cancelled(_))
+        ));
+        drop(section);
+        bench.write(512).await.unwrap().unwrap();
+        assert_eq!(bench.medium.offsets(), [512]);
     });
 }
 
@@ -372,15 +396,6 @@ fn without_a_write_cache_every_write_is_durable() {
         bench.write(512).await.unwrap().unwrap();
         bench.backend.set_write_cache(true);
         bench.write(1024).await.unwrap().unwrap();
-        let written = bench.medium.written.lock().clone();
-        let flags = [
-            RequestFlags::empty(),
-            RequestFlags::FUA,
-            RequestFlags::empty(),
-        ];
-        assert_eq!(
-            written.iter().map(|(_, flags)| *flags).collect::<Vec<_>>(),
-            flags
-        );
+        assert_eq!(bench.medium.offsets(), [0, 512, FLUSH, 1024]);
     });
 }

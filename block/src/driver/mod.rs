@@ -39,7 +39,7 @@ bitflags! {
     /// Properties of one request.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct RequestFlags: u32 {
-        /// On stable storage before the request ends.
+        /// On stable storage before the request ends. Nodes see to it; it never reaches a driver.
         const FUA = 1;
         /// Zeroes may be stored as a hole.
         const MAY_UNMAP = 1 << 1;

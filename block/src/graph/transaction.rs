@@ -161,12 +161,7 @@ impl Transaction<'_> {
     }
 
     /// Makes a new backend known and puts it above `root`.
-    pub(super) fn add_backend(
-        &mut self,
-        backend: &Arc<Backend>,
-        root: &Arc<Node>,
-        access: Access,
-    ) {
+    pub(super) fn add_backend(&mut self, backend: &Arc<Backend>, root: &Arc<Node>, access: Access) {
         self.topology.backends.push(Arc::clone(backend));
         let gone = Arc::clone(backend);
         self.undo.push(Box::new(move |topology| {

@@ -72,7 +72,8 @@ impl Node {
         BlockFuture::new(self.read_blocks(offset, buffer)).await
     }
 
-    /// Writes `buffer` at byte `offset`.
+    /// Writes `buffer` at byte `offset`; durably with [`RequestFlags::FUA`], for which the driver
+    /// is flushed.
     ///
     /// # Errors
     /// Read-only, out of range, or the medium's.
@@ -80,7 +81,8 @@ impl Node {
         let len = buffer.len() as u64;
         self.check_write(offset, len)?;
         let bounds = &self.io.bounds;
-        if bounds.alignment == 1 && len <= bounds.max_transfer && !self.policy().detects() {
+        let fits = bounds.alignment == 1 && len <= bounds.max_transfer;
+        if fits && flags.is_empty() && !self.policy().detects() {
             return self.driver().write(offset, buffer, flags).await;
         }
         BlockFuture::new(self.write_general(offset, buffer, flags)).await
@@ -93,13 +95,26 @@ impl Node {
         mut flags: RequestFlags,
     ) -> Result<()> {
         let span = Span::new(offset, buffer.len() as u64);
+        let durable = flags.contains(RequestFlags::FUA);
+        flags.remove(RequestFlags::FUA);
         let detect = self.policy().detect_zeroes();
         if detect != DetectZeroes::Off && buffer.is_zero() {
             flags.set(RequestFlags::MAY_UNMAP, detect == DetectZeroes::Unmap);
-            return self.zero_blocks(span, flags).await;
+            self.zero_blocks(span, flags).await?;
+        } else {
+            let _claim = self.claim_blocks(span).await;
+            self.write_blocks(offset, &buffer, flags).await?;
         }
-        let _claim = self.claim_blocks(span).await;
-        self.write_blocks(offset, &buffer, flags).await
+        self.flush_if(durable).await
+    }
+
+    /// What makes a request with [`RequestFlags::FUA`] durable before it ends.
+    async fn flush_if(&self, durable: bool) -> Result<()> {
+        if durable {
+            self.driver().flush().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes `len` bytes from `offset` read as zeroes. They may become a hole only if `flags` and
@@ -115,17 +130,21 @@ impl Node {
         if !self.policy().unmaps() {
             flags.remove(RequestFlags::MAY_UNMAP);
         }
+        let durable = flags.contains(RequestFlags::FUA);
+        flags.remove(RequestFlags::FUA);
         let span = Span::new(offset, len);
         let bounds = &self.io.bounds;
         if bounds.zero_alignment > 1 || len > bounds.max_zeroes {
-            return BlockFuture::new(self.zero_blocks(span, flags)).await;
-        }
-        match self.driver().write_zeroes(offset, len, flags).await {
-            Err(error) if error.is_unsupported() => {
-                BlockFuture::new(self.write_zeroes_as_data(span, flags)).await
+            BlockFuture::new(self.zero_blocks(span, flags)).await?;
+        } else {
+            match self.driver().write_zeroes(offset, len, flags).await {
+                Err(error) if error.is_unsupported() => {
+                    BlockFuture::new(self.write_zeroes_as_data(span, flags)).await?;
+                }
+                result => result?,
             }
-            result => result,
         }
+        self.flush_if(durable).await
     }
 
     /// Gives up the contents of `len` bytes from `offset`; nothing with `discard=ignore`.

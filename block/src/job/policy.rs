@@ -17,16 +17,16 @@ use crate::event::{ErrorAction, IoOperation};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
-    /// Fail the job.
+    /// Fail the job; tell the guest.
     #[default]
     Report,
-    /// Try again.
+    /// Try again; let the guest's request succeed.
     Ignore,
-    /// Pause the job if room is lacking, else fail it.
+    /// Stop if room is lacking, else report.
     Enospc,
-    /// Pause the job.
+    /// Pause the job; stop the machine.
     Stop,
-    /// For jobs the same as `Enospc`.
+    /// For jobs the same as `Enospc`, for disks their default.
     Auto,
 }
 

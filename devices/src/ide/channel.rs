@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use sluice_aio::gate::{Cancelled, Describe};
 use sluice_aio::{AioContext, Gate, GuestRam, Token};
 use sluice_block::Backend;
+use sluice_block::backend::Submitter;
 
 use super::core::{Core, Launch, Parking};
 use super::disk::DriveConfig;
@@ -29,14 +30,17 @@ use crate::pci::PciConfig;
 #[derive(Clone)]
 struct Target {
     backend: Arc<Backend>,
+    submitter: Arc<Submitter>,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
 }
 
 impl Target {
     fn new(config: &DriveConfig) -> Self {
+        config.backend.set_write_cache(config.write_cache);
         Self {
             backend: Arc::clone(&config.backend),
+            submitter: Arc::new(Submitter::new(Arc::clone(&config.backend))),
             #[cfg(feature = "test-hooks")]
             postpone: config.postpone,
         }
@@ -92,6 +96,16 @@ impl Channel {
         let mut aftermath = core.take_aftermath();
         drop(core);
         aftermath.wake();
+        for (target, write_cache) in self.targets.iter().zip(aftermath.write_caches) {
+            if let (Some(target), Some(on)) = (target, write_cache) {
+                target.backend.set_write_cache(on);
+            }
+        }
+        if aftermath.settle {
+            for target in self.targets.iter().flatten() {
+                target.submitter.settle();
+            }
+        }
         if let Some(launch) = aftermath.launch {
             let channel = Arc::clone(self);
             self.context.spawn(move || channel.serve(launch));
@@ -140,16 +154,15 @@ impl Channel {
         if !self.access(|core| core.begin(generation)) {
             return;
         }
-        let server = Server {
-            backend: &target.backend,
-            token: &token,
+        let mut server = Server {
+            request: target.submitter.request(token),
             memory: &self.memory,
             config: &self.config,
         };
         ticket.outcome = server.run(operation).await;
         // The ticket reports before the token goes: a drained section begins with registers at rest.
         drop(ticket);
-        drop(token);
+        drop(server);
     }
 }
 

@@ -24,11 +24,7 @@ pub(super) enum Operation {
     /// Read a block for the data register.
     ReadBlock { offset: u64, length: usize },
     /// Write a block that came through the data register.
-    WriteBlock {
-        offset: u64,
-        data: Vec<u8>,
-        write_through: bool,
-    },
+    WriteBlock { offset: u64, data: Vec<u8> },
     /// Read into the memory that the table describes.
     ReadDma {
         offset: u64,
@@ -40,7 +36,6 @@ pub(super) enum Operation {
         offset: u64,
         length: usize,
         table: Table,
-        write_through: bool,
     },
     /// Discard the ranges listed in the memory that the table describes.
     Trim {

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use sluice_aio::{GuestRam, IoBuffer, Token};
-use sluice_block::{Backend, BlockError};
+use sluice_aio::{GuestRam, IoBuffer};
+use sluice_block::BlockError;
+use sluice_block::backend::Request;
 
 use super::prd::{Gathered, Table, gather};
 use super::regs::SECTOR_SIZE;
@@ -15,8 +16,7 @@ use crate::pci::PciConfig;
 
 /// What an operation needs.
 pub(super) struct Server<'a> {
-    pub backend: &'a Backend,
-    pub token: &'a Token,
+    pub request: Request<'a>,
     pub memory: &'a Arc<GuestRam>,
     /// The PCI function's, for its bus master bit, which is looked at when the transfer begins.
     pub config: &'a PciConfig,
@@ -40,7 +40,7 @@ impl Dma {
 
 impl Server<'_> {
     /// Does it. Errors are reported as an [`Outcome`] and logged.
-    pub async fn run(&self, operation: Operation) -> Outcome {
+    pub async fn run(&mut self, operation: Operation) -> Outcome {
         match self.attempt(operation).await {
             Ok(outcome) | Err(Failure::Outcome(outcome)) => outcome,
             Err(Failure::Backend(error)) => {
@@ -50,22 +50,16 @@ impl Server<'_> {
         }
     }
 
-    async fn attempt(&self, operation: Operation) -> Result<Outcome, Failure> {
+    async fn attempt(&mut self, operation: Operation) -> Result<Outcome, Failure> {
         match operation {
             Operation::ReadBlock { offset, length } => {
                 let buffer = IoBuffer::alloc(length);
-                self.backend
-                    .read(self.token, offset, buffer.clone())
-                    .await?;
+                self.request.read(offset, buffer.clone()).await?;
                 Ok(Outcome::Block(buffer.to_vec()))
             }
-            Operation::WriteBlock {
-                offset,
-                data,
-                write_through,
-            } => {
+            Operation::WriteBlock { offset, data } => {
                 let buffer = IoBuffer::copied_from(&data);
-                self.write(offset, buffer, write_through).await?;
+                self.request.write(offset, buffer).await?;
                 Ok(Outcome::Done)
             }
             Operation::ReadDma {
@@ -78,20 +72,16 @@ impl Server<'_> {
                     return Ok(Outcome::DoneWithSurplus);
                 }
                 let dma = self.map(table, length)?;
-                self.backend
-                    .read(self.token, offset, dma.buffer.clone())
-                    .await?;
+                self.request.read(offset, dma.buffer.clone()).await?;
                 Ok(dma.done())
             }
             Operation::WriteDma {
                 offset,
                 length,
                 table,
-                write_through,
             } => {
                 let dma = self.map(table, length)?;
-                self.write(offset, dma.buffer.clone(), write_through)
-                    .await?;
+                self.request.write(offset, dma.buffer.clone()).await?;
                 Ok(dma.done())
             }
             Operation::Trim {
@@ -104,23 +94,10 @@ impl Server<'_> {
                 Ok(dma.done())
             }
             Operation::Flush => {
-                self.backend.flush(self.token).await?;
+                self.request.flush().await?;
                 Ok(Outcome::Done)
             }
         }
-    }
-
-    async fn write(
-        &self,
-        offset: u64,
-        buffer: IoBuffer,
-        write_through: bool,
-    ) -> Result<(), BlockError> {
-        self.backend.write(self.token, offset, buffer).await?;
-        if write_through {
-            self.backend.flush(self.token).await?;
-        }
-        Ok(())
     }
 
     /// Reads the descriptor table, once, and takes hold of the memory it names.
@@ -140,7 +117,7 @@ impl Server<'_> {
 
     /// Discards every range of a DATA SET MANAGEMENT payload (ACS-2, section 7.10), in order. A range beyond the
     /// disk's end ends the command; what came before it is done.
-    async fn trim(&self, payload: &IoBuffer, capacity: u64) -> Result<(), Failure> {
+    async fn trim(&mut self, payload: &IoBuffer, capacity: u64) -> Result<(), Failure> {
         const ENTRY: usize = 8;
         const COUNT_SHIFT: u32 = 48;
         const SECTOR_MASK: u64 = (1 << COUNT_SHIFT) - 1;
@@ -158,9 +135,7 @@ impl Server<'_> {
                 return Err(Outcome::Failed.into());
             }
             let unit = SECTOR_SIZE as u64;
-            self.backend
-                .discard(self.token, sector * unit, count * unit)
-                .await?;
+            self.request.discard(sector * unit, count * unit).await?;
         }
         Ok(())
     }

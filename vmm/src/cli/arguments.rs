@@ -111,7 +111,8 @@ pub struct Arguments {
     /// A disk in one go (repeatable): file=PATH, format=raw, if=ide|virtio|none, id=NAME, index=N or
     /// bus=N and unit=N, readonly=on|off, serial=TEXT,
     /// cache=writeback|none|writethrough|directsync|unsafe, aio=threads|io_uring,
-    /// discard=ignore|unmap
+    /// discard=ignore|unmap, detect-zeroes=off|on|unmap, and what to do about errors:
+    /// rerror=report|ignore|stop, werror=report|ignore|stop|enospc
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub drive: Vec<String>,
 
@@ -120,7 +121,8 @@ pub struct Arguments {
     pub blockdev: Vec<String>,
 
     /// A device (repeatable): virtio-blk-pci,drive=NODE[,iothread=ID] or
-    /// ide-hd,drive=NODE[,bus=ide.0,unit=0][,write-cache=on|off], each with id=, serial=
+    /// ide-hd,drive=NODE[,bus=ide.0,unit=0], each with id=, serial=, write-cache=on|off, rerror=,
+    /// werror=
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub device: Vec<String>,
 

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use sluice_aio::LoopConfig;
 use sluice_block::BlockdevOptions;
+use sluice_block::backend::ErrorPolicy;
 use sluice_block::driver::file::FileKind;
+use sluice_block::job::OnError;
 
 use super::arguments::Arguments;
 use super::error::CliError;
@@ -71,6 +73,8 @@ struct Drive {
     options: BlockdevOptions,
     text: String,
     write_cache: bool,
+    rerror: OnError,
+    werror: OnError,
     serial: Option<String>,
     /// Whether `--drive` itself makes the device.
     connected: bool,
@@ -225,6 +229,8 @@ impl Builder {
                 .map_err(|error| CliError::input(DRIVE, text, &error))?,
             text: text.to_owned(),
             write_cache: options.cache.write_cache(),
+            rerror: options.rerror,
+            werror: options.werror,
             serial,
             used: attachment.is_some(),
             connected: attachment.is_some(),
@@ -235,12 +241,13 @@ impl Builder {
                 id: None,
                 root: DiskRoot::Own(drive.options.clone()),
                 write_cache: drive.write_cache,
+                errors: ErrorPolicy::new(drive.rerror, drive.werror),
                 serial: drive.serial.clone(),
                 attachment,
                 #[cfg(feature = "test-hooks")]
                 postpone: true,
             };
-            self.add_disk(DRIVE, text, disk)?;
+            self.storage.disks.push(disk);
         }
         self.drives.insert(id, drive);
         Ok(())
@@ -304,7 +311,9 @@ impl Builder {
             drive: options.drive,
             id: options.id,
             serial: options.serial,
-            write_cache: None,
+            write_cache: options.write_cache,
+            rerror: options.rerror.unwrap_or(OnError::Auto),
+            werror: options.werror.unwrap_or(OnError::Auto),
             #[cfg(feature = "test-hooks")]
             postpone: true,
         };
@@ -342,6 +351,8 @@ impl Builder {
             id: options.id,
             serial: options.serial,
             write_cache: options.write_cache,
+            rerror: options.rerror.unwrap_or(OnError::Auto),
+            werror: options.werror.unwrap_or(OnError::Auto),
             #[cfg(feature = "test-hooks")]
             postpone: options.x_postpone.unwrap_or(true),
         };
@@ -382,10 +393,17 @@ impl Builder {
             }
         }
         let name = device.drive;
+        let (mut rerror, mut werror) = (device.rerror, device.werror);
         let (root, default_cache, serial) = match self.drives.get_mut(&name) {
             Some(drive) => {
                 drive.check_free(&name, text)?;
                 drive.used = true;
+                if rerror == OnError::Auto {
+                    rerror = drive.rerror;
+                }
+                if werror == OnError::Auto {
+                    werror = drive.werror;
+                }
                 let root = DiskRoot::Own(drive.options.clone());
                 (
                     root,
@@ -421,26 +439,12 @@ impl Builder {
             id: device.id,
             root,
             write_cache: device.write_cache.unwrap_or(default_cache),
+            errors: ErrorPolicy::new(rerror, werror),
             serial: check_serial(DEVICE, text, serial)?,
             attachment,
             #[cfg(feature = "test-hooks")]
             postpone: device.postpone,
         };
-        self.add_disk(DEVICE, text, disk)
-    }
-
-    fn add_disk(
-        &mut self,
-        option: &'static str,
-        text: &str,
-        disk: DiskConfig,
-    ) -> Result<(), CliError> {
-        let is_virtio = matches!(disk.attachment, Attachment::VirtioPci { .. });
-        if is_virtio && !disk.write_cache {
-            let problem = "virtio disks without a write cache are not implemented";
-            let remedy = "use cache=writeback or cache=none: the guest flushes what must be safe";
-            return Err(CliError::new(option, text, problem, remedy));
-        }
         self.storage.disks.push(disk);
         Ok(())
     }
@@ -522,6 +526,8 @@ struct DeviceDrive {
     id: Option<String>,
     serial: Option<String>,
     write_cache: Option<bool>,
+    rerror: OnError,
+    werror: OnError,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
 }
@@ -543,6 +549,7 @@ fn drive_node(options: &DriveOptions, file: &str) -> Value {
         "driver": "raw",
         "read-only": options.readonly,
         "discard": options.discard.name(),
+        "detect-zeroes": options.detect_zeroes.name(),
         "cache": cache,
         "file": protocol,
     });

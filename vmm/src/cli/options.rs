@@ -6,6 +6,8 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sluice_block::io::DetectZeroes;
+use sluice_block::job::OnError;
 
 use super::error::CliError;
 use super::keyval;
@@ -197,6 +199,9 @@ pub(super) struct DriveOptions {
     pub(super) cache: CacheMode,
     pub(super) aio: Option<AioMode>,
     pub(super) discard: DiscardMode,
+    pub(super) detect_zeroes: DetectZeroes,
+    pub(super) rerror: OnError,
+    pub(super) werror: OnError,
     pub(super) node_name: Option<String>,
     pub(super) serial: Option<String>,
 }
@@ -304,6 +309,9 @@ pub(super) struct VirtioBlkOptions {
     pub(super) serial: Option<String>,
     pub(super) bus: Option<String>,
     pub(super) addr: Option<String>,
+    pub(super) write_cache: Option<bool>,
+    pub(super) rerror: Option<OnError>,
+    pub(super) werror: Option<OnError>,
 }
 
 /// `--device ide-hd`.
@@ -316,6 +324,8 @@ pub(super) struct IdeDiskOptions {
     pub(super) unit: Option<u8>,
     pub(super) serial: Option<String>,
     pub(super) write_cache: Option<bool>,
+    pub(super) rerror: Option<OnError>,
+    pub(super) werror: Option<OnError>,
     #[cfg(feature = "test-hooks")]
     pub(super) x_postpone: Option<bool>,
 }

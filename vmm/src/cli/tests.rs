@@ -3,6 +3,9 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use sluice_block::backend::ErrorPolicy;
+use sluice_block::job::OnError;
+
 use super::{CommandLine, PiixModel, Refusal, parse};
 use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
@@ -127,6 +130,27 @@ fn a_drive_is_a_node_and_a_device() {
     };
     assert_eq!(virtio.attachment, anywhere);
     assert!(parsed.storage.nodes.is_empty(), "a drive's node is its own");
+}
+
+#[test]
+fn a_device_says_more_about_errors_than_its_drive() {
+    let parsed = with_kernel(
+        "--drive file=a,if=virtio,werror=stop,detect-zeroes=on \
+         --drive file=b,if=none,id=b,rerror=stop,werror=ignore,cache=writethrough \
+         --device virtio-blk-pci,drive=b,werror=report \
+         --blockdev null-co,node-name=n --device ide-hd,drive=n,write-cache=off",
+    );
+    let [first, second, third] = parsed.storage.disks.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    assert_eq!(first.errors, ErrorPolicy::new(OnError::Auto, OnError::Stop));
+    let both = ErrorPolicy::new(OnError::Stop, OnError::Report);
+    assert_eq!((second.errors, second.write_cache), (both, false));
+    assert_eq!(
+        (third.errors, third.write_cache),
+        (ErrorPolicy::default(), false)
+    );
+    assert!(refused("--drive file=a,werror=nonsense").contains("nonsense"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  prelaunch --resume--> running <--resume/pause--> paused
+//!                         running --I/O error--> io-error --resume--> running
 //!      any --reset--> same state, power-on registers
 //!      any --power-off, panic, failure, quit--> shutdown (and the process ends)
 //! ```
@@ -31,6 +32,9 @@ use crate::kvm::VcpuFailure;
 /// Work that has to be done when the machine stands still.
 pub type Chore = Box<dyn Fn() -> LocalFuture<'static, ()> + Send + Sync>;
 
+/// What has to be told before the machine goes on. Must not wait.
+pub type Notice = Arc<dyn Fn() + Send + Sync>;
+
 /// What a controller is made of.
 pub(super) struct Parts {
     pub(super) name: Option<String>,
@@ -47,6 +51,7 @@ pub struct Controller {
     state: Mutex<RunState>,
     sinks: Mutex<Vec<Arc<dyn VmEventSink>>>,
     on_stop: Mutex<Vec<Arc<Chore>>>,
+    on_resume: Mutex<Vec<Notice>>,
     /// Held by the verb that is being done.
     turn: FairMutex<()>,
     ending: Mutex<Ending>,
@@ -70,6 +75,7 @@ impl Controller {
             state: Mutex::new(RunState::Prelaunch),
             sinks: Mutex::default(),
             on_stop: Mutex::default(),
+            on_resume: Mutex::default(),
             turn: FairMutex::new(()),
             ending: Mutex::default(),
             this: Weak::clone(this),
@@ -81,7 +87,23 @@ impl Controller {
         self.sinks.lock().push(sink);
     }
 
-    /// Has `chore` done whenever the vCPUs were stopped by the operator: wait for the devices'
+    /// Has `notice` told whenever a machine that was stopped goes on, before its vCPUs run.
+    pub fn on_resume(&self, notice: Notice) {
+        self.on_resume.lock().push(notice);
+    }
+
+    /// Stops the machine because a disk met an error that the guest shall not see. Any thread; the
+    /// machine is asked, not waited for.
+    pub fn stop_for_io_error(&self) {
+        if let Some(this) = self.this.upgrade() {
+            self.parts.main.spawn(move || async move {
+                // A machine that ends need not be stopped.
+                let _ = this.do_stop(RunState::IoError).await;
+            });
+        }
+    }
+
+    /// Has `chore` done whenever the vCPUs were stopped for longer: wait for the devices'
     /// requests, flush the disks.
     pub fn on_stop(&self, chore: Chore) {
         self.on_stop.lock().push(Arc::new(chore));
@@ -231,7 +253,8 @@ impl Controller {
         Ok(())
     }
 
-    async fn do_pause(&self) -> Result<(), ControlError> {
+    /// Stops the vCPUs; `state` says why.
+    async fn do_stop(&self, state: RunState) -> Result<(), ControlError> {
         let _turn = self.turn.lock().await;
         match self.status() {
             RunState::Running => {}
@@ -244,7 +267,7 @@ impl Controller {
             _ => return Ok(()),
         }
         self.parts.engine.stop();
-        self.set_state(RunState::Paused);
+        self.set_state(state);
         self.emit(VmEvent::Stop);
         let chores = self.on_stop.lock().clone();
         for chore in chores {
@@ -265,6 +288,10 @@ impl Controller {
         if state != RunState::Running {
             self.set_state(RunState::Running);
             self.emit(VmEvent::Resume);
+            let notices = self.on_resume.lock().clone();
+            for notice in notices {
+                notice();
+            }
             self.parts.engine.run();
         }
         Ok(())
@@ -285,7 +312,7 @@ impl VmControl for Controller {
     }
 
     fn pause(&self) -> LocalFuture<'_, Result<(), ControlError>> {
-        Box::pin(self.do_pause())
+        Box::pin(self.do_stop(RunState::Paused))
     }
 
     fn resume(&self) -> LocalFuture<'_, Result<(), ControlError>> {

@@ -194,6 +194,7 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
     if let Some(id) = &disk.id {
         backend.set_device(id);
     }
+    backend.set_policy(disk.errors);
     Ok(backend)
 }
 
@@ -214,6 +215,7 @@ fn add_virtio(
     };
     let mut settings = VirtioBlkConfig::new(backend, context);
     settings.serial = disk.serial.clone().unwrap_or_default();
+    settings.write_cache = disk.write_cache;
     let blk = VirtioBlk::new(settings).map_err(virtio)?;
     let address = match address {
         Some(address) => address,

@@ -9,4 +9,4 @@ mod requests;
 pub mod routing;
 
 pub use builder::{BuildError, Machine, MachineBuilder};
-pub use controller::{Chore, Controller};
+pub use controller::{Chore, Controller, Notice};

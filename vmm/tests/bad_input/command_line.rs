@@ -335,10 +335,6 @@ fn contradictions() {
         (&["--initrd", "x"], &["--initrd", "--kernel"]),
         (&["--append", "x"], &["--append", "--kernel"]),
         (
-            &["--drive", "file=/x,format=raw,if=virtio,cache=writethrough"],
-            &["file=/x", "write cache", "writeback"],
-        ),
-        (
             &["--drive", "file=/x,format=raw,if=virtio,bus=0"],
             &["file=/x", "bus"],
         ),

@@ -259,15 +259,12 @@ impl Driver for FileDriver {
         })
     }
 
-    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+    fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             if self.needs_bounce(&buffer) {
                 self.write_bounced(offset, &buffer).await?;
             } else {
                 current::write_at(self.engine, &self.file(), offset, buffer).await?;
-            }
-            if flags.contains(RequestFlags::FUA) {
-                self.sync().await?;
             }
             Ok(())
         })
@@ -276,9 +273,6 @@ impl Driver for FileDriver {
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.zero(offset, len, flags).await?;
-            if flags.contains(RequestFlags::FUA) {
-                self.sync().await?;
-            }
             Ok(())
         })
     }

@@ -137,7 +137,7 @@ fn bytes_come_back_by_every_engine_and_cache_mode() {
                         buffer.fill(0, BLOCK, u8::try_from(at % 255 + 1).unwrap());
                         let offset = 512 * (at as u64 + 1);
                         driver
-                            .write(offset, buffer.clone(), RequestFlags::FUA)
+                            .write(offset, buffer.clone(), RequestFlags::empty())
                             .await
                             .unwrap();
                         let back = IoBuffer::alloc(BLOCK + 512).slice(at, BLOCK);
@@ -268,13 +268,7 @@ fn zeroes_read_as_zeroes_and_are_holes_only_if_both_sides_want_that() {
             (false, RequestFlags::empty(), false),
         ] {
             let path = filled(directory.path(), "image", 9);
-            zeroed(
-                &path,
-                unmap,
-                flags | RequestFlags::FUA,
-                512,
-                SIZE as u64 - 1024,
-            );
+            zeroed(&path, unmap, flags, 512, SIZE as u64 - 1024);
             let bytes = std::fs::read(&path).unwrap();
             assert!(bytes[512..SIZE - 512].iter().all(|byte| *byte == 0));
             assert!(

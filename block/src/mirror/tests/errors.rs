@@ -13,7 +13,8 @@ use crate::job::{IoStatus, Job, JobState, OnError};
 use crate::node::Node;
 
 fn inject(node: &Node, event: DebugEvent, errno: i32) {
-    node.as_blkdebug().unwrap()
+    node.as_blkdebug()
+        .unwrap()
         .inject(InjectError::new(event, errno));
 }
 

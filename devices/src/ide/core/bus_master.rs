@@ -176,7 +176,6 @@ impl Core {
                     offset: offset(transfer.sector),
                     length: bytes(transfer.remaining),
                     table,
-                    write_through: self.writes_through(),
                 }
             }
             DmaCommand::Trim(length) => {

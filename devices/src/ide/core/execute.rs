@@ -255,13 +255,19 @@ impl Core {
         Ok(())
     }
 
+    fn set_write_cache(&mut self, on: bool) -> Immediate {
+        self.settings_mut()?.write_cache = on;
+        self.note_write_cache(self.selected, on);
+        Ok(())
+    }
+
     fn set_features(&mut self) -> Immediate {
         let task = &self.slot().task;
         let (feature, count) = (task.features(), task.count_byte());
         match Feature::decode(feature).ok_or(Abort)? {
-            Feature::EnableWriteCache => self.settings_mut()?.write_cache = true,
+            Feature::EnableWriteCache => self.set_write_cache(true)?,
             Feature::DisableWriteCache => {
-                self.settings_mut()?.write_cache = false;
+                self.set_write_cache(false)?;
                 self.flush();
             }
             Feature::TransferMode => {

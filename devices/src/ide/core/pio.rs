@@ -118,7 +118,6 @@ impl Core {
         self.launch(Operation::WriteBlock {
             offset: offset(transfer.sector),
             data: block,
-            write_through: self.writes_through(),
         });
     }
 
@@ -159,12 +158,6 @@ impl Core {
     /// Whether the selected disk has these sectors.
     pub(super) fn has(&self, sector: u64, count: u32) -> bool {
         self.disk().is_some_and(|disk| disk.contains(sector, count))
-    }
-
-    /// Whether a write must be durable when it ends.
-    pub(super) fn writes_through(&self) -> bool {
-        self.settings()
-            .is_some_and(|settings| !settings.write_cache)
     }
 }
 

@@ -49,6 +49,10 @@ pub(in super::super) struct Aftermath {
     dead: Vec<AbortHandle>,
     /// Those who waited for no request to be in flight.
     idle: Vec<Waker>,
+    /// A request is in flight that is not wanted any more.
+    pub settle: bool,
+    /// The drives' write caches that were switched.
+    pub write_caches: [Option<bool>; 2],
 }
 
 impl Aftermath {
@@ -81,6 +85,8 @@ pub(super) struct Requests {
     launch: Option<Launch>,
     dead: Vec<AbortHandle>,
     idle_wakers: Vec<Waker>,
+    settle: bool,
+    write_caches: [Option<bool>; 2],
 }
 
 impl Requests {
@@ -104,6 +110,8 @@ impl Requests {
         {
             self.dead.push(request.abort);
         }
+        // What runs may be halted by an error, and would be for as long as the machine stands still.
+        self.settle = self.in_flight.is_some();
     }
 
     fn advance(&mut self, stage: Stage) {
@@ -147,7 +155,14 @@ impl Core {
             launch: requests.launch.take(),
             dead: std::mem::take(&mut requests.dead),
             idle,
+            settle: std::mem::take(&mut requests.settle),
+            write_caches: std::mem::take(&mut requests.write_caches),
         }
+    }
+
+    /// Has the drive's backend told of its write cache.
+    pub(super) fn note_write_cache(&mut self, drive: usize, on: bool) {
+        self.requests.write_caches[drive] = Some(on);
     }
 
     /// A request found the gate closed.
@@ -259,14 +274,17 @@ impl Core {
         if held || self.requests.in_flight.is_some() {
             return;
         }
-        for slot in &mut self.slots {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
             slot.post_signature();
             let Some(drive) = &mut slot.drive else {
                 continue;
             };
             match reset {
                 Reset::Software => drive.settings.after_software_reset(),
-                Reset::Machine | Reset::Retired => drive.settings = Settings::power_on(&drive.disk),
+                Reset::Machine | Reset::Retired => {
+                    drive.settings = Settings::power_on(&drive.disk);
+                    self.requests.write_caches[index] = Some(drive.settings.write_cache);
+                }
             }
         }
         self.selected = 0;

@@ -4,6 +4,7 @@ mod bench;
 mod commands;
 mod dma;
 mod drain;
+mod errors;
 mod fuzz;
 mod pio;
 mod reset;

@@ -1,8 +1,6 @@
 //! Data through the data register.
 
-use std::sync::atomic::Ordering;
-
-use sluice_block::backend::Account;
+use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
 use crate::bus::PioDevice;
@@ -194,13 +192,15 @@ fn a_failing_node_aborts_the_command() {
 #[test]
 fn without_write_cache_each_write_is_flushed() {
     let mut bench = Bench::with(1, "", |drive| drive.write_cache = false);
+    bench.hold(DebugEvent::FlushToDisk);
     bench.address28(7, 1);
     bench.outb(COMMAND, 0x30);
     bench.write_block(&pattern(1, 1));
+    bench.wait_held();
+    assert_eq!(bench.status(), BSY | DRDY);
+    bench.release();
     bench.wait_ready();
-    let stats = bench.disks[0].backend.stats();
-    let flushes = stats.of(Account::Flush).operations.load(Ordering::Relaxed);
-    assert_eq!(flushes, 1);
+    assert_eq!(bench.status(), DRDY | DSC);
 }
 
 #[test]

@@ -101,13 +101,15 @@ impl Describe for Shared {
 }
 
 impl Shared {
-    /// Whether a driver with these features relies on writes being durable (section 5.2.6.2).
-    fn is_write_through(&self, features: Features) -> bool {
-        if features.contains(Features::CONFIG_WCE) {
-            !self.writeback.load(Ordering::Acquire)
+    /// Tells the backend whether writes of a driver with these features may stay in a cache, or
+    /// whether it relies on their being durable (section 5.2.6.2).
+    fn apply_write_cache(&self, features: Features) {
+        let on = if features.contains(Features::CONFIG_WCE) {
+            self.writeback.load(Ordering::Acquire)
         } else {
-            !(self.write_cache && features.contains(Features::FLUSH))
-        }
+            self.write_cache && features.contains(Features::FLUSH)
+        };
+        self.disk.backend.set_write_cache(on);
     }
 }
 
@@ -273,14 +275,18 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn write_config(&self, offset: u64, data: &[u8], features: u64) {
-        let may = Features::from_bits_truncate(features).contains(Features::CONFIG_WCE);
+        let features = Features::from_bits_truncate(features);
+        let may = features.contains(Features::CONFIG_WCE);
         if let (true, [value]) = (may && offset == config::WRITEBACK as u64, data) {
             self.shared.writeback.store(*value != 0, Ordering::Release);
+            self.shared.apply_write_cache(features);
         }
     }
 
     fn start_queue(&self, queue: ActiveQueue) {
         let index = usize::from(queue.index);
+        let features = Features::from_bits_truncate(queue.features);
+        self.shared.apply_write_cache(features);
         let stop = Arc::new(Stop::default());
         if let Some(slot) = self.stops.lock().get_mut(index) {
             *slot = Some(Arc::clone(&stop));
@@ -305,5 +311,6 @@ impl VirtioDevice for VirtioBlk {
     fn reset(&self) {
         let initial = self.shared.write_cache;
         self.shared.writeback.store(initial, Ordering::Release);
+        self.shared.disk.backend.set_write_cache(initial);
     }
 }

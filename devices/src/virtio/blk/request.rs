@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use sluice_aio::{GuestRam, IoBuffer, Token};
+use sluice_aio::{GuestRam, IoBuffer};
 use sluice_block::BlockError;
-use sluice_block::backend::Backend;
+use sluice_block::backend::{Backend, Request};
 use smallvec::SmallVec;
 
 use super::layout::{
@@ -83,14 +83,6 @@ pub(super) struct Disk {
     pub(super) serial: [u8; SERIAL_LEN],
     /// Bytes; a multiple of the sector.
     pub(super) block_size: u32,
-}
-
-/// How the driver wants its requests treated, from the negotiated features.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mode {
-    pub(super) features: Features,
-    /// Every write is durable when it ends.
-    pub(super) write_through: bool,
 }
 
 /// Splits a chain into what it asks and where the answer goes.
@@ -189,13 +181,13 @@ impl Answer {
 }
 
 impl Disk {
-    /// Executes a request with the token it entered with. One request is one entry, however many
+    /// Executes what a driver with these features asks. One request is one entry, however many
     /// ranges it has.
     pub(super) async fn execute(
         &self,
         operation: Operation,
-        mode: Mode,
-        token: &Token,
+        features: Features,
+        request: &mut Request<'_>,
     ) -> RequestStatus {
         let backend = &self.backend;
         match operation {
@@ -206,37 +198,35 @@ impl Disk {
                 if data.is_empty() {
                     return RequestStatus::Ok;
                 }
-                status_of(backend.read(token, offset, data).await)
+                status_of(request.read(offset, data).await)
             }
             Operation::Write { sector, data } => {
                 let range = self.transfer(sector, &data);
                 let (Some(offset), false) = (range, backend.is_read_only()) else {
                     return RequestStatus::IoError;
                 };
-                let written = if data.is_empty() {
-                    Ok(())
-                } else {
-                    backend.write(token, offset, data).await
-                };
-                self.finish_write(written, mode, token).await
+                if data.is_empty() {
+                    return RequestStatus::Ok;
+                }
+                status_of(request.write(offset, data).await)
             }
-            Operation::Flush => status_of(backend.flush(token).await),
+            Operation::Flush => status_of(request.flush().await),
             Operation::GetId { data } => {
                 data.copy_from_slice(0, &self.serial);
                 RequestStatus::Ok
             }
             Operation::Discard { segments } => {
-                if !mode.features.contains(Features::DISCARD) {
+                if !features.contains(Features::DISCARD) {
                     return RequestStatus::Unsupported;
                 }
-                self.each_segment(&segments, SegmentFlags::empty(), mode, token)
+                self.each_segment(&segments, SegmentFlags::empty(), request)
                     .await
             }
             Operation::WriteZeroes { segments } => {
-                if !mode.features.contains(Features::WRITE_ZEROES) {
+                if !features.contains(Features::WRITE_ZEROES) {
                     return RequestStatus::Unsupported;
                 }
-                self.each_segment(&segments, SegmentFlags::UNMAP, mode, token)
+                self.each_segment(&segments, SegmentFlags::UNMAP, request)
                     .await
             }
             Operation::Unsupported => RequestStatus::Unsupported,
@@ -248,8 +238,7 @@ impl Disk {
         &self,
         segments: &Segments,
         allowed: SegmentFlags,
-        mode: Mode,
-        token: &Token,
+        request: &mut Request<'_>,
     ) -> RequestStatus {
         if segments
             .iter()
@@ -275,28 +264,15 @@ impl Disk {
             let result = if len == 0 {
                 Ok(())
             } else if allowed.is_empty() {
-                self.backend.discard(token, offset, len).await
+                request.discard(offset, len).await
             } else {
-                self.backend.write_zeroes(token, offset, len, unmap).await
+                request.write_zeroes(offset, len, unmap).await
             };
             if result.is_err() {
                 return status_of(result);
             }
         }
-        self.finish_write(Ok(()), mode, token).await
-    }
-
-    /// Without a write cache, a write has ended when it is durable.
-    async fn finish_write(
-        &self,
-        written: Result<(), BlockError>,
-        mode: Mode,
-        token: &Token,
-    ) -> RequestStatus {
-        match written {
-            Ok(()) if mode.write_through => status_of(self.backend.flush(token).await),
-            other => status_of(other),
-        }
+        RequestStatus::Ok
     }
 
     /// Byte offset of a transfer of data, if it is on the disk and not too large.

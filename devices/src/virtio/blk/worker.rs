@@ -35,11 +35,12 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use sluice_aio::gate::Opened;
 use sluice_aio::{BottomHalf, Cause, Source, Token, current};
+use sluice_block::backend::Submitter;
 use tracing::Instrument as _;
 
 use super::Shared;
 use super::layout::{Features, RequestStatus};
-use super::request::{Answer, Mode, Operation, parse};
+use super::request::{Answer, Operation, parse};
 use crate::virtio::{ActiveQueue, Interrupts, Kick, Ring, RingError, Settling};
 
 /// How a vCPU thread asks a worker to stop. Held by the device while the queue runs, and by the
@@ -63,6 +64,7 @@ impl Stop {
 /// One queue in service.
 struct Worker {
     shared: Arc<Shared>,
+    submitter: Submitter,
     index: u16,
     features: Features,
     ring: RefCell<Ring>,
@@ -85,6 +87,7 @@ struct Worker {
 /// Starts the service of a queue in the current loop's thread; [`Stop`] ends it.
 pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Stop>) {
     let worker = Rc::new_cyclic(|worker: &Weak<Worker>| Worker {
+        submitter: Submitter::new(Arc::clone(&shared.disk.backend)),
         shared,
         index: queue.index,
         features: Features::from_bits_truncate(queue.features),
@@ -129,6 +132,8 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Sto
     drop(handler);
     worker.closed.set(true);
     worker.opened.take();
+    // What an error has halted would keep the queue until the machine goes on.
+    worker.submitter.settle();
     poll_fn(|cx| worker.poll_idle(cx)).await;
     drop(worker);
     drop(stop);
@@ -226,19 +231,17 @@ impl Worker {
     fn start(self: &Rc<Self>, operation: Operation, answer: Answer, token: Token) {
         self.count_in_flight(self.in_flight.get() + 1);
         let worker = Rc::clone(self);
-        let mode = Mode {
-            features: self.features,
-            write_through: self.shared.is_write_through(self.features),
-        };
         let span = tracing::trace_span!("request", queue = self.index, head = answer.head);
         let serve = async move {
             tracing::trace!(?operation, "enter");
-            let request = InFlight(&worker);
-            let status = worker.shared.disk.execute(operation, mode, &token).await;
-            request.0.complete(&answer, status);
-            drop(request);
+            let in_flight = InFlight(&worker);
+            let mut request = worker.submitter.request(token);
+            let disk = &worker.shared.disk;
+            let status = disk.execute(operation, worker.features, &mut request).await;
+            in_flight.0.complete(&answer, status);
+            drop(in_flight);
             // The driver's view is complete before the disk counts as idle.
-            drop(token);
+            drop(request);
         };
         current::spawn_local(serve.instrument(span)).detach();
     }

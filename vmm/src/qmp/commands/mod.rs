@@ -11,6 +11,7 @@ mod general;
 mod graph;
 mod human;
 mod jobs;
+mod latency;
 mod loops;
 mod mirror;
 mod objects;
@@ -75,6 +76,7 @@ commands! {
     "block-job-pause" => jobs::block_job_pause;
     "block-job-resume" => jobs::block_job_resume;
     "block-job-set-speed" => jobs::block_job_set_speed;
+    "block-latency-histogram-set" => latency::block_latency_histogram_set;
     "block_resize" => graph::block_resize;
     "blockdev-add" => block::blockdev_add;
     "blockdev-del" => block::blockdev_del;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use sluice_block::backend::{Account, Counters};
+use sluice_block::job::IoStatus;
 use sluice_block::{Backend, Node};
 
 /// QEMU's `BlockDeviceInfo`: a node.
@@ -101,6 +102,8 @@ pub(super) struct DiskRecord {
     locked: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) inserted: Option<NodeRecord>,
+    #[serde(rename = "io-status", skip_serializing_if = "Option::is_none")]
+    io_status: Option<IoStatus>,
 }
 
 impl DiskRecord {
@@ -112,7 +115,12 @@ impl DiskRecord {
             kind: "unknown",
             removable: false,
             locked: false,
-            inserted: visible_root(backend).map(|node| NodeRecord::of(&node)),
+            inserted: visible_root(backend).map(|node| {
+                let mut record = NodeRecord::of(&node);
+                record.cache.writeback = backend.write_cache();
+                record
+            }),
+            io_status: backend.io_status(),
         }
     }
 }
@@ -170,6 +178,29 @@ struct DeviceStats {
     account_invalid: bool,
     account_failed: bool,
     timed_stats: [(); 0],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rd_latency_histogram: Option<LatencyRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wr_latency_histogram: Option<LatencyRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flush_latency_histogram: Option<LatencyRecord>,
+}
+
+/// QEMU's `BlockLatencyHistogramInfo`.
+#[derive(Debug, Serialize)]
+struct LatencyRecord {
+    boundaries: Vec<u64>,
+    bins: Vec<u64>,
+}
+
+impl LatencyRecord {
+    fn of(counters: &Counters) -> Option<Self> {
+        let latencies = counters.latencies()?;
+        Some(Self {
+            boundaries: latencies.boundaries().to_vec(),
+            bins: latencies.bins(),
+        })
+    }
 }
 
 impl StatsRecord {
@@ -209,6 +240,9 @@ impl StatsRecord {
                 account_invalid: false,
                 account_failed: true,
                 timed_stats: [],
+                rd_latency_histogram: LatencyRecord::of(rd),
+                wr_latency_histogram: LatencyRecord::of(wr),
+                flush_latency_histogram: LatencyRecord::of(flush),
             },
         }
     }

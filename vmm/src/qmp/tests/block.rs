@@ -7,7 +7,13 @@ use super::harness::{Client, World, run};
 const MIB: usize = 1 << 20;
 
 /// Adds a `raw` node over a file of `mib` MiB filled with `byte`; returns the file's path.
-pub(super) fn add_disk(world: &World, client: &mut Client, name: &str, mib: usize, byte: u8) -> String {
+pub(super) fn add_disk(
+    world: &World,
+    client: &mut Client,
+    name: &str,
+    mib: usize,
+    byte: u8,
+) -> String {
     let path = world.image(name, mib * MIB, byte);
     let file = json!({"driver": "file", "filename": path});
     client.ok(

@@ -2,6 +2,7 @@
 
 mod bench;
 mod drain;
+mod errors;
 mod hostile;
 mod requests;
 mod reset;

@@ -1,0 +1,102 @@
+//! Errors whose policy is to stop the machine: requests stay, and are done when it goes on.
+
+use sluice_block::backend::ErrorPolicy;
+use sluice_block::job::OnError;
+
+use super::bench::{Bench, OK, SECTOR, Slot, UNTOUCHED, add_write, run, stamp};
+use crate::virtio::RingFeatures;
+use crate::virtio::Status;
+use crate::virtio::blk::layout::request_type;
+use crate::virtio::testing::Guest;
+
+/// A disk whose errors stop the machine, with these rules of `blkdebug`.
+fn stopping(rules: &str) -> (Bench, Guest) {
+    let (bench, guest) = Bench::with(&format!(r#""inject-error": [{rules}],"#), |_| {});
+    let policy = ErrorPolicy::new(OnError::Stop, OnError::Stop);
+    bench.backend.set_policy(policy);
+    (bench, guest)
+}
+
+fn wait_halted(bench: &mut Bench) {
+    let backend = std::sync::Arc::clone(&bench.backend);
+    bench.until("a halted request", || backend.halted() > 0);
+    bench.quiesce();
+}
+
+#[test]
+fn requests_are_done_when_the_machine_goes_on_and_newer_ones_stay_in_the_ring() {
+    let once = |sector| format!(r#"{{"event": "write_aio", "sector": {sector}, "once": true}}"#);
+    let rules = [1, 2, 3].map(once).join(",");
+    let (mut bench, guest) = stopping(&rules);
+    let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
+    for sector in [1, 2, 3] {
+        let data = [u8::try_from(sector).unwrap(); SECTOR];
+        add_write(&mut driver, Slot(sector), sector, &data);
+    }
+    driver.kick();
+    wait_halted(&mut bench);
+    // One that is made while the machine stands still is not even looked at.
+    add_write(&mut driver, Slot(4), 1, &[9; SECTOR]);
+    driver.kick();
+    bench.quiesce();
+    assert_eq!(driver.used_index(), 0);
+    assert_eq!(
+        (bench.backend.gate().in_flight(), guest.interrupts(0)),
+        (0, 0)
+    );
+    assert_eq!(bench.sector(1), stamp(1));
+
+    // Whichever of them had begun was halted; the others fail and stop the machine by themselves.
+    let backend = std::sync::Arc::clone(&bench.backend);
+    bench.until("all requests", || {
+        if backend.halted() > 0 {
+            backend.resume();
+        }
+        driver.used_index() == 4
+    });
+    assert_eq!(bench.sector(1), [9; SECTOR], "the newer write came first");
+    assert_eq!(
+        (bench.sector(2), bench.sector(3)),
+        (vec![2; SECTOR], vec![3; SECTOR])
+    );
+    for slot in 1..=4 {
+        assert_eq!(Slot(slot).status(&guest), OK, "{slot}");
+    }
+}
+
+#[test]
+fn a_read_is_repeated_too() {
+    let (mut bench, guest) = stopping(r#"{"event": "read_aio", "once": true}"#);
+    let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
+    super::bench::add(&mut driver, Slot(0), request_type::IN, 7, SECTOR);
+    driver.kick();
+    wait_halted(&mut bench);
+    bench.backend.resume();
+    bench.until("the read", || driver.used_index() == 1);
+    assert_eq!(Slot(0).status(&guest), OK);
+    assert_eq!(Slot(0).read_data(&guest, SECTOR), stamp(7));
+}
+
+#[test]
+fn a_reset_does_not_wait_for_the_machine_and_drops_the_request() {
+    let (mut bench, guest) = stopping(r#"{"event": "write_aio", "once": true}"#);
+    let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
+    add_write(&mut driver, Slot(0), 5, &[5; SECTOR]);
+    driver.kick();
+    wait_halted(&mut bench);
+    guest.set_status(Status::empty());
+    bench.until("the reset", || guest.status().is_empty());
+    bench.backend.resume();
+    bench.quiesce();
+    assert_eq!(bench.sector(5), stamp(5));
+    assert_eq!(
+        (driver.used_index(), Slot(0).status(&guest)),
+        (0, UNTOUCHED)
+    );
+    let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
+    assert_eq!(
+        run(&mut bench, &mut driver, request_type::IN, 11, SECTOR).0,
+        OK
+    );
+    assert_eq!(Slot(0).read_data(&guest, SECTOR), stamp(11));
+}

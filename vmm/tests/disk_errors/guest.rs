@@ -1,0 +1,55 @@
+//! The driver of the primary master, by programmed I/O (ATA-6: WRITE SECTORS).
+
+use std::time::Instant;
+
+use crate::machine::{LIMIT, Qtest, SECTOR};
+
+const DATA: u16 = 0x1f0;
+const STATUS: u16 = 0x1f7;
+const ALTERNATE_STATUS: u16 = 0x3f6;
+const BUSY: u64 = 0x80;
+const DATA_REQUEST: u64 = 0x08;
+const ERROR: u64 = 0x01;
+
+pub struct Ide;
+
+impl Ide {
+    /// Gives the drive a sector to write.
+    pub fn begin_write(qtest: &mut Qtest, sector: u8, byte: u8) {
+        let registers = [
+            (0x1f6, 0xe0),
+            (0x1f2, 1),
+            (0x1f3, sector),
+            (0x1f4, 0),
+            (0x1f5, 0),
+        ];
+        for (port, value) in registers {
+            qtest.ask(&format!("outb {port:#x} {value:#x}"));
+        }
+        qtest.ask(&format!("outb {STATUS:#x} 0x30"));
+        assert_ne!(Self::wait(qtest) & DATA_REQUEST, 0);
+        let word = u16::from_le_bytes([byte, byte]);
+        for _ in 0..SECTOR / 2 {
+            qtest.ask(&format!("outw {DATA:#x} {word:#x}"));
+        }
+    }
+
+    pub fn is_busy(qtest: &mut Qtest) -> bool {
+        qtest.number(&format!("inb {ALTERNATE_STATUS:#x}")) & BUSY != 0
+    }
+
+    /// Waits for the end of a command, which must be a good one.
+    #[track_caller]
+    pub fn finish(qtest: &mut Qtest) {
+        assert_eq!(Self::wait(qtest) & ERROR, 0);
+    }
+
+    #[track_caller]
+    fn wait(qtest: &mut Qtest) -> u64 {
+        let began = Instant::now();
+        while Self::is_busy(qtest) {
+            assert!(began.elapsed() < LIMIT, "busy for ever");
+        }
+        qtest.number(&format!("inb {STATUS:#x}"))
+    }
+}

@@ -1,0 +1,159 @@
+//! The driver of a virtio disk on PCI bus 0: as little of virtio 1.2 as a few writes take.
+
+use std::time::Instant;
+
+use crate::machine::{LIMIT, Qtest, SECTOR};
+
+/// Where the test puts the registers (section 4.1.4).
+const WINDOW: u64 = 0xfe00_0000;
+/// Where the rings are, and the requests behind them.
+const DESCRIPTORS: u64 = 0x10_0000;
+const AVAILABLE: u64 = 0x10_1000;
+const USED: u64 = 0x10_2000;
+const REQUESTS: u64 = 0x11_0000;
+const STRIDE: u64 = 0x1000;
+const QUEUE_SIZE: u64 = 16;
+/// Descriptors of a request: header, data, status.
+const CHAIN: u64 = 3;
+
+pub struct Virtio {
+    doorbell: u64,
+    made: u64,
+}
+
+/// A function's configuration space (mechanism #1).
+struct Config<'a> {
+    qtest: &'a mut Qtest,
+    device: u32,
+}
+
+impl Config<'_> {
+    fn select(&mut self, register: u32) {
+        let address = 0x8000_0000 | self.device << 11 | register & 0xfc;
+        self.qtest.ask(&format!("outl 0xcf8 {address:#x}"));
+    }
+
+    fn read(&mut self, register: u32) -> u32 {
+        self.select(register);
+        u32::try_from(self.qtest.number("inl 0xcfc")).unwrap()
+    }
+
+    fn write(&mut self, register: u32, value: u32) {
+        self.select(register);
+        self.qtest.ask(&format!("outl 0xcfc {value:#x}"));
+    }
+
+    /// Offset in the window and last word of the capability of this kind.
+    fn capability(&mut self, kind: u32) -> (u64, u32) {
+        let mut at = self.read(0x34) & 0xfc;
+        while at != 0 {
+            let head = self.read(at);
+            if head & 0xff == 9 && head >> 24 == kind {
+                assert_eq!(self.read(at + 4) & 0xff, self.bar(), "in another BAR");
+                return (u64::from(self.read(at + 8)), self.read(at + 16));
+            }
+            at = head >> 8 & 0xfc;
+        }
+        panic!("no capability {kind}");
+    }
+
+    /// The BAR that the common configuration is in.
+    fn bar(&mut self) -> u32 {
+        let mut at = self.read(0x34) & 0xfc;
+        loop {
+            let head = self.read(at);
+            if head & 0xff == 9 {
+                return self.read(at + 4) & 0xff;
+            }
+            at = head >> 8 & 0xfc;
+        }
+    }
+}
+
+impl Virtio {
+    pub const IO_ERROR: u8 = 1;
+
+    /// Makes the disk at this device number of bus 0 ready, with one queue.
+    pub fn bring_up(qtest: &mut Qtest, device: u32) -> Self {
+        let mut config = Config { qtest, device };
+        let bar = config.bar();
+        config.write(0x10 + 4 * bar, u32::try_from(WINDOW).unwrap());
+        config.write(0x14 + 4 * bar, 0);
+        // Memory and bus master.
+        config.write(4, 6);
+        let (common, _) = config.capability(1);
+        let (notify, multiplier) = config.capability(2);
+        let common = WINDOW + common;
+        let mut set = |width: &str, at: u64, value: u64| {
+            qtest.ask(&format!("write{width} {:#x} {value:#x}", common + at));
+        };
+        set("b", 20, 0);
+        set("b", 20, 3);
+        // VERSION_1 and nothing else.
+        set("l", 8, 0);
+        set("l", 12, 0);
+        set("l", 8, 1);
+        set("l", 12, 1);
+        set("b", 20, 11);
+        set("w", 22, 0);
+        set("w", 24, QUEUE_SIZE);
+        for (at, address) in [(32, DESCRIPTORS), (40, AVAILABLE), (48, USED)] {
+            set("l", at, address);
+            set("l", at + 4, 0);
+        }
+        set("w", 28, 1);
+        set("b", 20, 15);
+        let offset = qtest.number(&format!("readw {:#x}", common + 30));
+        Self {
+            doorbell: WINDOW + notify + offset * u64::from(multiplier),
+            made: 0,
+        }
+    }
+
+    /// Makes a write of a sector available, without ringing.
+    pub fn begin_write(&mut self, qtest: &mut Qtest, sector: u64, byte: u8) {
+        let request = REQUESTS + self.made * STRIDE;
+        let (data, status) = (request + 0x200, request + 0x100);
+        qtest.ask(&format!("writel {request:#x} 1"));
+        qtest.ask(&format!("writeq {:#x} {sector:#x}", request + 8));
+        qtest.ask(&format!("memset {data:#x} {SECTOR} {byte:#x}"));
+        qtest.ask(&format!("writeb {status:#x} 0xff"));
+        let first = self.made * CHAIN;
+        let (next, writable) = (1, 2);
+        let chain = [
+            (request, 16, next, first + 1),
+            (data, SECTOR, next, first + 2),
+            (status, 1, writable, 0),
+        ];
+        for (at, (address, length, flags, next)) in (first..).zip(chain) {
+            let descriptor = DESCRIPTORS + at * 16;
+            qtest.ask(&format!("writeq {descriptor:#x} {address:#x}"));
+            qtest.ask(&format!("writel {:#x} {length:#x}", descriptor + 8));
+            qtest.ask(&format!("writew {:#x} {flags:#x}", descriptor + 12));
+            qtest.ask(&format!("writew {:#x} {next:#x}", descriptor + 14));
+        }
+        let slot = AVAILABLE + 4 + self.made * 2;
+        qtest.ask(&format!("writew {slot:#x} {first:#x}"));
+        self.made += 1;
+        qtest.ask(&format!("writew {:#x} {:#x}", AVAILABLE + 2, self.made));
+    }
+
+    pub fn kick(&self, qtest: &mut Qtest) {
+        qtest.ask(&format!("writew {:#x} 0", self.doorbell));
+    }
+
+    /// Waits until so many requests were answered.
+    #[track_caller]
+    pub fn wait_used(&self, qtest: &mut Qtest, count: u64) {
+        let began = Instant::now();
+        while qtest.number(&format!("readw {:#x}", USED + 2)) != count {
+            assert!(began.elapsed() < LIMIT, "waits for ever");
+        }
+    }
+
+    /// The status byte of a request, by the order in which they were made.
+    pub fn status(&self, qtest: &mut Qtest, made: u64) -> u8 {
+        let at = REQUESTS + made * STRIDE + 0x100;
+        qtest.number(&format!("readb {at:#x}")).to_le_bytes()[0]
+    }
+}
