@@ -1,7 +1,8 @@
-//! The few synchronisation primitives that the gate is made of, switchable to loom's.
+//! The few synchronisation primitives that the gate and a loop's bell ([`crate::wake`]) are made of,
+//! switchable to loom's.
 //!
-//! With `--cfg loom` the very same gate runs under the model checker; without it these are plain
-//! atomics and a `parking_lot` mutex. Nothing else in the crate is built under loom.
+//! With `--cfg loom` the very same types run under the model checker; without it these are plain
+//! atomics and a `parking_lot` mutex.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::Arc;
