@@ -30,7 +30,7 @@ pub enum BlockdevOptions {
     /// No storage, and requests that never end where they begin.
     NullAio(NullNode),
     /// Breakpoints and errors for tests.
-    Blkdebug(BlkdebugNode),
+    Blkdebug(Box<BlkdebugNode>),
     /// Limits of rates.
     Throttle(ThrottleNode),
     /// Old data saved before it is overwritten.

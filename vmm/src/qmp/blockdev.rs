@@ -82,7 +82,7 @@ fn read_at(
             let image = child("image")?;
             let mut node: BlkdebugNode = members_at(members, path, scalars)?;
             node.image = image.unwrap_or(node.image);
-            Ok(BlockdevOptions::Blkdebug(node))
+            Ok(BlockdevOptions::Blkdebug(Box::new(node)))
         }
         _ => Err(InputError::bad_value(driver_path, driver, DRIVERS)),
     }

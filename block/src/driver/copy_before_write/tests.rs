@@ -43,7 +43,7 @@ fn pattern() -> Vec<u8> {
     bytes
 }
 
-fn run<F: Future<Output = ()> + 'static>(more: Value, test: impl FnOnce(Bench) -> F + 'static) {
+fn run<F: Future<Output = ()> + 'static>(more: &Value, test: impl FnOnce(Bench) -> F + 'static) {
     let directory = tempfile::tempdir().unwrap();
     let (disk, copy) = (directory.path().join("disk"), directory.path().join("copy"));
     std::fs::write(&disk, pattern()).unwrap();
@@ -119,7 +119,7 @@ async fn settle() {
 
 #[test]
 fn old_data_is_saved_once_and_before_the_new() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let first = 2 * CLUSTER_LEN - 512;
         bench.write(first, 1024, 0xaa).await.unwrap().unwrap();
         assert_eq!(bench.saved(1), original(1));
@@ -146,7 +146,7 @@ fn old_data_is_saved_once_and_before_the_new() {
 
 #[test]
 fn what_is_cut_off_is_saved() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let last = SIZE / CLUSTER_LEN - 1;
         let keep = (SIZE - CLUSTER_LEN - 512) as u64;
         bench.node.driver().truncate(keep).await.unwrap();
@@ -158,7 +158,7 @@ fn what_is_cut_off_is_saved() {
 
 #[test]
 fn writes_to_a_cluster_wait_for_its_one_copy() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let debug = bench.debug();
         debug.set_break(DebugEvent::WriteAio, "copy").unwrap();
         let one = bench.write(0, 512, 0xaa);
@@ -182,7 +182,7 @@ fn writes_to_a_cluster_wait_for_its_one_copy() {
 
 #[test]
 fn other_clusters_do_not_wait() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let debug = bench.debug();
         debug.set_break(DebugEvent::WriteAio, "copy").unwrap();
         let held = bench.write(0, 512, 0xaa);
@@ -196,7 +196,7 @@ fn other_clusters_do_not_wait() {
 
 #[test]
 fn a_failed_copy_fails_the_write_and_is_tried_again() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let debug = bench.debug();
         debug.inject(InjectError::new(DebugEvent::WriteAio, libc::ENOSPC));
         let error = bench.write(0, 512, 0xaa).await.unwrap().unwrap_err();
@@ -212,7 +212,7 @@ fn a_failed_copy_fails_the_write_and_is_tried_again() {
 #[test]
 fn or_it_gives_the_old_data_up() {
     run(
-        json!({"on-cbw-error": "break-snapshot"}),
+        &json!({"on-cbw-error": "break-snapshot"}),
         |bench| async move {
             let debug = bench.debug();
             debug.inject(InjectError::new(DebugEvent::WriteAio, libc::EIO));
@@ -227,7 +227,7 @@ fn or_it_gives_the_old_data_up() {
 
 #[test]
 fn options_that_make_no_sense_are_refused() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let small = json!({"driver": "null-co", "size": 512});
         let disk = json!({"driver": "null-co", "size": 1 << 20});
         let cases = [
@@ -260,7 +260,7 @@ fn options_that_make_no_sense_are_refused() {
 
 #[test]
 fn nobody_writes_past_the_filter() {
-    run(json!({}), |bench| async move {
+    run(&json!({}), |bench| async move {
         let file = bench.graph.node("file").unwrap();
         bench.graph.add_backend("disk", &bench.node).unwrap();
         let refused = bench.graph.add_backend("other", &file).unwrap_err();
@@ -295,7 +295,7 @@ fn the_old_disk_can_always_be_put_together() {
     };
     let changes = prop::collection::vec(change(), 1..24);
     let checked = TestRunner::new(config).run(&changes, |changes| {
-        run(json!({}), move |bench| async move {
+        run(&json!({}), move |bench| async move {
             // The whole of it: its directory goes last.
             let bench = bench;
             let tasks: Vec<_> = changes
