@@ -71,7 +71,7 @@ impl Row {
             None => "",
         };
         format!(
-            "{:52} {:>8} {:>11} {:>11} {ratio:>6} {target:>9} {verdict}",
+            "{:57} {:>6} {:>11} {:>11} {ratio:>6} {target:>9} {verdict}",
             self.what,
             self.unit,
             figure(self.ours),
@@ -84,7 +84,7 @@ impl Row {
 #[must_use]
 pub fn heading() -> String {
     format!(
-        "{:52} {:>8} {:>11} {:>11} {:>6} {:>9}",
+        "{:57} {:>6} {:>11} {:>11} {:>6} {:>9}",
         "what", "unit", "ours", "reference", "ratio", "target"
     )
 }
