@@ -7,8 +7,8 @@
 //!    for a while ([`crate::polling`]), then sleep: in that same call if I/O is under way, otherwise
 //!    in `epoll_wait`;
 //! 3. dispatch what epoll reported, completions, and timers that are due;
-//! 4. once more 1; the I/O that was prepared there is handed over in the next turn, or before the
-//!    loop is left to an outer one.
+//! 4. once more 1; the I/O that was prepared there is handed over at once if there is other work,
+//!    otherwise with the next sleep, or before the loop is left to an outer one.
 //!
 //! # Fairness
 //! **No source is served again before all others that were ready had their turn.** In one turn
@@ -300,6 +300,10 @@ impl EventLoop {
         self.local.engines.reap();
         self.fire_timers();
         self.work();
+        if self.has_work() {
+            // What was prepared does not wait for other work; only a sleep is worth waiting for.
+            self.local.engines.submit();
+        }
         Ok(())
     }
 
