@@ -24,19 +24,14 @@ fn wait_halted(bench: &mut Bench) {
 }
 
 #[test]
-fn requests_are_done_when_the_machine_goes_on_and_newer_ones_stay_in_the_ring() {
-    let once = |sector| format!(r#"{{"event": "write_aio", "sector": {sector}, "once": true}}"#);
-    let rules = [1, 2, 3].map(once).join(",");
-    let (mut bench, guest) = stopping(&rules);
+fn a_write_is_done_when_the_machine_goes_on_and_a_newer_one_stays_in_the_ring() {
+    let (mut bench, guest) = stopping(r#"{"event": "write_aio", "once": true}"#);
     let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);
-    for sector in [1, 2, 3] {
-        let data = [u8::try_from(sector).unwrap(); SECTOR];
-        add_write(&mut driver, Slot(sector), sector, &data);
-    }
+    add_write(&mut driver, Slot(1), 1, &[1; SECTOR]);
     driver.kick();
     wait_halted(&mut bench);
     // One that is made while the machine stands still is not even looked at.
-    add_write(&mut driver, Slot(4), 1, &[9; SECTOR]);
+    add_write(&mut driver, Slot(2), 1, &[9; SECTOR]);
     driver.kick();
     bench.quiesce();
     assert_eq!(driver.used_index(), 0);
@@ -46,20 +41,9 @@ fn requests_are_done_when_the_machine_goes_on_and_newer_ones_stay_in_the_ring() 
     );
     assert_eq!(bench.sector(1), stamp(1));
 
-    // Whichever of them had begun was halted; the others fail and stop the machine by themselves.
-    let backend = std::sync::Arc::clone(&bench.backend);
-    bench.until("all requests", || {
-        if backend.halted() > 0 {
-            backend.resume();
-        }
-        driver.used_index() == 4
-    });
-    assert_eq!(bench.sector(1), [9; SECTOR], "the newer write came first");
-    assert_eq!(
-        (bench.sector(2), bench.sector(3)),
-        (vec![2; SECTOR], vec![3; SECTOR])
-    );
-    for slot in 1..=4 {
+    bench.backend.resume();
+    bench.until("both requests", || driver.used_index() == 2);
+    for slot in [1, 2] {
         assert_eq!(Slot(slot).status(&guest), OK, "{slot}");
     }
 }
