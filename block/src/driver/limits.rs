@@ -3,7 +3,7 @@
 //! Stated by drivers, kept by the nodes: a request that does not fit is widened or split before it
 //! comes to the driver. All numbers are bytes.
 
-/// See the [module](self). The default asks for nothing.
+/// The limits of one driver. The default asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Offsets and lengths of reads and writes are multiples of this power of two.

@@ -80,7 +80,7 @@ struct State {
     turns: [Option<u64>; 2],
 }
 
-/// See the [module](self). Any thread may hold it; one lock, held for no longer than arithmetic.
+/// Limits that members share. Any thread may hold it; one lock, held for no longer than arithmetic.
 #[derive(Debug)]
 pub struct ThrottleGroup {
     name: String,

@@ -72,7 +72,7 @@ impl Rate {
 /// Declares the limits: for each rate its three members and its place in the list of rates.
 macro_rules! limits {
     ($($(#[$doc:meta])* $average:ident $burst:ident $length:ident,)*) => {
-        /// See the [module](self). The default limits nothing. Rates are per second.
+        /// The limits of a group. The default limits nothing. Rates are per second.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
         pub struct ThrottleLimits {

@@ -26,7 +26,7 @@ pub enum ThrottleError {
     InUse(String),
 }
 
-/// See the [module](self). Any thread.
+/// The groups of a machine. Any thread.
 #[derive(Debug)]
 pub struct ThrottleGroups {
     clock: Clock,
