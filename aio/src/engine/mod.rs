@@ -284,7 +284,11 @@ impl Engines {
     /// Whether operations have ended of which nobody knows yet; learnt without a system call.
     pub(crate) fn has_completed(&self) -> bool {
         let mut core = self.core.borrow_mut();
-        core.ring.as_mut().is_some_and(|ring| ring.has_completed()) || core.threads.has_completed()
+        // An operation may have ended while it was handed over: the ring retired, and no thread could
+        // be started.
+        !core.table.woken().is_empty()
+            || core.ring.as_mut().is_some_and(|ring| ring.has_completed())
+            || core.threads.has_completed()
     }
 
     /// Wakes those whose operations have ended.

@@ -29,7 +29,8 @@
 //! What was not submitted never is. The kernel is asked to cancel what is in flight: reads of pipes
 //! and work that only waits for a kernel thread end so (Linux 6.0 and later); a transfer that a disk
 //! already works on can't be cancelled and is awaited. If nothing at all ends for the time given to
-//! [`Engine::finish`], the ring gives up, and the table leaks what the kernel may still touch.
+//! [`Engine::finish`], the ring gives up, and the table leaks what the kernel may still touch. The
+//! poll of the loop's events goes with the ring, whose descriptor is closed next.
 
 mod port;
 mod refusal;
@@ -72,7 +73,8 @@ struct Ring<P> {
     pushed: usize,
     /// What waits for the alarm.
     later: Vec<Key>,
-    /// What the kernel has, the poll of the loop's events included.
+    /// Operations that the kernel has. The poll of the loop's events is none: it owns no memory, and
+    /// nobody awaits it.
     in_flight: usize,
     /// The loop's events are polled ([`Key::NONE`] waits or is in flight): their descriptor.
     watched: Option<RawFd>,
@@ -139,9 +141,9 @@ impl<P: Port> Ring<P> {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         let taken = taken.min(self.pushed);
-        self.waiting.drain(..taken);
+        let operations = self.waiting.drain(..taken);
+        self.in_flight += operations.filter(|key| *key != Key::NONE).count();
         self.pushed -= taken;
-        self.in_flight += taken;
         if taken > 0 {
             self.stalls = 0;
         }
@@ -183,7 +185,6 @@ impl<P: Port> Ring<P> {
         let mut count = 0;
         while let Some((user_data, result)) = self.port.pop() {
             count += 1;
-            self.in_flight = self.in_flight.saturating_sub(1);
             let Some(key) = Key::from_user_data(user_data) else {
                 continue;
             };
@@ -192,6 +193,7 @@ impl<P: Port> Ring<P> {
                 self.events = true;
                 continue;
             }
+            self.in_flight = self.in_flight.saturating_sub(1);
             let answer = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
             match table.advance(key, answer) {
                 None => {}
@@ -273,7 +275,7 @@ impl<P: Port> Engine for Ring<P> {
     }
 
     fn is_busy(&self) -> bool {
-        self.in_flight > usize::from(self.watched.is_some())
+        self.in_flight > 0
     }
 
     fn sleep(&mut self, events: BorrowedFd<'_>, table: &mut Table) -> Option<bool> {
@@ -324,7 +326,7 @@ impl<P: Port> Engine for Ring<P> {
     fn finish(&mut self, table: &mut Table, patience: Duration) {
         self.drop_waiting(table);
         self.reap(table);
-        if self.in_flight > 0
+        if self.is_busy()
             && let Err(error) = self.port.cancel_all()
         {
             tracing::debug!(%error, "not everything in flight can be cancelled");
@@ -332,7 +334,7 @@ impl<P: Port> Engine for Ring<P> {
         loop {
             self.reap(table);
             self.drop_waiting(table);
-            if self.in_flight == 0 {
+            if !self.is_busy() {
                 return;
             }
             match self.port.wait(patience) {

@@ -4,11 +4,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::future::Future;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Poll, Wake, Waker};
 
 use vm_memory::GuestAddress;
 
@@ -41,6 +44,10 @@ struct Script {
     alarms: Vec<Duration>,
     rung: bool,
     cancels: usize,
+    /// The errno of `cancel_all`.
+    uncancellable: Option<i32>,
+    /// Calls of `wait`.
+    waits: usize,
     /// Calls of `submit_and_wait`; each is one of `submit`, too.
     sleeps: usize,
     /// What `wait` and `submit_and_wait` deliver, call by call; nothing left: the time passes.
@@ -138,12 +145,15 @@ impl Port for Scripted {
     }
 
     fn cancel_all(&mut self) -> io::Result<()> {
-        self.0.borrow_mut().cancels += 1;
-        Ok(())
+        let mut script = self.0.borrow_mut();
+        script.cancels += 1;
+        let errno = script.uncancellable.map(io::Error::from_raw_os_error);
+        errno.map_or(Ok(()), Err)
     }
 
     fn wait(&mut self, _limit: Duration) -> io::Result<bool> {
         let mut script = self.0.borrow_mut();
+        script.waits += 1;
         let arrived = script.arrivals.pop_front();
         let any = arrived.is_some();
         script.completions.extend(arrived.into_iter().flatten());
@@ -638,15 +648,55 @@ fn a_sleep_that_is_refused_submits_nothing_twice() {
 }
 
 #[test]
-fn the_end_does_not_leave_the_poll_behind() {
+fn a_ring_that_fails_in_its_sleep_still_awaits_what_is_in_flight() {
+    for watched_before in [false, true] {
+        let mut bench = Bench::new(256);
+        let keys = bench.reads(1);
+        if watched_before {
+            assert_eq!(sleep(&mut bench), Some(false));
+        } else {
+            bench.submit();
+        }
+        bench.kernel.answer([Err(libc::EBADF); 2]);
+        let left = bench.reads(1);
+        assert_eq!(sleep(&mut bench), None);
+        assert_eq!(bench.ring.submit(&mut bench.table), left);
+        assert!(bench.ring.is_busy(), "the loop would sleep through its end");
+        bench.kernel.complete(0, WHOLE);
+        bench.reap();
+        assert_eq!(bench.result(keys[0]).unwrap().unwrap(), LEN);
+        assert!(!bench.ring.is_busy());
+        bench.table.finish(left[0], Ok(0));
+    }
+}
+
+#[test]
+fn the_end_awaits_operations_and_not_the_poll() {
+    // Linux before 6.0 can't be asked to cancel.
+    for uncancellable in [None, Some(libc::EINVAL)] {
+        let mut bench = Bench::new(256);
+        bench.kernel.0.borrow_mut().uncancellable = uncancellable;
+        let keys = bench.reads(1);
+        assert_eq!(sleep(&mut bench), Some(false));
+        assert_eq!(polls(&bench), 1);
+        arrive(&bench, []);
+        arrive(&bench, [(0, -libc::ECANCELED)]);
+        bench.ring.finish(&mut bench.table, Duration::MAX);
+        assert_eq!(bench.errno(keys[0]), Some(libc::ECANCELED));
+        assert_eq!(bench.kernel.0.borrow().cancels, 1);
+        assert_eq!(bench.kernel.0.borrow().waits, 2, "waits for the poll");
+    }
+}
+
+#[test]
+fn an_end_with_nothing_but_the_poll_in_flight_waits_for_nothing() {
     let mut bench = Bench::new(256);
-    let keys = bench.reads(1);
+    bench.reads(1);
     assert_eq!(sleep(&mut bench), Some(false));
-    arrive(&bench, [(1, -libc::ECANCELED)]);
-    arrive(&bench, [(0, -libc::ECANCELED)]);
+    bench.kernel.complete(0, WHOLE);
+    bench.reap();
     bench.ring.finish(&mut bench.table, Duration::MAX);
-    assert!(bench.kernel.0.borrow().arrivals.is_empty(), "not awaited");
-    assert_eq!(bench.errno(keys[0]), Some(libc::ECANCELED));
+    assert_eq!(bench.kernel.0.borrow().waits, 0);
 }
 
 #[test]
@@ -722,13 +772,11 @@ fn what_never_ends_is_leaked_not_freed() {
     assert_eq!(memory.strong_count(), 1, "freed under the kernel's feet");
 }
 
-#[test]
-fn what_a_retired_ring_left_is_done_by_workers() {
-    let kernel = Scripted::new(256);
-    let config = LoopConfig::default();
-    let context = AioContext::new("test", &config).unwrap();
+/// The engines of a loop with this kernel.
+fn engines(kernel: &Scripted) -> Engines {
+    let context = AioContext::new("test", &LoopConfig::default()).unwrap();
     let workers = Rc::new(WorkerPool::new("test", 0, 2, Box::new(|| {})).unwrap());
-    let engines = Engines {
+    Engines {
         core: Rc::new(RefCell::new(Core {
             table: Table::default(),
             ring: Some(Box::new(Ring::with_port(kernel.clone()))),
@@ -738,7 +786,51 @@ fn what_a_retired_ring_left_is_done_by_workers() {
         shared: context.0,
         prepared: Default::default(),
         max_batch: 0,
-    };
+    }
+}
+
+#[test]
+fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
+    let kernel = Scripted::new(256);
+    let engines = engines(&kernel);
+    // A pool that has ended starts no thread.
+    assert_eq!(engines.workers.finish(Duration::MAX), 0);
+    engines.reap();
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let buffer = IoBuffer::alloc(LEN);
+    let mut read = engines.start(EngineKind::IoUring, OperationKind::Read, file, 0, buffer);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = std::task::Context::from_waker(&waker);
+    assert!(Pin::new(&mut read).poll(&mut cx).is_pending());
+    assert!(!engines.has_completed());
+    kernel.answer([Err(libc::EBADF)]);
+    engines.submit();
+    assert!(engines.has_completed(), "the loop would sleep");
+    engines.reap();
+    assert!(woken.0.load(Ordering::Relaxed));
+    assert!(!engines.has_completed(), "the loop would spin");
+    assert!(matches!(
+        Pin::new(&mut read).poll(&mut cx),
+        Poll::Ready(Err(_))
+    ));
+    engines.finish();
+}
+
+/// Whether a waker was used.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_a_retired_ring_left_is_done_by_workers() {
+    let kernel = Scripted::new(256);
+    let engines = engines(&kernel);
     let file = Arc::new(tempfile::tempfile().unwrap());
     file.write_all_at(&[7; LEN], 0).unwrap();
     let start = || {
@@ -762,8 +854,6 @@ fn what_a_retired_ring_left_is_done_by_workers() {
 }
 
 fn wait(engines: &Engines, operation: &mut Completion) -> io::Result<usize> {
-    use std::future::Future;
-    use std::pin::Pin;
     let mut cx = std::task::Context::from_waker(Waker::noop());
     loop {
         engines.reap();
