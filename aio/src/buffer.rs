@@ -26,6 +26,9 @@ pub type GuestRam = GuestMemoryMmap<()>;
 /// Alignment of memory made by [`IoBuffer::alloc`], in bytes: enough for O_DIRECT anywhere.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
+/// Bytes that are copied at once where a whole buffer is filled or looked at.
+const CHUNK: usize = 4096;
+
 /// A buffer can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BufferError {
@@ -46,9 +49,14 @@ struct Heap {
     layout: Layout,
 }
 
-// SAFETY: `Heap` is an exclusively owned allocation; it is only ever accessed through raw copies.
+// SAFETY: an allocation that nobody else owns; any thread may use and free it.
 unsafe impl Send for Heap {}
-// SAFETY: as above; there are no references into it that concurrent copies could invalidate.
+// SAFETY: shared memory is used as a guest's is, by the rule under which vm-memory's regions are
+// `Sync`. All access is by address: copies through a `VolatileSlice`, and the kernel's. No reference
+// into it exists, so no code is compiled on the assumption that the bytes hold still, and bytes of
+// any value are valid. Who fills a buffer and who uses it come after each other, because it is passed
+// on by an operation's start and end or through a queue; callers who copy into clones of one buffer
+// in two threads at once get either's bytes, as from a guest that writes to a request's memory.
 unsafe impl Sync for Heap {}
 
 impl Drop for Heap {
@@ -322,17 +330,19 @@ impl IoBuffer {
 
     /// Sets `len` bytes from `offset` to `value`.
     pub fn fill(&self, offset: usize, len: usize, value: u8) {
+        let chunk = [value; CHUNK];
         self.for_range(offset, len, |segment, _| {
-            // SAFETY: the segment is `len` bytes of writable memory kept alive by `self.keep`, and
-            // nobody holds references into it.
-            unsafe { std::ptr::write_bytes(segment.base(), value, segment.len()) };
+            for at in (0..segment.len()).step_by(CHUNK) {
+                let len = CHUNK.min(segment.len() - at);
+                let piece = Segment::new(segment.base().wrapping_add(at), len);
+                volatile(&piece).copy_from(&chunk[..len]);
+            }
         });
     }
 
     /// Whether all bytes were zero when looked at.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        const CHUNK: usize = 4096;
         let mut chunk = [0u8; CHUNK];
         (0..self.len).step_by(CHUNK).all(|offset| {
             let copied = self.copy_to_slice(offset, &mut chunk);
@@ -541,6 +551,23 @@ mod tests {
         let third = IoBuffer::from_guest(&ram, &ranges[1..]).unwrap();
         assert_eq!(third.segments(0).count(), 3);
         assert_eq!(third.len(), 48);
+    }
+
+    #[test]
+    fn a_fill_reaches_every_byte_of_its_range_and_no_other() {
+        let ram = ram();
+        let ranges = [(GuestAddress(1), 0x1800), (GuestAddress(0x1900), 0x600)];
+        let scattered = IoBuffer::from_guest(&ram, &ranges).unwrap();
+        for buffer in [IoBuffer::alloc(3 * CHUNK), scattered] {
+            buffer.fill(5, CHUNK + 3000, 0xab);
+            buffer.fill(buffer.len() - 7, CHUNK, 0xcd);
+            buffer.fill(buffer.len() + 1, 1, 0xef);
+            let mut expected = vec![0; buffer.len()];
+            expected[5..5 + CHUNK + 3000].fill(0xab);
+            let end = buffer.len() - 7;
+            expected[end..].fill(0xcd);
+            assert_eq!(buffer.to_vec(), expected);
+        }
     }
 
     #[test]
