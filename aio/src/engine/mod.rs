@@ -50,6 +50,7 @@ use crate::buffer::IoBuffer;
 use crate::context::Shared;
 use crate::event_loop::LoopConfig;
 pub(crate) use operation::OperationKind;
+use ring::Refusal;
 use table::{Key, Table};
 use threads::Threads;
 pub(crate) use workers::WorkerPool;
@@ -118,6 +119,8 @@ pub(crate) struct Engines {
     prepared: Cell<u64>,
     /// From how many on they are; 0 means at the end of the loop's step.
     max_batch: u64,
+    /// Why there is no ring; none if there is one, or once somebody has been told.
+    refusal: Cell<Option<Refusal>>,
 }
 
 /// What those who wait for operations share with the engines.
@@ -131,25 +134,20 @@ impl Engines {
     /// The engines of the loop that `shared` belongs to.
     ///
     /// # Errors
-    /// The limits of the thread pool contradict each other. A ring that is refused is none: a
-    /// warning says why and what to do, and worker threads take its place.
+    /// The limits of the thread pool contradict each other. A ring that is refused is no error:
+    /// worker threads take its place, and when the first operation asks for it, a warning says why
+    /// and what to do.
     pub(crate) fn new(shared: Arc<Shared>, config: &LoopConfig) -> io::Result<Self> {
         let name = shared.name();
         let home = Arc::clone(&shared);
         let bell = Box::new(move || home.notify());
         let (min, max) = (config.thread_pool_min, config.thread_pool_max);
         let workers = Rc::new(WorkerPool::new(name, min, max, bell)?);
-        let ring = match config.engine {
-            EngineKind::Threads => None,
+        let (ring, refusal) = match config.engine {
+            EngineKind::Threads => (None, None),
             EngineKind::IoUring => match ring::open() {
-                Ok(ring) => Some(ring),
-                Err(refusal) => {
-                    tracing::warn!(
-                        loop_name = name,
-                        "aio=io_uring is served by worker threads here: {refusal}"
-                    );
-                    None
-                }
+                Ok(ring) => (Some(ring), None),
+                Err(refusal) => (None, Some(refusal)),
             },
         };
         let core = Core {
@@ -163,6 +161,7 @@ impl Engines {
             shared,
             prepared: Cell::new(0),
             max_batch: config.max_batch,
+            refusal: Cell::new(refusal),
         })
     }
 
@@ -225,6 +224,14 @@ impl Engines {
         drop(core);
         if full {
             self.submit();
+        }
+        if engine == EngineKind::IoUring
+            && let Some(refusal) = self.refusal.take()
+        {
+            tracing::warn!(
+                loop_name = self.shared.name(),
+                "aio=io_uring is served by worker threads here: {refusal}"
+            );
         }
         Completion {
             core: Rc::clone(&self.core),

@@ -84,13 +84,24 @@ impl tracing::Subscriber for Log {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// What a loop says that is made where `call` is answered with `errno`.
-fn said_of(call: i64, errno: i32) -> String {
+/// What a loop says that is made where `call` is answered with `errno`, and then reads twice by each
+/// of `engines`.
+fn said_of(call: i64, errno: i32, engines: &'static [EngineKind]) -> String {
     let moved = thread::spawn(move || {
         refuse(call, errno);
         let log = Log::default();
-        let making = || EventLoop::new("refused", &LoopConfig::default()).map(drop);
-        tracing::subscriber::with_default(log.clone(), making).unwrap();
+        tracing::subscriber::with_default(log.clone(), || {
+            let mut event_loop = EventLoop::new("refused", &LoopConfig::default()).unwrap();
+            let reads = async move {
+                let file = Arc::new(tempfile::tempfile().unwrap());
+                for engine in engines.iter().chain(engines) {
+                    let buffer = IoBuffer::alloc(512);
+                    let count = current::read_at(*engine, &file, 0, buffer).await;
+                    assert_eq!(count.unwrap(), 0);
+                }
+            };
+            event_loop.run_until(reads).unwrap();
+        });
         log.0.lock().unwrap().clone()
     });
     moved.join().unwrap()
@@ -106,15 +117,25 @@ fn the_log_says_who_refuses_the_ring_and_what_to_do() {
         libc::SYS_io_uring_enter,
     ] {
         for errno in [libc::EPERM, libc::ENOSYS] {
-            let said = said_of(call, errno);
+            let said = said_of(call, errno, &[EngineKind::IoUring]);
             let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
             let by_sysctl = errno == libc::EPERM && disabled.is_ok_and(|value| value.trim() != "0");
             let cause = if by_sysctl { "sysctl" } else { "seccomp" };
             for words in ["loop_name=\"refused\"", cause, "use aio=threads"] {
-                assert!(said.contains(words), "{said}");
+                assert_eq!(said.matches(words).count(), 1, "{said}");
             }
         }
-        let said = said_of(call, libc::ENOMEM);
+        let said = said_of(call, libc::ENOMEM, &[EngineKind::IoUring]);
         assert!(said.contains("RLIMIT_MEMLOCK"), "{said}");
     }
+}
+
+#[test]
+fn the_log_does_not_tell_who_asks_for_no_ring_that_there_is_none() {
+    let said = said_of(
+        libc::SYS_io_uring_setup,
+        libc::EPERM,
+        &[EngineKind::Threads],
+    );
+    assert_eq!(said, "");
 }

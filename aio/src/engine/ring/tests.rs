@@ -786,6 +786,7 @@ fn engines(kernel: &Scripted) -> Engines {
         shared: context.0,
         prepared: Default::default(),
         max_batch: 0,
+        refusal: Default::default(),
     }
 }
 
