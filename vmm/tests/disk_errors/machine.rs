@@ -157,15 +157,15 @@ impl Vm {
     }
 
     #[track_caller]
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
-        let answer = self.qmp.execute(command, &arguments);
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        let answer = self.qmp.execute(command, arguments);
         answer.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The text with which a command is refused.
     #[track_caller]
-    pub fn refusal(&mut self, command: &str, arguments: Value) -> String {
-        match self.qmp.execute(command, &arguments) {
+    pub fn refusal(&mut self, command: &str, arguments: &Value) -> String {
+        match self.qmp.execute(command, arguments) {
             Err(QmpError::Refused { desc, .. }) => desc,
             other => panic!("{command} should be refused: {other:?}"),
         }
@@ -183,7 +183,7 @@ impl Vm {
     /// Ends the machine; it must end orderly.
     #[track_caller]
     pub fn quit(mut self) {
-        self.execute("quit", json!({}));
+        self.execute("quit", &json!({}));
         let status = self.process.wait_end(LIMIT).unwrap();
         assert_eq!(status.code(), Some(0), "{}", self.process.output());
     }

@@ -26,26 +26,26 @@ fn wait_stopped(vm: &mut Vm, device: &str) -> Value {
     vm.wait_event("STOP");
     assert_eq!(error["device"], device);
     assert_eq!(error["action"], "stop");
-    let status = vm.execute("query-status", json!({}));
+    let status = vm.execute("query-status", &json!({}));
     assert_eq!(status, json!({"running": false, "status": "io-error"}));
     error
 }
 
 /// Lets the machine go on and checks that the operator sees nothing of the error any more.
 fn go_on(vm: &mut Vm) {
-    vm.execute("cont", json!({}));
+    vm.execute("cont", &json!({}));
     vm.wait_event("RESUME");
-    let status = vm.execute("query-status", json!({}));
+    let status = vm.execute("query-status", &json!({}));
     assert_eq!(status["status"], "running");
 }
 
 fn io_status(vm: &mut Vm) -> Value {
-    vm.execute("query-block", json!({}))[0]["io-status"].clone()
+    vm.execute("query-block", &json!({}))[0]["io-status"].clone()
 }
 
 /// Writes that were done, and writes that failed.
 fn writes(vm: &mut Vm) -> (u64, u64) {
-    let stats = &vm.execute("query-blockstats", json!({}))[0]["stats"];
+    let stats = &vm.execute("query-blockstats", &json!({}))[0]["stats"];
     let count = |member: &str| stats[member].as_u64().unwrap();
     (count("wr_operations"), count("failed_wr_operations"))
 }
@@ -122,7 +122,7 @@ fn a_reported_error_is_the_guests() {
     let error = vm.wait_event("BLOCK_IO_ERROR");
     assert_eq!(error["action"], "report");
     assert_eq!(error.get("nospace"), None);
-    assert_eq!(vm.execute("query-status", json!({}))["running"], true);
+    assert_eq!(vm.execute("query-status", &json!({}))["running"], true);
     assert_eq!(pattern_at(&image, 3), None);
     vm.quit();
 }
@@ -162,7 +162,7 @@ fn a_machine_that_is_reset_while_it_is_stopped_forgets_the_request() {
     );
     Ide::begin_write(&mut vm.qtest, 7, 0x55);
     wait_stopped(&mut vm, "d0");
-    vm.execute("system_reset", json!({}));
+    vm.execute("system_reset", &json!({}));
     go_on(&mut vm);
     Ide::begin_write(&mut vm.qtest, 8, 0x66);
     Ide::finish(&mut vm.qtest);
@@ -179,19 +179,19 @@ fn latencies_are_counted_by_the_operators_boundaries() {
     let device = "ide-hd,drive=faulty,id=d0,write-cache=off";
     let mut vm = Vm::start(directory, &["--blockdev", &node, "--device", device]);
     let set = json!({"id": "d0", "boundaries": [1, 1_000_000_000_000_u64]});
-    vm.execute("block-latency-histogram-set", set);
+    vm.execute("block-latency-histogram-set", &set);
     Ide::begin_write(&mut vm.qtest, 1, 1);
     Ide::finish(&mut vm.qtest);
-    let stats = vm.execute("query-blockstats", json!({}))[0]["stats"].clone();
+    let stats = vm.execute("query-blockstats", &json!({}))[0]["stats"].clone();
     let histogram = json!({"boundaries": [1, 1_000_000_000_000_u64], "bins": [0, 1, 0]});
     assert_eq!(stats["wr_latency_histogram"], histogram);
-    let cache = vm.execute("query-block", json!({}))[0]["inserted"]["cache"].clone();
+    let cache = vm.execute("query-block", &json!({}))[0]["inserted"]["cache"].clone();
     assert_eq!(cache["writeback"], false);
-    vm.execute("block-latency-histogram-set", json!({"id": "d0"}));
-    let stats = vm.execute("query-blockstats", json!({}))[0]["stats"].clone();
+    vm.execute("block-latency-histogram-set", &json!({"id": "d0"}));
+    let stats = vm.execute("query-blockstats", &json!({}))[0]["stats"].clone();
     assert_eq!(stats.get("wr_latency_histogram"), None);
     let bad = json!({"id": "d0", "boundaries-write": [5, 5]});
-    let text = vm.refusal("block-latency-histogram-set", bad);
+    let text = vm.refusal("block-latency-histogram-set", &bad);
     assert_eq!(text, "Device 'd0' set write boundaries fail");
     vm.quit();
 }
