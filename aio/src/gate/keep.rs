@@ -7,6 +7,10 @@
 //! (`ORPHANED`), and the last token frees it. The word changes in one step, so exactly one of the
 //! two finds that the other has gone. The loom models check that nothing leaks or is freed twice.
 //!
+//! Who changes the word so that the other may free the gate must not have the gate borrowed at that
+//! moment, not even as an argument: borrowed memory must not be freed. An atomic is the exception, as
+//! in the standard library's `Arc`; so these two steps borrow the word alone ([`word`]).
+//!
 //! Any thread.
 
 #![expect(
@@ -17,8 +21,8 @@
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use super::mechanism::Inner;
-use crate::sync::Arc;
+use super::mechanism::{self, Inner};
+use crate::sync::{Arc, AtomicUsize};
 
 /// The handles' share of the gate.
 #[derive(Debug)]
@@ -31,6 +35,15 @@ unsafe impl Sync for Owner {}
 
 const fn assert_send_and_sync<T: Send + Sync>() {}
 const _: () = assert_send_and_sync::<Inner>();
+
+/// The word of a gate, without borrowing the rest of it.
+///
+/// # Safety
+/// The gate is there until the word is changed, or longer.
+unsafe fn word<'a>(gate: NonNull<Inner>) -> &'a AtomicUsize {
+    // SAFETY: the caller's promise; and the pointer is to a whole gate.
+    unsafe { &(*gate.as_ptr()).word }
+}
 
 impl Owner {
     pub(super) fn new(inner: Inner) -> Self {
@@ -60,7 +73,8 @@ impl Deref for Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if self.orphan() {
+        // SAFETY: the share of `new` lasts until the word says that it is left to the tokens.
+        if mechanism::orphan(unsafe { word(self.0) }) {
             // SAFETY: the share of `new`, which no token has been left.
             drop(unsafe { Arc::from_raw(self.0.as_ptr()) });
         }
@@ -79,7 +93,7 @@ unsafe impl Sync for Pass {}
 impl Drop for Pass {
     fn drop(&mut self) {
         // SAFETY: the token is out, so a handle exists or the share was left to the tokens.
-        if unsafe { self.0.as_ref() }.leave_unnoticed() {
+        if mechanism::leave_unnoticed(unsafe { word(self.0) }) {
             return;
         }
         self.leave_last();

@@ -23,7 +23,7 @@ pub(super) struct Inner {
     pub(super) clock: Clock,
     /// Tokens that are out, granted ones included, and the flags [`BARRED`], [`IDLE_AWAITED`] and
     /// [`ORPHANED`].
-    word: AtomicUsize,
+    pub(super) word: AtomicUsize,
     pub(super) state: Mutex<State>,
 }
 
@@ -39,6 +39,24 @@ const ORPHANED: usize = 1 << (usize::BITS - 3);
 /// The number of tokens in a value of the word.
 const fn tokens(word: usize) -> usize {
     word & !(BARRED | IDLE_AWAITED | ORPHANED)
+}
+
+/// Returns one token unless it is the last one and that concerns somebody: all that the end of a
+/// request costs. After a true answer the gate's memory may be gone; so this takes the word alone
+/// ([`super::keep`]).
+pub(super) fn leave_unnoticed(word: &AtomicUsize) -> bool {
+    let leave = |word| {
+        let concerns = tokens(word) == 1 && word & (IDLE_AWAITED | ORPHANED) != 0;
+        (!concerns).then(|| word - 1)
+    };
+    let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+    word.fetch_update(success, failure, leave).is_ok()
+}
+
+/// The last handle goes; returns whether no token is out. After a false answer the gate's memory
+/// may be gone.
+pub(super) fn orphan(word: &AtomicUsize) -> bool {
+    tokens(word.fetch_or(ORPHANED, Ordering::AcqRel)) == 0
 }
 
 #[derive(Debug, Default)]
@@ -143,22 +161,6 @@ impl Inner {
             after.run();
         }
         tokens(before) == 1 && before & ORPHANED != 0
-    }
-
-    /// Returns one token unless it is the last one and that concerns somebody: all that the end of
-    /// a request costs. After a true answer the gate's memory may be gone.
-    pub(super) fn leave_unnoticed(&self) -> bool {
-        let leave = |word| {
-            let concerns = tokens(word) == 1 && word & (IDLE_AWAITED | ORPHANED) != 0;
-            (!concerns).then(|| word - 1)
-        };
-        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
-        self.word.fetch_update(success, failure, leave).is_ok()
-    }
-
-    /// The last handle goes; returns whether no token is out.
-    pub(super) fn orphan(&self) -> bool {
-        tokens(self.word.fetch_or(ORPHANED, Ordering::AcqRel)) == 0
     }
 
     /// Begins a section; returns the key that ends it.
