@@ -11,4 +11,6 @@ pub mod irq;
 pub mod legacy;
 pub mod pci;
 pub mod reset;
+#[cfg(test)]
+mod traces;
 pub mod virtio;

@@ -19,6 +19,7 @@ use sluice_aio::gate::{Cancelled, Describe};
 use sluice_aio::{AioContext, Gate, GuestRam, Token};
 use sluice_block::Backend;
 use sluice_block::backend::Submitter;
+use tracing::Instrument as _;
 
 use super::core::{Core, Launch, Parking};
 use super::disk::DriveConfig;
@@ -159,7 +160,8 @@ impl Channel {
             memory: &self.memory,
             config: &self.config,
         };
-        ticket.outcome = server.run(operation).await;
+        let span = tracing::trace_span!("request", drive, operation = %operation.summary());
+        ticket.outcome = server.run(operation).instrument(span).await;
         // The ticket reports before the token goes: a drained section begins with registers at rest.
         drop(ticket);
         drop(server);

@@ -106,3 +106,10 @@ pub(super) enum Outcome {
     /// The backend failed, or a TRIM range lies beyond the disk's end.
     Failed,
 }
+
+impl Outcome {
+    /// Whether the operation was carried out.
+    pub fn is_well(&self) -> bool {
+        matches!(self, Self::Done | Self::Block(_) | Self::DoneWithSurplus)
+    }
+}

@@ -9,3 +9,4 @@ mod fuzz;
 mod pio;
 mod reset;
 mod rules;
+mod traces;
