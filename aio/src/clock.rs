@@ -73,8 +73,8 @@ impl Clock {
     }
 
     /// Whether the clock moves only by [`Clock::advance`].
-    #[must_use]
-    pub fn is_manual(&self) -> bool {
+    #[cfg(not(loom))]
+    pub(crate) fn is_manual(&self) -> bool {
         matches!(self.0, Source::Manual(_))
     }
 }

@@ -226,6 +226,7 @@ impl Shared {
 
     pub(crate) fn notify(&self) {
         if self.wake.notify() {
+            self.counters.rung();
             self.ring();
         }
     }

@@ -1,7 +1,8 @@
 //! What a loop counts about itself, and how anybody reads it.
 //!
-//! Only the loop's thread writes, with a plain load and store and no locked instruction; any thread
-//! reads at any time and stops nobody. A snapshot is not of one instant: its figures may be apart by
+//! Only the loop's thread writes, with a plain load and store and no locked instruction (except
+//! [`LoopStats::wakes`], which those count who ring: a system call is dearer); any thread reads at any
+//! time and stops nobody. A snapshot is not of one instant: its figures may be apart by
 //! what happened while it was taken.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +54,7 @@ impl Buckets {
 pub(crate) struct Counters {
     pub(crate) turns: Counter,
     pub(crate) sleeps: Counter,
-    pub(crate) wakes: Counter,
+    wakes: AtomicU64,
     pub(crate) tasks: Counter,
     pub(crate) bottom_halves: Counter,
     pub(crate) remote: Counter,
@@ -74,6 +75,11 @@ pub(crate) struct Counters {
 const SLOW: Duration = Duration::from_millis(20);
 
 impl Counters {
+    /// Counts that the calling thread, whichever it is, rings the loop's bell.
+    pub(crate) fn rung(&self) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a batch of operations that was handed to the kernel.
     pub(crate) fn batch(&self, operations: u64) {
         self.batches.bump();
@@ -106,7 +112,7 @@ impl Counters {
         LoopStats {
             turns: self.turns.get(),
             sleeps: self.sleeps.get(),
-            wakes: self.wakes.get(),
+            wakes: self.wakes.load(Ordering::Relaxed),
             tasks: self.tasks.get(),
             bottom_halves: self.bottom_halves.get(),
             remote: self.remote.get(),
@@ -133,7 +139,7 @@ pub struct LoopStats {
     /// Turns in which the loop was ready to sleep in the kernel. A nested loop never is: the outer
     /// one sleeps.
     pub sleeps: u64,
-    /// Times that another thread had to ring the loop's bell.
+    /// Times that somebody with work for the loop found it asleep, and had to ring its bell.
     pub wakes: u64,
     /// Times that a task was run.
     pub tasks: u64,

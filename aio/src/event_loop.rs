@@ -19,7 +19,8 @@
 //! * all completions that are there are taken; what they wake waits for the next step;
 //! * each ready descriptor is served once, of more than 64 ready ones each in its turn.
 //!
-//! A loop with other work at hand asks the kernel for events only in every 16th turn. So whatever
+//! A loop with other work at hand asks the kernel for events only in every 16th turn; so does one that
+//! polls and always finds something, and one that polls for long asks every 50 µs besides. So whatever
 //! keeps a loop busy, a descriptor, a timer, a task, a bottom half or a completion is served at most
 //! 17 turns after it became ready (and one more for each further 64 ready descriptors or 512 remote
 //! items before it). What this rule can't bound is the length of a single run: code of the loop
@@ -49,9 +50,9 @@
 //! still in use are left behind, never freed, and the log says so.
 //!
 //! # Observability
-//! [`AioContext::stats`] counts; at level `TRACE` events of the target `sluice_aio` tell of every
-//! handler's call (`kick`) and every batch (`submit`). Where no subscriber wants them they cost a
-//! comparison each.
+//! [`AioContext::stats`] counts. At level `TRACE` there is an event `kick` for every call of a handler
+//! (target `sluice_aio::fd`) and an event `submit` for every batch that goes to the ring (target
+//! `sluice_aio::engine`). Where no subscriber wants them they cost a comparison each.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -162,7 +163,7 @@ pub struct EventLoop {
     /// Handlers that polling found work for, likewise.
     looked: Vec<u64>,
     window: Window,
-    /// Turns taken since the kernel was last asked for events.
+    /// Turns taken since the kernel was last asked for events ([`EventLoop::ask`]).
     unasked: u32,
     /// When it was, on the coarse clock; none while the loop is out of the hands of this type.
     asked_at: Option<Duration>,
@@ -176,6 +177,10 @@ const REMOTE_PER_STEP: usize = 256;
 
 /// A loop that has work at hand asks the kernel for events once in so many turns.
 const TURNS_PER_ASKING: u32 = 16;
+
+/// A loop that polls asks the kernel for events once in so long: a system call of less than a
+/// microsecond, which bounds how long a descriptor waits that nobody can look at.
+const POLLING_PER_ASKING: Duration = Duration::from_micros(50);
 
 impl EventLoop {
     /// A new loop owned by the calling thread.
@@ -399,11 +404,10 @@ impl EventLoop {
 
     /// Step 2 of a turn, and the dispatch of events.
     fn rest(&mut self, timeout: Option<Duration>) -> Result<(), LoopError> {
-        self.unasked = 0;
         let idle = timeout != Some(Duration::ZERO) && !self.has_work();
         if !idle {
             self.local.engines.submit();
-            return self.ask(0);
+            return self.ask(0).map(drop);
         }
         let polls = self.local.shared.limits().is_on();
         // A clock that stands still has no window that ends.
@@ -411,10 +415,13 @@ impl EventLoop {
             return self.sleep(timeout);
         }
         self.local.engines.submit();
+        if self.unasked >= TURNS_PER_ASKING && self.ask(0)? {
+            return Ok(());
+        }
         let began = self.local.shared.clock().now();
-        if self.poll(began, timeout) {
+        if self.poll(began, timeout)? {
             // The kernel's events may wait a little, as in any turn with work at hand.
-            self.unasked = 1;
+            self.unasked += 1;
             let mut looked = std::mem::take(&mut self.looked);
             for key in looked.drain(..) {
                 FdTable::dispatch(&self.local, key, Cause::Looked);
@@ -434,7 +441,7 @@ impl EventLoop {
         self.arm_timer()?;
         if !self.local.shared.wake().doze() {
             self.local.engines.submit();
-            return self.ask(0);
+            return self.ask(0).map(drop);
         }
         self.local.shared.counters().sleeps.bump();
         self.note_work();
@@ -443,7 +450,12 @@ impl EventLoop {
             let slept = self.local.engines.sleep(self.local.epoll.as_fd());
             if let Some(events) = slept {
                 self.woken();
-                return if events { self.ask(0) } else { Ok(()) };
+                if events {
+                    return self.ask(0).map(drop);
+                }
+                // The ring has watched for them, and there are none.
+                self.unasked = 0;
+                return Ok(());
             }
         }
         self.local.engines.submit();
@@ -453,32 +465,33 @@ impl EventLoop {
         });
         let engines = &self.local.engines;
         if engines.has_completed() {
-            return self.ask(0);
+            return self.ask(0).map(drop);
         }
         let outer = self.outer.as_ref().filter(|_| engines.is_busy());
         let Some(outer) = outer else {
-            return self.ask(millis);
+            return self.ask(millis).map(drop);
         };
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 2];
         wait_for(outer, millis, &mut events)
             .map_err(|source| self.error("wait for events", source))?;
-        self.ask(0)
+        self.ask(0).map(drop)
     }
 
     /// Looks for work until the window is over; true if there is some.
-    fn poll(&mut self, began: Duration, timeout: Option<Duration>) -> bool {
+    fn poll(&mut self, began: Duration, timeout: Option<Duration>) -> Result<bool, LoopError> {
         let shared = Arc::clone(&self.local.shared);
         let window = Duration::from_nanos(self.window.length(shared.limits()));
         let mut end = began.saturating_add(window.min(timeout.unwrap_or(Duration::MAX)));
         let deadline = self.local.timers.borrow_mut().next_deadline();
         end = end.min(deadline.unwrap_or(Duration::MAX));
         if end <= began {
-            return false;
+            return Ok(false);
         }
         // The loop looks for work all the time until the end.
         self.note_work();
         self.asked_at = None;
         let mut now = began;
+        let mut ask_at = began.saturating_add(POLLING_PER_ASKING);
         let hit = loop {
             let local = &self.local;
             let looked = &mut self.looked;
@@ -489,6 +502,13 @@ impl EventLoop {
             if found || now >= end {
                 break found;
             }
+            if now >= ask_at {
+                if self.ask(0)? {
+                    break true;
+                }
+                self.asked_at = None;
+                ask_at = now.saturating_add(POLLING_PER_ASKING);
+            }
             std::hint::spin_loop();
             now = shared.clock().now();
         };
@@ -496,7 +516,7 @@ impl EventLoop {
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
         shared.counters().polled(hit, nanos);
         self.asked_at = Some(shared.clock().coarse());
-        hit
+        Ok(hit)
     }
 
     /// Counts how long the loop has not asked for events, which it does now or is about to.
@@ -509,8 +529,9 @@ impl EventLoop {
     }
 
     /// Takes events from the kernel, waiting at most `millis` for the first (for ever if -1), and
-    /// dispatches them.
-    fn ask(&mut self, millis: i32) -> Result<(), LoopError> {
+    /// dispatches them. False if there were none, and nobody has notified the loop either.
+    fn ask(&mut self, millis: i32) -> Result<bool, LoopError> {
+        self.unasked = 0;
         self.note_work();
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS_PER_TURN];
         let count = wait_for(&self.local.epoll, millis, &mut events)
@@ -519,13 +540,13 @@ impl EventLoop {
         for event in &events[..count] {
             let tag = event.data;
             match tag {
-                tag::WAKE => self.local.shared.counters().wakes.bump(),
+                // The loop is awake now, and has taken note of it.
+                tag::WAKE | tag::ALARM => {}
                 tag::TIMER => self.consume_timer(),
-                tag::ALARM => {}
                 key => FdTable::dispatch(&self.local, key, Cause::Readable),
             }
         }
-        Ok(())
+        Ok(count > 0 || self.heard)
     }
 
     /// The loop may have slept: at once, for what handlers push from now on needs no bell.
@@ -597,11 +618,9 @@ impl EventLoop {
     fn cancel_all(&mut self) {
         loop {
             let mut arrived = std::mem::take(&mut self.arrived);
-            let mut rest = !arrived.is_empty();
-            arrived.clear();
+            let mut rest = drop_each(&self.name, arrived.drain(..));
             self.local.shared.take_remote(&mut arrived);
-            rest |= !arrived.is_empty();
-            drop(arrived);
+            rest |= drop_each(&self.name, arrived);
             self.local.ready.borrow_mut().clear();
             rest |= task::drop_all(&self.local);
             rest |= FdTable::clear(&self.local);
@@ -632,7 +651,7 @@ impl Drop for EventLoop {
         self.local.shutting_down.set(true);
         self.local.shared.gate().destroy();
         self.cancel_all();
-        drop(self.local.shared.close());
+        drop_each(&self.name, self.local.shared.close());
         self.cancel_all();
         self.local.engines.finish();
         drop(scope);
@@ -644,6 +663,17 @@ pub(crate) fn guarded<T>(loop_name: &str, what: &str, work: impl FnOnce() -> T) 
     if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!(loop_name, "{what} panicked and was dropped");
     }
+}
+
+/// Drops what a loop holds at its end, each by itself: a destructor that panics must not keep the
+/// others from running, nor the engines from coming to rest. True if there was anything.
+pub(crate) fn drop_each<T>(loop_name: &str, items: impl IntoIterator<Item = T>) -> bool {
+    let mut any = false;
+    for item in items {
+        any = true;
+        guarded(loop_name, "what was cancelled", || drop(item));
+    }
+    any
 }
 
 fn add_to(

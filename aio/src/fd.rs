@@ -158,9 +158,10 @@ impl FdTable {
         let entries = std::mem::take(&mut table.entries);
         let lookers = std::mem::take(&mut table.lookers);
         drop(table);
-        // Without the borrow: a handler may own its own registration.
+        // Without the borrow: a handler may own its own registration. The lookers hold the same
+        // handlers, which are dropped with the entries, one by one.
         drop(lookers);
-        !entries.is_empty()
+        event_loop::drop_each(local.shared.name(), entries)
     }
 
     /// Asks all handlers that can be asked; appends the keys of those that have work to `found`.

@@ -11,8 +11,9 @@ use crate::event_loop::{EventLoop, LoopConfig, LoopError};
 
 /// An object `iothread`: its loop serves the devices that are bound to it.
 ///
-/// Dropping it ends the loop in order (tasks cancelled, kernel I/O awaited) and joins the thread;
-/// it must not be dropped by a task of its own loop.
+/// Dropping it ends the loop in order (tasks cancelled, kernel I/O awaited) and joins the thread. In
+/// its own thread, by a task of its loop, it can't wait: the loop ends after the turn, nobody waits
+/// for it, and an error is logged.
 #[derive(Debug)]
 pub struct IoThread {
     context: AioContext,
@@ -89,6 +90,11 @@ impl Drop for IoThread {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
+            if thread.thread().id() == thread::current().id() {
+                let id = self.context.name();
+                tracing::error!(id, "an iothread was dropped by a task of its own loop");
+                return;
+            }
             // A panic of the loop itself was logged by the thread's own handler.
             drop(thread.join());
         }

@@ -4,14 +4,17 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sluice_aio::{AioContext, Source, current};
+use sluice_aio::{
+    AioContext, EngineKind, EventLoop, IoBuffer, LoopConfig, Polling, Source, current,
+};
 
-use crate::support::{consume, event_fd, event_loop, signal};
+use crate::support::{ENDLESS, consume, event_fd, event_loop, signal};
 
 /// At most so many turns pass between being ready and being served.
 const BOUND: u64 = 17;
@@ -41,16 +44,47 @@ impl Served {
     }
 }
 
+/// What the task does that waits for the victims.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// It yields: there is always work at hand.
+    Yield,
+    /// It writes, one request after the other: between them there is nothing to do but to wait.
+    Write,
+}
+
 /// Makes one of everything ready beside what `busy` starts, `queued` items being before the bottom
-/// half in the remote queue, and counts the turns until each is served.
-fn serve_beside(busy: impl FnOnce() -> Box<dyn Any> + 'static, queued: u64) {
-    let mut event_loop = event_loop();
+/// half in the remote queue, and counts the turns until each is served. On a loop that polls and on
+/// one that does not.
+fn serve_beside(busy: fn() -> Box<dyn Any>, queued: u64) {
+    for pace in [Pace::Yield, Pace::Write] {
+        for polling in [Polling::OFF, ENDLESS] {
+            serve(pace, polling, busy, queued);
+        }
+    }
+}
+
+fn serve(pace: Pace, polling: Polling, busy: fn() -> Box<dyn Any>, queued: u64) {
+    let config = LoopConfig {
+        polling,
+        ..LoopConfig::default()
+    };
+    let mut event_loop = EventLoop::new("test", &config).unwrap();
     event_loop
         .run_until(async move {
             let _busy = busy();
+            let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+            let go_on = async || match pace {
+                Pace::Yield => current::yield_now().await,
+                Pace::Write => {
+                    let data = IoBuffer::copied_from(&[7; 512]);
+                    let write = current::write_at(EngineKind::IoUring, &file, 0, data);
+                    write.await.unwrap();
+                }
+            };
             let context = current::context();
             for _ in 0..100 {
-                current::yield_now().await;
+                go_on().await;
             }
             let served = Served {
                 context: context.clone(),
@@ -75,16 +109,25 @@ fn serve_beside(busy: impl FnOnce() -> Box<dyn Any> + 'static, queued: u64) {
             let half = served.clone();
             let half = current::bottom_half(move || half.note(3));
             half.schedule();
-            while !served.all() {
-                current::yield_now().await;
-            }
             let bounds = [BOUND, BOUND, BOUND, BOUND + queued / 512];
+            let patience = began + bounds[3] + 100;
+            while !served.all() && turns(&context) < patience {
+                go_on().await;
+            }
             for (victim, bound) in bounds.into_iter().enumerate() {
-                let took = served.turns[victim].load(Ordering::Relaxed) - began;
+                let took = served.turns[victim]
+                    .load(Ordering::Relaxed)
+                    .checked_sub(began);
+                let took = took.unwrap_or_else(|| panic!("{} never came", NAMES[victim]));
                 assert!(took <= bound, "{} took {took} turns", NAMES[victim]);
             }
         })
         .unwrap();
+}
+
+#[test]
+fn beside_nothing_but_what_waits_for_them() {
+    serve_beside(|| Box::new(()), 0);
 }
 
 #[test]

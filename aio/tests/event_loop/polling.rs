@@ -10,14 +10,7 @@ use sluice_aio::{
     Cause, Clock, EngineKind, EventLoop, IoBuffer, IoThread, LoopConfig, Polling, Source, current,
 };
 
-use crate::support::{event_fd, event_loop, has_ring, settle, signal, within};
-
-/// A window that is open for ever once work came twice within it.
-const ENDLESS: Polling = Polling {
-    max: Duration::from_secs(3600),
-    grow: 1 << 40,
-    shrink: 0,
-};
+use crate::support::{ENDLESS, consume, event_fd, event_loop, has_ring, settle, signal, within};
 
 fn polling_thread() -> IoThread {
     let config = LoopConfig {
@@ -136,6 +129,29 @@ fn a_handler_with_a_look_is_called_without_its_descriptor() {
 }
 
 #[test]
+fn a_descriptor_that_nobody_can_look_at_is_served_within_an_endless_window() {
+    let thread = polling_thread();
+    let (sender, receiver) = mpsc::channel();
+    let fd = event_fd();
+    let watched = Arc::clone(&fd);
+    thread.context().spawn(move || async move {
+        let taken = Arc::clone(&watched);
+        let handler = current::add_fd(&watched, Source::External, move || {
+            sender.send(consume(&taken)).unwrap();
+        });
+        let _handler = handler.unwrap();
+        std::future::pending::<()>().await;
+    });
+    until_it_polls(&thread);
+    let before = thread.context().stats();
+    for _ in 0..10 {
+        signal(&fd);
+        assert_eq!(receiver.recv().unwrap(), 1);
+    }
+    assert_eq!(thread.context().stats().sleeps, before.sleeps);
+}
+
+#[test]
 fn a_look_that_panics_is_not_the_end() {
     let thread = polling_thread();
     thread.context().spawn(move || async move {
@@ -227,6 +243,27 @@ fn what_the_loop_does_is_counted() {
     assert!(after.fd_dispatches >= 3);
     assert_eq!(after.timers, 1);
     assert!(after.wakes > before.wakes);
+}
+
+#[test]
+fn a_bell_that_the_loop_rings_itself_wakes_nobody() {
+    let mut event_loop = event_loop();
+    let context = event_loop.context();
+    let busy = within(&mut event_loop, || {
+        current::spawn_local(async {
+            loop {
+                current::yield_now().await;
+            }
+        })
+    });
+    settle(&mut event_loop);
+    assert_eq!(context.stats().wakes, 0);
+    busy.cancel();
+    settle(&mut event_loop);
+    // Nobody drives it now: who has work for it must ring, the first time.
+    context.notify();
+    context.notify();
+    assert_eq!(context.stats().wakes, 1);
 }
 
 /// The sizes of the batches in which five writes, prepared in one step, reach the kernel.

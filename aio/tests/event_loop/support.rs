@@ -7,10 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use sluice_aio::{Clock, EngineKind, EventLoop, LoopConfig};
+use sluice_aio::{Clock, EngineKind, EventLoop, LoopConfig, Polling};
 
 /// Both engines; every I/O test runs with each.
 pub(crate) const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
+
+/// A window that is open for ever once work came twice within it.
+pub(crate) const ENDLESS: Polling = Polling {
+    max: Duration::from_secs(3600),
+    grow: 1 << 40,
+    shrink: 0,
+};
 
 /// Whether the kernel lets us have a ring; tests of what only a ring can do say when it does not.
 pub(crate) fn has_ring() -> bool {
