@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
+use futures_util::FutureExt as _;
 use sluice_aio::{
     Cancelled, EventLoop, FdHandler, IoBuffer, IoThread, LoopConfig, Source, current,
 };
@@ -70,6 +71,19 @@ fn who_waits_for_a_task_of_an_ended_loop_is_told() {
             drop(section);
         })
         .unwrap();
+}
+
+#[test]
+fn what_is_parked_at_the_gate_of_a_loop_that_ends_is_cancelled() {
+    let event_loop = event_loop();
+    let gate = event_loop.context().gate().clone();
+    let section = gate.close("test");
+    let mut parked = gate.enter();
+    assert!((&mut parked).now_or_never().is_none());
+    drop(event_loop);
+    assert!(matches!(parked.now_or_never(), Some(Err(Cancelled))));
+    drop(section);
+    assert!(gate.try_enter().is_none());
 }
 
 #[test]
