@@ -22,17 +22,12 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use slab::Slab;
 
 use crate::context::{Remote, Shared};
 use crate::event_loop::{self, Local};
-
-/// It shall run.
-const SCHEDULED: u8 = 1;
-/// It has a place in the queue, which it keeps if it is cancelled.
-const QUEUED: u8 = 2;
+use crate::queued::Queued;
 
 type Callback = Rc<RefCell<dyn FnMut()>>;
 
@@ -48,7 +43,7 @@ pub(crate) struct Ticket {
     home: Arc<Shared>,
     slot: usize,
     number: u64,
-    state: AtomicU8,
+    queued: Queued,
 }
 
 /// Schedules a bottom half from any thread. It may outlive it, and does nothing then.
@@ -76,15 +71,14 @@ impl std::fmt::Debug for BottomHalf {
 impl BottomHalfHandle {
     /// Asks for a run. Any thread; never blocks.
     pub fn schedule(&self) {
-        let before = self.0.state.fetch_or(SCHEDULED | QUEUED, Ordering::AcqRel);
-        if before & QUEUED == 0 {
+        if self.0.queued.ask() {
             self.0.home.push(Remote::BottomHalf(Arc::clone(&self.0)));
         }
     }
 
     /// Takes back what was scheduled; a run that has begun goes on. Any thread.
     pub fn cancel(&self) {
-        self.0.state.fetch_and(!SCHEDULED, Ordering::AcqRel);
+        self.0.queued.cancel();
     }
 }
 
@@ -103,7 +97,7 @@ impl BottomHalf {
                 home: Arc::clone(&local.shared),
                 slot,
                 number,
-                state: AtomicU8::new(0),
+                queued: Queued::no(),
             })),
         }
     }
@@ -146,7 +140,7 @@ impl BottomHalves {
     /// Runs the bottom half whose turn it is, unless it was cancelled or deleted; true if it ran.
     pub(crate) fn run(local: &Local, ticket: &Ticket) -> bool {
         // From here on it may be scheduled again.
-        if ticket.state.swap(0, Ordering::AcqRel) & SCHEDULED == 0 {
+        if !ticket.queued.begin() {
             return false;
         }
         let callback = match local.bottom_halves.borrow().callbacks.get(ticket.slot) {

@@ -124,6 +124,11 @@ pub mod iothread;
 pub mod polling;
 #[cfg(not(loom))]
 pub mod pooled;
+#[cfg_attr(
+    all(loom, not(test)),
+    expect(dead_code, reason = "under loom only the models use it")
+)]
+mod queued;
 mod stats;
 mod sync;
 #[cfg(not(loom))]

@@ -1,5 +1,5 @@
-//! The few synchronisation primitives that the gate and a loop's bell ([`crate::wake`]) are made of,
-//! switchable to loom's.
+//! The few synchronisation primitives that the gate, a loop's bell ([`crate::wake`]) and places in
+//! its queue ([`crate::queued`]) are made of, switchable to loom's.
 //!
 //! With `--cfg loom` the very same types run under the model checker; without it these are plain
 //! atomics and a `parking_lot` mutex.

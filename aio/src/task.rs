@@ -6,7 +6,7 @@
 //! A task lives in its loop's table and never leaves the loop's thread. What other threads get of it
 //! is a waker, which is a reference to a ticket: the task's place and number. Waking puts the
 //! ticket into the loop's queue; a ticket whose task is gone means nothing. So there is nothing to
-//! synchronise but one flag, and nothing unsafe here.
+//! synchronise but [`Queued`], and nothing unsafe here.
 
 use std::any::Any;
 use std::fmt;
@@ -15,7 +15,6 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use futures_util::future::MaybeDone;
@@ -27,6 +26,7 @@ use crate::current;
 use crate::event_loop::Local;
 use crate::gate::Cancelled;
 use crate::pooled::Pooled;
+use crate::queued::Queued;
 
 /// A future together with the place for its result.
 pub(crate) trait Work {
@@ -61,20 +61,18 @@ pub(crate) struct Ticket {
     home: std::sync::Weak<Shared>,
     id: Id,
     /// In a queue of the loop, so that it need not be put there again.
-    queued: AtomicBool,
+    queued: Queued,
 }
 
 impl ArcWake for Ticket {
     fn wake(self: Arc<Self>) {
-        // What the waker's thread did before is seen by the task: the swap in `run` reads this one
-        // or a later one.
-        if !self.queued.swap(true, Ordering::AcqRel) {
+        if self.queued.ask() {
             self.enqueue();
         }
     }
 
     fn wake_by_ref(ticket: &Arc<Self>) {
-        if !ticket.queued.swap(true, Ordering::AcqRel) {
+        if ticket.queued.ask() {
             Arc::clone(ticket).enqueue();
         }
     }
@@ -159,14 +157,14 @@ impl Tasks {
             // One that a waker still refers to is left to that waker.
             if let Some(unshared) = Arc::get_mut(&mut ticket) {
                 unshared.id = id;
-                *unshared.queued.get_mut() = true;
+                unshared.queued = Queued::yes();
                 return ticket;
             }
         }
         Arc::new(Ticket {
             home: Arc::downgrade(home),
             id,
-            queued: AtomicBool::new(true),
+            queued: Queued::yes(),
         })
     }
 
@@ -204,7 +202,9 @@ pub(crate) fn spawn<T: 'static>(
 
 /// Polls the task that `ticket` leads to. A panic of the task goes through, and ends it.
 pub(crate) fn run(local: &Local, ticket: Arc<Ticket>) {
-    ticket.queued.swap(false, Ordering::AcqRel);
+    if !ticket.queued.begin() {
+        return;
+    }
     let id = ticket.id;
     let Some((work, cancelled)) = local.tasks.borrow_mut().get(id).and_then(Task::begin) else {
         return;

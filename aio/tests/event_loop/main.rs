@@ -21,6 +21,8 @@ mod polling;
 #[cfg(test)]
 mod refused;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tasks;
