@@ -98,7 +98,7 @@ impl Operation {
     }
 }
 
-/// A request on its way; see the [module](self). Dropping it ends it.
+/// A guest's request on its way; see [`crate::backend`]. Dropping it ends it.
 #[derive(Debug)]
 pub struct Request<'a> {
     submitter: &'a Submitter,

@@ -1,8 +1,8 @@
 //! A node's requests: what every driver relies on is seen to here, once, for all of them.
 //!
 //! A request is checked (range, read-only), treated as the node's [`IoPolicy`] says, and brought
-//! into the form that the driver's [`Limits`](crate::driver::Limits) ask for: widened to its blocks
-//! by [reading around it](blocks), or [split](span). Requests that need none of this go straight to
+//! into the form that the driver's [`Limits`] ask for: widened to its blocks
+//! by reading around it, or split. Requests that need none of this go straight to
 //! the driver, for the price of a comparison.
 //!
 //! Called by backends, by drivers with children and by jobs, in whatever loop submits the request.

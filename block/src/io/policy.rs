@@ -45,7 +45,7 @@ bitflags! {
     }
 }
 
-/// See the [module](self).
+/// What a node makes of the discards and zeroes that it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoPolicy(Bits);
 
