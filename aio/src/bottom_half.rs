@@ -157,7 +157,7 @@ impl BottomHalves {
     /// Drops all callbacks, for the loop's end; true if there were any.
     pub(crate) fn clear(local: &Local) -> bool {
         let callbacks = std::mem::take(&mut local.bottom_halves.borrow_mut().callbacks);
-        // Dropped without the borrow: they may own and make others.
-        !callbacks.is_empty()
+        // Without the borrow: they may own and make others.
+        event_loop::drop_each(local.shared.name(), callbacks)
     }
 }

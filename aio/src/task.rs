@@ -23,7 +23,7 @@ use slab::Slab;
 
 use crate::context::{Remote, Shared};
 use crate::current;
-use crate::event_loop::Local;
+use crate::event_loop::{self, Local};
 use crate::gate::Cancelled;
 use crate::pooled::Pooled;
 use crate::queued::Queued;
@@ -282,7 +282,7 @@ pub(crate) fn drop_all(local: &Local) -> bool {
     let table = std::mem::take(&mut local.tasks.borrow_mut().table);
     let any = !table.is_empty();
     for (_, task) in table {
-        drop(task.stage);
+        event_loop::guarded(local.shared.name(), "a cancelled task", || drop(task.stage));
         if let Some(waiter) = task.waiter {
             waiter.wake();
         }

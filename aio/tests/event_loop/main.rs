@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod destructors;
+#[cfg(test)]
 mod ending;
 #[cfg(test)]
 mod fairness;
