@@ -95,6 +95,10 @@ pub struct LoopConfig {
     /// So many operations are handed to the ring as soon as they are prepared; 0 leaves all of
     /// them to the end of the step. QEMU's `aio-max-batch`.
     pub max_batch: u64,
+    /// The loop is driven by [`EventLoop::run_until`] only, and not nested in another: its descriptor
+    /// need not tell of the ring's completions. That saves processor time (Linux 6.1 and later).
+    /// [`IoThread::spawn`](crate::IoThread::spawn) sets it.
+    pub alone: bool,
 }
 
 impl Default for LoopConfig {
@@ -106,6 +110,7 @@ impl Default for LoopConfig {
             thread_pool_max: 64,
             polling: Polling::OFF,
             max_batch: 0,
+            alone: false,
         }
     }
 }
@@ -186,7 +191,7 @@ impl EventLoop {
     /// A new loop owned by the calling thread.
     ///
     /// If io_uring was asked for and the kernel refuses it (seccomp, sysctl, limits), the loop
-    /// falls back to worker threads and logs a warning that says why.
+    /// falls back to worker threads; the first operation that wants it logs a warning that says why.
     ///
     /// # Errors
     /// The kernel's refusal of the epoll, timer or event file descriptors; limits of the thread
@@ -633,7 +638,8 @@ impl EventLoop {
 }
 
 impl AsFd for EventLoop {
-    /// An epoll instance: readable when [`EventLoop::dispatch`] has something to do.
+    /// An epoll instance: readable when [`EventLoop::dispatch`] has something to do (but see
+    /// [`LoopConfig::alone`]).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.outer.as_ref().unwrap_or(&self.local.epoll).as_fd()
     }

@@ -28,6 +28,10 @@ impl IoThread {
     /// # Errors
     /// The thread or its loop can't be made.
     pub fn spawn(id: &str, config: LoopConfig) -> Result<Self, LoopError> {
+        let config = LoopConfig {
+            alone: true,
+            ..config
+        };
         let (ready_sender, ready) = mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
         let name = id.to_owned();

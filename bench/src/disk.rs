@@ -142,7 +142,12 @@ impl Disk {
     /// # Errors
     /// The medium's, or the loop's.
     pub fn open(medium: &Medium<'_>) -> Result<Self> {
-        let mut event_loop = EventLoop::new("bench", &LoopConfig::default())?;
+        // As an iothread's.
+        let config = LoopConfig {
+            alone: true,
+            ..LoopConfig::default()
+        };
+        let mut event_loop = EventLoop::new("bench", &config)?;
         let (graph, source) = match (medium.options(), medium) {
             (Some(options), _) => {
                 let (graph, backend) = event_loop.run_until(add_disk(options))??;

@@ -145,7 +145,7 @@ impl Engines {
         let workers = Rc::new(WorkerPool::new(name, min, max, bell)?);
         let (ring, refusal) = match config.engine {
             EngineKind::Threads => (None, None),
-            EngineKind::IoUring => match ring::open() {
+            EngineKind::IoUring => match ring::open(config.alone) {
                 Ok(ring) => (Some(ring), None),
                 Err(refusal) => (None, Some(refusal)),
             },

@@ -7,14 +7,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::process::Command;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 
 use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
-use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, current};
+use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, Polling, current};
 use vm_memory::GuestAddress;
 
-use crate::support::{ENGINES, event_loop, has_ring, pipe, settle, turn_until, within};
+use crate::support::{
+    ENDLESS, ENGINES, event_loop, has_ring, pipe, settle, thread_id, turn_until, until_asleep,
+    within,
+};
 
 const PAGE: usize = 4096;
 
@@ -244,6 +248,77 @@ fn completions_that_overflow_their_queue_are_not_lost() {
         .unwrap();
 }
 
+/// A loop as an iothread's.
+fn alone_loop(polling: Polling) -> EventLoop {
+    let config = LoopConfig {
+        alone: true,
+        polling,
+        ..LoopConfig::default()
+    };
+    EventLoop::new("test", &config).unwrap()
+}
+
+/// Few enough to be handed over by the call that sleeps, and too many for it.
+#[test]
+fn a_loop_that_is_alone_hears_of_completions_however_it_sleeps() {
+    for reads in [1, 300] {
+        let mut event_loop = alone_loop(Polling::OFF);
+        let (reader, mut writer) = pipe();
+        let sleeper = thread_id();
+        let (began, begun) = mpsc::channel();
+        let writing = thread::spawn(move || {
+            for _ in 0..3 {
+                begun.recv().unwrap();
+                until_asleep(sleeper);
+                writer.write_all(&vec![7; reads]).unwrap();
+            }
+        });
+        event_loop
+            .run_until(async move {
+                for _ in 0..3 {
+                    let tasks: Vec<_> = (0..reads)
+                        .map(|_| {
+                            let reader = Arc::clone(&reader);
+                            current::spawn_local(async move {
+                                let byte = IoBuffer::alloc(1);
+                                current::read_at(EngineKind::IoUring, &reader, 0, byte).await
+                            })
+                        })
+                        .collect();
+                    began.send(()).unwrap();
+                    for task in tasks {
+                        assert_eq!(task.await.unwrap().unwrap(), 1);
+                    }
+                }
+            })
+            .unwrap();
+        writing.join().unwrap();
+    }
+}
+
+#[test]
+fn a_loop_that_is_alone_and_polls_sees_completions() {
+    let mut event_loop = alone_loop(ENDLESS);
+    let (reader, mut writer) = pipe();
+    let (ask, asked) = mpsc::channel();
+    let writing = thread::spawn(move || {
+        while asked.recv().is_ok() {
+            writer.write_all(&[7]).unwrap();
+        }
+    });
+    event_loop
+        .run_until(async move {
+            for _ in 0..100 {
+                ask.send(()).unwrap();
+                let byte = IoBuffer::alloc(1);
+                let read = current::read_at(EngineKind::IoUring, &reader, 0, byte);
+                assert_eq!(read.await.unwrap(), 1);
+            }
+        })
+        .unwrap();
+    writing.join().unwrap();
+}
+
 #[test]
 fn a_loop_without_a_ring_serves_ring_files_with_threads() {
     let config = LoopConfig {
@@ -295,13 +370,14 @@ fn the_end_of_a_loop_cancels_what_would_never_end() {
     if !has_ring() {
         return;
     }
-    let mut event_loop = event_loop();
-    // Nobody ever writes: the pipe's other end is open to the last.
-    let (memory, writer) = read_in_flight(&mut event_loop);
-    assert!(memory.upgrade().is_some(), "freed under the kernel's feet");
-    drop(event_loop);
-    assert!(memory.upgrade().is_none(), "leaked");
-    drop(writer);
+    for mut event_loop in [event_loop(), alone_loop(Polling::OFF)] {
+        // Nobody ever writes: the pipe's other end is open to the last.
+        let (memory, writer) = read_in_flight(&mut event_loop);
+        assert!(memory.upgrade().is_some(), "freed under the kernel's feet");
+        drop(event_loop);
+        assert!(memory.upgrade().is_none(), "leaked");
+        drop(writer);
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@
 //! of a loop that submits and then waits. That the loop's other events wake it as well is an
 //! entry in the ring that polls the loop's epoll instance; when it completes, there are some, and
 //! the next sleep renews it. With nothing in flight the loop sleeps in epoll, which is cheaper then.
+//! The ring of a loop that is alone in its thread defers work to these calls, which is cheaper; if
+//! such a loop must sleep elsewhere all the same, the ring rings a bell ([`Port::tell`]).
 //!
 //! # When the kernel refuses
 //! * The submission queue is full: enter, go on; nobody notices.
@@ -88,12 +90,12 @@ struct Ring<P> {
     retired: bool,
 }
 
-/// A ring of this kernel.
+/// A ring of this kernel; `alone` as in [`LoopConfig`](crate::LoopConfig::alone).
 ///
 /// # Errors
 /// Why there can be none here.
-pub(super) fn open() -> Result<Box<dyn Engine>, Refusal> {
-    Ok(Box::new(Ring::with_port(KernelPort::new()?)))
+pub(super) fn open(alone: bool) -> Result<Box<dyn Engine>, Refusal> {
+    Ok(Box::new(Ring::with_port(KernelPort::new(alone)?)))
 }
 
 impl<P: Port> Ring<P> {
@@ -215,6 +217,35 @@ impl<P: Port> Ring<P> {
         count
     }
 
+    /// [`Engine::sleep`] but for what must be told if it does not sleep.
+    fn submit_and_sleep(&mut self, events: BorrowedFd<'_>, table: &mut Table) -> Option<bool> {
+        let idle = self.waiting.is_empty() && !self.is_busy();
+        if idle || self.stalled || self.retired || self.alarm_set {
+            return None;
+        }
+        if self.watched.is_none() {
+            self.watched = Some(events.as_raw_fd());
+            self.waiting.push_back(Key::NONE);
+        }
+        self.fill(table);
+        if self.pushed < self.waiting.len() {
+            // More than one call is needed anyway.
+            return None;
+        }
+        // This call needs no telling, which has its price; but it may be told all the same.
+        drop(self.port.tell(false));
+        let answer = self.port.submit_and_wait();
+        // An error, one of sleeping or one of submitting, shows itself to whoever submits next.
+        let answer = answer.and_then(|taken| self.note_taken(taken));
+        if let Err(error) = answer
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            return None;
+        }
+        self.collect(table);
+        Some(std::mem::take(&mut self.events))
+    }
+
     /// Retires; returns what the kernel has not taken.
     fn surrender(&mut self) -> Vec<Key> {
         // What is in the submission queue stays there; nobody submits it any more.
@@ -279,29 +310,13 @@ impl<P: Port> Engine for Ring<P> {
     }
 
     fn sleep(&mut self, events: BorrowedFd<'_>, table: &mut Table) -> Option<bool> {
-        let idle = self.waiting.is_empty() && !self.is_busy();
-        if idle || self.stalled || self.retired || self.alarm_set {
-            return None;
+        let slept = self.submit_and_sleep(events, table);
+        let awaits = self.is_busy() || !self.waiting.is_empty();
+        // The loop sleeps elsewhere. If the ring can't tell it there, the alarm does.
+        if slept.is_none() && awaits && self.port.tell(true).is_err() {
+            drop(self.set_alarm(MAX_DELAY));
         }
-        if self.watched.is_none() {
-            self.watched = Some(events.as_raw_fd());
-            self.waiting.push_back(Key::NONE);
-        }
-        self.fill(table);
-        if self.pushed < self.waiting.len() {
-            // More than one call is needed anyway.
-            return None;
-        }
-        let answer = self.port.submit_and_wait();
-        // An error, one of sleeping or one of submitting, shows itself to whoever submits next.
-        let answer = answer.and_then(|taken| self.note_taken(taken));
-        if let Err(error) = answer
-            && error.kind() != io::ErrorKind::Interrupted
-        {
-            return None;
-        }
-        self.collect(table);
-        Some(std::mem::take(&mut self.events))
+        slept
     }
 
     fn has_completed(&mut self) -> bool {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
 use super::refusal::{Cause, Refusal};
@@ -67,7 +67,12 @@ pub(super) trait Port {
     /// Readable when the alarm has rung.
     fn alarm(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Readable when there are completions.
+    /// Says whether somebody is about to sleep for [`Port::completions`], and not in
+    /// [`Port::submit_and_wait`]; forgets what was told before. What has completed before the call,
+    /// [`Port::has_completed`] knows.
+    fn tell(&mut self, sleeps: bool) -> io::Result<()>;
+
+    /// Readable when there are completions, if somebody has asked to be told.
     fn completions(&self) -> Option<BorrowedFd<'_>>;
 }
 
@@ -75,16 +80,38 @@ pub(super) trait Port {
 pub(super) struct KernelPort {
     ring: IoUring,
     alarm: OwnedFd,
+    bell: Option<Bell>,
+}
+
+/// What a ring rings whose own descriptor does not tell of completions.
+struct Bell {
+    fd: OwnedFd,
+    /// The kernel knows of it, which costs something with every completion.
+    connected: bool,
 }
 
 impl KernelPort {
-    /// Sets up a ring and convinces itself that it works.
+    /// Sets up a ring and convinces itself that it works; see [`LoopConfig::alone`].
+    ///
+    /// [`LoopConfig::alone`]: crate::LoopConfig::alone
     ///
     /// # Errors
     /// Why there can be none here.
-    pub(super) fn new() -> Result<Self, Refusal> {
+    pub(super) fn new(alone: bool) -> Result<Self, Refusal> {
+        let (ring, deferring) = set_up(alone).map_err(|error| Refusal::of(&error))?;
+        let bell = if deferring {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let fd = eventfd(0, flags).map_err(|errno| Refusal::of(&errno.into()))?;
+            Some(Bell {
+                fd,
+                connected: false,
+            })
+        } else {
+            None
+        };
         let mut port = Self {
-            ring: set_up().map_err(|error| Refusal::of(&error))?,
+            ring,
+            bell,
             alarm: rustix::time::timerfd_create(
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
@@ -123,27 +150,42 @@ impl KernelPort {
         self.flush().map_err(|error| Refusal::of(&error))
     }
 
-    fn ring_fd(&self) -> BorrowedFd<'_> {
+    fn completion_fd(&self) -> BorrowedFd<'_> {
+        if let Some(bell) = &self.bell {
+            return bell.fd.as_fd();
+        }
         let raw = self.ring.as_raw_fd();
         // SAFETY: the ring lives as long as `self`, which the result borrows.
         unsafe { BorrowedFd::borrow_raw(raw) }
     }
 }
 
-/// Deferred task work (`IORING_SETUP_DEFER_TASKRUN`) would save a twentieth of the time, but then an
-/// epoll instance is not told of completions, and a nested loop would sleep through them.
-fn set_up() -> io::Result<IoUring> {
+/// Work that a completion leaves to the loop's thread is deferred to the calls in which the loop
+/// asks for completions if it is `alone`: that saves a twentieth of the time. But then an epoll
+/// instance that watches the ring is not told of completions, and a nested loop would sleep through
+/// them. Returns whether it is deferred.
+fn set_up(alone: bool) -> io::Result<(IoUring, bool)> {
     let mut builder = IoUring::builder();
     builder
         .setup_submit_all()
-        .setup_coop_taskrun()
         .setup_taskrun_flag()
         .setup_single_issuer();
-    match builder.build(ENTRIES) {
-        // Linux before 6.0 does not know all of these: they only save time.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES),
-        other => other,
+    let mut deferring = builder.clone();
+    deferring.setup_defer_taskrun();
+    builder.setup_coop_taskrun();
+    // Linux before 6.1 does not know the one, Linux before 6.0 none of these: they only save time.
+    let unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    let attempts = [(alone, deferring, true), (true, builder, false)];
+    for (wanted, builder, defers) in attempts {
+        if !wanted {
+            continue;
+        }
+        match builder.build(ENTRIES) {
+            Err(error) if unknown(&error) => {}
+            other => return Ok((other?, defers)),
+        }
     }
+    Ok((IoUring::new(ENTRIES)?, false))
 }
 
 impl Port for KernelPort {
@@ -197,8 +239,13 @@ impl Port for KernelPort {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(limit.subsec_nanos()),
         };
-        let ring = self.ring_fd();
-        let mut fds = [PollFd::new(&ring, PollFlags::IN)];
+        self.tell(true)?;
+        if self.has_completed() {
+            self.flush()?;
+            return Ok(true);
+        }
+        let completions = self.completion_fd();
+        let mut fds = [PollFd::new(&completions, PollFlags::IN)];
         let ready = match rustix::event::poll(&mut fds, Some(&limit)) {
             Ok(ready) => ready > 0,
             // Completions interrupt the wait in order to be delivered.
@@ -235,8 +282,29 @@ impl Port for KernelPort {
         Some(self.alarm.as_fd())
     }
 
+    fn tell(&mut self, sleeps: bool) -> io::Result<()> {
+        let Some(bell) = &mut self.bell else {
+            return Ok(());
+        };
+        if bell.connected {
+            let mut count = [0; 8];
+            // It may not have been rung.
+            let _ = rustix::io::read(&bell.fd, &mut count);
+        }
+        if bell.connected != sleeps {
+            let submitter = self.ring.submitter();
+            if sleeps {
+                submitter.register_eventfd(bell.fd.as_raw_fd())?;
+            } else {
+                submitter.unregister_eventfd()?;
+            }
+            bell.connected = sleeps;
+        }
+        Ok(())
+    }
+
     fn completions(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ring_fd())
+        Some(self.completion_fd())
     }
 }
 

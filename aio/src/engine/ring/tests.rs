@@ -46,6 +46,10 @@ struct Script {
     cancels: usize,
     /// The errno of `cancel_all`.
     uncancellable: Option<i32>,
+    /// Somebody sleeps elsewhere and is to be told of completions.
+    told: bool,
+    /// `tell` fails.
+    mute: bool,
     /// Calls of `wait`.
     waits: usize,
     /// Calls of `submit_and_wait`; each is one of `submit`, too.
@@ -171,6 +175,15 @@ impl Port for Scripted {
 
     fn alarm(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn tell(&mut self, sleeps: bool) -> io::Result<()> {
+        let mut script = self.0.borrow_mut();
+        if script.mute {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        script.told = sleeps;
+        Ok(())
     }
 
     fn completions(&self) -> Option<BorrowedFd<'_>> {
@@ -631,6 +644,39 @@ fn a_ring_that_can_not_hand_everything_over_does_not_sleep() {
     bench.submit();
     assert_eq!(sleep(&mut bench), None);
     assert_eq!(bench.kernel.0.borrow().sleeps, 1);
+}
+
+#[test]
+fn a_loop_that_sleeps_elsewhere_is_told_of_completions() {
+    let told = |bench: &Bench| bench.kernel.0.borrow().told;
+    let mut bench = Bench::new(4);
+    assert_eq!(sleep(&mut bench), None);
+    assert!(!told(&bench), "there is nothing to hear of");
+    // No room for all and the poll.
+    bench.reads(4);
+    assert_eq!(sleep(&mut bench), None);
+    assert!(told(&bench));
+    bench.submit();
+    assert_eq!(sleep(&mut bench), Some(false));
+    assert!(!told(&bench), "paid for nothing");
+    // Refused.
+    let left = bench.reads(1);
+    bench.kernel.answer([Err(libc::EAGAIN)]);
+    bench.submit();
+    assert_eq!(sleep(&mut bench), None);
+    assert!(told(&bench));
+    // Retired.
+    bench.kernel.0.borrow_mut().told = false;
+    bench.kernel.answer([Err(libc::EBADF)]);
+    bench.kernel.ring_alarm();
+    assert_eq!(bench.ring.submit(&mut bench.table), left);
+    assert_eq!(sleep(&mut bench), None);
+    assert!(told(&bench));
+    // It can't be told: then it looks from time to time.
+    bench.kernel.0.borrow_mut().mute = true;
+    assert_eq!(sleep(&mut bench), None);
+    assert_eq!(bench.kernel.0.borrow().alarms.last(), Some(&MAX_DELAY));
+    bench.table.finish(left[0], Ok(0));
 }
 
 #[test]
