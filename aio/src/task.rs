@@ -6,7 +6,7 @@
 //! A task lives in its loop's table and never leaves the loop's thread. What other threads get of it
 //! is a waker, which is a reference to a ticket: the task's place and number. Waking puts the
 //! ticket into the loop's queue; a ticket whose task is gone means nothing. So there is nothing to
-//! synchronise but [`Queued`], and nothing unsafe here.
+//! synchronise but whether it is queued, and nothing unsafe here.
 
 use std::any::Any;
 use std::fmt;
