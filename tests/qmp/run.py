@@ -235,6 +235,27 @@ class Control(QmpTest):
         )
 
 
+class IoThreads(QmpTest):
+    arguments = (
+        *("-object", "iothread,id=io0", "-object", "iothread,id=idle"),
+        *("-blockdev", "null-co,node-name=null,read-zeroes=on"),
+        *("-device", "virtio-blk-pci,id=disk,drive=null,iothread=io0"),
+    )
+
+    async def ids(self) -> list[str]:
+        return [thread["id"] for thread in await self.client.execute("query-iothreads")]
+
+    async def test_a_thread_that_a_disk_uses_stays(self) -> None:
+        kind, text = await self.refused("object-del", {"id": "io0"})
+        self.assertEqual((kind, text), ("GenericError", "object 'io0' is in use, can not be deleted"))
+        await self.client.execute("object-del", {"id": "idle"})
+        self.assertEqual(await self.ids(), ["io0"])
+        # The disk is served as before.
+        command = {"command-line": 'qemu-io -d disk "read -P 0 0 4096"'}
+        answer = await self.client.execute("human-monitor-command", command)
+        self.assertTrue(answer.startswith("read 4096/4096 bytes at offset 0"), answer)
+
+
 class RawSocket(QmpTest):
     """What no proper client would send."""
 

@@ -44,6 +44,10 @@ pub enum IoThreadError {
     Loop(#[from] LoopError),
 }
 
+/// The most worker threads that an I/O thread may be asked to keep: they are all started with it, while
+/// the client waits. (Those up to `thread-pool-max` come as they are needed.)
+const MAX_KEPT_WORKERS: usize = 1024;
+
 impl IoThreadConfig {
     /// The loop that the properties ask for; what they do not concern is as in `base`.
     ///
@@ -62,7 +66,7 @@ impl IoThreadConfig {
         };
         let min = threads("thread-pool-min", self.thread_pool_min)?;
         let max = threads("thread-pool-max", self.thread_pool_max)?;
-        if max == 0 || min > max {
+        if max == 0 || min > max || min > MAX_KEPT_WORKERS {
             return Err(IoThreadError::ThreadPool);
         }
         Ok(LoopConfig {
@@ -280,5 +284,15 @@ mod tests {
         assert_eq!(bad(|c| c.thread_pool_min = 65), pool);
         assert_eq!(bad(|c| c.thread_pool_max = 0), pool);
         assert_eq!(bad(|c| c.thread_pool_max = 1 << 31), pool);
+        let hoard = |c: &mut IoThreadConfig| {
+            c.thread_pool_max = i64::from(i32::MAX);
+            c.thread_pool_min = 1025;
+        };
+        assert_eq!(bad(hoard), pool);
+        let mut greedy = IoThreadConfig::new("io0");
+        hoard(&mut greedy);
+        greedy.thread_pool_min = 1024;
+        let made = greedy.loop_config(&LoopConfig::default()).unwrap();
+        assert_eq!(made.thread_pool_min, 1024);
     }
 }

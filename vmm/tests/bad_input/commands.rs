@@ -64,6 +64,12 @@ fn names_that_are_taken_or_unknown() {
             &["'nowhere'"],
         ),
         ("object-add", iothread("io0"), &["io0"]),
+        (
+            "object-add",
+            json!({"qom-type": "iothread", "id": "io1", "thread-pool-min": i32::MAX,
+                   "thread-pool-max": i32::MAX}),
+            &["thread-pool-min", "bad"],
+        ),
         ("object-add", iothread("no good"), &["'id'", "identifier"]),
         (
             "object-add",

@@ -128,6 +128,30 @@ fn a_reported_error_is_the_guests() {
 }
 
 #[test]
+fn a_disk_goes_on_when_its_iothread_can_not_be_deleted() {
+    let (directory, image, node) = image_with_blkdebug(&json!([]));
+    let device = "virtio-blk-pci,drive=faulty,id=d0,addr=5,iothread=io0";
+    let thread = ["--object", "iothread,id=io0"];
+    let disk = ["--blockdev", &node, "--device", device];
+    let mut vm = Vm::start(directory, &[thread.as_slice(), &disk].concat());
+    let mut disk = Virtio::bring_up(&mut vm.qtest, 5);
+    let refusal = vm.refusal("object-del", &json!({"id": "io0"}));
+    assert_eq!(refusal, "object 'io0' is in use, can not be deleted");
+    disk.begin_write(&mut vm.qtest, 3, 0x33);
+    disk.kick(&mut vm.qtest);
+    disk.wait_used(&mut vm.qtest, 1);
+    assert_eq!(pattern_at(&image, 3), Some(0x33));
+    let loops = vm.execute("x-query-iothread-stats", &json!({}));
+    let served = loops.as_array().unwrap().iter();
+    let served: Vec<_> = served
+        .filter(|entry| entry["fd-dispatches"].as_u64() > Some(0) && entry["id"] != "main")
+        .map(|entry| &entry["id"])
+        .collect();
+    assert_eq!(served, ["io0"], "the doorbell is served there");
+    vm.quit();
+}
+
+#[test]
 fn a_full_file_system_stops_the_machine_until_there_is_room() {
     let Some(mut vm) = Vm::start_on_full_disk(&["--device", "ide-hd,drive=faulty,id=d0"]) else {
         return;
