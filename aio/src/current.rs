@@ -111,6 +111,9 @@ pub fn writable(fd: &impl AsFd) -> Readiness {
 
 /// Calls `handler` in every turn in which `fd` is readable; the handler consumes the readiness.
 ///
+/// For sources that only their descriptor tells of, as sockets and timers; the disks' doorbells have a
+/// look as well ([`add_fd_with_look`]).
+///
 /// External handlers are not called while the loop's gate is closed. The loop watches a duplicate:
 /// the handler stays with the file until it is dropped, whatever becomes of `fd`.
 ///

@@ -272,7 +272,8 @@ impl EventLoop {
     }
 
     /// One turn, events included; sleeps at most `timeout` (for ever if `None`) when nothing is
-    /// ready.
+    /// ready. For who has to look at something else between turns, as the tests of the crates above
+    /// do, which drive loop and guest in one thread.
     ///
     /// # Errors
     /// As [`EventLoop::dispatch`].

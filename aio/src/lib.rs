@@ -13,10 +13,11 @@
 //! 1. The guest rings: a store signals an event fd, or a vCPU thread gives the loop a task. The
 //!    loop sleeps in the kernel and wakes; if it polls ([`polling`]) it has seen the request before
 //!    the bell got through.
-//! 2. The loop calls the device's *external* handler ([`fd`]). The handler takes a token of its
-//!    disk's [`Gate`]; while a drained section is open there is none, and the request waits: in the
-//!    gate's queue, or in the ring it came from.
-//! 3. With the token it starts one task, which lives until the request has ended ([`task`]).
+//! 2. The loop calls the device's *external* handler ([`fd`]), which starts one task for the request;
+//!    the task lives until the request has ended ([`task`]).
+//! 3. The request needs a token of its disk's [`Gate`], and while a drained section is open there is
+//!    none. The task waits for it in the gate's queue, as in the example below; or the handler takes
+//!    the token before it starts the task, and leaves the request in the guest's ring if it gets none.
 //! 4. The task prepares I/O ([`current::read_at`] and others). The memory is the operation's from now
 //!    on ([`buffer`]). At the end of the step *all* tasks' operations go to the kernel in one call.
 //! 5. Completions appear in the ring's memory; the loop takes all that are there and wakes their
@@ -38,7 +39,7 @@
 //! | [`AioContext::call`] | awaits | gives a future: await it in a loop of one's own |
 //! | blocking system calls | only within [`current::blocking`] | as one likes |
 //! | [`EventLoop`] | no: loops are not nested in themselves | only its own thread, between turns |
-//! | dropping an [`IoThread`] | in another loop's [`current::blocking`] | yes; waits for the loop's end |
+//! | dropping an [`IoThread`] | in another loop's [`current::blocking`]; in its own it can't wait | yes; waits for the loop's end |
 //!
 //! # How to write a device
 //! ```
@@ -85,8 +86,19 @@
 //! with [`current::add_fd_with_look`], and gains most from a loop that polls.
 //!
 //! # How to write an engine
-//! An engine is a type that implements the trait `Engine` in `aio/src/engine/mod.rs`, which says
-//! what the loop asks of it and when; `threads.rs` beside it is the shorter example.
+//! An engine is private to this crate: a type that implements the trait `Engine` in
+//! `aio/src/engine/mod.rs`, where the whole contract is; `threads.rs` beside it is the shorter example.
+//! In short:
+//! 1. `start` takes the key of an operation in the loop's table, which owns file and memory. Each key
+//!    must end exactly once, and only when nobody touches that memory any more.
+//! 2. `submit` hands over what was started, once per step of the loop; `reap` tells the table what has
+//!    ended. Neither blocks, allocates in steady state, or calls foreign code: the table collects whom
+//!    to wake.
+//! 3. While operations are under way one of its descriptors, or the loop's bell, must wake the loop
+//!    that sleeps; `has_completed` says without a system call whether `reap` would find something.
+//! 4. `finish` cancels what can be cancelled, and comes to an end whatever the kernel does.
+//! 5. Then it gets a value of [`EngineKind`], a place in `Engines`, and a line in `ENGINES` of
+//!    `aio/tests/event_loop/support.rs`: every I/O test runs with it.
 //!
 //! # Work for a loop in another thread, and its result
 //! ```
