@@ -6,6 +6,7 @@ mod qemu;
 
 use std::fs::{File, OpenOptions};
 use std::future::Future;
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -427,13 +428,16 @@ fn qemus_programs_respect_the_locks_and_have_theirs_respected() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("\"write\" lock"), "{said}");
     driver.finish_access(Access::NONE);
-    // Now it is the holder: without commands it waits for them with the image open.
+    // Now it is the holder: without commands it prompts for them with the image open.
     let mut child = qemu_io(&[]).unwrap();
-    while driver.prepare_access(Access::of_device(false)).is_ok() {
-        assert!(child.try_wait().unwrap().is_none());
-        driver.finish_access(Access::NONE);
-        std::thread::yield_now();
-    }
+    let mut prompt = [0];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut prompt)
+        .unwrap();
+    driver.prepare_access(Access::of_device(false)).unwrap_err();
     driver.finish_access(Access::NONE);
     drop(child.stdin.take());
     child.wait().unwrap();
