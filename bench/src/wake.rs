@@ -1,5 +1,9 @@
 //! A loop that sleeps is woken from another thread and answers, beside the same with bare system
 //! calls: an eventfd and an `epoll_wait` on either side.
+//!
+//! Who asks and who answers stay on a processor each, ours and theirs on the same two: a round trip
+//! within one processor is an order of magnitude shorter than one that wakes another from its idle
+//! state, and the kernel's choice would decide the comparison.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,6 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use sluice_aio::{EventLoop, IoThread, LoopConfig, Polling};
 
 use crate::report::{Row, Target};
@@ -45,6 +50,19 @@ impl Bell {
     }
 }
 
+/// Binds the calling thread to the first of `usable` processors, or to the second if there is one.
+fn stay(usable: &CpuSet, second: bool) -> rustix::io::Result<()> {
+    let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| usable.is_set(*cpu));
+    let first = usable.next().unwrap_or_default();
+    let mut one = CpuSet::new();
+    one.set(if second {
+        usable.next().unwrap_or(first)
+    } else {
+        first
+    });
+    sched_setaffinity(None, &one)
+}
+
 /// A loop in this thread that asks a loop in another.
 struct Pair {
     here: EventLoop,
@@ -52,15 +70,20 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(polling: Polling) -> Result<Self> {
+    fn new(polling: Polling, usable: CpuSet) -> Result<Self> {
         let config = LoopConfig {
             polling,
             ..LoopConfig::default()
         };
-        Ok(Self {
-            here: EventLoop::new("bench", &config)?,
-            there: IoThread::spawn("answer", config)?,
-        })
+        let mut here = EventLoop::new("bench", &config)?;
+        let there = IoThread::spawn("answer", config)?;
+        let answering = there.context().clone();
+        here.run_until(async move {
+            answering
+                .call(move || async move { stay(&usable, true) })
+                .await
+        })???;
+        Ok(Self { here, there })
     }
 
     /// Nanoseconds of one question and answer, of `count`.
@@ -85,12 +108,17 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
     let (rounds, count) = (effort.of(41, 1), effort.of(300, 5));
     let (here, there) = (Bell::new()?, Bell::new()?);
     let over = AtomicBool::new(false);
-    let mut sleeping = Pair::new(Polling::OFF)?;
-    let mut polling = Pair::new(Polling {
-        max: Duration::from_micros(32),
-        ..Polling::OFF
-    })?;
+    let usable = sched_getaffinity(None)?;
+    let mut sleeping = Pair::new(Polling::OFF, usable)?;
+    let mut polling = Pair::new(
+        Polling {
+            max: Duration::from_micros(32),
+            ..Polling::OFF
+        },
+        usable,
+    )?;
     let answer = || -> rustix::io::Result<()> {
+        stay(&usable, true)?;
         loop {
             there.wait()?;
             if over.load(Ordering::Acquire) {
@@ -109,6 +137,7 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         result?;
         Ok(each)
     };
+    stay(&usable, false)?;
     let measured = thread::scope(|scope| {
         let answering = scope.spawn(answer);
         let measured = in_turns(rounds, || sleeping.ask(count), round_trip)
@@ -120,6 +149,7 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
             .map_err(|_| anyhow::anyhow!("the answering thread panicked"))??;
         measured
     });
+    sched_setaffinity(None, &usable)?;
     let ((slept, bare), (polled, bare_again)) = measured?;
     let row = |what: &str, ours, bare, target| Row {
         benchmark: "wake",

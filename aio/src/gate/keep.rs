@@ -91,6 +91,7 @@ unsafe impl Send for Pass {}
 unsafe impl Sync for Pass {}
 
 impl Drop for Pass {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: the token is out, so a handle exists or the share was left to the tokens.
         if mechanism::leave_unnoticed(unsafe { word(self.0) }) {

@@ -44,6 +44,7 @@ const fn tokens(word: usize) -> usize {
 /// Returns one token unless it is the last one and that concerns somebody: all that the end of a
 /// request costs. After a true answer the gate's memory may be gone; so this takes the word alone
 /// ([`super::keep`]).
+#[inline]
 pub(super) fn leave_unnoticed(word: &AtomicUsize) -> bool {
     let leave = |word| {
         let concerns = tokens(word) == 1 && word & (IDLE_AWAITED | ORPHANED) != 0;
@@ -136,11 +137,13 @@ impl Inner {
     }
 
     /// Takes tokens; returns the word as it was. Sees what sections before it have done.
+    #[inline]
     pub(super) fn take(&self, count: usize) -> usize {
         self.word.fetch_add(count, Ordering::AcqRel)
     }
 
     /// The uncontended way in: take a token, then look. A refused newcomer leaves again.
+    #[inline]
     pub(super) fn try_enter(&self) -> bool {
         let admitted = self.take(1) & BARRED == 0;
         if !admitted {

@@ -101,6 +101,7 @@ impl Gate {
     /// The gate is looked at once right here: if it is open, the request is in flight from now on
     /// and the future is ready. If not, the place in the queue is that of the first poll. Dropping
     /// the future leaves the queue. Fails only when the gate is destroyed.
+    #[inline]
     #[must_use = "dropping the future gives up the place"]
     pub fn enter(&self) -> Enter {
         Enter::new(self)
@@ -110,6 +111,7 @@ impl Gate {
     ///
     /// For sources that have a queue of their own (a virtqueue): leave the work there and come back
     /// after [`Gate::opened`].
+    #[inline]
     #[must_use]
     pub fn try_enter(&self) -> Option<Token> {
         self.0.try_enter().then(|| self.token())

@@ -23,6 +23,7 @@ enum Place {
 }
 
 impl Enter {
+    #[inline]
     pub(super) fn new(gate: &Gate) -> Self {
         // No handle of the gate is needed on the uncontended path: the token keeps it.
         Self(match gate.try_enter() {
@@ -30,28 +31,38 @@ impl Enter {
             None => Place::Outside(gate.clone(), None),
         })
     }
+
+    /// One look of a request that found the gate closed.
+    #[cold]
+    fn look(
+        &mut self,
+        gate: Gate,
+        ticket: Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Token, Cancelled>> {
+        let step = match ticket {
+            None => gate.0.join_queue(cx),
+            Some(ticket) => gate.0.look_again(ticket, cx),
+        };
+        match step {
+            Step::Waits(ticket) => {
+                self.0 = Place::Outside(gate, Some(ticket));
+                Poll::Pending
+            }
+            Step::Entered => Poll::Ready(Ok(gate.token())),
+            Step::Cancelled => Poll::Ready(Err(Cancelled)),
+        }
+    }
 }
 
 impl Future for Enter {
     type Output = Result<Token, Cancelled>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match std::mem::replace(&mut self.0, Place::Over) {
             Place::Inside(token) => Poll::Ready(Ok(token)),
-            Place::Outside(gate, ticket) => {
-                let step = match ticket {
-                    None => gate.0.join_queue(cx),
-                    Some(ticket) => gate.0.look_again(ticket, cx),
-                };
-                match step {
-                    Step::Waits(ticket) => {
-                        self.0 = Place::Outside(gate, Some(ticket));
-                        Poll::Pending
-                    }
-                    Step::Entered => Poll::Ready(Ok(gate.token())),
-                    Step::Cancelled => Poll::Ready(Err(Cancelled)),
-                }
-            }
+            Place::Outside(gate, ticket) => self.look(gate, ticket, cx),
             // Polled again after completion.
             Place::Over => Poll::Ready(Err(Cancelled)),
         }
@@ -59,6 +70,7 @@ impl Future for Enter {
 }
 
 impl Drop for Enter {
+    #[inline]
     fn drop(&mut self) {
         if let Place::Outside(gate, Some(ticket)) = &self.0 {
             gate.0.abandon(*ticket);
