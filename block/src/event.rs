@@ -63,6 +63,16 @@ pub enum BlockEvent {
         /// The job.
         id: String,
     },
+    /// The tray of a device with a removable medium has moved.
+    #[serde(rename_all = "kebab-case")]
+    DeviceTrayMoved {
+        /// The backend's name.
+        device: String,
+        /// The device's id or path; may be empty.
+        id: String,
+        /// Where it is now.
+        tray_open: bool,
+    },
     /// A guest's request failed.
     #[serde(rename_all = "kebab-case")]
     BlockIoError {

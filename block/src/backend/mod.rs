@@ -10,6 +10,7 @@
 //! is.
 
 mod halted;
+mod medium;
 mod policy;
 mod request;
 mod stats;
@@ -29,7 +30,10 @@ use crate::error::{BlockError, Result};
 use crate::event::{EventSink, IoOperation};
 use crate::job::IoStatus;
 use crate::node::Node;
+use crate::permission::{Access, Permissions};
 use halted::Halted;
+use medium::Removable;
+pub use medium::RemovableDevice;
 pub use policy::ErrorPolicy;
 pub use request::{Request, Submitter};
 pub use stats::{Account, BackendStats, Counters, Latencies};
@@ -50,7 +54,9 @@ pub struct Backend {
     root: ArcSwapOption<Node>,
     gate: Gate,
     clock: Clock,
-    read_only: bool,
+    /// What its device does with a medium.
+    access: Access,
+    removable: Mutex<Removable>,
     stats: BackendStats,
     /// Whether a write may end before it is durable.
     write_cache: AtomicBool,
@@ -76,17 +82,22 @@ impl std::fmt::Debug for Backend {
 impl Backend {
     pub(crate) fn new(
         name: &str,
-        root: Arc<Node>,
+        root: Option<Arc<Node>>,
+        access: Access,
         clock: Clock,
         events: Arc<dyn EventSink>,
     ) -> Arc<Self> {
-        let read_only = root.is_read_only();
+        let removable = match root {
+            Some(_) => Removable::default(),
+            None => Removable::without_device(),
+        };
         Arc::new(Self {
             name: name.to_owned(),
             gate: Gate::new(name, clock.clone()),
             clock,
-            root: ArcSwapOption::from(Some(root)),
-            read_only,
+            root: ArcSwapOption::from(root),
+            access,
+            removable: Mutex::new(removable),
             stats: BackendStats::default(),
             write_cache: AtomicBool::new(true),
             policy: ArcSwap::default(),
@@ -134,7 +145,7 @@ impl Backend {
         &self.gate
     }
 
-    /// The root node now; none after the backend was removed.
+    /// The root node now; none without a medium, and after the backend was removed.
     #[must_use]
     pub fn node(&self) -> Option<Arc<Node>> {
         self.root.load_full()
@@ -156,10 +167,15 @@ impl Backend {
         self.len() == 0
     }
 
-    /// Whether writes are refused.
+    /// Whether writes are refused, whatever the medium allows. It is so from the beginning.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.read_only
+        !self.access.used.contains(Permissions::WRITE)
+    }
+
+    /// What its device does with a medium.
+    pub(crate) fn access(&self) -> Access {
+        self.access
     }
 
     /// Whether a write may end before it is durable (write-back). It is so at first.
@@ -274,7 +290,7 @@ impl Backend {
     /// As [`Backend::read`], and a read-only disk.
     pub async fn write(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
         let len = buffer.len() as u64;
-        let node = self.root_for(token)?;
+        let node = self.writable_root_for(token)?;
         self.account(
             Account::Write,
             len,
@@ -296,7 +312,7 @@ impl Backend {
     ) -> Result<()> {
         let mut flags = self.write_flags();
         flags.set(RequestFlags::MAY_UNMAP, unmap);
-        let node = self.root_for(token)?;
+        let node = self.writable_root_for(token)?;
         self.account(Account::Write, len, node.write_zeroes(offset, len, flags))
             .await
     }
@@ -306,7 +322,7 @@ impl Backend {
     /// # Errors
     /// As [`Backend::write`].
     pub async fn discard(&self, token: &Token, offset: u64, len: u64) -> Result<()> {
-        let node = self.root_for(token)?;
+        let node = self.writable_root_for(token)?;
         self.account(Account::Unmap, len, node.discard(offset, len))
             .await
     }
@@ -318,6 +334,15 @@ impl Backend {
     pub async fn flush(&self, token: &Token) -> Result<()> {
         let node = self.root_for(token)?;
         self.account(Account::Flush, 0, node.flush()).await
+    }
+
+    /// The root for a request that changes it.
+    fn writable_root_for(&self, token: &Token) -> Result<Arc<Node>> {
+        let node = self.root_for(token)?;
+        if self.is_read_only() {
+            return Err(BlockError::ReadOnly(node.name().to_owned()));
+        }
+        Ok(node)
     }
 
     fn root_for(&self, token: &Token) -> Result<Arc<Node>> {

@@ -202,7 +202,10 @@ impl Request<'_> {
         let Some(token) = &self.token else {
             return Err(BlockError::Cancelled(sluice_aio::Cancelled));
         };
-        let node = backend.root_for(token)?;
+        let node = match operation {
+            Operation::Read(..) | Operation::Flush => backend.root_for(token)?,
+            _ => backend.writable_root_for(token)?,
+        };
         match operation {
             Operation::Read(offset, buffer) => node.read(offset, buffer).await,
             Operation::Write(offset, buffer) => {

@@ -13,6 +13,7 @@ use crate::event::tests::EventLog;
 use crate::event::{BlockEvent, ErrorAction, IoOperation};
 use crate::job::{IoStatus, OnError};
 use crate::node::{Node, Owner};
+use crate::permission::Access;
 
 /// A flush among the offsets of writes.
 const FLUSH: u64 = u64::MAX;
@@ -104,7 +105,13 @@ fn run<F: Future<Output = ()> + 'static>(policy: OnError, test: impl FnOnce(Benc
     let driver = Box::new(Disk(Arc::clone(&medium)));
     let node = Node::new("node".to_owned(), driver, false, Owner::Monitor);
     let events = Arc::new(EventLog::default());
-    let backend = Backend::new("disk", node, Clock::real(), Arc::clone(&events) as _);
+    let backend = Backend::new(
+        "disk",
+        Some(node),
+        Access::of_device(false),
+        Clock::real(),
+        Arc::clone(&events) as _,
+    );
     backend.set_policy(ErrorPolicy::new(policy, policy));
     let bench = Bench {
         medium,

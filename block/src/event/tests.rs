@@ -105,6 +105,21 @@ fn a_failed_job_says_why_and_may_tell_more() {
 }
 
 #[test]
+fn a_moved_tray_has_the_members_of_the_protocol() {
+    check(
+        &BlockEvent::DeviceTrayMoved {
+            device: "cd0".to_owned(),
+            id: "ide0".to_owned(),
+            tray_open: true,
+        },
+        &json!({
+            "event": "DEVICE_TRAY_MOVED",
+            "data": {"device": "cd0", "id": "ide0", "tray-open": true},
+        }),
+    );
+}
+
+#[test]
 fn guest_errors_have_the_members_of_the_protocol() {
     let event = |node_name, nospace| BlockEvent::BlockIoError {
         qom_path: "/machine/peripheral/d0".to_owned(),

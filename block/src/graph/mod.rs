@@ -247,7 +247,16 @@ impl Graph {
     /// The name is taken; the node has gone, or a job holds it; somebody else writes to it.
     pub fn add_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
         let access = Access::of_device(root.is_read_only());
-        self.add_user(name, root, access)
+        self.add_user(name, Some(root), access)
+    }
+
+    /// Gives a device with a removable medium its backend, without a medium at first. With
+    /// `read_only` the device never writes; without, it takes no medium that is read-only.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn add_empty_backend(&self, name: &str, read_only: bool) -> Result<Arc<Backend>> {
+        self.add_user(name, None, Access::of_device(read_only))
     }
 
     /// The same for an operator's tool, which does `access` with the node and no more. Its name
@@ -257,10 +266,15 @@ impl Graph {
     /// As [`Graph::add_backend`].
     pub fn add_tool(&self, root: &Arc<Node>, access: Access) -> Result<Arc<Backend>> {
         let name = self.topology().made_up_tool();
-        self.add_user(&name, root, access)
+        self.add_user(&name, Some(root), access)
     }
 
-    fn add_user(&self, name: &str, root: &Arc<Node>, access: Access) -> Result<Arc<Backend>> {
+    fn add_user(
+        &self,
+        name: &str,
+        root: Option<&Arc<Node>>,
+        access: Access,
+    ) -> Result<Arc<Backend>> {
         let mut change = self.transaction();
         let topology = change.topology();
         if topology
@@ -273,15 +287,18 @@ impl Graph {
         if topology.nodes.contains_key(name) {
             return Err(BlockError::NameOfNode(name.to_owned()));
         }
-        topology.check_present(root)?;
-        root.check_not_blocked()?;
+        if let Some(root) = root {
+            topology.check_present(root)?;
+            root.check_not_blocked()?;
+        }
         let backend = Backend::new(
             name,
-            Arc::clone(root),
+            root.map(Arc::clone),
+            access,
             self.clock.clone(),
             Arc::clone(&self.events),
         );
-        change.add_backend(&backend, root, access);
+        change.add_backend(&backend);
         change.commit()?;
         Ok(backend)
     }

@@ -160,14 +160,22 @@ impl Transaction<'_> {
         }
     }
 
-    /// Makes a new backend known and puts it above `root`.
-    pub(super) fn add_backend(&mut self, backend: &Arc<Backend>, root: &Arc<Node>, access: Access) {
+    /// Makes a new backend known and puts it above its root.
+    pub(super) fn add_backend(&mut self, backend: &Arc<Backend>) {
         self.topology.backends.push(Arc::clone(backend));
         let gone = Arc::clone(backend);
         self.undo.push(Box::new(move |topology| {
             topology.backends.retain(|other| !Arc::ptr_eq(other, &gone));
         }));
-        self.attach(root, Parent::backend(backend), ROOT, access);
+        match backend.node() {
+            Some(root) => self.attach(&root, Parent::backend(backend), ROOT, backend.access()),
+            // There is nothing below it whose sections could cover it.
+            None => {
+                for section in self.topology.global_sections() {
+                    section.cover(backend.gate());
+                }
+            }
+        }
     }
 
     /// Points the disks and nodes above `from` to `to`; jobs and claims stay.

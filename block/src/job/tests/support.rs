@@ -276,5 +276,6 @@ fn short(event: &BlockEvent) -> String {
             format!("ERROR {operation:?} {action:?}")
         }
         BlockEvent::BlockIoError { .. } => "BLOCK_IO_ERROR".to_owned(),
+        BlockEvent::DeviceTrayMoved { .. } => "DEVICE_TRAY_MOVED".to_owned(),
     }
 }

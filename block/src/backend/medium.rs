@@ -1,0 +1,91 @@
+//! Removable media: what a device whose medium can be changed tells, and is told.
+//!
+//! A backend's medium is its root node. [`Graph::insert_medium`](crate::Graph::insert_medium) and
+//! [`Graph::remove_medium`](crate::Graph::remove_medium) change it inside drained sections; while
+//! there is none, requests fail with `ENOMEDIUM`. The tray and its lock are the device's own: the
+//! graph asks for them and asks to have them moved, and the device says whenever the tray has moved,
+//! whoever moved it.
+
+use std::sync::{Arc, Weak};
+
+use crate::backend::Backend;
+use crate::event::BlockEvent;
+
+/// A device with a tray, such as a CD-ROM drive.
+///
+/// All of it is called from tasks of the monitor's loop, in none of the device's threads and with
+/// no lock of the block layer held, so the device may take locks of its own and ask the backend
+/// anything. It must not wait for requests: with a section open they do not come.
+pub trait RemovableDevice: Send + Sync {
+    /// Whether the tray is open.
+    fn is_tray_open(&self) -> bool;
+
+    /// Whether the guest has locked the tray.
+    fn is_locked(&self) -> bool;
+
+    /// Asks the guest to give the medium up. With `force` the lock is undone as well: the tray will
+    /// be opened in any case.
+    fn request_eject(&self, force: bool);
+
+    /// Opens or closes the tray; nothing if it is so already. Whoever calls has looked at the lock.
+    /// The device reports it by [`Backend::tray_moved`].
+    fn move_tray(&self, open: bool);
+
+    /// The medium was put in or taken out. Called inside the section of the change: nothing is in
+    /// flight, and what is parked was meant for the medium before. [`Backend::node`] and
+    /// [`Backend::len`] tell of the medium as it is now.
+    fn medium_changed(&self, present: bool);
+}
+
+/// Whether a backend's medium can be changed, and who is to be told.
+#[derive(Default)]
+pub(super) struct Removable {
+    /// So it is without a device, too: then there is no tray.
+    removable: bool,
+    /// Not kept: a device keeps its backend.
+    device: Option<Weak<dyn RemovableDevice>>,
+}
+
+impl Removable {
+    /// For a backend that is made without a medium.
+    pub(super) fn without_device() -> Self {
+        Self {
+            removable: true,
+            device: None,
+        }
+    }
+}
+
+impl Backend {
+    /// Says that the device has a removable medium, and how to reach it. To be called before the
+    /// machine runs.
+    pub fn set_removable(&self, device: Weak<dyn RemovableDevice>) {
+        *self.removable.lock() = Removable {
+            removable: true,
+            device: Some(device),
+        };
+    }
+
+    /// Whether the medium can be changed: the device can do that, or it was made without one.
+    #[must_use]
+    pub fn is_removable(&self) -> bool {
+        self.removable.lock().removable
+    }
+
+    /// The device with the tray, if there is one.
+    #[must_use]
+    pub fn removable_device(&self) -> Option<Arc<dyn RemovableDevice>> {
+        let removable = self.removable.lock();
+        removable.device.as_ref().and_then(Weak::upgrade)
+    }
+
+    /// The device's tray has moved, by the guest's wish or the operator's. Any thread; the device
+    /// holds no lock that [`EventSink::emit`](crate::EventSink::emit) could want.
+    pub fn tray_moved(&self, open: bool) {
+        self.events.emit(BlockEvent::DeviceTrayMoved {
+            device: self.name.clone(),
+            id: self.device().unwrap_or_default(),
+            tray_open: open,
+        });
+    }
+}
