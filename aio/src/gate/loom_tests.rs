@@ -12,6 +12,8 @@
     reason = "the guarded cell is accessed as the gate's users do: without a lock"
 )]
 
+mod users;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
