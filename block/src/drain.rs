@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use sluice_aio::gate::{Closed, Holder};
 use sluice_aio::{Clock, Gate, Histogram, current};
 
+use crate::backend::{Backend, Unlimited};
 use crate::graph::parent::Parent;
 use crate::job::{Job, Quiesced};
 use crate::node::Node;
@@ -43,8 +44,21 @@ struct Held {
     nodes: Vec<Arc<Node>>,
     /// The same by address, to find them.
     known: HashSet<usize>,
-    gates: Vec<Closed>,
+    backends: Vec<Covered>,
     jobs: Vec<(Arc<Job>, Quiesced)>,
+}
+
+impl Held {
+    fn gates(&self) -> impl Iterator<Item = &Gate> {
+        self.backends.iter().map(|covered| covered.closed.gate())
+    }
+}
+
+/// A disk in a section. The fields are dropped in this order: what the gate lets in finds the limits.
+#[derive(Debug)]
+struct Covered {
+    _unlimited: Unlimited,
+    closed: Closed,
 }
 
 /// What a section waits for.
@@ -142,11 +156,16 @@ impl SectionInner {
         }
     }
 
-    /// Closes `gate` for this section, once.
-    pub(crate) fn cover(&self, gate: &Gate) {
+    /// Closes the gate of `backend` for this section, once, and lifts its limits: the section waits
+    /// for what they hold up.
+    pub(crate) fn cover(&self, backend: &Backend) {
+        let gate = backend.gate();
         let mut held = self.held.lock();
-        if !held.gates.iter().any(|closed| closed.gate().is_same(gate)) {
-            held.gates.push(gate.close(&self.holder));
+        if !held.gates().any(|closed| closed.is_same(gate)) {
+            held.backends.push(Covered {
+                closed: gate.close(&self.holder),
+                _unlimited: backend.lift_limits(),
+            });
         }
     }
 
@@ -166,19 +185,13 @@ impl SectionInner {
     }
 
     fn gates(&self) -> Vec<Gate> {
-        let held = self.held.lock();
-        let gates = held.gates.iter().map(|closed| closed.gate().clone());
-        gates.collect()
+        self.held.lock().gates().cloned().collect()
     }
 
     /// The first that is busy.
     fn busy(&self) -> Option<Busy> {
         let held = self.held.lock();
-        let gate = held
-            .gates
-            .iter()
-            .map(Closed::gate)
-            .find(|gate| gate.in_flight() > 0);
+        let gate = held.gates().find(|gate| gate.in_flight() > 0);
         if let Some(gate) = gate {
             return Some(Busy::Gate(gate.clone()));
         }
@@ -332,7 +345,7 @@ pub(crate) fn cover_above(node: &Arc<Node>, section: &SectionInner) {
             }
             Parent::Backend(backend) => {
                 if let Some(backend) = backend.upgrade() {
-                    section.cover(backend.gate());
+                    section.cover(&backend);
                 }
             }
             Parent::Job(job) => {

@@ -14,11 +14,13 @@ mod medium;
 mod policy;
 mod request;
 mod stats;
+mod throttle;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
@@ -37,6 +39,8 @@ pub use medium::RemovableDevice;
 pub use policy::ErrorPolicy;
 pub use request::{Request, Submitter};
 pub use stats::{Account, BackendStats, Counters, Latencies};
+use throttle::Throttling;
+pub(crate) use throttle::Unlimited;
 
 impl Account {
     /// Which of the two policies such a request's errors come under.
@@ -58,6 +62,7 @@ pub struct Backend {
     access: Access,
     removable: Mutex<Removable>,
     stats: BackendStats,
+    throttling: Arc<Throttling>,
     /// Whether a write may end before it is durable.
     write_cache: AtomicBool,
     policy: ArcSwap<ErrorPolicy>,
@@ -99,6 +104,7 @@ impl Backend {
             access,
             removable: Mutex::new(removable),
             stats: BackendStats::default(),
+            throttling: Arc::default(),
             write_cache: AtomicBool::new(true),
             policy: ArcSwap::default(),
             status: Mutex::default(),
@@ -233,9 +239,10 @@ impl Backend {
         self.halted.resume(&self.gate);
     }
 
-    /// Cancels what is parked or halted; nothing enters any more.
+    /// Cancels what is parked, halted or held up by limits; nothing enters any more.
     pub(crate) fn destroy(&self) {
         self.gate.destroy();
+        self.throttling.close();
         // Each finds the gate destroyed.
         self.halted.resume(&self.gate);
     }
@@ -356,6 +363,17 @@ impl Backend {
         })
     }
 
+    /// Counts a request that the device has refused by itself, such as one beyond the disk's end.
+    pub fn account_invalid(&self, kind: Account) {
+        self.stats.invalid(kind, self.clock.now());
+    }
+
+    /// For how long no request has ended; none if there has been none.
+    #[must_use]
+    pub fn idle_time(&self) -> Option<Duration> {
+        self.stats.idle_since(self.clock.now())
+    }
+
     /// Does a request and counts it.
     async fn account(
         &self,
@@ -364,11 +382,15 @@ impl Backend {
         request: impl Future<Output = Result<()>>,
     ) -> Result<()> {
         let began = self.clock.now();
-        let result = request.await;
-        let took = self.clock.now().saturating_sub(began);
+        let admitted = self.throttling.admit(kind, bytes, || false).await;
+        let result = match admitted {
+            Ok(()) => request.await,
+            cancelled => cancelled,
+        };
+        let now = self.clock.now();
         match &result {
-            Ok(()) => self.stats.of(kind).done(bytes, took),
-            Err(_) => self.stats.of(kind).failed(took),
+            Ok(()) => self.stats.done(kind, bytes, began, now),
+            Err(error) => self.stats.failed(kind, error, began, now),
         }
         result
     }

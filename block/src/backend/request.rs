@@ -60,11 +60,12 @@ impl Submitter {
         }
     }
 
-    /// Cancels what is halted, and has what is under way end with its error if it fails: the
+    /// Cancels what is halted or held up by limits, and has what is under way end with its error if it fails: the
     /// device is reset, and waits for its requests to end.
     pub fn settle(&self) {
         self.settled.fetch_add(1, Ordering::AcqRel);
         self.backend.halted.cancel(self.id);
+        self.backend.throttling.wake();
     }
 }
 
@@ -174,22 +175,21 @@ impl Request<'_> {
         operation: Operation,
     ) -> (Result<()>, Option<ErrorAction>) {
         let backend = &*self.submitter.backend;
-        let counters = backend.stats.of(kind);
         let began = backend.clock.now();
         let result = self.perform(operation).await;
-        let took = backend.clock.now().saturating_sub(began);
+        let now = backend.clock.now();
         let Err(error) = result else {
-            counters.done(bytes, took);
+            backend.stats.done(kind, bytes, began, now);
             return (Ok(()), None);
         };
         let action = self.judge(kind, &error);
         match action {
             ErrorAction::Report => {
-                counters.failed(took);
+                backend.stats.failed(kind, &error, began, now);
                 (Err(error), Some(action))
             }
             ErrorAction::Ignore => {
-                counters.done(bytes, took);
+                backend.stats.done(kind, bytes, began, now);
                 (Ok(()), Some(action))
             }
             // It has not ended.
@@ -206,6 +206,9 @@ impl Request<'_> {
             Operation::Read(..) | Operation::Flush => backend.root_for(token)?,
             _ => backend.writable_root_for(token)?,
         };
+        let (kind, bytes) = (operation.account(), operation.bytes());
+        let given_up = || self.was_settled();
+        backend.throttling.admit(kind, bytes, given_up).await?;
         match operation {
             Operation::Read(offset, buffer) => node.read(offset, buffer).await,
             Operation::Write(offset, buffer) => {
@@ -221,11 +224,15 @@ impl Request<'_> {
         }
     }
 
+    /// Whether its device was settled since it began.
+    fn was_settled(&self) -> bool {
+        self.submitter.settled.load(Ordering::Acquire) != self.settled
+    }
+
     /// What is done about an error; tells the operator.
     fn judge(&self, kind: Account, error: &BlockError) -> ErrorAction {
         let backend = &*self.submitter.backend;
-        let was_settled = self.submitter.settled.load(Ordering::Acquire) != self.settled;
-        if matches!(error, BlockError::Cancelled(_)) || was_settled {
+        if matches!(error, BlockError::Cancelled(_)) || self.was_settled() {
             return ErrorAction::Report;
         }
         let operation = kind.direction();
@@ -254,7 +261,7 @@ impl Request<'_> {
             .halt(&backend.gate, self.sequence, self.submitter.id);
         // The gate is closed by now: nothing overtakes, and the disk comes to rest.
         self.token = None;
-        if self.submitter.settled.load(Ordering::Acquire) != self.settled {
+        if self.was_settled() {
             return Err(BlockError::Cancelled(sluice_aio::Cancelled));
         }
         self.token = Some(halting.await?);

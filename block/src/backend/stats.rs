@@ -1,12 +1,13 @@
 //! A disk's accounting: counters by kind of request, and histograms of latencies for those who ask
 //! for them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
-use std::sync::Arc;
+use crate::error::BlockError;
 
 /// Kinds of guest requests that are accounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,9 @@ pub struct Counters {
     pub operations: AtomicU64,
     /// Requests that failed.
     pub failed: AtomicU64,
+    /// Requests that were refused before they reached the medium: out of range, a write to a
+    /// read-only disk, no medium.
+    pub invalid: AtomicU64,
     /// Time from submission to completion, summed, in nanoseconds.
     pub total_time_ns: AtomicU64,
     latencies: ArcSwapOption<Latencies>,
@@ -37,14 +41,14 @@ pub struct Counters {
 
 impl Counters {
     /// Counts a request that took `took` and succeeded.
-    pub(super) fn done(&self, bytes: u64, took: Duration) {
+    fn done(&self, bytes: u64, took: Duration) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.operations.fetch_add(1, Ordering::Relaxed);
         self.took(took);
     }
 
     /// Counts a request that took `took` and failed.
-    pub(super) fn failed(&self, took: Duration) {
+    fn failed(&self, took: Duration) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.took(took);
     }
@@ -108,10 +112,21 @@ impl Latencies {
     }
 }
 
+/// Whether an error says that the request did not reach the medium.
+fn is_invalid(error: &BlockError) -> bool {
+    match error {
+        BlockError::OutOfRange { .. } | BlockError::ReadOnly(_) => true,
+        BlockError::Io(source) => source.raw_os_error() == Some(libc::ENOMEDIUM),
+        _ => false,
+    }
+}
+
 /// All counters of a backend; read them at any time.
 #[derive(Debug, Default)]
 pub struct BackendStats {
     kinds: [Counters; 4],
+    /// When the last request ended, in nanoseconds on the disk's clock plus one; 0 before that.
+    last_access: AtomicU64,
 }
 
 impl BackendStats {
@@ -119,6 +134,40 @@ impl BackendStats {
     #[must_use]
     pub fn of(&self, kind: Account) -> &Counters {
         &self.kinds[kind as usize]
+    }
+
+    /// Counts a request that began at `began`, has ended `now` and succeeded.
+    pub(super) fn done(&self, kind: Account, bytes: u64, began: Duration, now: Duration) {
+        self.of(kind).done(bytes, now.saturating_sub(began));
+        self.accessed(now);
+    }
+
+    /// Counts a request that has ended with `error`.
+    pub(super) fn failed(&self, kind: Account, error: &BlockError, began: Duration, now: Duration) {
+        if is_invalid(error) {
+            self.invalid(kind, now);
+            return;
+        }
+        self.of(kind).failed(now.saturating_sub(began));
+        self.accessed(now);
+    }
+
+    /// Counts a request that did not reach the medium; it took no time.
+    pub(super) fn invalid(&self, kind: Account, now: Duration) {
+        self.of(kind).invalid.fetch_add(1, Ordering::Relaxed);
+        self.accessed(now);
+    }
+
+    fn accessed(&self, now: Duration) {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.last_access
+            .store(now.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Time since the last request ended; none if there has been none.
+    pub(super) fn idle_since(&self, now: Duration) -> Option<Duration> {
+        let last = self.last_access.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_sub(Duration::from_nanos(last)))
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod parent;
 pub mod query;
 mod reopen;
 mod resize;
+mod throttle;
 #[cfg(test)]
 mod tests;
 pub(crate) mod transaction;
@@ -307,6 +308,7 @@ impl Graph {
     pub async fn remove_backend(&self, backend: &Arc<Backend>) {
         backend.destroy();
         backend.gate().wait_idle().await;
+        backend.set_throttle_group(None);
         self.topology()
             .backends
             .retain(|other| !Arc::ptr_eq(other, backend));
@@ -357,7 +359,7 @@ impl Graph {
             let mut topology = self.topology();
             enlist(&mut topology.global, &inner);
             for backend in &topology.backends {
-                inner.cover(backend.gate());
+                inner.cover(backend);
             }
             for job in self.jobs.jobs() {
                 inner.cover_job(&job);

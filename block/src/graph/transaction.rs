@@ -172,7 +172,7 @@ impl Transaction<'_> {
             // There is nothing below it whose sections could cover it.
             None => {
                 for section in self.topology.global_sections() {
-                    section.cover(backend.gate());
+                    section.cover(backend);
                 }
             }
         }
@@ -277,7 +277,7 @@ impl Transaction<'_> {
                 }
                 Parent::Backend(backend) => {
                     if let Some(backend) = backend.upgrade() {
-                        section.cover(backend.gate());
+                        section.cover(&backend);
                     }
                 }
                 Parent::Job(job) => {

@@ -95,8 +95,17 @@ impl ThrottleGroup {
     /// The limits contradict each other.
     pub fn new(name: &str, limits: ThrottleLimits, clock: Clock) -> Result<Arc<Self>, LimitsError> {
         limits.check()?;
+        Ok(Self::with_checked(name, limits, clock))
+    }
+
+    /// A group without members and without limits.
+    pub(super) fn unlimited(name: &str, clock: Clock) -> Arc<Self> {
+        Self::with_checked(name, ThrottleLimits::default(), clock)
+    }
+
+    fn with_checked(name: &str, limits: ThrottleLimits, clock: Clock) -> Arc<Self> {
         let leaked = clock.now();
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             name: name.to_owned(),
             clock,
             state: Mutex::new(State {
@@ -108,7 +117,7 @@ impl ThrottleGroup {
                 next_ticket: 0,
                 turns: [None; 2],
             }),
-        }))
+        })
     }
 
     /// The group's name.
@@ -285,6 +294,19 @@ impl ThrottleMember {
         state.member(self.number).unlimited += 1;
         state.leak(self.group.clock.now());
         state.let_go(self.number);
+    }
+
+    /// Wakes all who wait here, to look at what else they wait for.
+    pub fn wake(&self) {
+        let mut state = self.group.state.lock();
+        let lines = &mut state.member(self.number).lines;
+        let woken: Vec<_> = lines
+            .iter_mut()
+            .flatten()
+            .filter_map(|waiting| waiting.waker.take())
+            .collect();
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Takes one [`set_unlimited`](Self::set_unlimited) back.
