@@ -70,6 +70,9 @@ pub enum BlockError {
     /// No such disk, neither by device nor by node.
     #[error("Cannot find device='{0}' nor node-name='{0}'")]
     DeviceNotFound(String),
+    /// A disk's drive is empty.
+    #[error("Device '{0}' has no medium")]
+    NoMedium(String),
     /// A backend's name is taken.
     #[error("Device with id '{0}' already exists")]
     DuplicateBackend(String),
@@ -144,6 +147,7 @@ impl BlockError {
             }
             Self::OutOfRange { .. } => libc::EINVAL,
             Self::ReadOnly(_) => libc::EROFS,
+            Self::NoMedium(_) => libc::ENOMEDIUM,
             Self::Cancelled(_) => libc::ECANCELED,
             Self::Busy { .. } | Self::InUse(_) | Self::Conflict(_) => libc::EBUSY,
             Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,

@@ -9,13 +9,14 @@
 use std::sync::{Arc, Weak};
 
 use crate::backend::Backend;
+use crate::error::{BlockError, Result};
 use crate::event::BlockEvent;
 
 /// A device with a tray, such as a CD-ROM drive.
 ///
-/// All of it is called from tasks of the monitor's loop, in none of the device's threads and with
-/// no lock of the block layer held, so the device may take locks of its own and ask the backend
-/// anything. It must not wait for requests: with a section open they do not come.
+/// All of it is called for the monitor, from its loop's thread or a worker, with no lock of the block
+/// layer held: the device may take locks of its own and ask the backend anything. It must not wait
+/// for requests: with a section open they do not come.
 pub trait RemovableDevice: Send + Sync {
     /// Whether the tray is open.
     fn is_tray_open(&self) -> bool;
@@ -35,6 +36,17 @@ pub trait RemovableDevice: Send + Sync {
     /// flight, and what is parked was meant for the medium before. [`Backend::node`] and
     /// [`Backend::len`] tell of the medium as it is now.
     fn medium_changed(&self, present: bool);
+}
+
+/// Where a tray is after it was to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tray {
+    /// There is none: nothing keeps the medium in.
+    None,
+    /// Open.
+    Open,
+    /// Closed: the guest has locked it, and was asked to let go.
+    Locked,
 }
 
 /// Whether a backend's medium can be changed, and who is to be told.
@@ -77,6 +89,55 @@ impl Backend {
     pub fn removable_device(&self) -> Option<Arc<dyn RemovableDevice>> {
         let removable = self.removable.lock();
         removable.device.as_ref().and_then(Weak::upgrade)
+    }
+
+    /// # Errors
+    /// The medium can't be changed.
+    pub(crate) fn check_removable(&self) -> Result<()> {
+        if self.is_removable() {
+            return Ok(());
+        }
+        let name = &self.name;
+        Err(BlockError::Refused(format!(
+            "Device '{name}' is not removable"
+        )))
+    }
+
+    /// Opens the tray. If the guest has locked it the guest is asked, and with `force` it is opened
+    /// nevertheless. No lock may be held.
+    ///
+    /// # Errors
+    /// The medium can't be changed.
+    pub fn open_tray(&self, force: bool) -> Result<Tray> {
+        self.check_removable()?;
+        let Some(device) = self.removable_device() else {
+            return Ok(Tray::None);
+        };
+        if device.is_tray_open() {
+            return Ok(Tray::Open);
+        }
+        if device.is_locked() {
+            device.request_eject(force);
+            if !force {
+                return Ok(Tray::Locked);
+            }
+        }
+        device.move_tray(true);
+        Ok(Tray::Open)
+    }
+
+    /// Closes the tray, if there is one. No lock may be held.
+    ///
+    /// # Errors
+    /// The medium can't be changed.
+    pub fn close_tray(&self) -> Result<()> {
+        self.check_removable()?;
+        if let Some(device) = self.removable_device()
+            && device.is_tray_open()
+        {
+            device.move_tray(false);
+        }
+        Ok(())
     }
 
     /// The device's tray has moved, by the guest's wish or the operator's. Any thread; the device

@@ -35,7 +35,7 @@ use crate::node::Node;
 use crate::permission::{Access, Permissions};
 use halted::Halted;
 use medium::Removable;
-pub use medium::RemovableDevice;
+pub use medium::{RemovableDevice, Tray};
 pub use policy::ErrorPolicy;
 pub use request::{Request, Submitter};
 pub use stats::{Account, BackendStats, Counters, Latencies};

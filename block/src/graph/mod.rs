@@ -7,6 +7,7 @@
 mod build;
 mod change;
 pub(crate) mod home;
+mod media;
 pub(crate) mod parent;
 pub mod query;
 mod reopen;
@@ -179,16 +180,18 @@ impl Graph {
     /// The node that a command's `device` means: a backend's root, or a node by name.
     ///
     /// # Errors
-    /// [`BlockError::DeviceNotFound`].
+    /// [`BlockError::DeviceNotFound`], [`BlockError::NoMedium`].
     pub fn device_or_node(&self, name: &str) -> Result<Arc<Node>> {
-        let root = self.backend(name).and_then(|backend| backend.node());
-        root.map_or_else(
-            || {
-                self.node(name)
-                    .map_err(|_| BlockError::DeviceNotFound(name.to_owned()))
-            },
-            Ok,
-        )
+        match self.backend(name) {
+            Some(backend) => {
+                let root = backend.node();
+                root.ok_or_else(|| BlockError::NoMedium(name.to_owned()))
+            }
+            None => {
+                let node = self.node(name);
+                node.map_err(|_| BlockError::DeviceNotFound(name.to_owned()))
+            }
+        }
     }
 
     /// Adds a node and all that its options nest; opening happens in worker threads.

@@ -192,7 +192,7 @@ impl Transaction<'_> {
             match &edge.parent {
                 Parent::Backend(backend) => {
                     if let Some(backend) = backend.upgrade() {
-                        self.set_root(&backend, from, to);
+                        self.change_root(&backend, Some(to));
                     }
                 }
                 Parent::Node(above) => {
@@ -248,11 +248,12 @@ impl Transaction<'_> {
             .push(Box::new(move |_| node.set_read_only(before)));
     }
 
-    fn set_root(&mut self, backend: &Arc<Backend>, from: &Arc<Node>, to: &Arc<Node>) {
-        backend.set_root(Some(Arc::clone(to)));
-        let (backend, from) = (Arc::clone(backend), Arc::clone(from));
-        self.undo
-            .push(Box::new(move |_| backend.set_root(Some(from))));
+    /// Points `backend` to another node, or to none. The caller holds its section.
+    pub(super) fn change_root(&mut self, backend: &Arc<Backend>, to: Option<&Arc<Node>>) {
+        let from = backend.node();
+        backend.set_root(to.map(Arc::clone));
+        let backend = Arc::clone(backend);
+        self.undo.push(Box::new(move |_| backend.set_root(from)));
     }
 
     fn point(&mut self, above: &Arc<Node>, role: &'static str, from: &Arc<Node>, to: &Arc<Node>) {

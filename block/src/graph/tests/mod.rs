@@ -6,6 +6,7 @@ mod drain;
 mod jobs;
 mod large;
 mod many;
+mod media;
 mod names;
 mod operations;
 mod permissions;

@@ -65,12 +65,12 @@ fn find(
     match (device, node_name) {
         (Some(device), None) => {
             let backend = monitor.graph.backend(device);
-            backend
-                .and_then(|backend| backend.node())
-                .ok_or_else(|| QmpError {
-                    class: ErrorClass::DeviceNotFound,
-                    desc: format!("Device '{device}' not found"),
-                })
+            let backend = backend.ok_or_else(|| QmpError {
+                class: ErrorClass::DeviceNotFound,
+                desc: format!("Device '{device}' not found"),
+            })?;
+            let medium = backend.node();
+            Ok(medium.ok_or_else(|| BlockError::NoMedium(device.to_owned()))?)
         }
         (None, Some(name)) => Ok(monitor.graph.node(name)?),
         _ => Err(QmpError::generic(

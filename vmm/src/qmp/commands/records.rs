@@ -98,23 +98,28 @@ pub(super) struct DiskRecord {
     pub(super) qdev: Option<String>,
     #[serde(rename = "type")]
     kind: &'static str,
-    removable: bool,
-    locked: bool,
+    pub(super) removable: bool,
+    pub(super) locked: bool,
+    /// None without a tray.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tray_open: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) inserted: Option<NodeRecord>,
     #[serde(rename = "io-status", skip_serializing_if = "Option::is_none")]
-    io_status: Option<IoStatus>,
+    pub(super) io_status: Option<IoStatus>,
 }
 
 impl DiskRecord {
     /// Asks the medium, which may block.
     pub(super) fn of(backend: &Backend) -> Self {
+        let drive = backend.removable_device();
         Self {
             device: backend.name().to_owned(),
             qdev: backend.device(),
             kind: "unknown",
-            removable: false,
-            locked: false,
+            removable: backend.is_removable(),
+            locked: drive.as_ref().is_some_and(|drive| drive.is_locked()),
+            tray_open: drive.map(|drive| drive.is_tray_open()),
             inserted: visible_root(backend).map(|node| {
                 let mut record = NodeRecord::of(&node);
                 record.cache.writeback = backend.write_cache();

@@ -1,6 +1,7 @@
 //! `info status` and `info block`.
 
 use sluice_aio::current;
+use sluice_block::job::IoStatus;
 
 use crate::control::RunState;
 use crate::qmp::commands::Monitor;
@@ -56,21 +57,35 @@ fn of_node(node: &NodeRecord) -> String {
 }
 
 fn of_disk(disk: &DiskRecord) -> String {
-    let attached = disk
-        .qdev
-        .as_ref()
-        .map(|path| format!("    Attached to:      {path}\n"))
-        .unwrap_or_default();
+    let mut drive = String::new();
+    if let Some(path) = &disk.qdev {
+        drive += &format!("    Attached to:      {path}\n");
+    }
+    let status = match disk.io_status {
+        Some(IoStatus::Failed) => "    I/O status:       failed\n",
+        Some(IoStatus::Nospace) => "    I/O status:       nospace\n",
+        Some(IoStatus::Ok) | None => "",
+    };
+    drive += status;
+    if disk.removable {
+        let locked = if disk.locked { "" } else { "not " };
+        let tray = match disk.tray_open {
+            Some(true) => "open",
+            Some(false) | None => "closed",
+        };
+        drive += &format!("    Removable device: {locked}locked, tray {tray}\n");
+    }
     match &disk.inserted {
         Some(node) => {
             let heading = format!("{} ({})", disk.device, node.node_name);
-            format!("{heading}{}", medium(node, &attached))
+            format!("{heading}{}", medium(node, &drive))
         }
-        None => format!("{}: [not inserted]\n{attached}", disk.device),
+        None => format!("{}: [not inserted]\n{drive}", disk.device),
     }
 }
 
-fn medium(node: &NodeRecord, attached: &str) -> String {
+/// With what there is to tell of the drive in its place.
+fn medium(node: &NodeRecord, drive: &str) -> String {
     let read_only = if node.ro { ", read-only" } else { "" };
     let cache = &node.cache;
     let mode = if cache.writeback {
@@ -89,7 +104,7 @@ fn medium(node: &NodeRecord, attached: &str) -> String {
         mode => format!("    Detect zeroes:    {mode}\n"),
     };
     format!(
-        ": {} ({}{read_only})\n{attached}    Cache mode:       {mode}{direct}{no_flush}\n{detect}",
+        ": {} ({}{read_only})\n{drive}    Cache mode:       {mode}{direct}{no_flush}\n{detect}",
         node.file, node.drv
     )
 }
