@@ -7,6 +7,9 @@
 //!
 //! A disk joins and leaves a group inside a section of its own, when nobody is in a line.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
