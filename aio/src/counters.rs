@@ -5,6 +5,7 @@
 //! time and stops nobody. A snapshot is not of one instant: its figures may be apart by
 //! what happened while it was taken.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub(crate) struct Counters {
     pub(crate) timers: Counter,
     pub(crate) batches: Counter,
     pub(crate) operations: Counter,
+    pub(crate) thread_operations: Counter,
     pub(crate) batch_sizes: Buckets,
     pub(crate) polls_hit: Counter,
     pub(crate) polls_missed: Counter,
@@ -69,6 +71,8 @@ pub(crate) struct Counters {
     pub(crate) poll_times: Buckets,
     slow_turns: Counter,
     longest_turn_nanos: Counter,
+    /// Set once: a ring that is gone does not come back.
+    pub(crate) without_ring: OnceLock<String>,
 }
 
 /// From how long on without a look for events a loop counts as slow.
@@ -120,6 +124,8 @@ impl Counters {
             timers: self.timers.get(),
             batches: self.batches.get(),
             operations: self.operations.get(),
+            thread_operations: self.thread_operations.get(),
+            without_ring: self.without_ring.get().cloned(),
             batch_sizes: self.batch_sizes.snapshot(),
             polls_hit: self.polls_hit.get(),
             polls_missed: self.polls_missed.get(),
@@ -155,6 +161,10 @@ pub struct LoopStats {
     pub batches: u64,
     /// Operations in them.
     pub operations: u64,
+    /// Operations of files that worker threads were given: by `aio=threads`, or in the ring's place.
+    pub thread_operations: u64,
+    /// Why worker threads serve `aio=io_uring` here, if they do.
+    pub without_ring: Option<String>,
     /// Operations per batch.
     pub batch_sizes: Histogram,
     /// Times that polling found something before its time was over.

@@ -87,6 +87,9 @@ pub(crate) trait Engine {
     /// Hands to the kernel what was started. Returns operations that another engine must serve.
     fn submit(&mut self, table: &mut Table) -> Vec<Key>;
 
+    /// Whether it takes nothing any more, and never will.
+    fn is_retired(&self) -> bool;
+
     /// Whether [`Engine::submit`] must be called again without sleeping.
     fn has_work(&self) -> bool;
 
@@ -150,6 +153,10 @@ impl Engines {
                 Err(refusal) => (None, Some(refusal)),
             },
         };
+        if let Some(refusal) = &refusal {
+            let told = shared.counters().without_ring.set(refusal.to_string());
+            debug_assert!(told.is_ok(), "a loop's engines are made once");
+        }
         let core = Core {
             table: Table::default(),
             ring,
@@ -219,7 +226,10 @@ impl Engines {
                 self.prepared.set(self.prepared.get() + 1);
                 full = self.prepared.get() == self.max_batch;
             }
-            _ => threads.start(key, table),
+            _ => {
+                self.shared.counters().thread_operations.bump();
+                threads.start(key, table);
+            }
         }
         drop(core);
         if full {
@@ -252,7 +262,13 @@ impl Engines {
         };
         self.note_batch();
         for key in ring.submit(table) {
+            self.shared.counters().thread_operations.bump();
             threads.start(key, table);
+        }
+        if ring.is_retired() {
+            // What a refusal has set stays; here there was none.
+            let retired = || "the ring takes nothing any more; the log says why".to_owned();
+            self.shared.counters().without_ring.get_or_init(retired);
         }
     }
 

@@ -63,6 +63,10 @@ impl Engine for Threads {
         Vec::new()
     }
 
+    fn is_retired(&self) -> bool {
+        false
+    }
+
     fn has_work(&self) -> bool {
         false
     }

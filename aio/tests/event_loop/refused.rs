@@ -43,13 +43,16 @@ fn a_loop_without_a_ring_serves_files_all_the_same() {
                 let count = current::read_at(engine, &file, 512, back.clone())
                     .await
                     .unwrap();
-                (count, back.to_vec())
+                assert_eq!((count, back.to_vec()), (4096, vec![0xa5; 4096]));
             })
-            .unwrap()
+            .unwrap();
+        event_loop.context().stats()
     });
-    let (count, bytes) = moved.join().unwrap();
-    assert_eq!(count, 4096);
-    assert_eq!(bytes, [0xa5; 4096]);
+    let stats = moved.join().unwrap();
+    assert_eq!((stats.operations, stats.thread_operations), (0, 3));
+    // Whoever looks is told why, and not only who reads the log.
+    let why = stats.without_ring.unwrap();
+    assert!(why.contains("seccomp"), "{why}");
 }
 
 /// A log that keeps what is written to it, as text.

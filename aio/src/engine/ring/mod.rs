@@ -301,6 +301,10 @@ impl<P: Port> Engine for Ring<P> {
         self.surrender()
     }
 
+    fn is_retired(&self) -> bool {
+        self.retired
+    }
+
     fn has_work(&self) -> bool {
         !self.waiting.is_empty() && !self.stalled
     }

@@ -27,6 +27,9 @@ pub(super) struct LoopRecord {
     timers: u64,
     batches: u64,
     operations: u64,
+    thread_operations: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_ring: Option<String>,
     batch_sizes: Vec<Bucket>,
     polls_hit: u64,
     polls_missed: u64,
@@ -64,6 +67,8 @@ fn record(context: &AioContext) -> LoopRecord {
         timers: stats.timers,
         batches: stats.batches,
         operations: stats.operations,
+        thread_operations: stats.thread_operations,
+        without_ring: stats.without_ring,
         batch_sizes: buckets(&stats.batch_sizes),
         polls_hit: stats.polls_hit,
         polls_missed: stats.polls_missed,

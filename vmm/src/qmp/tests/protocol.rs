@@ -405,6 +405,8 @@ fn loops_tell_what_they_have_done() {
         for name in ["turns", "tasks", "fd-dispatches"] {
             assert!(main[name].as_u64().unwrap() > 0, "{name}");
         }
+        // Nobody has read a file yet.
+        assert_eq!(thread["thread-operations"], 0);
         let again = client.ok("x-query-iothread-stats", json!({}));
         let turns = |loops: &Value| loops[0]["turns"].as_u64().unwrap();
         assert!(turns(&again) > turns(&loops));
