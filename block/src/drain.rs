@@ -65,6 +65,8 @@ struct Covered {
 enum Busy {
     Gate(Gate),
     Job(Arc<Job>),
+    /// The work of a node's driver.
+    Driver(Arc<Node>),
 }
 
 impl Busy {
@@ -72,6 +74,11 @@ impl Busy {
         match self {
             Self::Gate(gate) => gate.wait_idle().await,
             Self::Job(job) => job.wait_idle().await,
+            Self::Driver(node) => {
+                if let Some(background) = node.driver().background() {
+                    background.wait_idle().await;
+                }
+            }
         }
     }
 }
@@ -88,6 +95,7 @@ impl std::fmt::Display for Busy {
                 f.write_str(")")
             }
             Self::Job(job) => write!(f, "{} job '{}'", job.kind().name(), job.id()),
+            Self::Driver(node) => write!(f, "{} '{}'", node.driver_name(), node.name()),
         }
     }
 }
@@ -196,18 +204,29 @@ impl SectionInner {
             return Some(Busy::Gate(gate.clone()));
         }
         let mut jobs = held.jobs.iter().map(|(job, _)| job);
-        jobs.find(|job| job.is_busy()).cloned().map(Busy::Job)
+        if let Some(job) = jobs.find(|job| job.is_busy()) {
+            return Some(Busy::Job(Arc::clone(job)));
+        }
+        let mut nodes = held.nodes.iter();
+        nodes.find(|node| works(node)).cloned().map(Busy::Driver)
     }
 
     /// All that are busy, for people.
     fn describe_busy(&self) -> String {
         let held = self.held.lock();
         let jobs: Vec<_> = held.jobs.iter().map(|(job, _)| Arc::clone(job)).collect();
+        let nodes: Vec<_> = held
+            .nodes
+            .iter()
+            .filter(|node| works(node))
+            .cloned()
+            .collect();
         drop(held);
         let gates = self.gates().into_iter();
         let gates = gates.filter(|gate| gate.in_flight() > 0).map(Busy::Gate);
         let jobs = jobs.into_iter().filter(|job| job.is_busy()).map(Busy::Job);
-        let busy = gates.chain(jobs).map(|busy| busy.to_string());
+        let nodes = nodes.into_iter().map(Busy::Driver);
+        let busy = gates.chain(jobs).chain(nodes).map(|busy| busy.to_string());
         busy.collect::<Vec<_>>().join(", ")
     }
 
@@ -327,6 +346,12 @@ impl Section {
         }
         sum
     }
+}
+
+/// Whether the driver of `node` still works for a request that has ended.
+fn works(node: &Node) -> bool {
+    let background = node.driver().background();
+    background.is_some_and(|background| background.running() > 0)
 }
 
 /// Closes, for `section`, every gate that can send requests to `node`, then tells the drivers on

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::drain::{Cover, PastSections, SectionInner};
-use crate::driver::{Blkdebug, Driver, FileIdentity, ImageInfo};
+use crate::driver::{BackingEdge, Blkdebug, Driver, FileIdentity, ImageInfo, Role};
 use crate::graph::home::Home;
 use crate::graph::parent::ParentEdge;
 use crate::io::NodeIo;
@@ -121,13 +121,19 @@ impl Node {
         self.driver.info()
     }
 
-    /// Children with the names of their roles, in order.
+    /// Children with the names of their roles, in order; a backing image is the last.
     #[must_use]
     pub fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
-        self.driver
-            .children()
-            .into_iter()
-            .map(|edge| (edge.role().name(), edge.node()))
+        let children = self.children_by_role().into_iter();
+        children.map(|(role, node)| (role.name(), node)).collect()
+    }
+
+    pub(crate) fn children_by_role(&self) -> Vec<(Role, Arc<Node>)> {
+        let edges = self.driver.children().into_iter();
+        let backing = self.driver.backing().and_then(BackingEdge::node);
+        edges
+            .map(|edge| (edge.role(), edge.node()))
+            .chain(backing.map(|node| (Role::Backing, node)))
             .collect()
     }
 

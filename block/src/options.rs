@@ -35,6 +35,8 @@ pub enum BlockdevOptions {
     Throttle(ThrottleNode),
     /// Old data saved before it is overwritten.
     CopyBeforeWrite(CopyBeforeWriteNode),
+    /// What is read from a backing image is copied up.
+    CopyOnRead(CopyOnReadNode),
 }
 
 /// What to do with discards.
@@ -276,12 +278,36 @@ node_options! {
         /// Who suffers if the copy fails.
         #[serde(default)]
         on_cbw_error: OnCbwError,
-        /// Seconds after which a copy has failed; only 0, which is never.
+        /// Seconds after which a copy has failed; 0 is never.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cbw_timeout: Option<u32>,
+        /// What is to be saved; everything if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bitmap: Option<BitmapRef>,
         /// The least bytes that are copied together; a power of two.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         min_cluster_size: Option<u64>,
+    }
+}
+
+/// A dirty bitmap by name (QEMU's `BlockDirtyBitmap`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BitmapRef {
+    /// The node that has it.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+}
+
+node_options! {
+    /// Options of `copy-on-read`.
+    CopyOnReadNode {
+        /// What is read, and copied to.
+        file: ChildRef,
+        /// The lowest image whose data is copied; all data is if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bottom: Option<String>,
     }
 }
 
@@ -310,6 +336,7 @@ impl BlockdevOptions {
             Self::Blkdebug(node) => node.common(),
             Self::Throttle(node) => node.common(),
             Self::CopyBeforeWrite(node) => node.common(),
+            Self::CopyOnRead(node) => node.common(),
         }
     }
 
@@ -320,6 +347,7 @@ impl BlockdevOptions {
             Self::Raw(node) => Some((Role::File, &node.file)),
             Self::Throttle(node) => Some((Role::File, &node.file)),
             Self::CopyBeforeWrite(node) => Some((Role::File, &node.file)),
+            Self::CopyOnRead(node) => Some((Role::File, &node.file)),
             Self::Blkdebug(node) => Some((Role::Filtered, &node.image)),
         }
     }

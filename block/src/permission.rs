@@ -77,6 +77,20 @@ impl Access {
         }
     }
 
+    /// What an overlay does with its backing image, given what is done with the overlay: it reads
+    /// what the overlay does not hold. Others may write only where those above can do with that.
+    #[must_use]
+    pub(crate) fn of_backing(self) -> Self {
+        let mut shared = Permissions::CONSISTENT_READ | Permissions::WRITE_UNCHANGED;
+        if self.shared.contains(Permissions::WRITE) {
+            shared |= Permissions::WRITE | Permissions::RESIZE;
+        }
+        Self {
+            used: self.used & Permissions::CONSISTENT_READ,
+            shared,
+        }
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

@@ -9,11 +9,16 @@
 //! A *filter* names the child whose bytes it shows ([`Driver::filtered`]); whatever it does not do
 //! itself then goes there. A driver with storage of its own implements all requests.
 
+mod background;
 pub mod blkdebug;
 pub mod copy_before_write;
+pub mod copy_on_read;
+mod edge;
 pub mod file;
 mod limits;
 pub mod null;
+#[cfg(test)]
+pub(crate) mod overlay;
 pub mod raw;
 pub mod throttle;
 
@@ -21,14 +26,16 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use bitflags::bitflags;
 use sluice_aio::{IoBuffer, PooledFuture};
 
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::permission::Access;
+pub use background::Background;
 pub use blkdebug::{Blkdebug, DebugEvent};
+pub(crate) use edge::FrozenChain;
+pub use edge::{BackingEdge, Edge, Role};
 pub use limits::Limits;
 
 /// A request on its way, made by `BlockFuture::new(async move { … })`; it stays in the loop that
@@ -53,6 +60,9 @@ pub enum Allocation {
     Data,
     /// Reads as zeroes without storage behind it.
     Zero,
+    /// Not held by this layer: what shows is the backing image's. Only a format with a backing
+    /// image says so; without one it says `Zero`.
+    Below,
 }
 
 /// The answer to a block status query: the first `len` bytes are of one kind.
@@ -62,63 +72,6 @@ pub struct BlockStatus {
     pub allocation: Allocation,
     /// How many, in bytes; at least 1 and at most what was asked.
     pub len: u64,
-}
-
-/// Role of an edge, as in QEMU's graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The protocol node below a format (`file`).
-    File,
-    /// The node that a filter filters (`image` or `file` by driver; `filtered` in the design).
-    Filtered,
-    /// Where a filter copies data to (`target`).
-    Target,
-}
-
-impl Role {
-    /// The edge's name in queries.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Filtered => "image",
-            Self::Target => "target",
-        }
-    }
-}
-
-/// The way from a driver to a child. Re-pointed only inside a drained section of the child.
-#[derive(Debug)]
-pub struct Edge {
-    role: Role,
-    target: ArcSwap<Node>,
-}
-
-impl Edge {
-    /// An edge to `target`.
-    #[must_use]
-    pub fn new(role: Role, target: Arc<Node>) -> Self {
-        Self {
-            role,
-            target: ArcSwap::new(target),
-        }
-    }
-
-    /// Its role.
-    #[must_use]
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// The node below, now.
-    #[must_use]
-    pub fn node(&self) -> Arc<Node> {
-        self.target.load_full()
-    }
-
-    pub(crate) fn set(&self, target: Arc<Node>) {
-        self.target.store(target);
-    }
 }
 
 /// What a query tells of a driver's medium.
@@ -165,6 +118,24 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The child whose bytes this node shows, for filters and for formats that add nothing.
     fn filtered(&self) -> Option<&Edge> {
         None
+    }
+
+    /// Whether the filtered child's backing chain is the node's own: a format that adds nothing to
+    /// its file is no filter.
+    fn is_filter(&self) -> bool {
+        self.filtered().is_some()
+    }
+
+    /// The edge to a backing image; none if the driver can't have one. It is not among the
+    /// [`children`](Self::children), since there may be no image now.
+    fn backing(&self) -> Option<&BackingEdge> {
+        None
+    }
+
+    /// Bytes of the units in which the driver allocates.
+    fn cluster_size(&self) -> u64 {
+        self.filtered()
+            .map_or(1, |child| child.node().driver().cluster_size())
     }
 
     /// The edges to children, in order.
@@ -220,9 +191,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         BlockFuture::new(async move { child_of(self)?.flush().await })
     }
 
-    /// What the range holds, as far as one answer goes; `len` is not zero.
+    /// What the range holds in this layer, as far as one answer goes; `len` is not zero.
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
-        BlockFuture::new(async move { child_of(self)?.block_status(offset, len).await })
+        BlockFuture::new(async move { child_of(self)?.layer_status(offset, len).await })
     }
 
     /// The medium, for queries.
@@ -264,8 +235,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn commit_reopen(&self, _medium: ReopenedMedium) {}
 
     /// What the node does with a child, given what all its parents do with the node.
-    fn child_access(&self, _role: Role, above: Access) -> Access {
-        above
+    fn child_access(&self, role: Role, above: Access) -> Access {
+        match role {
+            Role::Backing => above.of_backing(),
+            _ => above,
+        }
     }
 
     /// Makes sure that the medium can be used like this, in addition to how it is used now; other
@@ -288,6 +262,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// A section that covered the node has ended; balances [`drained_begin`](Self::drained_begin).
     fn drained_end(&self) {}
+
+    /// Work of the driver's own that outlives the request which began it: sections over the node
+    /// wait for its end.
+    fn background(&self) -> Option<&Arc<Background>> {
+        None
+    }
 }
 
 /// The node below a filter.

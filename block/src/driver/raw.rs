@@ -58,6 +58,11 @@ impl Driver for Raw {
         Some(&self.file)
     }
 
+    /// A format: what is below its file is the file's affair.
+    fn is_filter(&self) -> bool {
+        false
+    }
+
     fn size(&self) -> u64 {
         self.size
             .unwrap_or_else(|| self.file.node().len().saturating_sub(self.offset))

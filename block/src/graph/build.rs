@@ -8,6 +8,7 @@ use sluice_aio::current;
 use super::{Graph, Topology};
 use crate::driver::blkdebug::Settings;
 use crate::driver::copy_before_write::CopyBeforeWrite;
+use crate::driver::copy_on_read::CopyOnRead;
 use crate::driver::file::{FileDriver, FileKind, FileOptions};
 use crate::driver::null::Null;
 use crate::driver::raw::Raw;
@@ -16,7 +17,9 @@ use crate::driver::{Blkdebug, Driver, Edge, Role};
 use crate::error::{BlockError, Result};
 use crate::io::IoPolicy;
 use crate::node::{Node, Owner};
-use crate::options::{BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode};
+use crate::options::{
+    BitmapRef, BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode,
+};
 
 /// The longest node name (QEMU: 31 characters).
 const MAX_NAME: usize = 31;
@@ -137,7 +140,26 @@ impl Graph {
                         ..settings
                     };
                     let target = self.child(&copy.target, writable, opened).await?;
+                    if let Some(bitmap) = &copy.bitmap {
+                        return Err(self.no_bitmap(bitmap));
+                    }
                     Box::new(CopyBeforeWrite::new(child, target, copy)?)
+                }
+                BlockdevOptions::CopyOnRead(copy) => {
+                    let child = self.child(&copy.file, settings, opened).await?;
+                    read_only |= child.is_read_only();
+                    let topology = self.topology();
+                    let bottom = match &copy.bottom {
+                        None => None,
+                        Some(name) => {
+                            let new = opened.0.iter().find(|node| node.name() == name);
+                            let known = new.or_else(|| topology.nodes.get(name));
+                            Some(known.ok_or_else(|| {
+                                BlockError::Refused(format!("Bottom node '{name}' not found"))
+                            })?)
+                        }
+                    };
+                    Box::new(CopyOnRead::new(child, bottom)?)
                 }
                 BlockdevOptions::Blkdebug(debug) => {
                     let child = self.child(&debug.image, settings, opened).await?;
@@ -173,6 +195,15 @@ impl Graph {
                 self.open(options, Owner::Implicit, settings, opened).await
             }
         }
+    }
+
+    /// Why there is no such dirty bitmap: nothing here gives one a name.
+    fn no_bitmap(&self, bitmap: &BitmapRef) -> BlockError {
+        let BitmapRef { node, name } = bitmap;
+        BlockError::Refused(match self.device_or_node(node) {
+            Ok(_) => format!("Dirty bitmap '{name}' not found"),
+            Err(_) => format!("Node '{node}' not found"),
+        })
     }
 
     fn choose_name(&self, given: Option<&str>, opened: &Opened) -> Result<String> {

@@ -12,9 +12,10 @@ pub(crate) mod parent;
 pub mod query;
 mod reopen;
 mod resize;
-mod throttle;
+mod snapshot;
 #[cfg(test)]
 mod tests;
+mod throttle;
 pub(crate) mod transaction;
 
 use std::collections::BTreeMap;
@@ -227,7 +228,9 @@ impl Graph {
         if node.owner() != Owner::Monitor {
             return Err(BlockError::NotOwned(name.to_owned()));
         }
-        if !node.parents().is_empty() {
+        let works = node.driver().background();
+        let works = works.is_some_and(|background| background.running() > 0);
+        if works || !node.parents().is_empty() {
             return Err(BlockError::InUse(name.to_owned()));
         }
         change.remove_node(&node);

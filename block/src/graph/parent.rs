@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use crate::backend::Backend;
-use crate::driver::{Edge, Role};
+use crate::driver::Role;
 use crate::error::{BlockError, PermissionConflict, Result};
 use crate::job::Job;
 use crate::node::Node;
@@ -141,9 +141,8 @@ impl Node {
 
     /// The child in that role.
     pub(crate) fn child(&self, role: Role) -> Option<Arc<Node>> {
-        let children = self.driver().children();
-        let edge = children.into_iter().find(|edge| edge.role() == role);
-        edge.map(Edge::node)
+        let mut children = self.children_by_role().into_iter();
+        children.find_map(|(present, node)| (present == role).then_some(node))
     }
 
     pub(crate) fn has_node_above(&self) -> bool {

@@ -17,7 +17,7 @@ use super::parent::{Parent, ParentEdge, cumulative};
 use super::{Graph, Topology};
 use crate::backend::Backend;
 use crate::drain::{cover_above, sections_at_or_below};
-use crate::driver::{Edge, Role};
+use crate::driver::Role;
 use crate::error::{BlockError, Result};
 use crate::node::{Node, Owner};
 use crate::permission::{Access, Permissions};
@@ -198,7 +198,7 @@ impl Transaction<'_> {
                 Parent::Node(above) => {
                     if let Some(above) = above.upgrade() {
                         check_acyclic(&above, to)?;
-                        self.point(&above, edge.role, from, to);
+                        self.point(&above, edge.role, from, to)?;
                     }
                 }
                 Parent::Job(_) | Parent::Claim(_) => {}
@@ -222,19 +222,37 @@ impl Transaction<'_> {
         to: &Arc<Node>,
     ) -> Result<()> {
         check_acyclic(above, to)?;
-        let children = above.driver().children();
-        let Some(from) = children
-            .iter()
-            .find(|edge| edge.role() == role)
-            .map(|edge| edge.node())
-        else {
+        let Some(from) = above.child(role) else {
             return Ok(());
         };
-        self.point(above, role.name(), &from, to);
+        self.point(above, role.name(), &from, to)?;
         self.detach(&from, &Parent::node(above), role.name());
         self.attach(to, Parent::node(above), role.name(), Access::NONE);
         // What it does with the new child follows from what is done with it.
         self.touched.push(Arc::clone(above));
+        Ok(())
+    }
+
+    /// Gives an overlay without a backing image one.
+    ///
+    /// The caller holds sections of both.
+    ///
+    /// # Errors
+    /// [`BlockError::Cycle`].
+    pub(super) fn set_backing(&mut self, overlay: &Arc<Node>, image: &Arc<Node>) -> Result<()> {
+        check_acyclic(overlay, image)?;
+        let set = |overlay: &Node, image| {
+            if let Some(edge) = overlay.driver().backing() {
+                edge.set(image);
+            }
+        };
+        set(overlay, Some(Arc::clone(image)));
+        let again = Arc::clone(overlay);
+        self.undo.push(Box::new(move |_| set(&again, None)));
+        let role = Role::Backing.name();
+        self.attach(image, Parent::node(overlay), role, Access::NONE);
+        // What it does with the image follows from what is done with it.
+        self.touched.push(Arc::clone(overlay));
         Ok(())
     }
 
@@ -256,11 +274,26 @@ impl Transaction<'_> {
         self.undo.push(Box::new(move |_| backend.set_root(from)));
     }
 
-    fn point(&mut self, above: &Arc<Node>, role: &'static str, from: &Arc<Node>, to: &Arc<Node>) {
+    /// # Errors
+    /// Somebody relies on where the edge leads.
+    fn point(
+        &mut self,
+        above: &Arc<Node>,
+        role: &'static str,
+        from: &Arc<Node>,
+        to: &Arc<Node>,
+    ) -> Result<()> {
+        if above.is_frozen(role) {
+            let from = from.name();
+            return Err(BlockError::Refused(format!(
+                "Cannot change '{role}' link to '{from}'"
+            )));
+        }
         set_edge(above, role, from, to);
         let (above, from, to) = (Arc::clone(above), Arc::clone(from), Arc::clone(to));
         self.undo
             .push(Box::new(move |_| set_edge(&above, role, &to, &from)));
+        Ok(())
     }
 
     /// What covers `node` covers a new parent too, before it can send anything.
@@ -340,9 +373,9 @@ impl Transaction<'_> {
                     BlockError::ReadOnly(name)
                 });
             }
-            for edge in node.driver().children() {
-                let below = node.driver().child_access(edge.role(), access);
-                self.pass_down(&node, edge, below);
+            for (role, child) in node.children_by_role() {
+                let below = node.driver().child_access(role, access);
+                self.pass_down(&node, role, &child, below);
             }
             plan.push(Planned {
                 node,
@@ -353,19 +386,16 @@ impl Transaction<'_> {
         Ok(plan)
     }
 
-    fn pass_down(&mut self, node: &Arc<Node>, edge: &Edge, access: Access) {
-        let child = edge.node();
+    fn pass_down(&mut self, node: &Arc<Node>, role: Role, child: &Arc<Node>, access: Access) {
         let parent = Parent::node(node);
         let index = {
             let state = child.state.lock();
             state.parents.iter().position(|other| {
-                other.parent.is_same(&parent)
-                    && other.role == edge.role().name()
-                    && other.access != access
+                other.parent.is_same(&parent) && other.role == role.name() && other.access != access
             })
         };
         if let Some(index) = index {
-            self.set_access_at(&child, index, access);
+            self.set_access_at(child, index, access);
         }
     }
 }
@@ -419,6 +449,11 @@ fn take_edge(node: &Arc<Node>, parent: &Parent, role: &'static str) -> Option<(u
 }
 
 fn set_edge(above: &Node, role: &'static str, from: &Arc<Node>, to: &Arc<Node>) {
+    if let Some(edge) = above.driver().backing()
+        && role == Role::Backing.name()
+    {
+        edge.set(Some(Arc::clone(to)));
+    }
     for edge in above.driver().children() {
         if edge.role().name() == role && Arc::ptr_eq(&edge.node(), from) {
             edge.set(Arc::clone(to));
@@ -457,8 +492,8 @@ fn check_depth(above: &Arc<Node>, below: &Arc<Node>) -> Result<()> {
 }
 
 fn nodes_below(node: &Node) -> Vec<Arc<Node>> {
-    let children = node.driver().children();
-    children.into_iter().map(Edge::node).collect()
+    let children = node.children_by_role().into_iter();
+    children.map(|(_, child)| child).collect()
 }
 
 /// Nodes on the longest way from `node`, which is one of them.

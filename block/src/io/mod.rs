@@ -13,13 +13,14 @@ mod bounds;
 mod policy;
 pub(crate) mod serialise;
 mod span;
+mod status;
 #[cfg(test)]
 mod tests;
 mod zeroes;
 
 use sluice_aio::IoBuffer;
 
-use crate::driver::{Allocation, BlockFuture, BlockStatus, DebugEvent, Limits, RequestFlags};
+use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use bounds::Bounds;
@@ -176,29 +177,6 @@ impl Node {
             return Ok(());
         }
         self.driver().flush().await
-    }
-
-    /// What the first part of a range holds; `len` must not be zero.
-    ///
-    /// # Errors
-    /// Out of range, or the medium's.
-    pub async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        self.check_range(offset, len)?;
-        let span = Span::new(offset, len);
-        let outer = span.widened(self.io.bounds.alignment, self.len());
-        let status = self.driver().block_status(outer.start, outer.len()).await?;
-        let before = offset - outer.start;
-        if status.len <= before {
-            // Of the range itself nothing was said. That it has to be read is always true.
-            return Ok(BlockStatus {
-                allocation: Allocation::Data,
-                len: len.min(self.io.bounds.alignment - before),
-            });
-        }
-        Ok(BlockStatus {
-            len: len.min(status.len - before),
-            ..status
-        })
     }
 
     /// Makes the node `size` bytes long. New bytes are zeroes; requests beyond a new end fail.

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use sluice_block::BlockdevOptions;
 use sluice_block::options::{
-    BlkdebugNode, ChildRef, CopyBeforeWriteNode, FileNode, NullNode, RawNode, ThrottleNode,
+    BlkdebugNode, ChildRef, CopyBeforeWriteNode, CopyOnReadNode, FileNode, NullNode, RawNode,
+    ThrottleNode,
 };
 
 use super::input::{self, InputError, Scalars};
@@ -17,6 +18,7 @@ use super::input::{self, InputError, Scalars};
 const DRIVERS: &[&str] = &[
     "blkdebug",
     "copy-before-write",
+    "copy-on-read",
     "file",
     "host_device",
     "null-aio",
@@ -71,6 +73,12 @@ fn read_at(
             node.file = file.unwrap_or(node.file);
             node.target = target.unwrap_or(node.target);
             Ok(BlockdevOptions::CopyBeforeWrite(node))
+        }
+        "copy-on-read" => {
+            let file = child("file")?;
+            let mut node: CopyOnReadNode = members_at(members, path, scalars)?;
+            node.file = file.unwrap_or(node.file);
+            Ok(BlockdevOptions::CopyOnRead(node))
         }
         "throttle" => {
             let file = child("file")?;
@@ -180,6 +188,16 @@ mod tests {
         };
         assert_eq!(node.file, ChildRef::Name("d".into()));
         assert!(matches!(node.target, ChildRef::Options(_)));
+    }
+
+    #[test]
+    fn the_filter_that_copies_up_is_read() {
+        let value = json!({"driver": "copy-on-read", "file": "d", "bottom": "base"});
+        let BlockdevOptions::CopyOnRead(node) = read(value, Scalars::Typed).unwrap() else {
+            panic!("not copy-on-read");
+        };
+        assert_eq!(node.file, ChildRef::Name("d".into()));
+        assert_eq!(node.bottom.as_deref(), Some("base"));
     }
 
     #[test]

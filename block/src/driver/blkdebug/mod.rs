@@ -319,7 +319,7 @@ impl Driver for Blkdebug {
         BlockFuture::new(async move {
             self.check(IoType::BlockStatus, Span { offset, len })
                 .await?;
-            self.image.node().block_status(offset, len).await
+            self.image.node().layer_status(offset, len).await
         })
     }
 

@@ -7,14 +7,21 @@
 //!
 //! A mark per cluster says what is still to be copied. It is cleared when the copy *has ended*: who
 //! finds it cleared may write without looking further.
+//!
+//! With `cbw-timeout` a copy that takes too long counts as failed for those who wait for it. It goes
+//! on by itself all the same, and sections of the node wait for its end.
 
+use std::io;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use sluice_aio::IoBuffer;
+use futures_util::future::{Either, select};
+use sluice_aio::{IoBuffer, current};
 
-use super::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
+use super::{Allocation, Background, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::error::{BlockError, Result};
 use crate::io::serialise::{ClaimKind, Serialiser};
@@ -35,13 +42,23 @@ const MAX_COPY: u64 = 1 << 20;
 /// See the [module](self). Any thread.
 #[derive(Debug)]
 pub struct CopyBeforeWrite {
+    copier: Arc<Copier>,
+    on_error: OnCbwError,
+    /// How long a request waits for the copy of what it changes; for ever if none.
+    timeout: Option<Duration>,
+    /// Copies that may be longer on their way than the requests that began them.
+    background: Arc<Background>,
+}
+
+/// What copies; it stays until the last copy has ended.
+#[derive(Debug)]
+struct Copier {
     file: Edge,
     target: Edge,
     /// What is still to be copied.
     to_copy: DirtyBitmap,
     /// Clusters that are being copied.
     copying: Serialiser,
-    on_error: OnCbwError,
     /// A copy has failed, and the guest's writes went on: the old data is not whole any more, and
     /// nothing more is saved.
     broken: AtomicBool,
@@ -53,11 +70,6 @@ impl CopyBeforeWrite {
     /// # Errors
     /// The target is too small, or an option makes no sense.
     pub fn new(file: Arc<Node>, target: Arc<Node>, options: &CopyBeforeWriteNode) -> Result<Self> {
-        if options.cbw_timeout.is_some_and(|seconds| seconds != 0) {
-            return Err(BlockError::Refused(
-                "cbw-timeout is not supported: a copy is waited for to its end".to_owned(),
-            ));
-        }
         let wanted = options.min_cluster_size.unwrap_or(CLUSTER);
         if !wanted.is_power_of_two() {
             return Err(BlockError::Refused(
@@ -77,16 +89,63 @@ impl CopyBeforeWrite {
         let granularity = Granularity::new(wanted.max(CLUSTER)).map_err(refused)?;
         let to_copy = DirtyBitmap::new(size, granularity).map_err(refused)?;
         to_copy.set_all();
+        let seconds = options.cbw_timeout.filter(|seconds| *seconds > 0);
         Ok(Self {
-            file: Edge::new(Role::File, file),
-            target: Edge::new(Role::Target, target),
-            to_copy,
-            copying: Serialiser::default(),
+            copier: Arc::new(Copier {
+                file: Edge::new(Role::File, file),
+                target: Edge::new(Role::Target, target),
+                to_copy,
+                copying: Serialiser::default(),
+                broken: AtomicBool::new(false),
+            }),
             on_error: options.on_cbw_error,
-            broken: AtomicBool::new(false),
+            timeout: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            background: Arc::default(),
         })
     }
 
+    /// Saves the old data of a range that is about to change.
+    ///
+    /// # Errors
+    /// The copy failed or took too long, and the request shall fail with it.
+    async fn save(&self, offset: u64, len: u64) -> Result<()> {
+        let copier = &self.copier;
+        let clusters = copier.clusters(offset, len);
+        if copier.is_saved(&clusters) {
+            return Ok(());
+        }
+        let saved = match self.timeout {
+            None => copier.save(&clusters).await,
+            Some(timeout) => self.save_within(clusters, timeout).await,
+        };
+        let Err(error) = saved else { return Ok(()) };
+        match self.on_error {
+            OnCbwError::BreakGuestWrite => Err(error),
+            OnCbwError::BreakSnapshot => {
+                copier.give_up(&error);
+                Ok(())
+            }
+        }
+    }
+
+    /// # Errors
+    /// `ETIMEDOUT`; the copy goes on.
+    async fn save_within(&self, clusters: Range<u64>, timeout: Duration) -> Result<()> {
+        let (copier, running) = (Arc::clone(&self.copier), self.background.begin());
+        let saving = current::spawn_local(async move {
+            let saved = copier.save(&clusters).await;
+            drop(running);
+            saved
+        });
+        match select(saving, pin!(current::sleep(timeout))).await {
+            Either::Left((saved, _)) => saved?,
+            // Its handle goes, the task does not.
+            Either::Right(_) => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT).into()),
+        }
+    }
+}
+
+impl Copier {
     /// The clusters around a range, as far as there were any when the node was made.
     fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
         let cluster = self.to_copy.granularity();
@@ -101,37 +160,38 @@ impl CopyBeforeWrite {
         (run.start < range.end).then(|| run.start..run.end.min(range.end))
     }
 
-    /// Saves the old data of a range that is about to change.
+    /// Whether nothing of these clusters is to be copied any more.
+    fn is_saved(&self, clusters: &Range<u64>) -> bool {
+        clusters.is_empty()
+            || self.broken.load(Ordering::Acquire)
+            || self.next_run(clusters).is_none()
+    }
+
+    /// Copies what is left of these clusters, once nobody else is about to.
     ///
     /// # Errors
-    /// The copy failed, and the request shall fail with it.
-    async fn save(&self, offset: u64, len: u64) -> Result<()> {
-        let clusters = self.clusters(offset, len);
-        if clusters.is_empty() || self.next_run(&clusters).is_none() {
-            return Ok(());
-        }
+    /// The copy failed.
+    async fn save(&self, clusters: &Range<u64>) -> Result<()> {
         let _claim = self
             .copying
             .claim(clusters.clone(), ClaimKind::Exclusive)
             .await;
-        while let Some(run) = self.next_run(&clusters) {
+        while let Some(run) = self.next_run(clusters) {
             if self.broken.load(Ordering::Acquire) {
                 return Ok(());
             }
-            match self.copy(&run).await {
-                Ok(()) => {
-                    self.to_copy.clear(run.start, run.end - run.start);
-                }
-                Err(error) if self.on_error == OnCbwError::BreakSnapshot => {
-                    self.broken.store(true, Ordering::Release);
-                    let target = self.target.node();
-                    let target = target.name();
-                    tracing::warn!(target, %error, "old data is lost: the copy before a write failed");
-                }
-                Err(error) => return Err(error),
-            }
+            self.copy(&run).await?;
+            self.to_copy.clear(run.start, run.end - run.start);
         }
         Ok(())
+    }
+
+    /// From now on the old data is not whole.
+    fn give_up(&self, error: &BlockError) {
+        self.broken.store(true, Ordering::Release);
+        let target = self.target.node();
+        let target = target.name();
+        tracing::warn!(target, %error, "old data is lost: the copy before a write failed");
     }
 
     async fn copy(&self, run: &Range<u64>) -> Result<()> {
@@ -144,7 +204,8 @@ impl CopyBeforeWrite {
                     let flags = RequestFlags::MAY_UNMAP;
                     target.write_zeroes(at, status.len, flags).await?;
                 }
-                Allocation::Data => {
+                // All that is below is looked through: there is data somewhere.
+                Allocation::Data | Allocation::Below => {
                     // A run is bounded, so this is no more than memory has.
                     let buffer = IoBuffer::alloc(usize::try_from(status.len).unwrap_or(usize::MAX));
                     file.read(at, buffer.clone()).await?;
@@ -163,39 +224,47 @@ impl Driver for CopyBeforeWrite {
     }
 
     fn filtered(&self) -> Option<&Edge> {
-        Some(&self.file)
+        Some(&self.copier.file)
     }
 
     fn children(&self) -> Vec<&Edge> {
-        vec![&self.file, &self.target]
+        vec![&self.copier.file, &self.copier.target]
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.save(offset, buffer.len() as u64).await?;
-            self.file.node().write(offset, buffer, flags).await
+            self.copier.file.node().write(offset, buffer, flags).await
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.save(offset, len).await?;
-            self.file.node().write_zeroes(offset, len, flags).await
+            self.copier
+                .file
+                .node()
+                .write_zeroes(offset, len, flags)
+                .await
         })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.save(offset, len).await?;
-            self.file.node().discard(offset, len).await
+            self.copier.file.node().discard(offset, len).await
         })
     }
 
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.save(size, u64::MAX).await?;
-            self.file.node().resize(size).await
+            self.copier.file.node().resize(size).await
         })
+    }
+
+    fn background(&self) -> Option<&Arc<Background>> {
+        Some(&self.background)
     }
 
     fn child_access(&self, role: Role, above: Access) -> Access {

@@ -44,6 +44,14 @@ fn pattern() -> Vec<u8> {
 }
 
 fn run<F: Future<Output = ()> + 'static>(more: &Value, test: impl FnOnce(Bench) -> F + 'static) {
+    run_on(&Clock::real(), more, test);
+}
+
+fn run_on<F: Future<Output = ()> + 'static>(
+    clock: &Clock,
+    more: &Value,
+    test: impl FnOnce(Bench) -> F + 'static,
+) {
     let directory = tempfile::tempdir().unwrap();
     let (disk, copy) = (directory.path().join("disk"), directory.path().join("copy"));
     std::fs::write(&disk, pattern()).unwrap();
@@ -58,9 +66,14 @@ fn run<F: Future<Output = ()> + 'static>(more: &Value, test: impl FnOnce(Bench) 
         .as_object_mut()
         .unwrap()
         .extend(more.as_object().unwrap().clone());
-    let mut event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+    let config = LoopConfig {
+        clock: clock.clone(),
+        ..LoopConfig::default()
+    };
+    let mut event_loop = EventLoop::new("main", &config).unwrap();
+    let clock = clock.clone();
     let body = async move {
-        let graph = Graph::new(Arc::new(Silence), Clock::real());
+        let graph = Graph::new(Arc::new(Silence), clock);
         let options = serde_json::from_value(options).unwrap();
         let node = graph.add_node(&options).await.unwrap();
         let target = graph.node("target").unwrap();
@@ -225,6 +238,92 @@ fn or_it_gives_the_old_data_up() {
     );
 }
 
+/// Two seconds, and a copy that is held for as long as the test wants.
+fn run_slow<F: Future<Output = ()> + 'static>(
+    on_error: &str,
+    test: impl FnOnce(Bench, Clock, JoinHandle<Result<()>>) -> F + 'static,
+) {
+    let clock = Clock::manual();
+    let options = json!({"cbw-timeout": 2, "on-cbw-error": on_error});
+    run_on(&clock.clone(), &options, |bench| async move {
+        let debug = bench.debug();
+        debug.set_break(DebugEvent::WriteAio, "copy").unwrap();
+        let write = bench.write(0, 512, 0xaa);
+        debug.wait_break("copy").await.unwrap();
+        pass(&clock, 1999).await;
+        assert_eq!(bench.disk_byte(0), original(0)[0], "not before it is saved");
+        test(bench, clock, write).await;
+    });
+}
+
+async fn pass(clock: &Clock, millis: u64) {
+    clock.advance(Duration::from_millis(millis));
+    settle().await;
+}
+
+#[test]
+fn a_copy_that_takes_too_long_fails_the_write_and_goes_on() {
+    run_slow("break-guest-write", |bench, clock, write| async move {
+        pass(&clock, 1).await;
+        let error = write.await.unwrap().unwrap_err();
+        assert_eq!(error.errno(), libc::ETIMEDOUT);
+        assert_eq!(bench.disk_byte(0), original(0)[0], "the disk is as it was");
+        // Another write to the cluster waits for the same copy, but no longer than it would.
+        let again = bench.write(512, 512, 0xbb);
+        settle().await;
+        pass(&clock, 2000).await;
+        assert_eq!(again.await.unwrap().unwrap_err().errno(), libc::ETIMEDOUT);
+        // Once it has ended there is nothing to wait for.
+        let last = bench.write(0, 512, 0xcc);
+        settle().await;
+        bench.debug().resume("copy").unwrap();
+        last.await.unwrap().unwrap();
+        assert_eq!(bench.disk_byte(0), 0xcc);
+        assert_eq!(bench.saved(0), original(0));
+    });
+}
+
+#[test]
+fn or_it_gives_the_old_data_up_at_once() {
+    run_slow("break-snapshot", |bench, clock, write| async move {
+        pass(&clock, 1).await;
+        write.await.unwrap().unwrap();
+        assert_eq!(bench.disk_byte(0), 0xaa);
+        // Neither that cluster nor another waits any more.
+        bench.write(512, 512, 0xbb).await.unwrap().unwrap();
+        bench.write(CLUSTER_LEN, 512, 0xbb).await.unwrap().unwrap();
+        assert!(bench.is_untouched(1));
+        bench.debug().resume("copy").unwrap();
+        settle().await;
+    });
+}
+
+#[test]
+fn a_section_waits_for_a_copy_that_nobody_waits_for() {
+    run_slow("break-guest-write", |bench, clock, write| async move {
+        pass(&clock, 1).await;
+        write.await.unwrap().unwrap_err();
+        let error = bench.graph.del_node("cbw").unwrap_err();
+        assert_eq!(error.to_string(), "Block device cbw is in use");
+        let over = std::rc::Rc::new(std::cell::Cell::new(false));
+        let draining = {
+            let (graph, target) = (Arc::clone(&bench.graph), Arc::clone(&bench.target));
+            let over = std::rc::Rc::clone(&over);
+            current::spawn_local(async move {
+                let section = graph.drain(&target, "test").await;
+                over.set(true);
+                section
+            })
+        };
+        settle().await;
+        assert!(!over.get(), "the target is being written to");
+        bench.debug().resume("copy").unwrap();
+        drop(draining.await.unwrap());
+        assert_eq!(bench.saved(0), original(0));
+        bench.graph.del_node("cbw").unwrap();
+    });
+}
+
 #[test]
 fn options_that_make_no_sense_are_refused() {
     run(&json!({}), |bench| async move {
@@ -232,7 +331,14 @@ fn options_that_make_no_sense_are_refused() {
         let disk = json!({"driver": "null-co", "size": 1 << 20});
         let cases = [
             (json!({"target": small}), "is smaller than"),
-            (json!({"cbw-timeout": 3}), "cbw-timeout is not supported"),
+            (
+                json!({"bitmap": {"node": "cbw", "name": "b0"}}),
+                "Dirty bitmap 'b0' not found",
+            ),
+            (
+                json!({"bitmap": {"node": "nobody", "name": "b0"}}),
+                "Node 'nobody' not found",
+            ),
             (
                 json!({"min-cluster-size": 3}),
                 "min-cluster-size needs to be a power of 2",

@@ -14,3 +14,4 @@ mod random;
 mod reopen;
 mod scenarios;
 mod slow;
+mod snapshot;

@@ -120,7 +120,13 @@ fn overlays_need_a_format_with_backing_images() {
         let node = world.graph.node("o").unwrap();
         world.graph.add_backend("disk", &node).unwrap();
         let error = client.generic("blockdev-snapshot", snapshot("d", "o"));
-        assert_eq!(error, "The overlay is already in use by disk");
+        assert_eq!(error, "The overlay is already in use");
+        // Nothing has moved.
+        assert!(Arc::ptr_eq(
+            &world.graph.backend("disk").unwrap().node().unwrap(),
+            &node
+        ));
+        assert!(!world.graph.node("d").unwrap().is_read_only());
     });
 }
 

@@ -1,0 +1,247 @@
+//! `copy-on-read`: a filter that copies what is read from a backing image into the layer above it.
+//!
+//! What a read finds below is written to the file's own layer, by whole clusters, before the read
+//! ends; the next one finds it there. `bottom` names the lowest image whose data is copied. The
+//! chain down to it then stays as it is while the filter is there.
+//!
+//! A copy writes what the reader saw, so no newer write may get between its reading and its
+//! writing: a copy claims its clusters alone, and everything that changes the file claims what it
+//! changes. For the same reason nobody may write to the file past the filter.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sluice_aio::IoBuffer;
+
+use super::{Allocation, BlockFuture, DebugEvent, Driver, Edge, FrozenChain, RequestFlags, Role};
+use crate::error::{BlockError, Result};
+use crate::io::serialise::{ClaimKind, Serialiser};
+use crate::node::Node;
+use crate::permission::{Access, Permissions};
+
+#[cfg(test)]
+mod tests;
+
+/// The most bytes copied at once, besides the rest of the first and the last cluster.
+const MAX_COPY: u64 = 1 << 20;
+
+/// What a parent may do through the filter.
+const PASSED: Permissions = Permissions::CONSISTENT_READ
+    .union(Permissions::WRITE)
+    .union(Permissions::RESIZE);
+
+/// See the [module](self). Any thread.
+#[derive(Debug)]
+pub struct CopyOnRead {
+    file: Edge,
+    /// Nothing is copied from below its lower end.
+    chain: Option<FrozenChain>,
+    /// Changes and copies on their way.
+    serialiser: Serialiser,
+}
+
+impl CopyOnRead {
+    /// A filter over `file`, which copies what is at or above `bottom`, or everything. Called under
+    /// the graph's lock.
+    ///
+    /// # Errors
+    /// `bottom` is a filter, or not in the backing chain.
+    pub(crate) fn new(file: Arc<Node>, bottom: Option<&Arc<Node>>) -> Result<Self> {
+        let chain = bottom.map(|bottom| freeze(&file, bottom)).transpose()?;
+        let file = Edge::new(Role::File, file);
+        if let Some(chain) = &chain {
+            chain.freeze_edge(&file);
+        }
+        Ok(Self {
+            file,
+            chain,
+            serialiser: Serialiser::default(),
+        })
+    }
+
+    /// Claims what a change of the file changes.
+    async fn changing<T>(&self, offset: u64, len: u64, change: impl Future<Output = T>) -> T {
+        let range = offset..offset.saturating_add(len);
+        let _claim = self.serialiser.claim(range, ClaimKind::Shared).await;
+        change.await
+    }
+
+    /// Whether the first part of a range is to be copied, and how long that part is. What can't be
+    /// found out is not.
+    async fn is_below(&self, file: &Node, range: &Range<u64>) -> (bool, u64) {
+        let len = range.end - range.start;
+        let Ok(status) = file.layer_status(range.start, len).await else {
+            return (false, len);
+        };
+        if status.allocation != Allocation::Below {
+            return (false, status.len);
+        }
+        let Some(chain) = &self.chain else {
+            return (true, status.len);
+        };
+        let held = file.is_held_below(chain.bottom(), range.start, status.len);
+        held.await.unwrap_or((false, status.len))
+    }
+
+    async fn read_copying(&self, file: &Node, offset: u64, buffer: &IoBuffer) -> Result<()> {
+        let end = offset + buffer.len() as u64;
+        let mut at = offset;
+        while at < end {
+            let (below, len) = self.is_below(file, &(at..end)).await;
+            let range = at..at + if below { len.min(MAX_COPY) } else { len };
+            let target = part(buffer, offset, &range);
+            at = range.end;
+            if below {
+                self.copy_up(file, range, &target).await?;
+            } else {
+                file.read(range.start, target).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the clusters around `wanted` up, as far as they are still below, and reads `wanted`.
+    async fn copy_up(&self, file: &Node, wanted: Range<u64>, target: &IoBuffer) -> Result<()> {
+        let cluster = file.driver().cluster_size().max(1);
+        let clusters =
+            wanted.start / cluster * cluster..wanted.end.next_multiple_of(cluster).min(file.len());
+        let claim = self
+            .serialiser
+            .claim(clusters.clone(), ClaimKind::Exclusive);
+        let _claim = claim.await;
+        let mut at = clusters.start;
+        while at < clusters.end {
+            // Looked at again: somebody may have written there, or copied it.
+            let (below, len) = self.is_below(file, &(at..clusters.end)).await;
+            let (len, zeroes) = match below {
+                true => piece(file, at, len, cluster).await,
+                false => (len, false),
+            };
+            let range = at..at + len;
+            at = range.end;
+            let shown = range.start.max(wanted.start)..range.end.min(wanted.end);
+            if !below {
+                if !shown.is_empty() {
+                    let target = part(target, wanted.start, &shown);
+                    file.read(shown.start, target).await?;
+                }
+                continue;
+            }
+            let copy = IoBuffer::alloc(to_len(len));
+            if !zeroes {
+                file.read(range.start, copy.clone()).await?;
+            }
+            file.debug_event(DebugEvent::CorWrite).await?;
+            let flags = RequestFlags::empty();
+            if zeroes || copy.is_zero() {
+                file.write_zeroes(range.start, len, flags).await?;
+            } else {
+                file.write(range.start, copy.clone(), flags).await?;
+            }
+            if !shown.is_empty() {
+                let seen = part(&copy, range.start, &shown).to_vec();
+                part(target, wanted.start, &shown).copy_from_slice(0, &seen);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How much of a range to copy at once, whole clusters if possible, and whether it is known to be
+/// zeroes, which are not read.
+async fn piece(file: &Node, offset: u64, len: u64, cluster: u64) -> (u64, bool) {
+    match file.block_status(offset, len).await {
+        Ok(status) if status.allocation == Allocation::Zero => {
+            let whole = match status.len == len {
+                true => len,
+                false => status.len / cluster * cluster,
+            };
+            match whole {
+                0 => (cluster.min(len), false),
+                whole => (whole, true),
+            }
+        }
+        Ok(status) => (status.len.next_multiple_of(cluster).min(len), false),
+        Err(_) => (len, false),
+    }
+}
+
+/// # Errors
+/// `bottom` is a filter, or not in the backing chain of `file`.
+fn freeze(file: &Arc<Node>, bottom: &Arc<Node>) -> Result<FrozenChain> {
+    let name = bottom.name();
+    if bottom.driver().is_filter() {
+        let text = format!("Bottom node '{name}' is a filter");
+        return Err(BlockError::Refused(text));
+    }
+    FrozenChain::new(file, bottom).ok_or_else(|| {
+        BlockError::Refused(format!(
+            "Bottom node '{name}' is not in the backing chain of '{}'",
+            file.name()
+        ))
+    })
+}
+
+/// The part of a buffer for the bytes from `start` that is for those of `range`.
+fn part(buffer: &IoBuffer, start: u64, range: &Range<u64>) -> IoBuffer {
+    buffer.slice(to_len(range.start - start), to_len(range.end - range.start))
+}
+
+/// Lengths here are those of buffers, or bounded.
+fn to_len(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+impl Driver for CopyOnRead {
+    fn format_name(&self) -> &'static str {
+        "copy-on-read"
+    }
+
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.file)
+    }
+
+    fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        let file = self.file.node();
+        BlockFuture::new(async move {
+            // Without a backing image nothing is below.
+            if file.backing().is_none() {
+                return file.read(offset, buffer).await;
+            }
+            self.read_copying(&file, offset, &buffer).await
+        })
+    }
+
+    fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        let (file, len) = (self.file.node(), buffer.len() as u64);
+        BlockFuture::new(async move {
+            self.changing(offset, len, file.write(offset, buffer, flags))
+                .await
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
+        let file = self.file.node();
+        BlockFuture::new(async move {
+            self.changing(offset, len, file.write_zeroes(offset, len, flags))
+                .await
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
+        let file = self.file.node();
+        BlockFuture::new(async move { self.changing(offset, len, file.discard(offset, len)).await })
+    }
+
+    fn child_access(&self, _role: Role, above: Access) -> Access {
+        let mut shared = above.shared & PASSED | Permissions::WRITE_UNCHANGED;
+        if !above.used.is_empty() {
+            // A write past this node could be undone by a copy of what was there before.
+            shared -= Permissions::WRITE;
+        }
+        Access {
+            used: above.used & PASSED | Permissions::WRITE_UNCHANGED,
+            shared,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `blockdev-snapshot`: an empty layer is put above a node, and what wrote to the node writes there
+//! from then on. The checks, their order and their texts are those of QEMU's command.
+
+use std::sync::Arc;
+
+use super::Graph;
+use crate::error::{BlockError, Result};
+use crate::node::Node;
+use crate::permission::Permissions;
+
+/// Whose section it is.
+const HOLDER: &str = "blockdev-snapshot";
+
+impl Graph {
+    /// Makes `node` the backing image of `overlay`, and moves the disks and nodes above `node` to
+    /// `overlay`. What the guest had written before is durable in `node` then, which becomes
+    /// read-only unless somebody else writes to it.
+    ///
+    /// Call it from a task that holds no token of a disk above either node.
+    ///
+    /// # Errors
+    /// A job has one of them; the overlay shows its contents to somebody, is a filter, has a
+    /// backing image or can't have one; a flush that fails; a conflict of permissions. Then nothing
+    /// has changed.
+    pub async fn snapshot(&self, node: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
+        let sections = [
+            self.drain(node, HOLDER).await,
+            self.drain(overlay, HOLDER).await,
+        ];
+        node.check_not_blocked()?;
+        node.flush().await?;
+        let mut change = self.transaction();
+        for node in [node, overlay] {
+            change.check_present(node)?;
+            // Again: a job may have taken it meanwhile.
+            node.check_not_blocked()?;
+        }
+        check_overlay(overlay)?;
+        change.move_parents(node, overlay)?;
+        change.set_backing(overlay, node)?;
+        change.commit()?;
+        self.rest(node);
+        drop(sections);
+        Ok(())
+    }
+
+    /// Makes a backing image read-only. That somebody writes to it all the same is no reason to
+    /// fail: the snapshot is made.
+    fn rest(&self, node: &Arc<Node>) {
+        let mut change = self.transaction();
+        change.set_read_only(node, true);
+        if let Err(error) = change.commit() {
+            tracing::debug!(node = node.name(), %error, "a backing image stays writable");
+        }
+    }
+}
+
+/// # Errors
+/// It can't be put above a node.
+fn check_overlay(overlay: &Node) -> Result<()> {
+    let driver = overlay.driver();
+    let refused = if overlay.access().used.contains(Permissions::CONSISTENT_READ) {
+        "The overlay is already in use"
+    } else if driver.is_filter() {
+        "Filters cannot be used as overlays"
+    } else {
+        match driver.backing() {
+            Some(edge) if edge.node().is_some() => "The overlay already has a backing image",
+            Some(_) => return Ok(()),
+            None => "The overlay does not support backing images",
+        }
+    };
+    Err(BlockError::Refused(refused.to_owned()))
+}
