@@ -18,6 +18,8 @@ mod status;
 mod tests;
 mod zeroes;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sluice_aio::IoBuffer;
 
 use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags};
@@ -36,6 +38,8 @@ pub(crate) struct NodeIo {
     policy: PolicyCell,
     /// Changes on their way, if the driver has blocks.
     serialiser: Serialiser,
+    /// The end of the highest byte that was written.
+    highest_write: AtomicU64,
 }
 
 impl NodeIo {
@@ -44,6 +48,7 @@ impl NodeIo {
             bounds: Bounds::new(limits),
             policy: PolicyCell::new(IoPolicy::PASS),
             serialiser: Serialiser::default(),
+            highest_write: AtomicU64::new(0),
         }
     }
 }
@@ -84,9 +89,26 @@ impl Node {
         let bounds = &self.io.bounds;
         let fits = bounds.alignment == 1 && len <= bounds.max_transfer;
         if fits && flags.is_empty() && !self.policy().detects() {
-            return self.driver().write(offset, buffer, flags).await;
+            self.driver().write(offset, buffer, flags).await?;
+        } else {
+            BlockFuture::new(self.write_general(offset, buffer, flags)).await?;
         }
-        BlockFuture::new(self.write_general(offset, buffer, flags)).await
+        self.note_written(offset + len);
+        Ok(())
+    }
+
+    /// The end of the highest byte that was written to the node since it was opened, zeroes
+    /// included.
+    #[must_use]
+    pub fn highest_write(&self) -> u64 {
+        self.io.highest_write.load(Ordering::Relaxed)
+    }
+
+    fn note_written(&self, end: u64) {
+        // Most writes are not the highest.
+        if end > self.highest_write() {
+            self.io.highest_write.fetch_max(end, Ordering::Relaxed);
+        }
     }
 
     async fn write_general(
@@ -145,7 +167,9 @@ impl Node {
                 result => result?,
             }
         }
-        self.flush_if(durable).await
+        self.flush_if(durable).await?;
+        self.note_written(offset + len);
+        Ok(())
     }
 
     /// Gives up the contents of `len` bytes from `offset`; nothing with `discard=ignore`.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sluice_aio::current;
 use sluice_block::Backend;
 
-use super::records::{DiskRecord, NodeRecord, StatsRecord};
+use super::records::{DiskRecord, NodeRecord};
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::blockdev;
 use crate::qmp::error::QmpError;
@@ -52,7 +52,7 @@ pub(super) async fn blockdev_del(
 }
 
 /// Whether nobody but a command has given the backend its name: no device stands behind it.
-fn is_tool(backend: &Backend) -> bool {
+pub(super) fn is_tool(backend: &Backend) -> bool {
     backend.name().starts_with('#')
 }
 
@@ -91,26 +91,4 @@ pub(super) async fn query_named_block_nodes(
         records.collect()
     };
     Ok(current::blocking(ask).await?)
-}
-
-/// Arguments of `query-blockstats`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct QueryStats {
-    query_nodes: Option<bool>,
-}
-
-pub(super) async fn query_blockstats(
-    monitor: Arc<Monitor>,
-    arguments: QueryStats,
-) -> Result<Vec<StatsRecord>, QmpError> {
-    if arguments.query_nodes == Some(true) {
-        return Err(QmpError::generic(
-            "Parameter 'query-nodes' does not accept value 'true': only disks are counted",
-        ));
-    }
-    let backends = monitor.graph.backends();
-    let disks = backends.iter().filter(|backend| !is_tool(backend));
-    let records = disks.map(|backend| StatsRecord::of(backend));
-    Ok(records.collect())
 }

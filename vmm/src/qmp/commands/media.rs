@@ -158,7 +158,7 @@ async fn image(path: PathBuf, read_only: bool) -> Result<BlockdevOptions, QmpErr
 
 /// The disk that a command means by its own name or its device's. Whoever gives `id` for a disk
 /// whose device has no name means the disk's.
-fn disk(
+pub(super) fn disk(
     monitor: &Monitor,
     device: Option<&str>,
     id: Option<&str>,

@@ -17,6 +17,8 @@ mod media;
 mod mirror;
 mod objects;
 mod records;
+mod stats;
+mod throttle;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -79,6 +81,7 @@ commands! {
     "block-job-set-speed" => jobs::block_job_set_speed;
     "block-latency-histogram-set" => latency::block_latency_histogram_set;
     "block_resize" => graph::block_resize;
+    "block_set_io_throttle" => throttle::block_set_io_throttle;
     "blockdev-add" => block::blockdev_add;
     "blockdev-change-medium" => media::blockdev_change_medium;
     "blockdev-close-tray" => media::blockdev_close_tray;
@@ -105,7 +108,7 @@ commands! {
     "qom-set" => objects::qom_set;
     "query-block" => block::query_block;
     "query-block-jobs" => jobs::query_block_jobs;
-    "query-blockstats" => block::query_blockstats;
+    "query-blockstats" => stats::query_blockstats;
     "query-commands" => general::query_commands;
     "query-iothreads" => objects::query_iothreads;
     "query-jobs" => jobs::query_jobs;

@@ -28,7 +28,7 @@ pub(super) async fn object_add(monitor: Arc<Monitor>, arguments: Value) -> Resul
     // Objects of all kinds share their names.
     match options {
         ObjectOptions::IoThread(thread) => {
-            if groups.get(&thread.id).is_some() {
+            if groups.object(&thread.id).is_some() {
                 return Err(IoThreadError::Duplicate(thread.id).into());
             }
             monitor.iothreads.add(&thread)?;
@@ -55,7 +55,7 @@ pub(super) async fn object_del(
     arguments: ObjectDel,
 ) -> Result<Done, QmpError> {
     let groups = monitor.graph.throttle_groups();
-    if groups.get(&arguments.id).is_some() {
+    if groups.object(&arguments.id).is_some() {
         groups.remove(&arguments.id)?;
         return Ok(Done {});
     }
@@ -91,7 +91,7 @@ fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<Throttl
     let group = monitor
         .graph
         .throttle_groups()
-        .get(id)
+        .object(id)
         .ok_or_else(|| QmpError {
             class: ErrorClass::DeviceNotFound,
             desc: format!("Device '{path}' not found"),

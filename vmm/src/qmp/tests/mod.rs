@@ -5,3 +5,4 @@ mod graph;
 mod harness;
 mod human;
 mod protocol;
+mod throttle;
