@@ -14,9 +14,9 @@ mod medium;
 mod policy;
 mod request;
 mod stats;
-mod throttle;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
