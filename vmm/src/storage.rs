@@ -77,6 +77,15 @@ pub struct ThrottleGroupConfig {
     pub limits: ThrottleLimits,
 }
 
+/// `--drive throttling.…`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DiskLimits {
+    /// The group that the disk joins; one named like its backend if absent.
+    pub group: Option<String>,
+    /// The limits that the group gets; they limit something.
+    pub limits: ThrottleLimits,
+}
+
 /// One disk of the guest.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DiskConfig {
@@ -92,6 +101,8 @@ pub struct DiskConfig {
     pub write_cache: bool,
     /// What is done about its I/O errors.
     pub errors: ErrorPolicy,
+    /// The limits of its reads and writes, if it has any.
+    pub limits: Option<DiskLimits>,
     /// The serial number shown to the guest, if given; at most 20 bytes of ASCII.
     pub serial: Option<String>,
     /// The controller it hangs on.

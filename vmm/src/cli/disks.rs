@@ -15,15 +15,16 @@ use sluice_block::job::OnError;
 use super::arguments::Arguments;
 use super::error::CliError;
 use super::options::{
-    self, DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, Raw, VirtioBlkOptions,
+    DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, Raw, VirtioBlkOptions,
 };
 use super::places::{Places, ide_place};
+use super::throttling;
 use crate::machine::config::DebugExitConfig;
 use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
 use crate::qmp::object::{self, ObjectOptions};
 use crate::storage::{
-    Attachment, DiskConfig, DiskRoot, IdePosition, StorageConfig, ThrottleGroupConfig,
+    Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, StorageConfig, ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -75,6 +76,7 @@ struct Drive {
     write_cache: bool,
     rerror: OnError,
     werror: OnError,
+    limits: Option<DiskLimits>,
     serial: Option<String>,
     /// Whether `--drive` itself makes the device.
     connected: bool,
@@ -179,7 +181,7 @@ impl Builder {
     }
 
     fn drive(&mut self, text: &str) -> Result<(), CliError> {
-        let options: DriveOptions = options::parse(DRIVE, text, Some("file"))?;
+        let options: DriveOptions = throttling::drive(Raw::parse(DRIVE, text, Some("file"))?)?;
         let Some(file) = options.file.clone() else {
             let remedy = "name the image: --drive file=disk.img,format=raw,if=virtio";
             return Err(CliError::new(
@@ -231,6 +233,7 @@ impl Builder {
             write_cache: options.cache.write_cache(),
             rerror: options.rerror,
             werror: options.werror,
+            limits: throttling::limits(&options, text)?,
             serial,
             used: attachment.is_some(),
             connected: attachment.is_some(),
@@ -242,6 +245,7 @@ impl Builder {
                 root: DiskRoot::Own(drive.options.clone()),
                 write_cache: drive.write_cache,
                 errors: ErrorPolicy::new(drive.rerror, drive.werror),
+                limits: drive.limits.clone(),
                 serial: drive.serial.clone(),
                 attachment,
                 #[cfg(feature = "test-hooks")]
@@ -394,10 +398,12 @@ impl Builder {
         }
         let name = device.drive;
         let (mut rerror, mut werror) = (device.rerror, device.werror);
+        let mut limits = None;
         let (root, default_cache, serial) = match self.drives.get_mut(&name) {
             Some(drive) => {
                 drive.check_free(&name, text)?;
                 drive.used = true;
+                limits.clone_from(&drive.limits);
                 if rerror == OnError::Auto {
                     rerror = drive.rerror;
                 }
@@ -440,6 +446,7 @@ impl Builder {
             root,
             write_cache: device.write_cache.unwrap_or(default_cache),
             errors: ErrorPolicy::new(rerror, werror),
+            limits,
             serial: check_serial(DEVICE, text, serial)?,
             attachment,
             #[cfg(feature = "test-hooks")]

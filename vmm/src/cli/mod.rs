@@ -13,6 +13,7 @@ mod options;
 mod places;
 #[cfg(test)]
 mod tests;
+mod throttling;
 
 pub use error::CliError;
 

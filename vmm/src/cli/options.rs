@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sluice_block::driver::throttle::ThrottleLimits;
 use sluice_block::io::DetectZeroes;
 use sluice_block::job::OnError;
 
@@ -204,6 +205,9 @@ pub(super) struct DriveOptions {
     pub(super) werror: OnError,
     pub(super) node_name: Option<String>,
     pub(super) serial: Option<String>,
+    pub(super) throttling: ThrottleLimits,
+    #[serde(rename = "throttling.group")]
+    pub(super) throttling_group: Option<String>,
 }
 
 /// Image formats of `--drive`.

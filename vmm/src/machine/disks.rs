@@ -20,7 +20,7 @@ use super::builder::FIRST_FREE_DEVICE;
 use super::routing::{IDE_IRQS, pci_gsi};
 use crate::cli::PiixModel;
 use crate::iothreads::{IoThreadError, IoThreads};
-use crate::storage::{Attachment, DiskConfig, DiskRoot, IdePosition, StorageConfig};
+use crate::storage::{Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, StorageConfig};
 
 /// The IDE controller's place: function 1 of the device of the ISA bridge.
 const IDE_ADDRESS: Address = Address::new(1, 1);
@@ -195,6 +195,13 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
         backend.set_device(id);
     }
     backend.set_policy(disk.errors);
+    if let Some(DiskLimits { group, limits }) = &disk.limits {
+        let set = graph.set_io_throttle(&backend, group.as_deref(), *limits);
+        set.await.map_err(|error| DiskError::ThrottleGroup {
+            id: group.clone().unwrap_or_else(|| disk.backend.clone()),
+            source: error.into(),
+        })?;
+    }
     Ok(backend)
 }
 
