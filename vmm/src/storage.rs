@@ -17,8 +17,19 @@ pub struct StorageConfig {
     pub throttle_groups: Vec<ThrottleGroupConfig>,
     /// `--blockdev`: the nodes to open, in this order.
     pub nodes: Vec<BlockdevOptions>,
+    /// `--drive` without a file that no device uses: places for media.
+    pub empty_drives: Vec<EmptyDriveConfig>,
     /// `--device` and the device part of `--drive`.
     pub disks: Vec<DiskConfig>,
+}
+
+/// `--drive if=none,id=…` without a file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct EmptyDriveConfig {
+    /// The backend's name.
+    pub id: String,
+    /// Nothing is written to its media.
+    pub read_only: bool,
 }
 
 /// `--object iothread,id=…`: the properties of an I/O thread, with QEMU's names, and QEMU's defaults but for polling. The

@@ -5,15 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice_aio::LoopConfig;
 use sluice_block::BlockdevOptions;
 use sluice_block::backend::ErrorPolicy;
-use sluice_block::driver::file::FileKind;
 use sluice_block::job::OnError;
 
 use super::arguments::Arguments;
 use super::error::CliError;
+use super::media;
 use super::options::{
     DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, Raw, VirtioBlkOptions,
 };
@@ -21,10 +21,10 @@ use super::places::{Places, ide_place};
 use super::throttling;
 use crate::machine::config::DebugExitConfig;
 use crate::qmp::blockdev;
-use crate::qmp::input::Scalars;
 use crate::qmp::object::{self, ObjectOptions};
 use crate::storage::{
-    Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, StorageConfig, ThrottleGroupConfig,
+    Attachment, DiskConfig, DiskLimits, DiskRoot, EmptyDriveConfig, IdePosition, StorageConfig,
+    ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -61,6 +61,7 @@ pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
     for text in &arguments.device {
         builder.device(text)?;
     }
+    builder.add_empty_drives();
     builder.check_drives_used()?;
     builder.check_names()?;
     Ok(Devices {
@@ -71,7 +72,9 @@ pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
 
 /// A drive that a device may name.
 struct Drive {
-    options: BlockdevOptions,
+    /// None while it is empty.
+    medium: Option<BlockdevOptions>,
+    read_only: bool,
     text: String,
     write_cache: bool,
     rerror: OnError,
@@ -182,15 +185,7 @@ impl Builder {
 
     fn drive(&mut self, text: &str) -> Result<(), CliError> {
         let options: DriveOptions = throttling::drive(Raw::parse(DRIVE, text, Some("file"))?)?;
-        let Some(file) = options.file.clone() else {
-            let remedy = "name the image: --drive file=disk.img,format=raw,if=virtio";
-            return Err(CliError::new(
-                DRIVE,
-                text,
-                "Parameter 'file' is missing",
-                remedy,
-            ));
-        };
+        let medium = media::medium(&options, text)?;
         let wanted = ide_place(&options, text)?;
         let attachment = match options.interface {
             DriveInterface::None => None,
@@ -227,8 +222,8 @@ impl Builder {
         }
         let serial = check_serial(DRIVE, text, options.serial.clone())?;
         let drive = Drive {
-            options: blockdev::read(drive_node(&options, &file), Scalars::Typed)
-                .map_err(|error| CliError::input(DRIVE, text, &error))?,
+            medium,
+            read_only: options.is_read_only(),
             text: text.to_owned(),
             write_cache: options.cache.write_cache(),
             rerror: options.rerror,
@@ -238,11 +233,11 @@ impl Builder {
             used: attachment.is_some(),
             connected: attachment.is_some(),
         };
-        if let Some(attachment) = attachment {
+        if let (Some(attachment), Some(medium)) = (attachment, &drive.medium) {
             let disk = DiskConfig {
                 backend: id.clone(),
                 id: None,
-                root: DiskRoot::Own(drive.options.clone()),
+                root: DiskRoot::Own(medium.clone()),
                 write_cache: drive.write_cache,
                 errors: ErrorPolicy::new(drive.rerror, drive.werror),
                 limits: drive.limits.clone(),
@@ -410,7 +405,12 @@ impl Builder {
                 if werror == OnError::Auto {
                     werror = drive.werror;
                 }
-                let root = DiskRoot::Own(drive.options.clone());
+                let Some(medium) = drive.medium.clone() else {
+                    let problem = "Device needs media, but drive is empty";
+                    let remedy = format!("name the image in --drive if=none,id={name}");
+                    return Err(CliError::new(DEVICE, text, problem, remedy));
+                };
+                let root = DiskRoot::Own(medium);
                 (
                     root,
                     drive.write_cache,
@@ -478,20 +478,36 @@ impl Builder {
     /// Refuses a disk with the name of a node that is not its own: commands that take either name
     /// would reach the wrong disk.
     fn check_names(&self) -> Result<(), CliError> {
-        let ambiguous = self.storage.disks.iter().find(|disk| {
+        let disks = self.storage.disks.iter().filter_map(|disk| {
             let own = matches!(&disk.root, DiskRoot::Named(node) if *node == disk.backend);
-            !own && self.node_names.contains(&disk.backend)
+            (!own).then_some(&disk.backend)
         });
-        match ambiguous {
+        let empty = self.storage.empty_drives.iter().map(|drive| &drive.id);
+        match disks
+            .chain(empty)
+            .find(|name| self.node_names.contains(*name))
+        {
             None => Ok(()),
-            Some(disk) => {
-                let name = &disk.backend;
+            Some(name) => {
                 let problem = format!("node-name={name} is conflicting with a device id");
                 Err(CliError::bare(
                     BLOCKDEV,
                     problem,
                     "give disk and node different names",
                 ))
+            }
+        }
+    }
+
+    /// Makes drives of those without a medium and without a device: QMP can put media into them.
+    fn add_empty_drives(&mut self) {
+        for (id, drive) in &mut self.drives {
+            if !drive.used && drive.medium.is_none() {
+                drive.used = true;
+                self.storage.empty_drives.push(EmptyDriveConfig {
+                    id: id.clone(),
+                    read_only: drive.read_only,
+                });
             }
         }
     }
@@ -537,33 +553,6 @@ struct DeviceDrive {
     werror: OnError,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
-}
-
-/// The node that `--drive` describes, in the words of `blockdev-add`.
-fn drive_node(options: &DriveOptions, file: &str) -> Value {
-    let cache = json!({"direct": options.cache.direct(), "no-flush": options.cache.no_flush()});
-    let mut protocol = json!({
-        "driver": FileKind::of(file.as_ref()).driver_name(),
-        "filename": file,
-        "read-only": options.readonly,
-        "discard": options.discard.name(),
-        "cache": cache,
-    });
-    if let Some(aio) = options.aio {
-        protocol["aio"] = json!(aio.name());
-    }
-    let mut format = json!({
-        "driver": "raw",
-        "read-only": options.readonly,
-        "discard": options.discard.name(),
-        "detect-zeroes": options.detect_zeroes.name(),
-        "cache": cache,
-        "file": protocol,
-    });
-    if let Some(node_name) = &options.node_name {
-        format["node-name"] = json!(node_name);
-    }
-    format
 }
 
 /// The names that `--blockdev` gives to a node and to the children described with it.

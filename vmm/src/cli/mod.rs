@@ -9,6 +9,7 @@ mod dashes;
 mod disks;
 mod error;
 pub mod keyval;
+mod media;
 mod options;
 mod places;
 #[cfg(test)]

@@ -233,6 +233,15 @@ pub(super) enum DriveInterface {
 pub(super) enum DriveMedia {
     #[default]
     Disk,
+    /// Never written to.
+    Cdrom,
+}
+
+impl DriveOptions {
+    /// Whether the guest may not write.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.readonly || self.media == DriveMedia::Cdrom
+    }
 }
 
 /// How the host caches the image, in `--drive`'s words.

@@ -9,7 +9,9 @@ use sluice_block::job::OnError;
 use super::{CommandLine, PiixModel, Refusal, parse};
 use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
-use crate::storage::{Attachment, DiskRoot, IdePosition, IoThreadConfig, PciAddress};
+use crate::storage::{
+    Attachment, DiskRoot, EmptyDriveConfig, IdePosition, IoThreadConfig, PciAddress,
+};
 
 /// Splits at blanks; none of the tests needs a blank in an argument.
 fn words(line: &str) -> Vec<OsString> {
@@ -204,6 +206,30 @@ fn devices_stand_on_nodes_and_drives() {
     assert_eq!(ide.serial.as_deref(), Some("S1"));
     let debug_exit = parsed.machine.debug_exit.unwrap();
     assert_eq!((debug_exit.iobase, debug_exit.iosize), (0xf4, 4));
+}
+
+#[test]
+fn drives_may_be_empty_or_hold_what_is_never_written() {
+    let parsed = with_kernel(
+        "--drive if=none,id=cd0,media=cdrom --drive if=none,id=stick \
+         --drive if=none,id=ro,readonly=on --drive if=none,id=x,file=b,media=cdrom \
+         --device virtio-blk-pci,drive=x",
+    );
+    let empty = |id: &str, read_only| EmptyDriveConfig {
+        id: id.to_owned(),
+        read_only,
+    };
+    let expected = [empty("cd0", true), empty("ro", true), empty("stick", false)];
+    assert_eq!(parsed.storage.empty_drives, expected);
+    let [disk] = parsed.storage.disks.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    let DiskRoot::Own(medium) = &disk.root else {
+        panic!("{disk:?}");
+    };
+    let medium = serde_json::to_value(medium).unwrap();
+    assert_eq!(medium["read-only"], true);
+    assert_eq!(medium["file"]["read-only"], true);
 }
 
 #[test]
@@ -447,6 +473,26 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
         (
             format!("{disk},if=none,id=z"),
             &["no device uses drive 'z'", "drive=z"],
+        ),
+        (
+            "--kernel k --drive if=none,id=e --device ide-hd,drive=e".into(),
+            &["Device needs media, but drive is empty", "id=e"],
+        ),
+        (
+            "--kernel k --drive if=virtio".into(),
+            &["Parameter 'file' is missing", "file=disk.img"],
+        ),
+        (
+            "--kernel k --drive if=none,id=e,node-name=n".into(),
+            &["node-name needs a file"],
+        ),
+        (
+            format!("{disk},media=cdrom"),
+            &["media=cdrom goes with if=none"],
+        ),
+        (
+            format!("{node} --drive if=none,id=d0"),
+            &["node-name=d0 is conflicting with a device id"],
         ),
         (
             format!("{node} --blockdev raw,node-name=d0,file=x"),

@@ -140,6 +140,13 @@ pub async fn add(
             source,
         })?;
     }
+    for drive in &storage.empty_drives {
+        let added = parts.graph.add_empty_backend(&drive.id, drive.read_only);
+        added.map_err(|source| DiskError::Root {
+            disk: drive.id.clone(),
+            source,
+        })?;
+    }
     let mut drives: [[Option<DriveConfig>; 2]; 2] = Default::default();
     for disk in &storage.disks {
         let backend = backend(parts.graph, disk).await?;

@@ -28,11 +28,12 @@ pub(super) struct OpenTray {
 }
 
 /// Opens the tray and takes the medium out. A guest that has locked the tray is asked to let go.
-pub(super) async fn eject(
-    monitor: Arc<Monitor>,
-    arguments: OpenTray,
-) -> Result<Done, QmpError> {
-    let backend = disk(&monitor, arguments.device.as_deref(), arguments.id.as_deref())?;
+pub(super) async fn eject(monitor: Arc<Monitor>, arguments: OpenTray) -> Result<Done, QmpError> {
+    let backend = disk(
+        &monitor,
+        arguments.device.as_deref(),
+        arguments.id.as_deref(),
+    )?;
     monitor.graph.eject(&backend, arguments.force).await?;
     Ok(Done {})
 }
@@ -42,7 +43,11 @@ pub(super) async fn blockdev_open_tray(
     monitor: Arc<Monitor>,
     arguments: OpenTray,
 ) -> Result<Done, QmpError> {
-    let backend = disk(&monitor, arguments.device.as_deref(), arguments.id.as_deref())?;
+    let backend = disk(
+        &monitor,
+        arguments.device.as_deref(),
+        arguments.id.as_deref(),
+    )?;
     backend.open_tray(arguments.force)?;
     Ok(Done {})
 }
@@ -59,7 +64,11 @@ pub(super) async fn blockdev_close_tray(
     monitor: Arc<Monitor>,
     arguments: CloseTray,
 ) -> Result<Done, QmpError> {
-    let backend = disk(&monitor, arguments.device.as_deref(), arguments.id.as_deref())?;
+    let backend = disk(
+        &monitor,
+        arguments.device.as_deref(),
+        arguments.id.as_deref(),
+    )?;
     backend.close_tray()?;
     Ok(Done {})
 }
@@ -130,8 +139,16 @@ pub(super) async fn blockdev_change_medium(
     monitor: Arc<Monitor>,
     arguments: ChangeMedium,
 ) -> Result<Done, QmpError> {
-    let backend = disk(&monitor, arguments.device.as_deref(), arguments.id.as_deref())?;
-    if let Some(format) = arguments.format.as_deref().filter(|format| *format != "raw") {
+    let backend = disk(
+        &monitor,
+        arguments.device.as_deref(),
+        arguments.id.as_deref(),
+    )?;
+    if let Some(format) = arguments
+        .format
+        .as_deref()
+        .filter(|format| *format != "raw")
+    {
         return Err(QmpError::generic(format!("Unknown driver '{format}'")));
     }
     let read_only = match arguments.read_only_mode {
@@ -143,7 +160,9 @@ pub(super) async fn blockdev_change_medium(
     };
     let options = image(arguments.filename, read_only).await?;
     let graph = &monitor.graph;
-    graph.change_medium(&backend, &options, arguments.force).await?;
+    graph
+        .change_medium(&backend, &options, arguments.force)
+        .await?;
     Ok(Done {})
 }
 
@@ -166,9 +185,7 @@ pub(super) fn disk(
     let name = match (device, id) {
         (Some(name), None) | (None, Some(name)) => name,
         _ => {
-            return Err(QmpError::generic(
-                "Need exactly one of 'device' and 'id'",
-            ));
+            return Err(QmpError::generic("Need exactly one of 'device' and 'id'"));
         }
     };
     let found = match id {

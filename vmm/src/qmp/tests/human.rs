@@ -9,7 +9,7 @@ use serde_json::json;
 use super::block::add_disk;
 use super::harness::{Client, World, run};
 
-fn human(client: &mut Client, line: &str) -> String {
+pub(super) fn human(client: &mut Client, line: &str) -> String {
     let reply = client.ok("human-monitor-command", json!({"command-line": line}));
     let text = reply.as_str().unwrap().to_owned();
     assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());

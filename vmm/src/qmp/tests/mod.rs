@@ -4,5 +4,6 @@ mod block;
 mod graph;
 mod harness;
 mod human;
+mod media;
 mod protocol;
 mod throttle;
