@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluice_aio::{GuestRam, IoBuffer};
 use sluice_block::BlockError;
-use sluice_block::backend::{Backend, Request};
+use sluice_block::backend::{Account, Backend, Request};
 use smallvec::SmallVec;
 
 use super::layout::{
@@ -193,7 +193,7 @@ impl Disk {
         match operation {
             Operation::Read { sector, data } => {
                 let Some(offset) = self.transfer(sector, &data) else {
-                    return RequestStatus::IoError;
+                    return self.refuse(Account::Read);
                 };
                 if data.is_empty() {
                     return RequestStatus::Ok;
@@ -203,7 +203,7 @@ impl Disk {
             Operation::Write { sector, data } => {
                 let range = self.transfer(sector, &data);
                 let (Some(offset), false) = (range, backend.is_read_only()) else {
-                    return RequestStatus::IoError;
+                    return self.refuse(Account::Write);
                 };
                 if data.is_empty() {
                     return RequestStatus::Ok;
@@ -246,6 +246,11 @@ impl Disk {
         {
             return RequestStatus::Unsupported;
         }
+        let kind = if allowed.is_empty() {
+            Account::Unmap
+        } else {
+            Account::Write
+        };
         let mut ranges = SmallVec::<[(u64, u64, bool); 1]>::new();
         for segment in segments {
             let len = u64::from(segment.sectors) * SECTOR;
@@ -254,11 +259,11 @@ impl Disk {
                 Some(offset) if segment.sectors <= MAX_DISCARD_SECTORS => {
                     ranges.push((offset, len, unmap));
                 }
-                _ => return RequestStatus::IoError,
+                _ => return self.refuse(kind),
             }
         }
         if self.backend.is_read_only() {
-            return RequestStatus::IoError;
+            return self.refuse(kind);
         }
         for (offset, len, unmap) in ranges {
             let result = if len == 0 {
@@ -273,6 +278,12 @@ impl Disk {
             }
         }
         RequestStatus::Ok
+    }
+
+    /// The answer to a request that the disk can't be asked for; it is counted as invalid.
+    fn refuse(&self, kind: Account) -> RequestStatus {
+        self.backend.account_invalid(kind);
+        RequestStatus::IoError
     }
 
     /// Byte offset of a transfer of data, if it is on the disk and not too large.

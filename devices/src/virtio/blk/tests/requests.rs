@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sluice_block::backend::Account;
 use sluice_block::driver::DebugEvent;
 
 use super::bench::{
@@ -45,6 +46,13 @@ fn run_segments(
     let data = segments.concat();
     Slot(0).write_data(driver.guest, &data);
     run(bench, driver, kind, 0, data.len())
+}
+
+/// Requests of that kind that did not get as far as the disk.
+fn invalid(bench: &Bench, kind: Account) -> u64 {
+    let counters = bench.backend.stats().of(kind);
+    assert_eq!(counters.failed.load(Ordering::Relaxed), 0);
+    counters.invalid.load(Ordering::Relaxed)
 }
 
 #[test]
@@ -185,6 +193,8 @@ fn what_is_not_on_the_disk_fails() {
         assert_eq!(written, u32::from(kind == request_type::OUT));
     }
     assert_eq!(bench.sector(0), stamp(0));
+    assert_eq!(invalid(&bench, Account::Read), 3);
+    assert_eq!(invalid(&bench, Account::Write), 3);
     for kind in [2, 10, 14, u32::MAX] {
         assert_eq!(run(&mut bench, &mut driver, kind, 0, 0), (UNSUPPORTED, 1));
     }
@@ -261,6 +271,8 @@ fn wrong_segments_change_nothing() {
         let (status, _) = run_segments(&mut bench, &mut driver, kind, &segments);
         assert_eq!(status, expected, "{kind} {segments:?}");
     }
+    assert_eq!(invalid(&bench, Account::Write), 1);
+    assert_eq!(invalid(&bench, Account::Unmap), 2);
     assert_eq!(bench.sector(0), stamp(0));
 }
 
