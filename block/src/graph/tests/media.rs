@@ -211,7 +211,7 @@ fn a_medium_goes_between_requests() {
         assert_no_medium(parked.await.unwrap());
         assert_eq!(drive.take_told(), [Told::Medium(None)]);
         assert_eq!(*watch.log.lock(), [1]);
-        assert_eq!(watch.told(), (2, 2));
+        assert_eq!(watch.told(), (1, 1));
         // Nothing is left to be taken out.
         bench.graph.remove_medium(&disk).await.unwrap();
         assert_eq!(drive.take_told(), []);
