@@ -39,9 +39,16 @@ pub(super) enum Protocol {
 pub(super) enum Command {
     /// DATA SET MANAGEMENT (06).
     DataSetManagement,
-    /// RECALIBRATE (10) and other commands that do nothing to a disk made of files: power
-    /// management, SECURITY FREEZE LOCK.
+    /// DEVICE RESET (08).
+    DeviceReset,
+    /// RECALIBRATE (10) and SECURITY FREEZE LOCK (F5), which do nothing to a disk made of files.
     NoOperation,
+    /// Power management (94 to 97, 99, E0 to E3, E6), which saves none here.
+    SetPower,
+    /// PACKET (A0).
+    Packet,
+    /// IDENTIFY PACKET DEVICE (A1).
+    IdentifyPacket,
     /// READ SECTORS, READ MULTIPLE, READ DMA.
     Read(Protocol, Width),
     /// WRITE SECTORS, WRITE VERIFY, WRITE MULTIPLE, WRITE DMA.
@@ -69,14 +76,15 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// Decodes a command code. `None`: unknown to a disk, to be aborted. That includes NOP (00), whose defined result
-    /// is an abort, and the commands of packet devices (08, A0, A1).
+    /// Decodes a command code. `None`: unknown, to be aborted. That includes NOP (00), whose defined result
+    /// is an abort.
     pub fn decode(code: u8) -> Option<Self> {
         use Protocol::{Dma, Multiple, Sectors};
         use Width::{Lba28, Lba48};
         Some(match code {
             0x06 => Self::DataSetManagement,
-            0x10 => Self::NoOperation,
+            0x08 => Self::DeviceReset,
+            0x10 | 0xf5 => Self::NoOperation,
             0x20 | 0x21 => Self::Read(Sectors, Lba28),
             0x24 => Self::Read(Sectors, Lba48),
             0x25 => Self::Read(Dma, Lba48),
@@ -92,7 +100,9 @@ impl Command {
             0x90 => Self::Diagnostic,
             0x91 => Self::InitializeParameters,
             0x98 | 0xe5 => Self::CheckPower,
-            0x94..=0x97 | 0x99 | 0xe0..=0xe3 | 0xe6 | 0xf5 => Self::NoOperation,
+            0x94..=0x97 | 0x99 | 0xe0..=0xe3 | 0xe6 => Self::SetPower,
+            0xa0 => Self::Packet,
+            0xa1 => Self::IdentifyPacket,
             0xc4 => Self::Read(Multiple, Lba28),
             0xc5 => Self::Write(Multiple, Lba28),
             0xc6 => Self::SetMultiple,
@@ -104,6 +114,37 @@ impl Command {
             0xf8 => Self::ReadNativeMax(Lba28),
             _ => return None,
         })
+    }
+
+    /// Whether a device without the PACKET feature set knows it.
+    pub fn is_for_disks(self) -> bool {
+        !matches!(
+            self,
+            Self::DeviceReset | Self::Packet | Self::IdentifyPacket
+        )
+    }
+
+    /// Whether a device with the PACKET feature set knows it (section 6.9, table 4).
+    pub fn is_for_packet_devices(self) -> bool {
+        matches!(
+            self,
+            Self::DeviceReset
+                | Self::Packet
+                | Self::IdentifyPacket
+                | Self::Diagnostic
+                | Self::CheckPower
+                | Self::SetPower
+                | Self::Flush
+                | Self::SetFeatures
+        )
+    }
+
+    /// Whether a packet device that aborts it shows its signature (sections 8.15 and 8.34).
+    pub fn shows_packet_signature(self) -> bool {
+        matches!(
+            self,
+            Self::Identify | Self::Read(Protocol::Sectors, Width::Lba28)
+        )
     }
 }
 

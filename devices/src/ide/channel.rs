@@ -11,7 +11,7 @@
 //! The lock guards registers only. It is never held across I/O, an await, a spawn or a wake.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::{Abortable, Aborted};
 use parking_lot::Mutex;
@@ -22,7 +22,8 @@ use sluice_block::backend::Submitter;
 use tracing::Instrument as _;
 
 use super::core::{Core, Launch, Parking};
-use super::disk::DriveConfig;
+use super::disk::{DriveConfig, DriveKind};
+use super::removable::Tray;
 use super::request::{Generation, Outcome, Request};
 use super::serve::Server;
 use crate::pci::PciConfig;
@@ -32,14 +33,23 @@ use crate::pci::PciConfig;
 struct Target {
     backend: Arc<Backend>,
     submitter: Arc<Submitter>,
+    /// Kept for the backend, which does not.
+    _tray: Option<Arc<Tray>>,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
 }
 
 impl Target {
-    fn new(config: &DriveConfig) -> Self {
+    fn new(config: &DriveConfig, channel: &Weak<Channel>, drive: usize) -> Self {
         config.backend.set_write_cache(config.write_cache);
+        let tray = (config.kind == DriveKind::CdRom).then(|| {
+            let tray = Arc::new(Tray::new(Weak::clone(channel), drive));
+            let weak: Weak<Tray> = Arc::downgrade(&tray);
+            config.backend.set_removable(weak);
+            tray
+        });
         Self {
+            _tray: tray,
             backend: Arc::clone(&config.backend),
             submitter: Arc::new(Submitter::new(Arc::clone(&config.backend))),
             #[cfg(feature = "test-hooks")]
@@ -76,12 +86,18 @@ impl Channel {
         memory: Arc<GuestRam>,
         config: Arc<PciConfig>,
     ) -> Arc<Self> {
-        let channel = Arc::new(Self {
-            core: Mutex::new(core),
-            targets: drives.map(|drive| drive.map(Target::new)),
-            context,
-            memory,
-            config,
+        let channel = Arc::new_cyclic(|channel| {
+            let target = |drive: usize| {
+                let config = drives[drive]?;
+                Some(Target::new(config, channel, drive))
+            };
+            Self {
+                core: Mutex::new(core),
+                targets: [0, 1].map(target),
+                context,
+                memory,
+                config,
+            }
         });
         for target in channel.targets.iter().flatten() {
             let describer = Arc::downgrade(&channel);
@@ -100,6 +116,11 @@ impl Channel {
         for (target, write_cache) in self.targets.iter().zip(aftermath.write_caches) {
             if let (Some(target), Some(on)) = (target, write_cache) {
                 target.backend.set_write_cache(on);
+            }
+        }
+        for (target, tray) in self.targets.iter().zip(aftermath.trays) {
+            if let (Some(target), Some(open)) = (target, tray) {
+                target.backend.tray_moved(open);
             }
         }
         if aftermath.settle {

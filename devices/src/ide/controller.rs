@@ -9,9 +9,10 @@ use std::sync::Arc;
 use sluice_aio::{AioContext, GuestRam};
 
 use super::IdeError;
+use super::atapi::CdRom;
 use super::channel::Channel;
-use super::core::Core;
-use super::disk::{Disk, DriveConfig};
+use super::core::{Core, Unit};
+use super::disk::{Disk, DriveConfig, DriveIdentity, DriveKind};
 use super::regs::{COMMAND_BLOCK_LEN, LEGACY_PORTS, Register, SECTOR_SIZE, bm};
 use super::stats::ChannelStats;
 use crate::bus::{FLOATING, PioDevice};
@@ -96,11 +97,11 @@ impl IdeController {
         let space = Arc::new(configuration_space(config.variant)?);
         let channel = |index: usize| {
             let [master, slave] = &config.drives[index];
-            let disks = [
-                disk(master.as_ref(), index, 0)?,
-                disk(slave.as_ref(), index, 1)?,
+            let units = [
+                unit(master.as_ref(), index, 0)?,
+                unit(slave.as_ref(), index, 1)?,
             ];
-            let core = Core::new(disks, Arc::clone(&config.irq[index]));
+            let core = Core::new(units, Arc::clone(&config.irq[index]));
             let drives = [master.as_ref(), slave.as_ref()];
             let memory = Arc::clone(&config.memory);
             let context = config.context.clone();
@@ -162,14 +163,20 @@ enum Place {
     Control,
 }
 
-fn disk(
+fn unit(
     config: Option<&DriveConfig>,
     channel: usize,
     unit: usize,
-) -> Result<Option<Disk>, IdeError> {
+) -> Result<Option<Unit>, IdeError> {
     let Some(config) = config else {
         return Ok(None);
     };
+    let number = 2 * channel + unit + 1;
+    if config.kind == DriveKind::CdRom {
+        let identity = DriveIdentity::new(config, number)?;
+        let cd_rom = CdRom::new(identity, Arc::clone(&config.backend));
+        return Ok(Some(Unit::CdRom(cd_rom)));
+    }
     let place = || format!("ide.{channel} unit {unit}");
     let bytes = config.backend.len();
     if config.backend.is_read_only() {
@@ -181,7 +188,8 @@ fn disk(
             bytes,
         });
     }
-    Disk::new(config, 2 * channel + unit + 1).map(Some)
+    let disk = Disk::new(config, number)?;
+    Ok(Some(Unit::Disk(disk)))
 }
 
 fn configuration_space(variant: IdeVariant) -> Result<PciConfig, IdeError> {

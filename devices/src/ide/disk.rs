@@ -1,7 +1,7 @@
-//! What a disk is, and how the guest has set it.
+//! What a drive is, and how the guest has set it.
 //!
-//! [`DriveConfig`] comes from the machine builder; [`Disk`] is the checked, unchanging part of it;
-//! [`Settings`] is what commands change. Pure data but for the backend in the configuration.
+//! [`DriveConfig`] comes from the machine builder; [`Disk`], or for a CD-ROM [`DriveIdentity`], is the checked, unchanging
+//! part of it; [`Settings`] is what commands change. Pure data but for the backend in the configuration.
 
 use std::sync::Arc;
 
@@ -18,12 +18,27 @@ const MODEL_MAX: usize = 40;
 const FIRMWARE_MAX: usize = 8;
 
 const DEFAULT_MODEL: &str = "SLUICE HARDDISK";
+const DEFAULT_CD_MODEL: &str = "SLUICE DVD-ROM";
 const DEFAULT_FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
-/// One disk of an IDE channel, as the machine builder describes it.
+/// What kind of drive there is on an IDE channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DriveKind {
+    /// An ATA disk (`ide-hd`).
+    #[default]
+    Disk,
+    /// An ATAPI CD/DVD-ROM drive with a tray (`ide-cd`), which may be empty. What is not said of it in
+    /// [`DriveConfig`] does not apply.
+    CdRom,
+}
+
+/// One drive of an IDE channel, as the machine builder describes it.
 #[derive(Clone)]
 pub struct DriveConfig {
-    /// Where its sectors are. Its length is taken when the controller is made.
+    /// Disk or CD-ROM.
+    pub kind: DriveKind,
+    /// Where its sectors are. A disk's length is taken when the controller is made; a CD-ROM's may change, with
+    /// the medium.
     pub backend: Arc<Backend>,
     /// Serial number, at most 20 printable ASCII characters; by default made from the place
     /// (`QM00001` for the primary master).
@@ -48,6 +63,7 @@ impl DriveConfig {
     /// A disk on `backend` with every property at its default.
     pub fn new(backend: Arc<Backend>) -> Self {
         Self {
+            kind: DriveKind::Disk,
             backend,
             serial: None,
             model: None,
@@ -59,14 +75,48 @@ impl DriveConfig {
             postpone: true,
         }
     }
+
+    /// A CD-ROM drive whose medium is `backend`'s, with every property at its default.
+    pub fn cd_rom(backend: Arc<Backend>) -> Self {
+        Self {
+            kind: DriveKind::CdRom,
+            ..Self::new(backend)
+        }
+    }
+}
+
+/// The texts by which a drive is told from others.
+#[derive(Clone, Debug)]
+pub(super) struct DriveIdentity {
+    pub serial: String,
+    pub model: String,
+    pub firmware: String,
+}
+
+impl DriveIdentity {
+    /// Checks a configuration; `place` (1 to 4) numbers the default serial.
+    pub fn new(config: &DriveConfig, place: usize) -> Result<Self, IdeError> {
+        let serial = config.serial.clone();
+        let model = config.model.clone();
+        let firmware = config.firmware.clone();
+        let default_model = match config.kind {
+            DriveKind::Disk => DEFAULT_MODEL,
+            DriveKind::CdRom => DEFAULT_CD_MODEL,
+        };
+        Ok(Self {
+            serial: text("serial", serial, SERIAL_MAX, || format!("QM{place:05}"))?,
+            model: text("model", model, MODEL_MAX, || default_model.to_owned())?,
+            firmware: text("ver", firmware, FIRMWARE_MAX, || {
+                DEFAULT_FIRMWARE.to_owned()
+            })?,
+        })
+    }
 }
 
 /// The unchanging properties of a disk.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
-    pub serial: String,
-    pub model: String,
-    pub firmware: String,
+    pub identity: DriveIdentity,
     /// Capacity in sectors; a last fraction of a sector is not reachable.
     pub sectors: u64,
     pub rotation_rate: Option<u16>,
@@ -77,15 +127,8 @@ pub(super) struct Disk {
 impl Disk {
     /// Checks a configuration; `place` (1 to 4) numbers the default serial.
     pub fn new(config: &DriveConfig, place: usize) -> Result<Self, IdeError> {
-        let serial = config.serial.clone();
-        let model = config.model.clone();
-        let firmware = config.firmware.clone();
         Ok(Self {
-            serial: text("serial", serial, SERIAL_MAX, || format!("QM{place:05}"))?,
-            model: text("model", model, MODEL_MAX, || DEFAULT_MODEL.to_owned())?,
-            firmware: text("ver", firmware, FIRMWARE_MAX, || {
-                DEFAULT_FIRMWARE.to_owned()
-            })?,
+            identity: DriveIdentity::new(config, place)?,
             sectors: config.backend.len() / SECTOR_SIZE as u64,
             rotation_rate: config.rotation_rate,
             discard: config.discard,
@@ -148,6 +191,16 @@ impl Settings {
             mode: TransferMode::UltraDma(TransferMode::MAX_ULTRA),
             write_cache: disk.write_cache,
             translation: disk.geometry(),
+        }
+    }
+
+    /// The settings of a packet device, of which only the transfer mode means anything.
+    pub fn packet_device() -> Self {
+        Self {
+            multiple: MAX_MULTIPLE,
+            mode: TransferMode::UltraDma(TransferMode::MAX_ULTRA),
+            write_cache: false,
+            translation: Geometry::for_capacity(0),
         }
     }
 

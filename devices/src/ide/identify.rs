@@ -1,10 +1,10 @@
-//! The answer to IDENTIFY DEVICE.
+//! The answers to IDENTIFY DEVICE and IDENTIFY PACKET DEVICE.
 //!
-//! A pure function of what the disk is and how it is set. Source: ATA/ATAPI-6 section 8.15, with
+//! Pure functions of what the drive is and how it is set. Source: ATA/ATAPI-6 sections 8.15 and 8.16, with
 //! word 69, 105, 169 and 217 from ACS-2 section 7.16.
 
 use super::ata::{MAX_MULTIPLE, MAX_TRIM_BLOCKS, TransferMode};
-use super::disk::{Disk, Settings};
+use super::disk::{Disk, DriveIdentity, Settings};
 use super::regs::SECTOR_SIZE;
 
 const WORDS: usize = SECTOR_SIZE / 2;
@@ -48,6 +48,8 @@ mod word {
     pub(super) const ROTATION: usize = 217;
 }
 
+/// General configuration of a packet device: CD-ROM, removable, DRQ within 50 us of PACKET, packets of 12 bytes.
+const CD_ROM_DEVICE: u16 = (0b10 << 14) | (5 << 8) | (1 << 7) | (0b10 << 5);
 /// General configuration: a fixed ATA device.
 const FIXED_DEVICE: u16 = 0x0040;
 /// Word 47: bits 15:8 are always 80h.
@@ -73,6 +75,8 @@ const MAJOR_VERSIONS: u16 = 0x00f0;
 const MINOR_VERSION: u16 = 0x0016;
 /// Word 82: write cache.
 const WRITE_CACHE: u16 = 1 << 5;
+/// Words 82 and 85 of a packet device: PACKET, DEVICE RESET.
+const PACKET_AND_RESET: u16 = (1 << 4) | (1 << 9);
 /// Word 82: NOP.
 const NOP: u16 = 1 << 14;
 /// Words 83, 84, 87, 93, 106: bit 14 says that the word is valid.
@@ -119,13 +123,35 @@ impl Words {
 pub(super) fn identify(disk: &Disk, settings: &Settings) -> Vec<u8> {
     let mut words = Words([0; WORDS]);
     words.set(word::CONFIGURATION, FIXED_DEVICE);
-    words.text(word::SERIAL, &disk.serial);
-    words.text(word::FIRMWARE, &disk.firmware);
-    words.text(word::MODEL, &disk.model);
+    texts(&mut words, &disk.identity);
     capacity(&mut words, disk, settings);
     transfers(&mut words, settings);
     features(&mut words, disk, settings);
     words.bytes()
+}
+
+/// The 512 bytes that IDENTIFY PACKET DEVICE returns for a CD-ROM drive.
+pub(super) fn identify_packet(identity: &DriveIdentity, settings: &Settings) -> Vec<u8> {
+    let mut words = Words([0; WORDS]);
+    words.set(word::CONFIGURATION, CD_ROM_DEVICE);
+    texts(&mut words, identity);
+    words.set(word::TRUSTED, DOUBLEWORD_IO);
+    words.set(word::CAPABILITIES, LBA_AND_DMA);
+    modes(&mut words, settings);
+    words.set(word::MAJOR, MAJOR_VERSIONS);
+    words.set(word::MINOR, MINOR_VERSION);
+    words.set(word::SUPPORTED, PACKET_AND_RESET);
+    words.set(word::ENABLED, PACKET_AND_RESET);
+    words.set(word::SUPPORTED + 1, WORD_VALID);
+    words.set(word::SUPPORTED + 2, WORD_VALID);
+    words.set(word::ENABLED + 2, WORD_VALID);
+    words.bytes()
+}
+
+fn texts(words: &mut Words, identity: &DriveIdentity) {
+    words.text(word::SERIAL, &identity.serial);
+    words.text(word::FIRMWARE, &identity.firmware);
+    words.text(word::MODEL, &identity.model);
 }
 
 fn capacity(words: &mut Words, disk: &Disk, settings: &Settings) {
@@ -150,11 +176,16 @@ fn transfers(words: &mut Words, settings: &Settings) {
     words.set(word::MULTIPLE_MAX, MULTIPLE_MARK | u16::from(MAX_MULTIPLE));
     words.set(word::TRUSTED, DOUBLEWORD_IO);
     words.set(word::CAPABILITIES, LBA_AND_DMA);
-    words.set(word::VALID, ALL_VALID);
     words.set(
         word::MULTIPLE,
         MULTIPLE_VALID | u16::from(settings.multiple),
     );
+    modes(words, settings);
+}
+
+/// Which transfer modes there are and which is selected.
+fn modes(words: &mut Words, settings: &Settings) {
+    words.set(word::VALID, ALL_VALID);
     let selected = |mode: u8| 1 << (8 + mode);
     let (multiword, ultra) = match settings.mode {
         TransferMode::Pio => (0, 0),
@@ -193,9 +224,11 @@ mod tests {
 
     fn disk() -> Disk {
         Disk {
-            serial: "QM00001".into(),
-            model: "SLUICE HARDDISK".into(),
-            firmware: "1.0".into(),
+            identity: DriveIdentity {
+                serial: "QM00001".into(),
+                model: "SLUICE HARDDISK".into(),
+                firmware: "1.0".into(),
+            },
             sectors: 0x1_2345_6789,
             rotation_rate: Some(1),
             discard: true,

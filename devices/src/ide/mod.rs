@@ -1,4 +1,4 @@
-//! The PIIX IDE function: two channels of ATA disks, with bus-master DMA.
+//! The PIIX IDE function: two channels of ATA disks and ATAPI CD-ROM drives, with bus-master DMA.
 //!
 //! [`IdeController`] is function 1 of the south bridge (PCI 00:01.1). Its command and control
 //! blocks sit at the PC's legacy ports, which the machine builder puts on the port bus; the bus
@@ -13,8 +13,10 @@
 //! |---|---|
 //! | `regs`, `ata` | the wire: registers, bits, command codes |
 //! | `taskfile`, `disk`, `identify`, `prd` | data: addresses, properties, tables |
+//! | `atapi` | a CD-ROM drive: packet commands, tray, what is told of the medium |
 //! | `core` | one channel's state machine: synchronous, without I/O |
 //! | `request`, `serve` | a request as a value, and carrying it out |
+//! | `removable` | the operator's way to a tray |
 //! | `channel` | the lock, and the way from vCPU to loop and back |
 //! | `controller` | the PCI function and its ports |
 //!
@@ -22,6 +24,7 @@
 //! controller was given, the main loop's.
 
 mod ata;
+mod atapi;
 mod channel;
 mod controller;
 mod core;
@@ -29,6 +32,7 @@ mod disk;
 mod identify;
 mod prd;
 mod regs;
+mod removable;
 mod request;
 mod serve;
 mod stats;
@@ -37,7 +41,7 @@ mod taskfile;
 mod tests;
 
 pub use controller::{IdeConfig, IdeController, IdeVariant};
-pub use disk::DriveConfig;
+pub use disk::{DriveConfig, DriveKind};
 
 use crate::pci::PciError;
 

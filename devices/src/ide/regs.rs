@@ -187,6 +187,8 @@ pub(super) mod prd {
 pub(super) enum Signature {
     /// A device without the PACKET feature set.
     Disk,
+    /// A device with the PACKET feature set.
+    PacketDevice,
     /// Nobody there.
     Absent,
 }
@@ -196,10 +198,11 @@ impl Signature {
     pub const FIRST: u8 = 0x01;
 
     /// LBA mid and LBA high, which tell the kinds apart.
-    pub fn mid_high(self) -> u8 {
+    pub fn mid_high(self) -> [u8; 2] {
         match self {
-            Self::Disk => 0x00,
-            Self::Absent => 0xff,
+            Self::Disk => [0x00, 0x00],
+            Self::PacketDevice => [0x14, 0xeb],
+            Self::Absent => [0xff, 0xff],
         }
     }
 }

@@ -4,6 +4,7 @@
 //! while the drive is drained. It owns all it needs: nothing in it refers to a register, so what the guest
 //! does to the registers in the meantime cannot change where it reads or writes (design, section 5, rule 5).
 
+use super::atapi::{DiscRead, Part};
 use super::prd::Table;
 
 /// Tells requests from before a reset from those after it. Every reset and every cancellation begins a new one.
@@ -46,6 +47,12 @@ pub(super) enum Operation {
     },
     /// Make everything written before durable.
     Flush,
+    /// Read part of what a packet command wants, for the data register.
+    ReadDisc(Part),
+    /// Read all that a packet command wants into the memory that the table describes.
+    ReadDiscDma { read: DiscRead, table: Table },
+    /// Put a packet command's answer into the memory that the table describes.
+    ReplyDma { data: Vec<u8>, table: Table },
 }
 
 /// What an operation does, for people who ask what a disk is waiting for.
@@ -75,6 +82,9 @@ impl Operation {
             Self::WriteDma { offset, length, .. } => ("write by DMA", Some((*offset, *length))),
             Self::Trim { .. } => ("TRIM", None),
             Self::Flush => ("flush", None),
+            Self::ReadDisc(part) => ("packet read", Some((part.read.offset(), part.length))),
+            Self::ReadDiscDma { read, .. } => ("packet read by DMA", Some(read.medium_range())),
+            Self::ReplyDma { .. } => ("packet answer by DMA", None),
         };
         Summary { name, range }
     }

@@ -12,6 +12,7 @@ use sluice_aio::{GuestRam, IoBuffer};
 use sluice_block::BlockError;
 use sluice_block::backend::Request;
 
+use super::atapi::{DiscRead, SectorForm};
 use super::prd::{Gathered, Table, gather};
 use super::regs::SECTOR_SIZE;
 use super::request::{Operation, Outcome};
@@ -103,6 +104,29 @@ impl Server<'_> {
                 self.request.flush().await?;
                 Ok(Outcome::Done)
             }
+            Operation::ReadDisc(part) => {
+                let bytes = self.read_disc(&part.read).await?;
+                let wanted = bytes.into_iter().skip(part.skip).take(part.length);
+                Ok(Outcome::Block(wanted.collect()))
+            }
+            Operation::ReadDiscDma { read, table } => {
+                if !self.config.is_bus_master() {
+                    return Ok(Outcome::DoneWithSurplus);
+                }
+                // No table describes as much as does not fit.
+                let length = usize::try_from(read.len()).map_err(|_| Outcome::TableTooShort)?;
+                let dma = self.map(table, length)?;
+                self.read_disc_to(read, &dma.buffer).await?;
+                Ok(dma.done())
+            }
+            Operation::ReplyDma { data, table } => {
+                if !self.config.is_bus_master() {
+                    return Ok(Outcome::DoneWithSurplus);
+                }
+                let dma = self.map(table, data.len())?;
+                dma.buffer.copy_from_slice(0, &data);
+                Ok(dma.done())
+            }
         }
     }
 
@@ -119,6 +143,33 @@ impl Server<'_> {
         };
         let buffer = IoBuffer::from_guest(self.memory, &ranges).map_err(|_| Outcome::NotMemory)?;
         Ok(Dma { buffer, surplus })
+    }
+
+    /// Reads sectors of a disc, few enough to be buffered, as the guest is to get them.
+    async fn read_disc(&mut self, read: &DiscRead) -> Result<Vec<u8>, Failure> {
+        let (offset, length) = read.medium_range();
+        let buffer = IoBuffer::alloc(length);
+        self.request.read(offset, buffer.clone()).await?;
+        Ok(read.framed(buffer.to_vec()))
+    }
+
+    /// Reads any number of sectors into guest memory: directly, or where something has to be put around each of
+    /// them in pieces, all of them under the one token.
+    async fn read_disc_to(&mut self, read: DiscRead, memory: &IoBuffer) -> Result<(), Failure> {
+        const PIECE: u32 = 32;
+        if read.form == SectorForm::UserData {
+            self.request.read(read.offset(), memory.clone()).await?;
+            return Ok(());
+        }
+        let mut rest = read;
+        let mut at = 0;
+        while rest.sectors > 0 {
+            let (piece, after) = rest.split(PIECE);
+            let bytes = self.read_disc(&piece).await?;
+            at += memory.copy_from_slice(at, &bytes);
+            rest = after;
+        }
+        Ok(())
     }
 
     /// Discards every range of a DATA SET MANAGEMENT payload (ACS-2, section 7.10), in order. A range beyond the

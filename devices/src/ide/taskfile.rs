@@ -103,12 +103,13 @@ impl TaskFile {
             current,
             previous: 0,
         };
+        let [mid, high] = signature.mid_high();
         Self {
             features: Fifo::default(),
             count: fifo(Signature::FIRST),
             lba_low: fifo(Signature::FIRST),
-            lba_mid: fifo(signature.mid_high()),
-            lba_high: fifo(signature.mid_high()),
+            lba_mid: fifo(mid),
+            lba_high: fifo(high),
             device: Device::ALWAYS_ONE,
         }
     }
@@ -152,6 +153,16 @@ impl TaskFile {
     /// Sets the Count register.
     pub fn set_count_byte(&mut self, value: u8) {
         self.count.current = value;
+    }
+
+    /// The Byte Count of a packet command, which LBA mid and LBA high are then.
+    pub fn byte_count(&self) -> u16 {
+        u16::from_le_bytes([self.lba_mid.current, self.lba_high.current])
+    }
+
+    /// Sets the Byte Count.
+    pub fn set_byte_count(&mut self, bytes: u16) {
+        [self.lba_mid.current, self.lba_high.current] = bytes.to_le_bytes();
     }
 
     /// The head number field.

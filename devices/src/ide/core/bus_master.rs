@@ -10,6 +10,7 @@
 //! | too little | nothing | 0 | 0 | ready, no interrupt |
 //! | not memory | nothing | 0 | 1, and ERROR | aborted, interrupt |
 
+use super::super::atapi::wire::Sense;
 use super::super::prd::Table;
 use super::super::regs::{BmCommand, BmStatus, bm};
 use super::super::request::{Operation, Outcome};
@@ -186,9 +187,22 @@ impl Core {
                     capacity: self.disk().map_or(0, |disk| disk.sectors),
                 }
             }
+            DmaCommand::Packet => match self.packet_dma(table) {
+                Some(operation) => operation,
+                None => return,
+            },
         };
         self.phase = Phase::Busy(Work::Dma(command));
         self.launch(operation);
+    }
+
+    /// `sense` is what a packet device says.
+    fn dma_failed(&mut self, command: DmaCommand, sense: Sense) {
+        if command == DmaCommand::Packet {
+            self.fail_packet(sense);
+        } else {
+            self.abort();
+        }
     }
 
     /// A transfer is over. See the table at the top.
@@ -198,6 +212,9 @@ impl Core {
             self.bus_master.stop();
         }
         match outcome {
+            Outcome::Done | Outcome::DoneWithSurplus if command == DmaCommand::Packet => {
+                self.finish_packet();
+            }
             Outcome::Done | Outcome::DoneWithSurplus => {
                 if let DmaCommand::Read(mut transfer) | DmaCommand::Write(mut transfer) = command {
                     transfer.advance(transfer.remaining);
@@ -205,12 +222,17 @@ impl Core {
                 }
                 self.finish();
             }
-            Outcome::TableTooShort => self.phase = Phase::Idle,
+            Outcome::TableTooShort => {
+                self.packet = None;
+                self.phase = Phase::Idle;
+            }
             Outcome::NotMemory => {
                 self.bus_master.status.insert(BmStatus::ERROR);
-                self.abort();
+                self.dma_failed(command, Sense::NO_MEMORY);
             }
-            Outcome::Failed | Outcome::Block(_) => self.abort(),
+            Outcome::Failed | Outcome::Block(_) => {
+                self.dma_failed(command, Sense::UNRECOVERED_READ);
+            }
         }
     }
 }

@@ -7,26 +7,31 @@ use super::super::ata::{
     TransferMode, Width,
 };
 use super::super::disk::{Disk, Settings};
-use super::super::identify::identify;
+use super::super::identify::{identify, identify_packet};
 use super::super::regs::{Error, SECTOR_SIZE};
 use super::super::request::Operation;
 use super::super::stats::DriveStats;
 use super::super::taskfile::{Addressing, Geometry};
-use super::{Core, DmaCommand, Phase, Transfer, Work};
+use super::pio::Next;
+use super::{Core, DmaCommand, Phase, Transfer, Unit, Work};
 
 /// A command's verdict when it needs no I/O.
 type Immediate = Result<(), Abort>;
 
 /// The command is to be aborted.
-struct Abort;
+pub(super) struct Abort;
 
 impl Core {
     /// A write of the Command register.
     pub(super) fn command(&mut self, code: u8) {
+        let command = Command::decode(code);
+        if command == Some(Command::DeviceReset) && self.is_packet_device() {
+            self.device_reset();
+            return;
+        }
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
-        let command = Command::decode(code);
         // Both devices run a diagnostic, whichever is selected (ATA/ATAPI-6, section 8.11).
         let addressed = match command {
             Some(Command::Diagnostic) => !self.is_empty(),
@@ -39,7 +44,11 @@ impl Core {
         let slot = self.slot_mut();
         slot.failed = false;
         slot.error = Error::empty();
-        let Some(command) = command else {
+        slot.quiet = false;
+        let Some(command) = command.filter(|command| self.knows(*command)) else {
+            if self.is_packet_device() && command.is_some_and(Command::shows_packet_signature) {
+                self.slot_mut().show_signature();
+            }
             self.abort();
             return;
         };
@@ -54,9 +63,20 @@ impl Core {
         }
     }
 
+    /// Whether the selected device has such a command.
+    fn knows(&self, command: Command) -> bool {
+        match command {
+            Command::Diagnostic => true,
+            _ if self.is_packet_device() => command.is_for_packet_devices(),
+            _ => command.is_for_disks(),
+        }
+    }
+
     fn execute(&mut self, command: Command) -> Immediate {
         match command {
-            Command::NoOperation => Ok(()),
+            // A reset is not waited for by anybody but the guest, which has been answered by `command`.
+            Command::NoOperation | Command::SetPower | Command::DeviceReset => Ok(()),
+            Command::Packet => self.packet_command(),
             Command::Read(protocol, width) => self.read_command(protocol, width),
             Command::Write(protocol, width) => self.write_command(protocol, width),
             Command::DataSetManagement => self.data_set_management(),
@@ -77,7 +97,7 @@ impl Core {
                 self.flush();
                 Ok(())
             }
-            Command::Identify => self.identify(),
+            Command::Identify | Command::IdentifyPacket => self.identify(),
             Command::SetFeatures => self.set_features(),
         }
     }
@@ -101,7 +121,10 @@ impl Core {
     }
 
     pub(super) fn disk(&self) -> Option<&Disk> {
-        self.slot().drive.as_ref().map(|drive| &drive.disk)
+        match &self.slot().drive.as_ref()?.unit {
+            Unit::Disk(disk) => Some(disk),
+            Unit::CdRom(_) => None,
+        }
     }
 
     pub(super) fn settings(&self) -> Option<&Settings> {
@@ -243,6 +266,10 @@ impl Core {
     }
 
     fn flush(&mut self) {
+        if self.is_packet_device() {
+            // Nothing was written.
+            return;
+        }
         self.count(|stats| stats.flushes += 1);
         self.phase = Phase::Busy(Work::Flush);
         self.launch(Operation::Flush);
@@ -250,12 +277,18 @@ impl Core {
 
     fn identify(&mut self) -> Immediate {
         let drive = self.slot().drive.as_ref().ok_or(Abort)?;
-        let block = identify(&drive.disk, &drive.settings);
-        self.offer_block(block, None);
+        let block = match &drive.unit {
+            Unit::Disk(disk) => identify(disk, &drive.settings),
+            Unit::CdRom(cd_rom) => identify_packet(cd_rom.identity(), &drive.settings),
+        };
+        self.offer_block(block, Next::Nothing);
         Ok(())
     }
 
     fn set_write_cache(&mut self, on: bool) -> Immediate {
+        if self.is_packet_device() {
+            return Err(Abort);
+        }
         self.settings_mut()?.write_cache = on;
         self.note_write_cache(self.selected, on);
         Ok(())

@@ -16,6 +16,7 @@
 
 mod bus_master;
 mod execute;
+mod packet;
 mod pio;
 mod requests;
 
@@ -24,17 +25,44 @@ use std::sync::Arc;
 pub(super) use bus_master::BusMaster;
 pub(super) use requests::{Launch, Parking};
 
+use super::atapi::CdRom;
+use super::atapi::wire::PACKET_LEN;
 use super::disk::{Disk, Settings};
 use super::regs::{Control, Device, Error, Register, Signature, Status};
 use super::stats::{ChannelStats, DriveStats};
 use super::taskfile::{Addressing, TaskFile};
 use crate::irq::IrqLine;
+use packet::{PacketData, Route};
+use pio::Next;
 use requests::Requests;
 
-/// A disk with what the guest has set and what is counted.
+/// What a drive is.
+#[derive(Debug)]
+pub(super) enum Unit {
+    Disk(Disk),
+    CdRom(CdRom),
+}
+
+impl Unit {
+    fn signature(&self) -> Signature {
+        match self {
+            Self::Disk(_) => Signature::Disk,
+            Self::CdRom(_) => Signature::PacketDevice,
+        }
+    }
+
+    fn power_on_settings(&self) -> Settings {
+        match self {
+            Self::Disk(disk) => Settings::power_on(disk),
+            Self::CdRom(_) => Settings::packet_device(),
+        }
+    }
+}
+
+/// A drive with what the guest has set and what is counted.
 #[derive(Debug)]
 struct Drive {
-    disk: Disk,
+    unit: Unit,
     settings: Settings,
     stats: DriveStats,
 }
@@ -46,20 +74,24 @@ struct Slot {
     error: Error,
     /// The last command failed.
     failed: bool,
+    /// A packet device that has had no command since its signature was posted: its status is zero (ATA/ATAPI-6,
+    /// section 9.10).
+    quiet: bool,
     drive: Option<Drive>,
 }
 
 impl Slot {
-    fn new(disk: Option<Disk>) -> Self {
-        let drive = disk.map(|disk| Drive {
-            settings: Settings::power_on(&disk),
-            disk,
+    fn new(unit: Option<Unit>) -> Self {
+        let drive = unit.map(|unit| Drive {
+            settings: unit.power_on_settings(),
+            unit,
             stats: DriveStats::default(),
         });
         let mut slot = Self {
             task: TaskFile::with_signature(Signature::Absent),
             error: Error::empty(),
             failed: false,
+            quiet: false,
             drive,
         };
         slot.post_signature();
@@ -68,13 +100,25 @@ impl Slot {
 
     /// What a reset or diagnostic leaves behind.
     fn post_signature(&mut self) {
-        let (signature, error) = match self.drive {
-            Some(_) => (Signature::Disk, Error::DIAGNOSTIC_PASSED),
-            None => (Signature::Absent, Error::empty()),
+        self.show_signature();
+        self.error = match self.drive {
+            Some(_) => Error::DIAGNOSTIC_PASSED,
+            None => Error::empty(),
         };
-        self.task = TaskFile::with_signature(signature);
-        self.error = error;
         self.failed = false;
+        self.quiet = self.signature() == Signature::PacketDevice;
+    }
+
+    /// Puts the signature into the registers.
+    fn show_signature(&mut self) {
+        self.task = TaskFile::with_signature(self.signature());
+    }
+
+    fn signature(&self) -> Signature {
+        match &self.drive {
+            Some(drive) => drive.unit.signature(),
+            None => Signature::Absent,
+        }
     }
 }
 
@@ -108,6 +152,8 @@ enum DmaCommand {
     Write(Transfer),
     /// DATA SET MANAGEMENT with so many bytes of ranges.
     Trim(usize),
+    /// The data of a packet command; the channel knows which.
+    Packet,
 }
 
 /// What the channel waits for the loop to do.
@@ -119,6 +165,8 @@ enum Work {
     Write(Transfer),
     Dma(DmaCommand),
     Flush,
+    /// Reading the next block of a packet command for the data register.
+    PacketBlock,
 }
 
 #[derive(Debug)]
@@ -129,13 +177,19 @@ enum Phase {
     PioIn {
         block: Vec<u8>,
         position: usize,
-        next: Option<Transfer>,
+        next: Next,
     },
     /// The guest writes a block to the data register.
     PioOut {
         block: Vec<u8>,
         position: usize,
         transfer: Transfer,
+    },
+    /// The guest writes a packet to the data register.
+    PacketOut {
+        packet: [u8; PACKET_LEN],
+        position: usize,
+        route: Route,
     },
     /// The drive waits for the bus master to be started.
     DmaWait(DmaCommand),
@@ -148,6 +202,8 @@ enum Phase {
 /// How far a reset reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reset {
+    /// DEVICE RESET: the selected device.
+    Device,
     /// SRST: the devices.
     Software,
     /// The machine: the devices' settings and the bus master too.
@@ -168,6 +224,8 @@ pub(super) struct Core {
     level: bool,
     line: Arc<dyn IrqLine>,
     phase: Phase,
+    /// What the packet command under way transfers.
+    packet: Option<PacketData>,
     bus_master: BusMaster,
     requests: Requests,
     resets: u64,
@@ -175,15 +233,16 @@ pub(super) struct Core {
 
 impl Core {
     /// A channel at power-on.
-    pub fn new(disks: [Option<Disk>; 2], line: Arc<dyn IrqLine>) -> Self {
+    pub fn new(units: [Option<Unit>; 2], line: Arc<dyn IrqLine>) -> Self {
         Self {
-            slots: disks.map(Slot::new),
+            slots: units.map(Slot::new),
             selected: 0,
             control: Control::empty(),
             interrupt: false,
             level: false,
             line,
             phase: Phase::Idle,
+            packet: None,
             bus_master: BusMaster::default(),
             requests: Requests::default(),
             resets: 0,
@@ -268,11 +327,13 @@ impl Core {
             return Status::empty();
         }
         match &self.phase {
+            Phase::Idle if slot.quiet => Status::empty(),
             Phase::Idle if slot.failed => Status::DRDY | Status::ERR,
             Phase::Idle => Status::DRDY | Status::DSC,
-            Phase::PioIn { .. } | Phase::PioOut { .. } | Phase::DmaWait(_) => {
-                Status::DRDY | Status::DSC | Status::DRQ
-            }
+            Phase::PioIn { .. }
+            | Phase::PioOut { .. }
+            | Phase::PacketOut { .. }
+            | Phase::DmaWait(_) => Status::DRDY | Status::DSC | Status::DRQ,
             Phase::Busy(_) => Status::BSY | Status::DRDY,
             Phase::Reset(_) => Status::BSY,
         }

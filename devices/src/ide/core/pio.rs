@@ -10,6 +10,17 @@ use super::{Core, Phase, Transfer, Work};
 /// Bytes of a unit of the data register.
 const WORD: usize = 2;
 
+/// What follows when the guest has read a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The command is over, without an interrupt.
+    Nothing,
+    /// More sectors of a disk.
+    Sectors(Transfer),
+    /// More of a packet command, or its end.
+    Packet,
+}
+
 impl Core {
     /// Reads the data register: 1, 2 or 4 bytes, or a string of such accesses. A byte takes a word off the block and
     /// drops its upper half. Without DRQ: zeroes.
@@ -41,11 +52,14 @@ impl Core {
     /// Writes the data register: 2 or 4 bytes, or a string of such accesses. Bytes are ignored, and so is everything without DRQ.
     pub fn write_data(&mut self, data: &[u8]) {
         for word in data.chunks_exact(WORD) {
-            let Phase::PioOut {
-                block, position, ..
-            } = &mut self.phase
-            else {
-                return;
+            let (block, position) = match &mut self.phase {
+                Phase::PioOut {
+                    block, position, ..
+                } => (block.as_mut_slice(), position),
+                Phase::PacketOut {
+                    packet, position, ..
+                } => (packet.as_mut_slice(), position),
+                _ => return,
             };
             if let Some(place) = block.get_mut(*position..*position + WORD) {
                 place.copy_from_slice(word);
@@ -58,7 +72,7 @@ impl Core {
     }
 
     /// Lets the guest read `block`; `next` follows it.
-    pub(super) fn offer_block(&mut self, block: Vec<u8>, next: Option<Transfer>) {
+    pub(super) fn offer_block(&mut self, block: Vec<u8>, next: Next) {
         self.phase = Phase::PioIn {
             block,
             position: 0,
@@ -78,10 +92,13 @@ impl Core {
 
     /// The guest has read the whole block.
     fn block_taken(&mut self) {
-        if let Phase::PioIn { next, .. } = std::mem::replace(&mut self.phase, Phase::Idle)
-            && let Some(transfer) = next
-        {
-            self.read_block(transfer);
+        let Phase::PioIn { next, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return;
+        };
+        match next {
+            Next::Nothing => {}
+            Next::Sectors(transfer) => self.read_block(transfer),
+            Next::Packet => self.next_packet_block(),
         }
     }
 
@@ -100,13 +117,17 @@ impl Core {
         });
     }
 
-    /// The guest has written the whole block.
+    /// The guest has written the whole block, or packet.
     fn block_given(&mut self) {
-        let Phase::PioOut {
-            block, transfer, ..
-        } = std::mem::replace(&mut self.phase, Phase::Idle)
-        else {
-            return;
+        let (block, transfer) = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::PioOut {
+                block, transfer, ..
+            } => (block, transfer),
+            Phase::PacketOut { packet, route, .. } => {
+                self.packet_given(packet, route);
+                return;
+            }
+            _ => return,
         };
         let sectors = transfer.next_block();
         if !self.has(transfer.sector, sectors) {
@@ -129,7 +150,12 @@ impl Core {
         };
         transfer.advance(transfer.next_block());
         self.write_back(&transfer);
-        self.offer_block(block, (transfer.remaining > 0).then_some(transfer));
+        let next = if transfer.remaining > 0 {
+            Next::Sectors(transfer)
+        } else {
+            Next::Nothing
+        };
+        self.offer_block(block, next);
     }
 
     /// The disk has written a block.

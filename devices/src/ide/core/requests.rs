@@ -10,8 +10,7 @@ use futures_util::future::{AbortHandle, AbortRegistration};
 
 use super::super::regs::Control;
 use super::super::request::{Generation, Operation, Outcome, Request, Summary};
-use super::{BusMaster, Core, Phase, Reset, Work};
-use crate::ide::disk::Settings;
+use super::{BusMaster, Core, Phase, Reset, Unit, Work};
 
 /// A request to be carried to the drive's loop.
 pub(in super::super) struct Launch {
@@ -53,6 +52,8 @@ pub(in super::super) struct Aftermath {
     pub settle: bool,
     /// The drives' write caches that were switched.
     pub write_caches: [Option<bool>; 2],
+    /// The drives' trays that moved, and whether they are open now.
+    pub trays: [Option<bool>; 2],
 }
 
 impl Aftermath {
@@ -94,6 +95,12 @@ impl Requests {
         self.in_flight
             .as_ref()
             .is_some_and(|request| request.stage == Stage::Parked)
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.in_flight
+            .as_ref()
+            .is_some_and(|request| request.stage == Stage::Running)
     }
 
     fn is_current(&self, generation: Generation) -> bool {
@@ -145,6 +152,7 @@ impl Core {
 
     /// What the last access has set off.
     pub fn take_aftermath(&mut self) -> Aftermath {
+        let trays = self.take_moved_trays();
         let requests = &mut self.requests;
         let idle = if requests.in_flight.is_none() {
             std::mem::take(&mut requests.idle_wakers)
@@ -157,6 +165,7 @@ impl Core {
             idle,
             settle: std::mem::take(&mut requests.settle),
             write_caches: std::mem::take(&mut requests.write_caches),
+            trays,
         }
     }
 
@@ -214,6 +223,7 @@ impl Core {
             Work::Read(transfer) => self.block_read(transfer, outcome),
             Work::Write(transfer) => self.block_written(transfer, &outcome),
             Work::Dma(command) => self.dma_ended(command, &outcome),
+            Work::PacketBlock => self.packet_block_read(outcome),
             Work::Flush if outcome == Outcome::Done => self.finish(),
             Work::Flush => self.abort(),
         }
@@ -275,19 +285,32 @@ impl Core {
             return;
         }
         for (index, slot) in self.slots.iter_mut().enumerate() {
+            if reset == Reset::Device && index != self.selected {
+                continue;
+            }
             slot.post_signature();
             let Some(drive) = &mut slot.drive else {
                 continue;
             };
-            match reset {
-                Reset::Software => drive.settings.after_software_reset(),
-                Reset::Machine | Reset::Retired => {
-                    drive.settings = Settings::power_on(&drive.disk);
+            match (&mut drive.unit, reset) {
+                (Unit::Disk(_), Reset::Software | Reset::Device) => {
+                    drive.settings.after_software_reset();
+                }
+                (Unit::Disk(_), Reset::Machine | Reset::Retired) => {
+                    drive.settings = drive.unit.power_on_settings();
                     self.requests.write_caches[index] = Some(drive.settings.write_cache);
+                }
+                (Unit::CdRom(cd_rom), Reset::Software | Reset::Device) => cd_rom.reset(),
+                (Unit::CdRom(cd_rom), Reset::Machine | Reset::Retired) => {
+                    cd_rom.power_on();
+                    drive.settings = drive.unit.power_on_settings();
                 }
             }
         }
-        self.selected = 0;
+        if reset != Reset::Device {
+            self.selected = 0;
+        }
+        self.packet = None;
         self.control.remove(Control::HOB);
         self.phase = Phase::Idle;
     }

@@ -328,6 +328,23 @@ impl Bench {
         self.run(async move { graph.drain(&node, "test").await })
     }
 
+    /// The operator opens the tray of the first drive and takes the medium out.
+    pub(super) fn eject(&mut self) {
+        let graph = Arc::clone(&self.graph);
+        let backend = Arc::clone(&self.disks[0].backend);
+        self.run(async move { graph.eject(&backend, false).await })
+            .unwrap();
+    }
+
+    /// The operator puts the first node into the first drive, whose tray is open.
+    pub(super) fn insert(&mut self) {
+        let graph = Arc::clone(&self.graph);
+        let backend = Arc::clone(&self.disks[0].backend);
+        let node = Arc::clone(&self.disks[0].node);
+        self.run(async move { graph.insert_medium(&backend, &node).await })
+            .unwrap();
+    }
+
     /// Holds the next request of this kind at the first disk's node.
     pub(super) fn hold(&self, event: DebugEvent) {
         let blkdebug = self.disks[0].node.as_blkdebug().unwrap();

@@ -6,7 +6,7 @@ use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
 use crate::ide::DriveConfig;
-use crate::ide::core::Core;
+use crate::ide::core::{Core, Unit};
 use crate::ide::disk::Disk;
 use crate::ide::regs::Register;
 use crate::pci::PciFunction;
@@ -123,7 +123,7 @@ fn a_dead_request_is_told_only_when_the_lock_is_released() {
     let bench = Bench::new();
     let drive = DriveConfig::new(Arc::clone(&bench.disks[0].backend));
     let disk = Disk::new(&drive, 1).unwrap();
-    let mut core = Core::new([Some(disk), None], bench.lines[0].clone());
+    let mut core = Core::new([Some(Unit::Disk(disk)), None], bench.lines[0].clone());
     core.write(Register::StatusCommand, 0xe7);
     let launch = core.take_aftermath().launch.unwrap();
     core.write_control(SRST);
