@@ -3,6 +3,9 @@
 //! Stated by drivers, kept by the nodes: a request that does not fit is widened or split before it
 //! comes to the driver. All numbers are bytes.
 
+/// The largest size of a disk: offsets of the kernel are signed.
+pub(crate) const MAX_SIZE: u64 = i64::MAX.unsigned_abs();
+
 /// The limits of one driver. The default asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -15,7 +15,7 @@ pub mod copy_before_write;
 pub mod copy_on_read;
 mod edge;
 pub mod file;
-mod limits;
+pub(crate) mod limits;
 pub mod null;
 #[cfg(test)]
 pub(crate) mod overlay;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sluice_aio::{IoBuffer, current};
 
+use super::limits::MAX_SIZE;
 use super::{Allocation, BlockFuture, BlockStatus, Driver, ImageInfo, RequestFlags};
 use crate::error::{BlockError, Result};
 use crate::options::NullNode;
@@ -47,7 +48,7 @@ impl Null {
 
     fn new(name: &'static str, options: &NullNode, yields: bool) -> Result<Self> {
         let size = options.size.checked_next_multiple_of(SECTOR);
-        let size = size.filter(|size| i64::try_from(*size).is_ok());
+        let size = size.filter(|size| *size <= MAX_SIZE);
         Ok(Self {
             name,
             size: size.ok_or_else(|| BlockError::Refused("size is invalid".to_owned()))?,

@@ -2,6 +2,7 @@
 
 use sluice_aio::IoBuffer;
 
+use super::limits::MAX_SIZE;
 use super::{BlockFuture, BlockStatus, Driver, Edge, RequestFlags};
 use crate::error::{BlockError, Result};
 
@@ -75,7 +76,8 @@ impl Driver for Raw {
                 let why = "Cannot resize fixed-size raw disks";
                 return Err(BlockError::Refused(why.to_owned()));
             }
-            let Some(whole) = size.checked_add(self.offset) else {
+            let whole = size.checked_add(self.offset);
+            let Some(whole) = whole.filter(|whole| *whole <= MAX_SIZE) else {
                 let why = "Disk size too large for the chosen offset";
                 return Err(BlockError::Refused(why.to_owned()));
             };

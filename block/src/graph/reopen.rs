@@ -150,6 +150,8 @@ impl Graph {
             }
             if let Some((role, to)) = &plan.child {
                 change.check_present(to)?;
+                // Again: a job may have taken it while the sections waited for its requests.
+                plan.node.check_not_blocked()?;
                 change.set_child(&plan.node, *role, to)?;
             }
         }

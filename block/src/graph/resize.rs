@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Graph;
 use super::parent::Parent;
+use crate::driver::limits::MAX_SIZE;
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::permission::{Access, Permissions};
@@ -34,11 +35,10 @@ impl Graph {
     /// driver and the medium refuse.
     pub async fn resize(&self, node: &Arc<Node>, size: u64) -> Result<()> {
         node.check_not_blocked()?;
-        if i64::try_from(size).is_err() {
-            return Err(BlockError::Refused(
-                "Required too big image size, it must be not greater than 9223372036854775807"
-                    .to_owned(),
-            ));
+        if size > MAX_SIZE {
+            return Err(BlockError::Refused(format!(
+                "Required too big image size, it must be not greater than {MAX_SIZE}"
+            )));
         }
         let section = self.drain(node, "block_resize").await;
         let claimed = Claimed {
@@ -48,6 +48,8 @@ impl Graph {
         };
         let mut change = self.transaction();
         change.check_present(node)?;
+        // Again: a job may have taken it while the section waited for its requests.
+        node.check_not_blocked()?;
         let access = Access {
             used: Permissions::RESIZE,
             shared: Permissions::all(),

@@ -236,6 +236,13 @@ impl Driver for FileDriver {
 
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
+            // What could not be opened again is not made.
+            let unit = u64::from(self.alignment.request).max(SECTOR);
+            if size == 0 || size % unit != 0 {
+                return Err(BlockError::Refused(format!(
+                    "The new size must be a multiple of {unit} bytes, and not 0"
+                )));
+            }
             let file = self.file();
             current::blocking(move || -> Result<()> {
                 if !file.metadata()?.is_file() {

@@ -12,6 +12,7 @@ mod operations;
 mod permissions;
 mod random;
 mod reopen;
+mod resize;
 mod scenarios;
 mod slow;
 mod snapshot;

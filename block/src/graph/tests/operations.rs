@@ -1,87 +1,14 @@
-//! Resizing nodes, giving them homes, and the graph's picture; and images that are odd.
+//! Giving nodes homes; and images that are odd.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use sluice_aio::{IoBuffer, IoThread, LoopConfig, current};
+use sluice_aio::{IoBuffer, IoThread, LoopConfig};
 
-use super::bench::{run, settle, write};
+use super::bench::run;
+use crate::driver::Allocation;
 use crate::error::BlockError;
-use crate::graph::parent::Parent;
-use crate::permission::{Access, Permissions};
-
-#[test]
-fn a_disk_changes_its_size_between_requests() {
-    run(async |bench| {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("image");
-        std::fs::write(&path, [1; 4096]).unwrap();
-        let file = json!({"driver": "file", "filename": path});
-        let options = json!({"driver": "raw", "node-name": "raw", "file": file});
-        let node = bench.add(options).await.unwrap();
-        let disk = bench.graph.add_backend("disk", &node).unwrap();
-        let token = disk.enter().await.unwrap();
-        let resizing = {
-            let (graph, node) = (Arc::clone(&bench.graph), Arc::clone(&node));
-            current::spawn_local(async move { graph.resize(&node, 8192).await })
-        };
-        settle().await;
-        assert_eq!(node.len(), 4096, "resized under a request");
-        drop(token);
-        resizing.await.unwrap().unwrap();
-        assert_eq!((node.len(), disk.len()), (8192, 8192));
-        assert!(!disk.gate().is_closed());
-        let new = IoBuffer::alloc(4096);
-        node.read(4096, new.clone()).await.unwrap();
-        assert_eq!(new.to_vec(), [0; 4096]);
-        bench.graph.resize(&node, 512).await.unwrap();
-        assert!(write(&disk, 512).await.is_err(), "beyond the new end");
-        write(&disk, 0).await.unwrap();
-        assert_eq!(
-            node.access(),
-            Access::of_device(false),
-            "the right was given back"
-        );
-    });
-}
-
-#[test]
-fn a_size_is_refused_with_a_reason_and_nothing_changes() {
-    run(async |bench| {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("image");
-        std::fs::write(&path, [1; 4096]).unwrap();
-        let file = json!({"driver": "file", "node-name": "file", "filename": path});
-        let node = bench.add(file).await.unwrap();
-        let error = bench.graph.resize(&node, 1 << 63).await.unwrap_err();
-        assert!(error.to_string().contains("too big"), "{error}");
-        // Somebody above relies on the size.
-        let keeper = Parent::Claim("a keeper".into());
-        let mut change = bench.graph.transaction();
-        let access = Access {
-            used: Permissions::CONSISTENT_READ,
-            shared: Permissions::RESIZE.complement(),
-        };
-        change.attach(&node, keeper.clone(), "role", access);
-        change.commit().unwrap();
-        let error = bench.graph.resize(&node, 512).await.unwrap_err();
-        assert!(matches!(error, BlockError::Conflict(_)), "{error}");
-        bench.graph.let_go(&node, &keeper, "role");
-        node.block("mirror").unwrap();
-        let error = bench.graph.resize(&node, 512).await.unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "Node 'file' is busy: block device is in use by block job: mirror"
-        );
-        node.unblock();
-        let null = json!({"driver": "null-co", "node-name": "ro", "read-only": true});
-        let read_only = bench.add(null).await.unwrap();
-        assert!(bench.graph.resize(&read_only, 512).await.is_err());
-        assert_eq!(node.len(), 4096);
-        assert_eq!(node.access(), Access::NONE);
-        assert!(node.parents().is_empty());
-    });
-}
 
 #[test]
 fn connected_nodes_have_one_home() {
@@ -124,12 +51,16 @@ fn images_of_no_bytes_and_of_very_many() {
         std::fs::write(&path, []).unwrap();
         let empty = json!({"driver": "file", "node-name": "empty", "filename": path});
         let nodes = bench.graph.nodes().len();
-        match bench.add(empty).await {
-            Ok(node) => assert!(node.is_empty()),
-            Err(error) => {
-                assert!(error.to_string().contains("empty"), "{error}");
-                assert_eq!(bench.graph.nodes().len(), nodes);
-            }
+        let error = bench.add(empty).await.unwrap_err().to_string();
+        assert!(
+            error.contains("size of 0 bytes is less than one sector"),
+            "{error}"
+        );
+        assert_eq!(bench.graph.nodes().len(), nodes);
+        for size in [1 << 63, u64::MAX] {
+            let null = json!({"driver": "null-co", "node-name": "huge", "size": size});
+            let error = bench.add(null).await.unwrap_err();
+            assert_eq!(error.to_string(), "size is invalid");
         }
         const LARGEST: u64 = (1 << 63) - 512;
         let huge = json!({
@@ -148,6 +79,68 @@ fn images_of_no_bytes_and_of_very_many() {
         top.write_zeroes(0, top.len(), crate::driver::RequestFlags::empty())
             .await
             .unwrap();
+    });
+}
+
+/// The longest sparse file that `directory` takes, in whole sectors.
+fn longest_file(directory: &Path) -> (std::path::PathBuf, u64) {
+    let path = directory.join("huge");
+    let file = std::fs::File::create(&path).unwrap();
+    let (mut fits, mut too_long) = (0, 1 << 63);
+    while too_long - fits > 512 {
+        let middle = fits + (too_long - fits) / 2 / 512 * 512;
+        match file.set_len(middle) {
+            Ok(()) => fits = middle,
+            Err(_) => too_long = middle,
+        }
+    }
+    file.set_len(fits).unwrap();
+    (path, fits)
+}
+
+/// As long as file systems let a file be; that of the memory takes all that offsets can reach.
+#[test]
+fn files_as_long_as_can_be_are_used_to_their_last_sector() {
+    run(async |bench| {
+        let mut directories = vec![tempfile::tempdir().unwrap()];
+        directories.extend(tempfile::tempdir_in("/dev/shm"));
+        for directory in directories {
+            let (path, len) = longest_file(directory.path());
+            assert!(len >= 1 << 32, "{len}");
+            let file = json!({"driver": "file", "filename": path, "discard": "unmap"});
+            let top = json!({"driver": "raw", "node-name": "top", "offset": 512,
+                             "discard": "unmap", "file": file});
+            let top = bench.add(top).await.unwrap();
+            assert_eq!(top.len(), len - 512);
+            let last = top.len() - 512;
+            let flags = crate::driver::RequestFlags::empty();
+            let sevens = IoBuffer::alloc(512);
+            sevens.fill(0, 512, 7);
+            top.write(last, sevens, flags).await.unwrap();
+            let buffer = IoBuffer::alloc(1024);
+            top.read(last - 512, buffer.clone()).await.unwrap();
+            assert_eq!(buffer.to_vec(), [[0; 512], [7; 512]].concat());
+            for offset in [last + 1, top.len(), 1 << 63, u64::MAX] {
+                let sector = IoBuffer::alloc(512);
+                let refused = top.write(offset, sector, flags).await.unwrap_err();
+                assert!(
+                    matches!(refused, BlockError::OutOfRange { .. }),
+                    "{refused}"
+                );
+            }
+            // Holes to the last page, in one question; and all of it made zeroes, in one request.
+            let status = top.block_status(0, top.len()).await.unwrap();
+            assert_eq!(status.allocation, Allocation::Zero);
+            assert!(status.len >= last - 4096, "{status:?}");
+            let unmap = crate::driver::RequestFlags::MAY_UNMAP;
+            top.write_zeroes(0, top.len(), unmap).await.unwrap();
+            top.discard(0, top.len()).await.unwrap();
+            top.read(last - 512, buffer.clone()).await.unwrap();
+            assert_eq!(buffer.to_vec(), [0; 1024]);
+            assert!(bench.graph.resize(&top, (1 << 63) - 512).await.is_err());
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), len);
+            bench.graph.del_node("top").unwrap();
+        }
     });
 }
 

@@ -3,13 +3,17 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 use sluice_aio::current;
 
 use super::bench::{Bench, run, settle, write};
+use crate::driver::Driver;
+use crate::driver::file::{FileDriver, FileOptions};
 use crate::error::Result;
 use crate::node::Node;
+use crate::permission::Access;
 
 async fn reopen(bench: &Bench, options: Vec<Value>) -> Result<()> {
     let parse = |options| serde_json::from_value(options).unwrap();
@@ -191,7 +195,7 @@ fn of_several_nodes_all_change_or_none() {
         let unchanged = || {
             assert!(first.is_read_only());
             assert_eq!(top.children()[0].1.name(), "two");
-            assert_eq!(first.access(), crate::permission::Access::NONE);
+            assert_eq!(first.access(), Access::NONE);
         };
         let make_writable = file("one", &one, false);
         // The options of the second are bad.
@@ -253,5 +257,94 @@ fn a_medium_that_can_not_be_written_is_said_so() {
             assert!(error.unwrap_err().to_string().contains("Permission denied"));
             assert!(node.is_read_only());
         }
+    });
+}
+
+/// A job that took the node while the reopen waited for its requests keeps it as it is.
+#[test]
+fn a_job_that_came_first_keeps_the_child() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, byte) in [("one", 1), ("two", 2)] {
+            let path = image(directory.path(), name, byte);
+            bench.add(file(name, &path, false)).await.unwrap();
+        }
+        let raw = |below: &str| json!({"driver": "raw", "node-name": "raw", "file": below});
+        let node = bench.add(raw("one")).await.unwrap();
+        let disk = bench.graph.add_backend("disk", &node).unwrap();
+        let token = disk.enter().await.unwrap();
+        let changing = {
+            let (graph, options) = (Arc::clone(&bench.graph), raw("two"));
+            current::spawn_local(async move { reopen(&Bench { graph }, vec![options]).await })
+        };
+        settle().await;
+        node.block("mirror").unwrap();
+        drop(token);
+        let error = changing.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("in use by block job: mirror"), "{error}");
+        assert_eq!(node.children()[0].1.name(), "one");
+        node.unblock();
+        assert_eq!(first_byte(&node).await, 1);
+    });
+}
+
+/// The last step of a reopen is the new file's lock. If somebody else has that, everything is as
+/// before: the edge, the options, the locks of the old file; and the requests that waited meanwhile
+/// are done once, where they belong.
+#[test]
+fn a_lock_that_can_not_be_had_takes_all_steps_back_and_loses_no_request() {
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, byte) in [("one", 1), ("two", 2), ("three", 3)] {
+            let path = image(directory.path(), name, byte);
+            bench.add(file(name, &path, name == "three")).await.unwrap();
+        }
+        let path = |name: &str| directory.path().join(name);
+        let raw = |below: &str| json!({"driver": "raw", "node-name": "raw", "file": below});
+        let node = bench.add(raw("one")).await.unwrap();
+        let disk = bench.graph.add_backend("disk", &node).unwrap();
+        // As another process would.
+        let elsewhere = FileDriver::open(FileOptions::new(path("two"))).unwrap();
+        elsewhere.prepare_access(Access::of_device(false)).unwrap();
+
+        let token = disk.enter().await.unwrap();
+        let changing = {
+            let graph = Arc::clone(&bench.graph);
+            let options = vec![raw("two"), file("three", &path("three"), false)];
+            current::spawn_local(async move { reopen(&Bench { graph }, options).await })
+        };
+        while !disk.gate().is_closed() {
+            current::yield_now().await;
+        }
+        let parked: Vec<_> = (0..4)
+            .map(|sector| {
+                let disk = Arc::clone(&disk);
+                current::spawn_local(async move { write(&disk, sector * 512).await })
+            })
+            .collect();
+        settle().await;
+        assert_eq!(disk.gate().parked(), 4);
+        let writes = disk.stats().of(crate::backend::Account::Write);
+        drop(token);
+        let error = changing.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("\"write\" lock"), "{error}");
+        for write in parked {
+            write.await.unwrap().unwrap();
+        }
+        assert_eq!(writes.operations.load(Ordering::Relaxed), 4);
+        assert_eq!(node.children()[0].1.name(), "one");
+        assert!(bench.graph.node("three").unwrap().is_read_only());
+        assert_eq!(bench.graph.node("two").unwrap().access(), Access::NONE);
+        assert_eq!(std::fs::read(path("one")).unwrap()[..2048], [0; 2048]);
+        assert_eq!(std::fs::read(path("two")).unwrap(), [2; 4096]);
+        // The old file's lock was not given up on the way.
+        let thief = FileDriver::open(FileOptions::new(path("one"))).unwrap();
+        assert!(thief.prepare_access(Access::of_device(false)).is_err());
+        thief.finish_access(Access::NONE);
+        // And nothing stands in the way of a second attempt.
+        elsewhere.finish_access(Access::NONE);
+        reopen(&bench, vec![raw("two")]).await.unwrap();
+        assert_eq!(first_byte(&node).await, 2);
+        thief.prepare_access(Access::of_device(false)).unwrap();
     });
 }
