@@ -27,6 +27,9 @@ pub(super) struct Inner {
     pub(super) state: Mutex<State>,
 }
 
+/// Between the tickets of those who queue behind and those who queue before all others.
+const MIDDLE: u64 = 1 << 63;
+
 /// A newcomer must go to the queue: a section is open, others are queued, or the gate is destroyed.
 const BARRED: usize = 1 << (usize::BITS - 1);
 
@@ -66,7 +69,9 @@ pub(super) struct State {
     destroyed: bool,
     /// [`BARRED`] is set.
     barred: bool,
-    next_ticket: u64,
+    tickets: u64,
+    /// How many of them were for places before all others.
+    first_tickets: u64,
     pub(super) queue: BTreeMap<u64, Waiter>,
     /// A section has taken the head's grant back, and nobody has started since.
     passed_over: bool,
@@ -253,6 +258,36 @@ impl Inner {
         Step::Waits(ticket)
     }
 
+    /// Who has been inside before goes before all who wait. None of them has started, or a section
+    /// would have waited for it; so none is overtaken, and the section need not wait for a head
+    /// that is none any more.
+    pub(super) fn rejoin(&self, cx: &mut Context<'_>) -> Step {
+        let mut after = Aftermath::default();
+        let waker = Some(cx.waker().clone());
+        let mut state = self.state.lock();
+        if state.destroyed {
+            return Step::Cancelled;
+        }
+        if state.closed == 0 {
+            self.take(1);
+            return Step::Entered;
+        }
+        self.revoke_grants(0, &mut state, &mut after);
+        let ticket = state.first_ticket();
+        let since = self.clock.now();
+        let waiter = Waiter {
+            waker,
+            granted: false,
+            since,
+        };
+        state.queue.insert(ticket, waiter);
+        self.follow(&mut state);
+        state.stats.parked += 1;
+        drop(state);
+        after.run();
+        Step::Waits(ticket)
+    }
+
     /// What a queued request does when it is polled: it starts only as granted head.
     pub(super) fn look_again(&self, ticket: u64, cx: &mut Context<'_>) -> Step {
         let mut after = Aftermath::default();
@@ -425,8 +460,14 @@ impl Inner {
 
 impl State {
     fn ticket(&mut self) -> u64 {
-        self.next_ticket += 1;
-        self.next_ticket
+        self.tickets += 1;
+        MIDDLE + self.tickets
+    }
+
+    /// A ticket before all that there are.
+    fn first_ticket(&mut self) -> u64 {
+        self.first_tickets += 1;
+        MIDDLE - self.first_tickets
     }
 
     /// Takes the waker of the head if it may start and was not woken yet.

@@ -107,6 +107,13 @@ impl Gate {
         Enter::new(self)
     }
 
+    /// Takes a token for a request that has been inside before and had to leave unfinished: its
+    /// place is before all who wait, from the first poll on. Of several the last goes first.
+    #[must_use = "dropping the future gives up the place"]
+    pub fn enter_again(&self) -> Enter {
+        Enter::again(self)
+    }
+
     /// Takes a token if the gate is open and nobody is queued; never waits.
     ///
     /// For sources that have a queue of their own (a virtqueue): leave the work there and come back

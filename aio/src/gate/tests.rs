@@ -155,6 +155,60 @@ fn a_newcomer_goes_behind_those_who_wait() {
     assert!(gate.try_enter().is_some());
 }
 
+#[test]
+fn who_comes_back_goes_before_those_who_wait() {
+    let gate = gate();
+    let section = gate.close("test");
+    let mut waiter = parked(&gate);
+    let [mut second, mut first] = [(); 2].map(|()| Driven::new(gate.enter_again()));
+    assert_eq!(gate.parked(), 1, "the place is that of the first poll");
+    assert!(second.is_pending() && first.is_pending());
+    assert_eq!((gate.parked(), gate.in_flight()), (3, 0));
+    drop(section);
+    assert!(waiter.poll_if_woken().is_pending());
+    assert!(second.poll().is_pending());
+    let mut tokens = vec![entered(first.poll_if_woken())];
+    tokens.push(entered(second.poll_if_woken()));
+    let mut late = parked(&gate);
+    // Open, it need not wait for anybody.
+    tokens.push(entered(Driven::new(gate.enter_again()).poll()));
+    tokens.push(entered(waiter.poll_if_woken()));
+    drop(entered(late.poll_if_woken()));
+    // Who gives up lets the others go on.
+    let section = gate.close("test");
+    let mut waiter = parked(&gate);
+    let mut gone = Driven::new(gate.enter_again());
+    assert!(gone.is_pending());
+    drop(section);
+    drop(gone);
+    drop(entered(waiter.poll_if_woken()));
+    gate.destroy();
+    let mut cancelled = Driven::new(gate.enter_again());
+    assert!(matches!(cancelled.poll(), Poll::Ready(Err(Cancelled))));
+}
+
+/// A head that keeps its grant in a section is none any more: the section must not wait for it.
+#[test]
+fn who_comes_back_before_a_head_that_was_passed_over_takes_its_turn() {
+    let gate = gate();
+    let section = gate.close("first");
+    let mut head = parked(&gate);
+    drop(section);
+    drop(gate.close("second"));
+    let section = gate.close("third");
+    assert_eq!(gate.in_flight(), 1);
+    let mut idle = Driven::new(gate.wait_idle());
+    assert!(idle.is_pending());
+    let mut back = Driven::new(gate.enter_again());
+    assert!(back.is_pending());
+    assert_eq!(gate.in_flight(), 0);
+    assert!(idle.poll_if_woken().is_ready());
+    assert!(head.poll().is_pending());
+    drop(section);
+    drop(entered(back.poll_if_woken()));
+    drop(entered(head.poll_if_woken()));
+}
+
 // Rule 2: nesting.
 
 #[test]

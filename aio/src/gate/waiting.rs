@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use super::mechanism::Step;
 use super::{Cancelled, Gate, Token};
 
-/// Future of [`Gate::enter`]. Dropping it leaves the queue, or gives the token back.
+/// Future of [`Gate::enter`] and [`Gate::enter_again`]. Dropping it leaves the queue, or gives the token back.
 #[derive(Debug)]
 pub struct Enter(Place);
 
@@ -18,6 +18,8 @@ enum Place {
     Inside(Token),
     /// It found the gate closed; queued under the ticket once it has been polled.
     Outside(Gate, Option<u64>),
+    /// It goes before all others, once it is polled.
+    Back(Gate),
     /// It has its result.
     Over,
 }
@@ -32,6 +34,10 @@ impl Enter {
         })
     }
 
+    pub(super) fn again(gate: &Gate) -> Self {
+        Self(Place::Back(gate.clone()))
+    }
+
     /// One look of a request that found the gate closed.
     #[cold]
     fn look(
@@ -44,6 +50,10 @@ impl Enter {
             None => gate.0.join_queue(cx),
             Some(ticket) => gate.0.look_again(ticket, cx),
         };
+        self.follow(gate, step)
+    }
+
+    fn follow(&mut self, gate: Gate, step: Step) -> Poll<Result<Token, Cancelled>> {
         match step {
             Step::Waits(ticket) => {
                 self.0 = Place::Outside(gate, Some(ticket));
@@ -63,6 +73,10 @@ impl Future for Enter {
         match std::mem::replace(&mut self.0, Place::Over) {
             Place::Inside(token) => Poll::Ready(Ok(token)),
             Place::Outside(gate, ticket) => self.look(gate, ticket, cx),
+            Place::Back(gate) => {
+                let step = gate.0.rejoin(cx);
+                self.follow(gate, step)
+            }
             // Polled again after completion.
             Place::Over => Poll::Ready(Err(Cancelled)),
         }

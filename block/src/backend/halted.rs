@@ -2,8 +2,8 @@
 //!
 //! A halted request holds no token: the disk is at rest while the machine stands still, and can be
 //! drained. But the gate stays closed for as long as any is halted, so that nothing overtakes it.
-//! When the machine goes on, the halted ones take their places at the gate in the order in which
-//! they were first made, before it opens; each then does again what failed.
+//! When the machine goes on, the halted ones take places at the gate before all who came meanwhile,
+//! in the order in which they were first made, before it opens; each then does again what failed.
 //!
 //! Any thread; no lock is held while anybody is woken.
 
@@ -87,24 +87,31 @@ impl Halted {
         self.0.lock().halted().count()
     }
 
-    /// Lets all of them go on, in the order in which they were made.
+    /// Lets all of them go on, in the order in which they were made. Those that were let go before
+    /// and have not got in since are put in order with them.
     pub(super) fn resume(&self, gate: &Gate) {
         let mut queue = self.0.lock();
-        let mut halted: Vec<_> = queue.halted().map(Arc::clone).collect();
-        halted.sort_by_key(|slot| slot.lock().sequence);
+        if queue.halted().next().is_none() {
+            return;
+        }
+        let mut waiting = queue.slots.clone();
+        waiting.retain(|slot| !matches!(slot.lock().fate, Fate::Cancelled));
+        waiting.sort_by_key(|slot| slot.lock().sequence);
         let mut woken = Vec::new();
-        for slot in halted {
-            let mut enter = gate.enter();
-            // Takes its place: the gate is closed.
+        let mut former = Vec::new();
+        // Each takes its place before all others, whoever has come meanwhile: so the first is last.
+        for slot in waiting.into_iter().rev() {
+            let mut enter = gate.enter_again();
+            // The gate is closed.
             let _ = Pin::new(&mut enter).poll(&mut Context::from_waker(Waker::noop()));
             let mut slot = slot.lock();
-            slot.fate = Fate::Resumed(enter);
+            former.push(std::mem::replace(&mut slot.fate, Fate::Resumed(enter)));
             woken.extend(slot.waker.take());
         }
         let opened = queue.release();
         drop(queue);
-        drop(opened);
-        woken.into_iter().for_each(Waker::wake);
+        drop((former, opened));
+        woken.into_iter().rev().for_each(Waker::wake);
     }
 
     /// Cancels those of one submitter, also if they have not got further than the gate.

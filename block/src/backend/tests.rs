@@ -1,5 +1,7 @@
 //! Errors of a guest's requests: what is reported, ignored, and halted until the machine goes on.
 
+mod random;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -103,27 +105,30 @@ struct Bench {
 fn run<F: Future<Output = ()> + 'static>(policy: OnError, test: impl FnOnce(Bench) -> F) {
     let medium = Arc::new(Medium::default());
     let driver = Box::new(Disk(Arc::clone(&medium)));
-    let node = Node::new("node".to_owned(), driver, false, Owner::Monitor);
-    let events = Arc::new(EventLog::default());
-    let backend = Backend::new(
-        "disk",
-        Some(node),
-        Access::of_device(false),
-        Clock::real(),
-        Arc::clone(&events) as _,
-    );
-    backend.set_policy(ErrorPolicy::new(policy, policy));
-    let bench = Bench {
-        medium,
-        guest: Arc::new(Submitter::new(Arc::clone(&backend))),
-        backend,
-        events,
-    };
+    let mut bench = Bench::over(driver, policy, Clock::real());
+    bench.medium = medium;
     let mut event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
     event_loop.run_until(test(bench)).unwrap();
 }
 
 impl Bench {
+    /// A disk that `driver` serves.
+    fn over(driver: Box<dyn Driver>, policy: OnError, clock: Clock) -> Self {
+        let node = Node::new("node".to_owned(), driver, false, Owner::Monitor);
+        let events = Arc::new(EventLog::default());
+        let backend = {
+            let access = Access::of_device(false);
+            Backend::new("disk", Some(node), access, clock, Arc::clone(&events) as _)
+        };
+        backend.set_policy(ErrorPolicy::new(policy, policy));
+        Self {
+            medium: Arc::default(),
+            guest: Arc::new(Submitter::new(Arc::clone(&backend))),
+            backend,
+            events,
+        }
+    }
+
     /// Begins a write of the guest.
     fn write(&self, offset: u64) -> JoinHandle<Result<()>> {
         write_from(&self.guest, offset)
@@ -281,6 +286,26 @@ fn requests_go_on_in_the_order_in_which_they_were_made() {
         let (results, ()) = futures_util::future::join(all, resume).await;
         assert!(results.iter().all(Result::is_ok));
         assert_eq!(bench.medium.offsets(), [0, 512, 1024, 1536, 1 << 16]);
+    });
+}
+
+/// Who came while the disk was halted has a place at the gate already, and lets it pass.
+#[test]
+fn a_halted_request_goes_on_before_what_came_meanwhile() {
+    run(OnError::Stop, |bench| async move {
+        bench.medium.fail(libc::EIO);
+        let halted = [bench.write(0), bench.write(512)];
+        bench.halted(2).await;
+        let late = [bench.write(1024), bench.write(1536)];
+        while bench.backend.gate().parked() != late.len() {
+            current::yield_now().await;
+        }
+        bench.medium.heal();
+        bench.backend.resume();
+        for request in halted.into_iter().chain(late) {
+            request.await.unwrap().unwrap();
+        }
+        assert_eq!(bench.medium.offsets(), [0, 512, 1024, 1536]);
     });
 }
 
