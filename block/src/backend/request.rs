@@ -110,6 +110,11 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// Counts what the device has refused by itself, in place of an operation.
+    pub fn account_invalid(&self, kind: Account) {
+        self.submitter.backend.account_invalid(kind);
+    }
+
     /// Reads `buffer.len()` bytes from byte `offset`.
     ///
     /// # Errors

@@ -9,11 +9,6 @@ use crate::driver::Role;
 use crate::node::Node;
 use crate::permission::Access;
 
-/// The role of a backing image.
-const BACKING: &str = "backing";
-/// The driver that has a child for its bytes and is no filter.
-const FORMAT: &str = "raw";
-
 /// What a vertex of the picture is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VertexKind {
@@ -118,18 +113,18 @@ impl Node {
     /// The child that holds the node's bytes: a format's file, or what a filter filters.
     #[must_use]
     pub fn primary_child(&self) -> Option<Arc<Self>> {
-        self.child(Role::File).or_else(|| self.child(Role::Filtered))
+        self.child(Role::File)
+            .or_else(|| self.child(Role::Filtered))
     }
 
     /// What a filter filters, or a format's backing image.
     #[must_use]
     pub fn filtered_or_backing(&self) -> Option<Arc<Self>> {
-        let mut children = self.children().into_iter();
-        let backing = children.find(|(role, _)| *role == BACKING);
-        match backing {
-            Some((_, image)) => Some(image),
-            None if self.driver_name() == FORMAT => None,
-            None => self.primary_child(),
+        let driver = self.driver();
+        match driver.backing() {
+            Some(edge) => edge.node(),
+            None if driver.is_filter() => self.primary_child(),
+            None => None,
         }
     }
 }

@@ -113,6 +113,11 @@ impl Channel {
         let mut aftermath = core.take_aftermath();
         drop(core);
         aftermath.wake();
+        for (target, invalid) in self.targets.iter().zip(aftermath.invalid) {
+            if let (Some(target), Some(kind)) = (target, invalid) {
+                target.backend.account_invalid(kind);
+            }
+        }
         for (target, write_cache) in self.targets.iter().zip(aftermath.write_caches) {
             if let (Some(target), Some(on)) = (target, write_cache) {
                 target.backend.set_write_cache(on);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sluice_aio::{GuestRam, IoBuffer};
 use sluice_block::BlockError;
-use sluice_block::backend::Request;
+use sluice_block::backend::{Account, Request};
 
 use super::atapi::{DiscRead, SectorForm};
 use super::prd::{Gathered, Table, gather};
@@ -189,6 +189,7 @@ impl Server<'_> {
                 continue;
             }
             if sector + count > capacity {
+                self.request.account_invalid(Account::Unmap);
                 return Err(Outcome::Failed.into());
             }
             let unit = SECTOR_SIZE as u64;

@@ -11,6 +11,8 @@
 //! | not memory | nothing | 0 | 1, and ERROR | aborted, interrupt |
 
 use super::super::atapi::wire::Sense;
+use sluice_block::backend::Account;
+
 use super::super::prd::Table;
 use super::super::regs::{BmCommand, BmStatus, bm};
 use super::super::request::{Operation, Outcome};
@@ -160,6 +162,10 @@ impl Core {
             DmaCommand::Read(transfer) | DmaCommand::Write(transfer)
                 if !self.has(transfer.sector, transfer.remaining) =>
             {
+                self.note_invalid(match command {
+                    DmaCommand::Read(_) => Account::Read,
+                    _ => Account::Write,
+                });
                 self.dma_ended(command, &Outcome::Failed);
                 return;
             }

@@ -3,6 +3,8 @@
 //! Every block is a request of its own, as the guest decides when the next one comes: no request is held open
 //! across the guest's accesses.
 
+use sluice_block::backend::Account;
+
 use super::super::regs::SECTOR_SIZE;
 use super::super::request::{Operation, Outcome};
 use super::{Core, Phase, Transfer, Work};
@@ -106,6 +108,7 @@ impl Core {
     pub(super) fn read_block(&mut self, transfer: Transfer) {
         let sectors = transfer.next_block();
         if !self.has(transfer.sector, sectors) {
+            self.note_invalid(Account::Read);
             self.abort();
             return;
         }
@@ -131,6 +134,7 @@ impl Core {
         };
         let sectors = transfer.next_block();
         if !self.has(transfer.sector, sectors) {
+            self.note_invalid(Account::Write);
             self.abort();
             return;
         }

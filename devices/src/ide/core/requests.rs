@@ -7,6 +7,7 @@
 use std::task::{Context, Poll, Waker};
 
 use futures_util::future::{AbortHandle, AbortRegistration};
+use sluice_block::backend::Account;
 
 use super::super::regs::Control;
 use super::super::request::{Generation, Operation, Outcome, Request, Summary};
@@ -50,6 +51,8 @@ pub(in super::super) struct Aftermath {
     idle: Vec<Waker>,
     /// A request is in flight that is not wanted any more.
     pub settle: bool,
+    /// What the drives were asked for and do not have.
+    pub invalid: [Option<Account>; 2],
     /// The drives' write caches that were switched.
     pub write_caches: [Option<bool>; 2],
     /// The drives' trays that moved, and whether they are open now.
@@ -87,6 +90,7 @@ pub(super) struct Requests {
     dead: Vec<AbortHandle>,
     idle_wakers: Vec<Waker>,
     settle: bool,
+    invalid: [Option<Account>; 2],
     write_caches: [Option<bool>; 2],
 }
 
@@ -164,9 +168,15 @@ impl Core {
             dead: std::mem::take(&mut requests.dead),
             idle,
             settle: std::mem::take(&mut requests.settle),
+            invalid: std::mem::take(&mut requests.invalid),
             write_caches: std::mem::take(&mut requests.write_caches),
             trays,
         }
+    }
+
+    /// Has the selected drive's backend count a request for sectors that the disk does not have.
+    pub(super) fn note_invalid(&mut self, kind: Account) {
+        self.requests.invalid[self.selected] = Some(kind);
     }
 
     /// Has the drive's backend told of its write cache.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sluice_aio::{AioContext, Clock, EventLoop, Gate, GuestRam, LoopConfig};
+use sluice_block::backend::Account;
 use sluice_block::driver::DebugEvent;
 use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node, Section};
 use vm_memory::{Bytes, GuestAddress};
@@ -135,6 +136,15 @@ impl Disk {
             .read_exact_at(&mut bytes, lba * SECTOR as u64)
             .unwrap();
         bytes
+    }
+
+    /// Reads, writes and TRIMs of what the disk does not have; none of it has failed otherwise.
+    pub(super) fn invalid(&self) -> [u64; 3] {
+        [Account::Read, Account::Write, Account::Unmap].map(|kind| {
+            let counters = self.backend.stats().of(kind);
+            assert_eq!(counters.failed.load(Ordering::Relaxed), 0);
+            counters.invalid.load(Ordering::Relaxed)
+        })
     }
 
     /// Whether every sector is as it was made.

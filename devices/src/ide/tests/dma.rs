@@ -182,6 +182,7 @@ fn beyond_the_end_is_aborted() {
     assert_eq!(dma(&mut bench, READ_DMA_EXT), INTERRUPT);
     assert_eq!(bench.status(), DRDY | ERR);
     assert!(bench.disks[0].is_untouched());
+    assert_eq!(bench.disks[0].invalid(), [1, 1, 0]);
 }
 
 #[test]
@@ -275,6 +276,7 @@ fn trim_beyond_the_end_is_aborted() {
     assert_eq!(trim(&mut bench, 1, &[((1 << 48) - 1, 0xffff)]), INTERRUPT);
     assert_eq!(bench.status(), DRDY | ERR);
     assert!(bench.disks[0].is_untouched());
+    assert_eq!(bench.disks[0].invalid(), [0, 0, 2]);
 }
 
 #[test]

@@ -168,6 +168,7 @@ fn beyond_the_end_is_aborted_at_the_sector() {
     assert_eq!(bench.status(), DRDY | ERR);
     bench.address48(0xffff_ffff_ffff, 0xffff);
     assert_eq!(bench.simple(0x24), DRDY | ERR);
+    assert_eq!(bench.disks[0].invalid(), [2, 1, 0]);
 }
 
 #[test]
