@@ -131,6 +131,8 @@ pub enum DiskRoot {
     Named(String),
     /// A node of the disk's own (`--drive`), which goes when the disk goes.
     Own(BlockdevOptions),
+    /// None: a CD-ROM drive without a medium.
+    Empty,
 }
 
 /// Where a disk is attached.
@@ -138,6 +140,8 @@ pub enum DiskRoot {
 pub enum Attachment {
     /// An ATA disk on one of the two IDE channels.
     Ide(IdePosition),
+    /// A CD-ROM drive on one of the two IDE channels.
+    IdeCd(IdePosition),
     /// A virtio-blk function of its own on the PCI bus.
     VirtioPci {
         /// `iothread=`: who serves its queues; the main loop if absent.

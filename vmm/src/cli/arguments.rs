@@ -116,13 +116,18 @@ pub struct Arguments {
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub drive: Vec<String>,
 
+    /// Image of the disc in the CD-ROM drive on bus 1, unit 0:
+    /// short for --drive if=ide,index=2,media=cdrom,file=FILE
+    #[arg(long, value_name = "FILE", help_heading = "Disks")]
+    pub cdrom: Option<String>,
+
     /// A node of the block graph: DRIVER,node-name=NAME,... (repeatable)
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub blockdev: Vec<String>,
 
     /// A device (repeatable): virtio-blk-pci,drive=NODE[,iothread=ID] or
     /// ide-hd,drive=NODE[,bus=ide.0,unit=0], each with id=, serial=, write-cache=on|off, rerror=,
-    /// werror=
+    /// werror=; or ide-cd[,drive=NODE][,bus=ide.1,unit=0], which may be empty
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub device: Vec<String>,
 

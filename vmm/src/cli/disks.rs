@@ -15,7 +15,8 @@ use super::arguments::Arguments;
 use super::error::CliError;
 use super::media;
 use super::options::{
-    DebugExitOptions, DriveInterface, DriveOptions, IdeDiskOptions, Raw, VirtioBlkOptions,
+    DebugExitOptions, DriveInterface, DriveMedia, DriveOptions, IdeCdOptions, IdeDiskOptions, Raw,
+    VirtioBlkOptions,
 };
 use super::places::{Places, ide_place};
 use super::throttling;
@@ -32,7 +33,7 @@ const BLOCKDEV: &str = "--blockdev";
 const DRIVE: &str = "--drive";
 const DEVICE: &str = "--device";
 
-const DEVICE_EXAMPLE: &str = "known devices: virtio-blk-pci, ide-hd, isa-debug-exit; for example \
+const DEVICE_EXAMPLE: &str = "known devices: virtio-blk-pci, ide-hd, ide-cd, isa-debug-exit; for example \
                               --device virtio-blk-pci,drive=NODE";
 const OBJECT_EXAMPLE: &str = "for example --object iothread,id=io0, or --object \
                               throttle-group,id=tg0,limits.bps-total=50M";
@@ -57,6 +58,9 @@ pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
     }
     for text in &arguments.drive {
         builder.drive(text)?;
+    }
+    if let Some(file) = &arguments.cdrom {
+        builder.drive(&media::cd_rom_drive(file))?;
     }
     for text in &arguments.device {
         builder.device(text)?;
@@ -195,7 +199,10 @@ impl Builder {
             }),
             DriveInterface::Ide => {
                 let place = self.places.claim_ide(DRIVE, text, wanted, None)?;
-                Some(Attachment::Ide(place))
+                Some(match options.media {
+                    DriveMedia::Disk => Attachment::Ide(place),
+                    DriveMedia::Cdrom => Attachment::IdeCd(place),
+                })
             }
         };
         let id = match &options.id {
@@ -233,11 +240,11 @@ impl Builder {
             used: attachment.is_some(),
             connected: attachment.is_some(),
         };
-        if let (Some(attachment), Some(medium)) = (attachment, &drive.medium) {
+        if let Some(attachment) = attachment {
             let disk = DiskConfig {
                 backend: id.clone(),
                 id: None,
-                root: DiskRoot::Own(medium.clone()),
+                root: root_of(drive.medium.as_ref()),
                 write_cache: drive.write_cache,
                 errors: ErrorPolicy::new(drive.rerror, drive.werror),
                 limits: drive.limits.clone(),
@@ -257,6 +264,7 @@ impl Builder {
         match attachment {
             Attachment::VirtioPci { .. } => self.numbered("virtio"),
             Attachment::Ide(place) => format!("ide{}-hd{}", place.channel, place.unit),
+            Attachment::IdeCd(place) => format!("ide{}-cd{}", place.channel, place.unit),
         }
     }
 
@@ -273,6 +281,7 @@ impl Builder {
         match kind.as_str() {
             "virtio-blk-pci" => self.virtio_blk(raw.typed()?, text),
             "ide-hd" => self.ide_disk(raw.typed()?, text),
+            "ide-cd" => self.ide_cd(raw.typed()?, text),
             "isa-debug-exit" => self.debug_exit(&raw.typed()?, text),
             _ => Err(raw.error(
                 format!("'{kind}' is not a valid device model name"),
@@ -307,7 +316,7 @@ impl Builder {
             address,
         };
         let drive = DeviceDrive {
-            drive: options.drive,
+            drive: Some(options.drive),
             id: options.id,
             serial: options.serial,
             write_cache: options.write_cache,
@@ -320,7 +329,43 @@ impl Builder {
     }
 
     fn ide_disk(&mut self, options: IdeDiskOptions, text: &str) -> Result<(), CliError> {
-        let channel = match options.bus.as_deref() {
+        let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
+        let drive = DeviceDrive {
+            drive: Some(options.drive),
+            id: options.id,
+            serial: options.serial,
+            write_cache: options.write_cache,
+            rerror: options.rerror.unwrap_or(OnError::Auto),
+            werror: options.werror.unwrap_or(OnError::Auto),
+            #[cfg(feature = "test-hooks")]
+            postpone: options.x_postpone.unwrap_or(true),
+        };
+        self.disk(drive, Attachment::Ide(place), text)
+    }
+
+    fn ide_cd(&mut self, options: IdeCdOptions, text: &str) -> Result<(), CliError> {
+        let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
+        let drive = DeviceDrive {
+            drive: options.drive,
+            id: options.id,
+            serial: options.serial,
+            write_cache: None,
+            rerror: options.rerror.unwrap_or(OnError::Auto),
+            werror: options.werror.unwrap_or(OnError::Auto),
+            #[cfg(feature = "test-hooks")]
+            postpone: true,
+        };
+        self.disk(drive, Attachment::IdeCd(place), text)
+    }
+
+    /// Takes the place of an IDE `--device`.
+    fn ide_device_place(
+        &mut self,
+        bus: Option<&str>,
+        unit: Option<u8>,
+        text: &str,
+    ) -> Result<IdePosition, CliError> {
+        let channel = match bus {
             None => None,
             Some("ide.0") => Some(0),
             Some("ide.1") => Some(1),
@@ -334,7 +379,7 @@ impl Builder {
                 ));
             }
         };
-        let place = match options.unit {
+        let place = match unit {
             None => None,
             Some(unit) if unit < IdePosition::UNITS => Some(IdePosition {
                 channel: channel.unwrap_or(0),
@@ -345,18 +390,7 @@ impl Builder {
                 return Err(CliError::new(DEVICE, text, problem, "unit is 0 or 1"));
             }
         };
-        let drive = DeviceDrive {
-            drive: options.drive,
-            id: options.id,
-            serial: options.serial,
-            write_cache: options.write_cache,
-            rerror: options.rerror.unwrap_or(OnError::Auto),
-            werror: options.werror.unwrap_or(OnError::Auto),
-            #[cfg(feature = "test-hooks")]
-            postpone: options.x_postpone.unwrap_or(true),
-        };
-        let place = self.places.claim_ide(DEVICE, text, place, channel)?;
-        self.disk(drive, Attachment::Ide(place), text)
+        self.places.claim_ide(DEVICE, text, place, channel)
     }
 
     fn debug_exit(&mut self, options: &DebugExitOptions, text: &str) -> Result<(), CliError> {
@@ -391,9 +425,11 @@ impl Builder {
                 ));
             }
         }
-        let name = device.drive;
         let (mut rerror, mut werror) = (device.rerror, device.werror);
         let mut limits = None;
+        // No name is no drive's.
+        let name = device.drive.unwrap_or_default();
+        let is_new = !self.drives.contains_key(&name);
         let (root, default_cache, serial) = match self.drives.get_mut(&name) {
             Some(drive) => {
                 drive.check_free(&name, text)?;
@@ -405,32 +441,30 @@ impl Builder {
                 if werror == OnError::Auto {
                     werror = drive.werror;
                 }
-                let Some(medium) = drive.medium.clone() else {
+                if drive.medium.is_none() && !matches!(attachment, Attachment::IdeCd(_)) {
                     let problem = "Device needs media, but drive is empty";
                     let remedy = format!("name the image in --drive if=none,id={name}");
                     return Err(CliError::new(DEVICE, text, problem, remedy));
-                };
-                let root = DiskRoot::Own(medium);
+                }
                 (
-                    root,
+                    root_of(drive.medium.as_ref()),
                     drive.write_cache,
                     device.serial.or(drive.serial.clone()),
                 )
             }
+            None if name.is_empty() => (DiskRoot::Empty, true, device.serial),
             None => {
                 self.claim_node(&name, text)?;
                 (DiskRoot::Named(name.clone()), true, device.serial)
             }
         };
-        let backend = match &root {
-            DiskRoot::Own(_) => name,
-            DiskRoot::Named(_) => device
-                .id
-                .clone()
-                .unwrap_or_else(|| self.default_id(&attachment)),
+        let backend = if is_new {
+            let id = device.id.clone();
+            id.unwrap_or_else(|| self.default_id(&attachment))
+        } else {
+            name
         };
         // A drive's id was taken when the drive was declared.
-        let is_new = matches!(root, DiskRoot::Named(_));
         if is_new && !self.backends.insert(backend.clone()) {
             let problem = format!("'{backend}' is the name of another disk");
             return Err(CliError::new(
@@ -545,7 +579,8 @@ impl Drive {
 
 /// What both kinds of disk device say about their drive.
 struct DeviceDrive {
-    drive: String,
+    /// None for an empty CD-ROM drive without a `--drive`.
+    drive: Option<String>,
     id: Option<String>,
     serial: Option<String>,
     write_cache: Option<bool>,
@@ -553,6 +588,14 @@ struct DeviceDrive {
     werror: OnError,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
+}
+
+/// What a drive's device stands on.
+fn root_of(medium: Option<&BlockdevOptions>) -> DiskRoot {
+    match medium {
+        Some(medium) => DiskRoot::Own(medium.clone()),
+        None => DiskRoot::Empty,
+    }
 }
 
 /// The names that `--blockdev` gives to a node and to the children described with it.

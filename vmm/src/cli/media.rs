@@ -20,15 +20,16 @@ pub(super) fn medium(
     options: &DriveOptions,
     text: &str,
 ) -> Result<Option<BlockdevOptions>, CliError> {
-    if options.media == DriveMedia::Cdrom && options.interface != DriveInterface::None {
-        let problem = "media=cdrom goes with if=none";
-        let remedy = "the device makes the CD-ROM drive, and --drive only says what is in it";
+    let is_cd_rom = options.media == DriveMedia::Cdrom;
+    if is_cd_rom && options.interface == DriveInterface::Virtio {
+        let problem = "media=cdrom goes with if=ide or if=none";
+        let remedy = "a virtio disk has no tray; use if=ide";
         return Err(CliError::new(DRIVE, text, problem, remedy));
     }
     if let Some(file) = &options.file {
         return node(options, file, text).map(Some);
     }
-    let (problem, remedy) = if options.interface != DriveInterface::None {
+    let (problem, remedy) = if options.interface != DriveInterface::None && !is_cd_rom {
         let remedy = "name the image: --drive file=disk.img,format=raw,if=virtio";
         ("Parameter 'file' is missing", remedy)
     } else if options.node_name.is_some() {
@@ -65,4 +66,12 @@ fn node(options: &DriveOptions, file: &str, text: &str) -> Result<BlockdevOption
         format["node-name"] = json!(node_name);
     }
     blockdev::read(format, Scalars::Typed).map_err(|error| CliError::input(DRIVE, text, &error))
+}
+
+/// `--cdrom FILE` in the words of `--drive`; a comma in the name is written twice there.
+pub(super) fn cd_rom_drive(file: &str) -> String {
+    format!(
+        "if=ide,index=2,media=cdrom,file={}",
+        file.replace(',', ",,")
+    )
 }

@@ -343,6 +343,19 @@ pub(super) struct IdeDiskOptions {
     pub(super) x_postpone: Option<bool>,
 }
 
+/// `--device ide-cd`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct IdeCdOptions {
+    pub(super) drive: Option<String>,
+    pub(super) id: Option<String>,
+    pub(super) bus: Option<String>,
+    pub(super) unit: Option<u8>,
+    pub(super) serial: Option<String>,
+    pub(super) rerror: Option<OnError>,
+    pub(super) werror: Option<OnError>,
+}
+
 /// `--device isa-debug-exit`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

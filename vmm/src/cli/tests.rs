@@ -233,6 +233,42 @@ fn drives_may_be_empty_or_hold_what_is_never_written() {
 }
 
 #[test]
+fn cd_rom_drives_may_be_empty_or_hold_what_is_never_written() {
+    let parsed = with_kernel(
+        "--drive if=none,id=cd0 --drive media=cdrom,file=c.iso \
+         --cdrom a,b.iso --device ide-cd,drive=cd0,bus=ide.1,unit=1 \
+         --device ide-cd,id=dev,rerror=stop",
+    );
+    let disks = &parsed.storage.disks;
+    let places: Vec<_> = disks
+        .iter()
+        .map(|disk| (&*disk.backend, &disk.attachment))
+        .collect();
+    let at = |channel, unit| Attachment::IdeCd(IdePosition { channel, unit });
+    let expected = [
+        ("ide0-cd0", &at(0, 0)),
+        ("ide1-cd0", &at(1, 0)),
+        ("cd0", &at(1, 1)),
+        ("dev", &at(0, 1)),
+    ];
+    assert_eq!(places, expected);
+    let [first, cdrom, drive, device] = disks.as_slice() else {
+        panic!("{disks:?}");
+    };
+    for (disk, file) in [(first, "c.iso"), (cdrom, "a,b.iso")] {
+        let DiskRoot::Own(medium) = &disk.root else {
+            panic!("{disk:?}");
+        };
+        let medium = serde_json::to_value(medium).unwrap();
+        assert_eq!(medium["read-only"], true);
+        assert_eq!(medium["file"]["filename"], file);
+    }
+    assert_eq!(drive.root, DiskRoot::Empty);
+    assert_eq!(device.root, DiskRoot::Empty);
+    assert!(parsed.storage.empty_drives.is_empty());
+}
+
+#[test]
 fn iothreads_have_properties() {
     let parsed = with_kernel(
         "--object iothread,id=io0 \
@@ -487,8 +523,8 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
             &["node-name needs a file"],
         ),
         (
-            format!("{disk},media=cdrom"),
-            &["media=cdrom goes with if=none"],
+            format!("{disk},media=cdrom,if=virtio"),
+            &["media=cdrom goes with if=ide or if=none"],
         ),
         (
             format!("{node} --drive if=none,id=d0"),

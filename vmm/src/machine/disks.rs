@@ -151,9 +151,13 @@ pub async fn add(
     for disk in &storage.disks {
         let backend = backend(parts.graph, disk).await?;
         match &disk.attachment {
-            Attachment::Ide(IdePosition { channel, unit }) => {
+            Attachment::Ide(IdePosition { channel, unit })
+            | Attachment::IdeCd(IdePosition { channel, unit }) => {
                 backend.set_context(parts.main);
-                let mut drive = DriveConfig::new(backend);
+                let mut drive = match &disk.attachment {
+                    Attachment::IdeCd(_) => DriveConfig::cd_rom(backend),
+                    _ => DriveConfig::new(backend),
+                };
                 drive.serial.clone_from(&disk.serial);
                 drive.write_cache = disk.write_cache;
                 #[cfg(feature = "test-hooks")]
@@ -193,11 +197,29 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
         disk: disk.backend.clone(),
         source,
     };
-    let root: Arc<Node> = match &disk.root {
-        DiskRoot::Named(name) => graph.node(name).map_err(failed)?,
-        DiskRoot::Own(options) => graph.add_implicit_node(options).await.map_err(failed)?,
+    let root: Option<Arc<Node>> = match &disk.root {
+        DiskRoot::Named(name) => Some(graph.node(name).map_err(failed)?),
+        DiskRoot::Own(options) => {
+            let own = graph.add_implicit_node(options).await;
+            Some(own.map_err(failed)?)
+        }
+        DiskRoot::Empty => None,
     };
-    let backend = graph.add_backend(&disk.backend, &root).map_err(failed)?;
+    let backend = match (&disk.attachment, &root) {
+        (Attachment::Ide(_) | Attachment::VirtioPci { .. }, Some(root)) => {
+            graph.add_backend(&disk.backend, root).map_err(failed)?
+        }
+        // Whatever the first medium allows, a CD-ROM drive never writes, and takes media that forbid it.
+        _ => {
+            let added = graph.add_empty_backend(&disk.backend, true);
+            let backend = added.map_err(failed)?;
+            if let Some(root) = &root {
+                let inserted = graph.insert_medium(&backend, root).await;
+                inserted.map_err(failed)?;
+            }
+            backend
+        }
+    };
     if let Some(id) = &disk.id {
         backend.set_device(id);
     }
