@@ -5,6 +5,8 @@
     reason = "the whole crate is a test"
 )]
 
+mod media;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
