@@ -20,9 +20,9 @@ pub mod null;
 #[cfg(test)]
 pub(crate) mod overlay;
 pub mod raw;
+mod reopening;
 pub mod throttle;
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -37,6 +37,7 @@ pub use blkdebug::{Blkdebug, DebugEvent};
 pub(crate) use edge::FrozenChain;
 pub use edge::{BackingEdge, Edge, Role};
 pub use limits::Limits;
+pub use reopening::{Reopened, Reopening};
 
 /// A request on its way, made by `BlockFuture::new(async move { … })`; it stays in the loop that
 /// submitted it, and its memory is that of an earlier request.
@@ -85,26 +86,6 @@ pub struct ImageInfo {
     pub direct: bool,
     /// Flushes are ignored.
     pub no_flush: bool,
-}
-
-/// What a driver goes on with after a reopen; dropping it gives the reopen up.
-#[derive(Debug)]
-pub struct ReopenedMedium {
-    /// Whether the medium can't be written, or shall not be.
-    pub read_only: bool,
-    /// Another opening of the file.
-    pub(crate) file: Option<Arc<File>>,
-}
-
-impl ReopenedMedium {
-    /// The medium stays as it is.
-    #[must_use]
-    pub fn unchanged(read_only: bool) -> Self {
-        Self {
-            read_only,
-            file: None,
-        }
-    }
 }
 
 /// One vertex's behaviour; see the [module](self). All methods may be called from any loop.
@@ -222,17 +203,23 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// Makes ready what the node's being read-only, or not any more, asks of the medium. Nothing
-    /// changes before [`commit_reopen`](Self::commit_reopen).
-    ///
-    /// # Errors
-    /// The medium refuses it.
-    fn prepare_reopen(&self, read_only: bool) -> BlockFuture<'_, ReopenedMedium> {
-        BlockFuture::new(async move { Ok(ReopenedMedium::unchanged(read_only)) })
+    /// The options of its own, besides children, that may change while the node is there.
+    fn changeable_options(&self) -> &'static [&'static str] {
+        &[]
     }
 
-    /// Goes on with what was prepared. Called inside a section, under the graph's lock.
-    fn commit_reopen(&self, _medium: ReopenedMedium) {}
+    /// Makes ready what other options ask of the driver. Nothing changes before
+    /// [`commit_reopen`](Self::commit_reopen).
+    ///
+    /// # Errors
+    /// The driver or its medium refuses them.
+    fn prepare_reopen<'a>(&'a self, wanted: Reopening<'a>) -> BlockFuture<'a, Reopened> {
+        BlockFuture::new(async move { Ok(Reopened::unchanged(wanted.read_only)) })
+    }
+
+    /// Goes on with what was prepared. Called inside a section, under the graph's lock; limits are
+    /// asked for again afterwards.
+    fn commit_reopen(&self, _reopened: Reopened) {}
 
     /// What the node does with a child, given what all its parents do with the node.
     fn child_access(&self, role: Role, above: Access) -> Access {

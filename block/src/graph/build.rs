@@ -12,7 +12,7 @@ use crate::driver::copy_on_read::CopyOnRead;
 use crate::driver::file::{FileDriver, FileKind, FileOptions};
 use crate::driver::null::Null;
 use crate::driver::raw::Raw;
-use crate::driver::throttle::Throttle;
+use crate::driver::throttle::{Throttle, find_group};
 use crate::driver::{Blkdebug, Driver, Edge, Role};
 use crate::error::{BlockError, Result};
 use crate::io::IoPolicy;
@@ -28,12 +28,22 @@ const MAX_NAME: usize = 31;
 #[derive(Clone, Copy, Default)]
 pub(super) struct Inherited {
     pub(super) read_only: bool,
-    auto_read_only: bool,
-    discard: Discard,
+    pub(super) auto_read_only: bool,
+    pub(super) discard: Discard,
     cache: CacheOptions,
 }
 
 impl Inherited {
+    /// Past the page cache.
+    pub(super) fn direct(self) -> bool {
+        self.cache.direct.unwrap_or(false)
+    }
+
+    /// Flushes are ignored.
+    pub(super) fn no_flush(self) -> bool {
+        self.cache.no_flush.unwrap_or(false)
+    }
+
     pub(super) fn overridden_by(self, common: Common<'_>) -> Self {
         let cache = common.cache.unwrap_or_default();
         Self {
@@ -123,10 +133,7 @@ impl Graph {
                 BlockdevOptions::NullCo(null) => Box::new(Null::co(null)?),
                 BlockdevOptions::NullAio(null) => Box::new(Null::aio(null)?),
                 BlockdevOptions::Throttle(throttle) => {
-                    let name = &throttle.throttle_group;
-                    let group = self.throttle_groups.get(name).ok_or_else(|| {
-                        BlockError::Refused(format!("Throttle group '{name}' does not exist"))
-                    })?;
+                    let group = find_group(&self.throttle_groups, &throttle.throttle_group)?;
                     let child = self.child(&throttle.file, settings, opened).await?;
                     read_only |= child.is_read_only();
                     Box::new(Throttle::new(Edge::new(Role::File, child), group.join()))
@@ -273,8 +280,8 @@ async fn open_file(
         kind,
         read_only: settings.read_only,
         auto_read_only: settings.auto_read_only,
-        direct: settings.cache.direct.unwrap_or(false),
-        no_flush: settings.cache.no_flush.unwrap_or(false),
+        direct: settings.direct(),
+        no_flush: settings.no_flush(),
         unmap: settings.discard == Discard::Unmap,
         engine: file.aio.into(),
         locking: file.locking,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Graph;
 use super::build::Inherited;
-use crate::driver::{ReopenedMedium, Role};
+use crate::driver::{Reopened, Reopening, Role};
 use crate::error::{BlockError, Result};
 use crate::io::IoPolicy;
 use crate::node::Node;
@@ -24,6 +24,8 @@ const COMMON: &[&str] = &[
     "node-name",
     "read-only",
     "auto-read-only",
+    "cache",
+    "discard",
     "detect-zeroes",
 ];
 
@@ -34,7 +36,7 @@ struct Plan {
     before: BlockdevOptions,
     options: BlockdevOptions,
     policy: IoPolicy,
-    medium: ReopenedMedium,
+    reopened: Reopened,
     /// The new child, if another is asked for.
     child: Option<(Role, Arc<Node>)>,
 }
@@ -88,7 +90,7 @@ impl Graph {
             let Some(before) = before.map(|before| *before) else {
                 return Err(BlockError::FixedOption("driver".to_owned()));
             };
-            check_fixed(&before, options)?;
+            check_fixed(&before, options, node.driver().changeable_options())?;
             let settings = inherited.overridden_by(options.common());
             let child = match options.child() {
                 None => None,
@@ -118,20 +120,29 @@ impl Graph {
                     }
                 }
             };
-            // What discards do stays as it was.
-            let discard = match node.policy().unmaps() {
-                true => Discard::Unmap,
-                false => Discard::Ignore,
-            };
             let detect_zeroes = options.common().detect_zeroes.unwrap_or_default();
-            let policy = IoPolicy::new(discard, detect_zeroes)?;
-            let medium = node.driver().prepare_reopen(settings.read_only).await?;
+            let policy = IoPolicy::new(settings.discard, detect_zeroes)?;
+            let below = match (&child, node.primary_child()) {
+                (Some((_, to)), _) => to.len(),
+                (None, present) => present.map_or(0, |present| present.len()),
+            };
+            let wanted = Reopening {
+                options,
+                read_only: settings.read_only,
+                auto_read_only: settings.auto_read_only,
+                direct: settings.direct(),
+                no_flush: settings.no_flush(),
+                unmap: settings.discard == Discard::Unmap,
+                groups: &self.throttle_groups,
+                child_size: below,
+            };
+            let reopened = node.driver().prepare_reopen(wanted).await?;
             plans.push(Plan {
                 node,
                 before,
                 options: options.clone(),
                 policy,
-                medium,
+                reopened,
                 child,
             });
             Ok(())
@@ -162,7 +173,8 @@ impl Graph {
         change.commit_with(|| {
             for plan in plans {
                 plan.node.set_policy(plan.policy);
-                plan.node.driver().commit_reopen(plan.medium);
+                plan.node.driver().commit_reopen(plan.reopened);
+                plan.node.refresh_limits();
                 plan.node.state.lock().options = Some(Box::new(plan.options));
             }
         })
@@ -176,7 +188,7 @@ fn is_read_only_after(node: &Arc<Node>, plans: &[Plan]) -> bool {
         return node.is_read_only();
     };
     let children = node.driver().children();
-    plan.medium.read_only
+    plan.reopened.read_only
         || children
             .iter()
             .any(|edge| is_read_only_after(&edge.node(), plans))
@@ -184,14 +196,20 @@ fn is_read_only_after(node: &Arc<Node>, plans: &[Plan]) -> bool {
 
 /// # Errors
 /// [`BlockError::FixedOption`] names the first that differs and is not one of those that may.
-fn check_fixed(before: &BlockdevOptions, after: &BlockdevOptions) -> Result<()> {
+fn check_fixed(
+    before: &BlockdevOptions,
+    after: &BlockdevOptions,
+    changeable: &[&str],
+) -> Result<()> {
     let (before, after) = (members(before), members(after));
     if before.get("driver") != after.get("driver") {
         return Err(BlockError::FixedOption("driver".to_owned()));
     }
     let names = before.keys().chain(after.keys());
     for name in names {
-        let may_change = COMMON.contains(&name.as_str()) || CHILDREN.contains(&name.as_str());
+        let may_change = [COMMON, CHILDREN, changeable]
+            .iter()
+            .any(|names| names.contains(&name.as_str()));
         if !may_change && before.get(name) != after.get(name) {
             return Err(BlockError::FixedOption(name.clone()));
         }

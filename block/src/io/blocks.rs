@@ -20,7 +20,7 @@ const WIDEN_WHOLE: u64 = 64 << 10;
 impl Node {
     /// Claims the blocks that a change of `span` touches; nothing if the driver has none.
     pub(super) async fn claim_blocks(&self, span: Span) -> Option<Claim<'_>> {
-        let alignment = self.io.bounds.alignment;
+        let alignment = self.io.bounds.alignment();
         if alignment == 1 || span.is_empty() {
             return None;
         }
@@ -35,13 +35,13 @@ impl Node {
 
     pub(super) async fn read_blocks(&self, offset: u64, buffer: IoBuffer) -> Result<()> {
         let span = Span::new(offset, buffer.len() as u64);
-        let outer = span.widened(self.io.bounds.alignment, self.len());
+        let outer = span.widened(self.io.bounds.alignment(), self.len());
         if outer == span {
             return self.read_pieces(span, &buffer).await;
         }
         for part in self.around(span) {
             let target = part_of(&buffer, span, part);
-            let outer = part.widened(self.io.bounds.alignment, self.len());
+            let outer = part.widened(self.io.bounds.alignment(), self.len());
             if outer == part {
                 self.read_pieces(part, &target).await?;
             } else {
@@ -63,7 +63,7 @@ impl Node {
         let span = Span::new(offset, buffer.len() as u64);
         for part in self.around(span) {
             let source = part_of(buffer, span, part);
-            let outer = part.widened(self.io.bounds.alignment, self.len());
+            let outer = part.widened(self.io.bounds.alignment(), self.len());
             if outer == part {
                 self.write_pieces(part, &source, flags).await?;
             } else {
@@ -79,7 +79,7 @@ impl Node {
     /// The parts in which a span is done: as a whole if it is short, else its ends by themselves,
     /// so that the long middle need not be copied.
     fn around(&self, span: Span) -> impl Iterator<Item = Span> {
-        let alignment = self.io.bounds.alignment;
+        let alignment = self.io.bounds.alignment();
         let whole = span.widened(alignment, self.len());
         let parts = if whole == span || whole.len() <= WIDEN_WHOLE.max(2 * alignment) {
             [span, Span::new(span.end, 0), Span::new(span.end, 0)]
@@ -90,7 +90,7 @@ impl Node {
     }
 
     async fn read_pieces(&self, span: Span, buffer: &IoBuffer) -> Result<()> {
-        for piece in span.pieces(self.io.bounds.max_transfer) {
+        for piece in span.pieces(self.io.bounds.get().max_transfer) {
             let part = part_of(buffer, span, piece);
             self.driver().read(piece.start, part).await?;
         }
@@ -103,7 +103,7 @@ impl Node {
         buffer: &IoBuffer,
         flags: RequestFlags,
     ) -> Result<()> {
-        for piece in span.pieces(self.io.bounds.max_transfer) {
+        for piece in span.pieces(self.io.bounds.get().max_transfer) {
             let part = part_of(buffer, span, piece);
             self.driver().write(piece.start, part, flags).await?;
         }

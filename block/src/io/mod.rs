@@ -25,7 +25,7 @@ use sluice_aio::IoBuffer;
 use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
-use bounds::Bounds;
+use bounds::{Bounds, BoundsCell};
 pub(crate) use policy::PolicyCell;
 pub use policy::{DetectZeroes, IoPolicy};
 use serialise::Serialiser;
@@ -34,7 +34,7 @@ use span::Span;
 /// A node's part in its requests.
 #[derive(Debug)]
 pub(crate) struct NodeIo {
-    bounds: Bounds,
+    bounds: BoundsCell,
     policy: PolicyCell,
     /// Changes on their way, if the driver has blocks.
     serialiser: Serialiser,
@@ -45,7 +45,7 @@ pub(crate) struct NodeIo {
 impl NodeIo {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            bounds: Bounds::new(limits),
+            bounds: BoundsCell::new(Bounds::new(limits)),
             policy: PolicyCell::new(IoPolicy::PASS),
             serialiser: Serialiser::default(),
             highest_write: AtomicU64::new(0),
@@ -65,6 +65,11 @@ impl Node {
         self.io.policy.set(policy);
     }
 
+    /// Asks the driver for its limits again. Inside a section: no request is under way.
+    pub(crate) fn refresh_limits(&self) {
+        self.io.bounds.set(Bounds::new(self.driver().limits()));
+    }
+
     /// Reads `buffer.len()` bytes from byte `offset`.
     ///
     /// # Errors
@@ -72,7 +77,7 @@ impl Node {
     pub async fn read(&self, offset: u64, buffer: IoBuffer) -> Result<()> {
         let len = buffer.len() as u64;
         self.check_range(offset, len)?;
-        if self.io.bounds.takes(offset, len) {
+        if self.io.bounds.get().takes(offset, len) {
             return self.driver().read(offset, buffer).await;
         }
         BlockFuture::new(self.read_blocks(offset, buffer)).await
@@ -86,7 +91,7 @@ impl Node {
     pub async fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> Result<()> {
         let len = buffer.len() as u64;
         self.check_write(offset, len)?;
-        let bounds = &self.io.bounds;
+        let bounds = self.io.bounds.get();
         let fits = bounds.alignment == 1 && len <= bounds.max_transfer;
         if fits && flags.is_empty() && !self.policy().detects() {
             self.driver().write(offset, buffer, flags).await?;
@@ -156,7 +161,7 @@ impl Node {
         let durable = flags.contains(RequestFlags::FUA);
         flags.remove(RequestFlags::FUA);
         let span = Span::new(offset, len);
-        let bounds = &self.io.bounds;
+        let bounds = self.io.bounds.get();
         if bounds.zero_alignment > 1 || len > bounds.max_zeroes {
             BlockFuture::new(self.zero_blocks(span, flags)).await?;
         } else {
@@ -181,7 +186,7 @@ impl Node {
         if len == 0 || !self.policy().unmaps() {
             return Ok(());
         }
-        let bounds = &self.io.bounds;
+        let bounds = self.io.bounds.get();
         if bounds.discard_alignment > 1 || len > bounds.max_discard {
             return BlockFuture::new(self.discard_blocks(Span::new(offset, len))).await;
         }

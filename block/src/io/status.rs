@@ -43,14 +43,14 @@ impl Node {
     pub async fn layer_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
         self.check_range(offset, len)?;
         let span = Span::new(offset, len);
-        let outer = span.widened(self.io.bounds.alignment, self.len());
+        let outer = span.widened(self.io.bounds.alignment(), self.len());
         let status = self.driver().block_status(outer.start, outer.len()).await?;
         let before = offset - outer.start;
         if status.len <= before {
             // Of the range itself nothing was said. That it has to be read is always true.
             return Ok(BlockStatus {
                 allocation: Allocation::Data,
-                len: len.min(self.io.bounds.alignment - before),
+                len: len.min(self.io.bounds.alignment() - before),
             });
         }
         Ok(BlockStatus {

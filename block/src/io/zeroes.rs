@@ -14,7 +14,7 @@ const ZERO_BUFFER: u64 = 1 << 20;
 impl Node {
     /// The general way of [`Node::write_zeroes`].
     pub(super) async fn zero_blocks(&self, span: Span, flags: RequestFlags) -> Result<()> {
-        let bounds = &self.io.bounds;
+        let bounds = self.io.bounds.get();
         let _claim = self.claim_blocks(span).await;
         let inner = span.narrowed(bounds.alignment, self.len());
         if inner.is_empty() {
@@ -59,7 +59,7 @@ impl Node {
     /// Writes zeroes as if they were data, a bounded buffer at a time.
     pub(super) async fn write_zeroes_as_data(&self, span: Span, flags: RequestFlags) -> Result<()> {
         // A whole number of blocks, whatever they are: both are powers of two.
-        let most = ZERO_BUFFER.max(self.io.bounds.alignment);
+        let most = ZERO_BUFFER.max(self.io.bounds.alignment());
         let zeroes = IoBuffer::alloc(to_len(span.len().min(most)));
         for piece in span.pieces(most) {
             let part = zeroes.slice(0, to_len(piece.len()));
@@ -70,7 +70,7 @@ impl Node {
 
     /// The general way of [`Node::discard`]: parts of blocks are left alone.
     pub(super) async fn discard_blocks(&self, span: Span) -> Result<()> {
-        let bounds = &self.io.bounds;
+        let bounds = self.io.bounds.get();
         let inner = span.narrowed(bounds.alignment, self.len());
         let _claim = self.claim_blocks(inner).await;
         for part in inner.parts(bounds.discard_alignment) {

@@ -9,60 +9,43 @@ pub mod create;
 mod device;
 pub mod lock;
 mod open;
+mod opened;
 mod probe;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use rustix::fs::SeekFrom;
-use sluice_aio::{EngineKind, IoBuffer, current};
+use sluice_aio::{IoBuffer, current};
 
-use super::{
-    Allocation, BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, ReopenedMedium,
-    RequestFlags,
-};
+use super::reopening::{Change, Reopened, Reopening};
+use super::{BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, RequestFlags};
 use crate::error::{BlockError, Result};
-use crate::options::Locking;
+use crate::options::{BlockdevOptions, Locking};
 use crate::permission::Access;
 pub use create::create_image;
 pub use open::{FileKind, FileOptions};
-use probe::Alignment;
-
-/// The most bytes that are copied to aligned memory at once.
-const BOUNCE: usize = 1 << 20;
-
-/// Zeroes written at once where the file system can't zero a range by itself, in bytes.
-const ZERO_CHUNK: u64 = 1 << 20;
+pub(crate) use opened::Opened;
+use opened::is_unsupported;
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct FileDriver {
     /// Requests go through it; a reopen replaces it.
-    file: ArcSwap<File>,
+    opened: ArcSwap<Opened>,
     /// What was opened first: it keeps the locks, which belong to one opening of the file.
     locks: Arc<File>,
     path: PathBuf,
     /// Size in bytes at opening, or as it was set since.
     size: AtomicU64,
     identity: FileIdentity,
-    writable: AtomicBool,
-    auto_read_only: bool,
-    engine: EngineKind,
     kind: FileKind,
-    direct: bool,
-    /// What the file asks of requests: nothing, unless it was opened with O_DIRECT.
-    alignment: Alignment,
     locking: Locking,
-    no_flush: bool,
-    /// `discard=unmap`: discards reach the file system.
-    unmap: bool,
 }
 
 impl FileDriver {
@@ -77,11 +60,11 @@ impl FileDriver {
     /// Whether the file was opened for writing.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.writable.load(Ordering::Relaxed)
+        self.opened.load().writable
     }
 
-    fn file(&self) -> Arc<File> {
-        self.file.load_full()
+    fn opened(&self) -> Arc<Opened> {
+        self.opened.load_full()
     }
 
     /// The path it was opened by.
@@ -89,133 +72,6 @@ impl FileDriver {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// O_DIRECT needs aligned memory; guests mostly bring it, and the rest is copied.
-    fn needs_bounce(&self, buffer: &IoBuffer) -> bool {
-        let bytes = |alignment: u32| usize::try_from(alignment).unwrap_or(usize::MAX);
-        let Alignment { request, memory } = self.alignment;
-        self.direct && !buffer.is_aligned_to(bytes(memory), bytes(request))
-    }
-
-    async fn read_all(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
-        let count = current::read_at(self.engine, &self.file(), offset, buffer.clone()).await?;
-        // The file shrank behind our back: what is gone reads as zeroes.
-        buffer.fill(count, buffer.len() - count, 0);
-        Ok(())
-    }
-
-    /// Reads by way of aligned memory, piece by piece: how much a guest asks for at once must not
-    /// decide how much memory that takes.
-    async fn read_bounced(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
-        let bounce = IoBuffer::alloc(buffer.len().min(BOUNCE));
-        for at in (0..buffer.len()).step_by(BOUNCE) {
-            let piece = bounce.slice(0, buffer.len() - at);
-            self.read_all(offset + at as u64, &piece).await?;
-            buffer.copy_from_slice(at, &piece.to_vec());
-        }
-        Ok(())
-    }
-
-    /// Writes by way of aligned memory, as [`read_bounced`](Self::read_bounced) reads.
-    async fn write_bounced(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
-        for at in (0..buffer.len()).step_by(BOUNCE) {
-            let piece = IoBuffer::copied_from(&buffer.slice(at, BOUNCE).to_vec());
-            current::write_at(self.engine, &self.file(), offset + at as u64, piece).await?;
-        }
-        Ok(())
-    }
-
-    async fn fallocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        current::fallocate(self.engine, &self.file(), mode, offset, len).await
-    }
-
-    async fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
-        let chunk = usize::try_from(len.min(ZERO_CHUNK)).unwrap_or(0);
-        let zeroes = IoBuffer::alloc(chunk);
-        let mut done = 0;
-        while done < len {
-            let part = zeroes.slice(0, usize::try_from(len - done).unwrap_or(chunk));
-            let count = part.len() as u64;
-            current::write_at(self.engine, &self.file(), offset + done, part).await?;
-            done += count;
-        }
-        Ok(())
-    }
-
-    async fn sync(&self) -> io::Result<()> {
-        if self.no_flush {
-            return Ok(());
-        }
-        current::fdatasync(self.engine, &self.file()).await
-    }
-
-    /// Asks the file system for the next data and hole, in a worker thread.
-    async fn search(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        let file = self.file();
-        let status = current::blocking(move || -> io::Result<BlockStatus> {
-            let data = match rustix::fs::seek(&*file, SeekFrom::Data(offset)) {
-                Ok(data) => data,
-                // No data up to the end.
-                Err(rustix::io::Errno::NXIO) => offset.saturating_add(len.max(SECTOR)),
-                Err(error) => return Err(error.into()),
-            };
-            // Whole sectors, or a file that was cut off within one would make every later
-            // question an unaligned one.
-            let zeroes = (data - offset) / SECTOR * SECTOR;
-            if zeroes > 0 {
-                return Ok(BlockStatus {
-                    allocation: Allocation::Zero,
-                    len: len.min(zeroes),
-                });
-            }
-            let hole = rustix::fs::seek(&*file, SeekFrom::Hole(offset))?;
-            // The hole may just have been punched: then what is known is that one sector was data.
-            let data = (hole.saturating_sub(offset)).next_multiple_of(SECTOR);
-            Ok(BlockStatus {
-                allocation: Allocation::Data,
-                len: len.min(data.max(SECTOR)),
-            })
-        })
-        .await?;
-        // A file system without holes holds data everywhere.
-        Ok(status.unwrap_or(BlockStatus {
-            allocation: Allocation::Data,
-            len,
-        }))
-    }
-
-    async fn zero(&self, offset: u64, len: u64, flags: RequestFlags) -> Result<()> {
-        if flags.contains(RequestFlags::MAY_UNMAP) && self.unmap {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            if self.fallocate(mode, offset, len).await.is_ok() {
-                return Ok(());
-            }
-        }
-        // What is a hole already reads as zeroes: writing there would only fill a sparse file.
-        let mut done = 0;
-        while done < len {
-            let status = self.search(offset + done, len - done).await?;
-            if status.allocation == Allocation::Data {
-                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-                match self.fallocate(mode, offset + done, status.len).await {
-                    Ok(()) => {}
-                    Err(error) if is_unsupported(&error) => {
-                        self.write_zero_bytes(offset + done, status.len).await?;
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            done += status.len;
-        }
-        Ok(())
-    }
-}
-
-fn is_unsupported(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
-    )
 }
 
 impl Driver for FileDriver {
@@ -225,7 +81,7 @@ impl Driver for FileDriver {
 
     fn limits(&self) -> Limits {
         Limits {
-            request_alignment: self.alignment.request,
+            request_alignment: self.opened.load().alignment.request,
             ..Limits::default()
         }
     }
@@ -237,13 +93,14 @@ impl Driver for FileDriver {
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             // What could not be opened again is not made.
-            let unit = u64::from(self.alignment.request).max(SECTOR);
-            if size == 0 || size % unit != 0 {
+            let opened = self.opened();
+            let unit = u64::from(opened.alignment.request).max(SECTOR);
+            if size == 0 || !size.is_multiple_of(unit) {
                 return Err(BlockError::Refused(format!(
                     "The new size must be a multiple of {unit} bytes, and not 0"
                 )));
             }
-            let file = self.file();
+            let file = Arc::clone(&opened.file);
             current::blocking(move || -> Result<()> {
                 if !file.metadata()?.is_file() {
                     let why = "Cannot resize device files";
@@ -259,42 +116,44 @@ impl Driver for FileDriver {
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
-            if self.needs_bounce(&buffer) {
-                return Ok(self.read_bounced(offset, &buffer).await?);
+            let opened = self.opened();
+            if opened.needs_bounce(&buffer) {
+                return Ok(opened.read_bounced(offset, &buffer).await?);
             }
-            Ok(self.read_all(offset, &buffer).await?)
+            Ok(opened.read_all(offset, &buffer).await?)
         })
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
-            if self.needs_bounce(&buffer) {
-                self.write_bounced(offset, &buffer).await?;
+            let opened = self.opened();
+            if opened.needs_bounce(&buffer) {
+                opened.write_bounced(offset, &buffer).await?;
             } else {
-                current::write_at(self.engine, &self.file(), offset, buffer).await?;
+                current::write_at(opened.engine, &opened.file, offset, buffer).await?;
             }
             Ok(())
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async move {
-            self.zero(offset, len, flags).await?;
-            Ok(())
-        })
+        BlockFuture::new(async move { self.opened().zero(offset, len, flags).await })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
-            if !self.unmap || len == 0 {
+            let opened = self.opened();
+            if !opened.unmap || len == 0 {
                 return Ok(());
             }
             let given_up = match self.kind {
                 FileKind::Regular => {
                     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                    self.fallocate(mode, offset, len).await
+                    opened.fallocate(mode, offset, len).await
                 }
-                FileKind::Device => current::discard(self.engine, &self.file(), offset, len).await,
+                FileKind::Device => {
+                    current::discard(opened.engine, &opened.file, offset, len).await
+                }
             };
             match given_up {
                 // A discard is a hint: a file system that can't is not an error.
@@ -305,14 +164,15 @@ impl Driver for FileDriver {
     }
 
     fn flush(&self) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async move { Ok(self.sync().await?) })
+        BlockFuture::new(async move { Ok(self.opened().sync().await?) })
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
-        BlockFuture::new(self.search(offset, len))
+        BlockFuture::new(async move { self.opened().search(offset, len).await })
     }
 
     fn info(&self) -> ImageInfo {
+        let opened = self.opened();
         ImageInfo {
             filename: self.path.to_string_lossy().into_owned(),
             actual_size: self
@@ -320,8 +180,8 @@ impl Driver for FileDriver {
                 .metadata()
                 .ok()
                 .map(|meta| meta.blocks() * SECTOR),
-            direct: self.direct,
-            no_flush: self.no_flush,
+            direct: opened.direct,
+            no_flush: opened.no_flush,
         }
     }
 
@@ -329,32 +189,47 @@ impl Driver for FileDriver {
         Some(self.identity)
     }
 
-    /// Another opening of the file, if what there is can't be written and shall be. The file may
-    /// have been replaced under its name: then it is not this node's.
-    fn prepare_reopen(&self, read_only: bool) -> BlockFuture<'_, ReopenedMedium> {
+    fn changeable_options(&self) -> &'static [&'static str] {
+        &["aio"]
+    }
+
+    /// Another opening of the file, if what there is can't be written and shall be, or goes the
+    /// other way round the page cache. The file may have been replaced under its name: then it is
+    /// not this node's.
+    fn prepare_reopen<'a>(&'a self, wanted: Reopening<'a>) -> BlockFuture<'a, Reopened> {
         BlockFuture::new(async move {
-            if read_only || self.is_writable() {
-                return Ok(ReopenedMedium::unchanged(read_only));
+            let mut next = Opened::clone(&self.opened());
+            if let BlockdevOptions::File(node) | BlockdevOptions::HostDevice(node) = wanted.options
+            {
+                next.engine = node.aio.into();
             }
-            let mut options = FileOptions::new(&self.path);
-            options.kind = self.kind;
-            options.direct = self.direct;
-            options.auto_read_only = self.auto_read_only;
-            let identity = self.identity;
-            let opened = current::blocking(move || open::reopen(&options, identity)).await??;
-            Ok(
-                opened.map_or(ReopenedMedium::unchanged(true), |file| ReopenedMedium {
-                    read_only: false,
-                    file: Some(Arc::new(file)),
-                }),
-            )
+            next.no_flush = wanted.no_flush;
+            next.unmap = wanted.unmap;
+            let to_write = !wanted.read_only && !next.writable;
+            if to_write || wanted.direct != next.direct {
+                let mut options = FileOptions::new(&self.path);
+                options.kind = self.kind;
+                options.direct = wanted.direct;
+                options.read_only = wanted.read_only;
+                options.auto_read_only = wanted.auto_read_only;
+                let (identity, size) = (self.identity, self.size());
+                let again = move || open::reopen(&options, identity, size);
+                let (file, writable, alignment) = current::blocking(again).await??;
+                next.file = Arc::new(file);
+                next.writable = writable;
+                next.direct = wanted.direct;
+                next.alignment = alignment;
+            }
+            Ok(Reopened {
+                read_only: wanted.read_only || !next.writable,
+                change: Change::File(Box::new(next)),
+            })
         })
     }
 
-    fn commit_reopen(&self, medium: ReopenedMedium) {
-        if let Some(file) = medium.file {
-            self.file.store(file);
-            self.writable.store(true, Ordering::Relaxed);
+    fn commit_reopen(&self, reopened: Reopened) {
+        if let Change::File(next) = reopened.change {
+            self.opened.store(Arc::from(next));
         }
     }
 

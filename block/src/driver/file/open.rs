@@ -5,13 +5,13 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
 use sluice_aio::EngineKind;
 
 use super::probe::{self, Alignment};
-use super::{FileDriver, SECTOR, device};
+use super::{FileDriver, Opened, SECTOR, device};
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
 use crate::options::Locking;
@@ -109,43 +109,57 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
     let metadata = file.metadata().map_err(failed)?;
     options.kind.check(&metadata, &path)?;
     let size = size_of(&file, &metadata, &path)?;
-    let alignment = if options.direct {
-        probe::direct(&file, &path)?
-    } else {
-        Alignment::CACHED
-    };
-    if size % u64::from(alignment.request) != 0 {
-        let unit = alignment.request;
-        let reason = format!(
-            "its size of {size} bytes is not a multiple of {unit}, as cache.direct=on \
-             needs it; round it up with 'truncate -s %{unit}', or use cache.direct=off"
-        );
-        return Err(unsuitable(&path, reason));
-    }
+    let alignment = alignment_of(&file, &path, options.direct, size)?;
     let file = Arc::new(file);
     Ok(FileDriver {
-        file: ArcSwap::new(Arc::clone(&file)),
+        opened: ArcSwap::from_pointee(Opened {
+            file: Arc::clone(&file),
+            writable,
+            engine: options.engine,
+            direct: options.direct,
+            alignment,
+            no_flush: options.no_flush,
+            unmap: options.unmap,
+        }),
         locks: file,
         path,
         size: AtomicU64::new(size),
         identity: identity_of(&metadata),
-        writable: AtomicBool::new(writable),
-        auto_read_only: options.auto_read_only,
-        engine: options.engine,
         kind: options.kind,
-        direct: options.direct,
-        alignment,
         locking: options.locking,
-        no_flush: options.no_flush,
-        unmap: options.unmap,
     })
 }
 
-/// Opens the file once more, for writing; none if that is refused and `auto-read-only` allows it.
+/// What requests to the file must look like.
+///
+/// # Errors
+/// O_DIRECT can't be had, or not for a file of this size.
+fn alignment_of(file: &File, path: &Path, direct: bool, size: u64) -> Result<Alignment> {
+    if !direct {
+        return Ok(Alignment::CACHED);
+    }
+    let alignment = probe::direct(file, path)?;
+    let unit = alignment.request;
+    if !size.is_multiple_of(u64::from(unit)) {
+        let reason = format!(
+            "its size of {size} bytes is not a multiple of {unit}, as cache.direct=on \
+             needs it; round it up with 'truncate -s %{unit}', or use cache.direct=off"
+        );
+        return Err(unsuitable(path, reason));
+    }
+    Ok(alignment)
+}
+
+/// Opens the file of a node of `size` bytes once more, and says whether it can be written now: with
+/// `auto-read-only` that may be refused.
 ///
 /// # Errors
 /// As [`open`], and another file has the name by now.
-pub(super) fn reopen(options: &FileOptions, identity: FileIdentity) -> Result<Option<File>> {
+pub(super) fn reopen(
+    options: &FileOptions,
+    identity: FileIdentity,
+    size: u64,
+) -> Result<(File, bool, Alignment)> {
     let (file, writable) = open_file(options)?;
     let path = &options.path;
     let metadata = file
@@ -157,7 +171,8 @@ pub(super) fn reopen(options: &FileOptions, identity: FileIdentity) -> Result<Op
             "another file has the node's path by now; add a new node for it",
         ));
     }
-    Ok(writable.then_some(file))
+    let alignment = alignment_of(&file, path, options.direct, size)?;
+    Ok((file, writable, alignment))
 }
 
 fn open_file(options: &FileOptions) -> Result<(File, bool)> {

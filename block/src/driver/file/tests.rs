@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig};
 
+use super::opened::BOUNCE;
 use super::*;
+use crate::driver::Allocation;
 
 const SIZE: usize = 1 << 20;
 const BLOCK: usize = 4096;

@@ -227,7 +227,7 @@ fn graph(clock: &Clock) -> Arc<Graph> {
     Graph::new(Arc::new(Silence), clock.clone())
 }
 
-async fn add(graph: &Graph, options: Value) -> crate::error::Result<Arc<crate::Node>> {
+async fn add(graph: &Graph, options: Value) -> Result<Arc<crate::Node>> {
     graph
         .add_node(&serde_json::from_value(options).unwrap())
         .await

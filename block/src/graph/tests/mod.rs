@@ -12,6 +12,7 @@ mod operations;
 mod permissions;
 mod random;
 mod reopen;
+mod reopen_options;
 mod resize;
 mod scenarios;
 mod slow;

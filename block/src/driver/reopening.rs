@@ -1,0 +1,51 @@
+//! What a reopen asks of a driver, and what the driver makes ready for it.
+
+use super::file::Opened;
+use super::raw::Window;
+use super::throttle::{ThrottleGroups, ThrottleMember};
+use crate::options::BlockdevOptions;
+
+/// The options of a node, with what it inherits.
+#[derive(Clone, Copy, Debug)]
+pub struct Reopening<'a> {
+    pub(crate) options: &'a BlockdevOptions,
+    pub(crate) read_only: bool,
+    pub(crate) auto_read_only: bool,
+    /// Past the page cache.
+    pub(crate) direct: bool,
+    /// Flushes are ignored.
+    pub(crate) no_flush: bool,
+    /// Discards pass.
+    pub(crate) unmap: bool,
+    pub(crate) groups: &'a ThrottleGroups,
+    /// Bytes of the child that it will have.
+    pub(crate) child_size: u64,
+}
+
+/// What a driver goes on with after a reopen; dropping it gives the reopen up.
+#[derive(Debug)]
+pub struct Reopened {
+    /// Whether the node can't be written, or shall not be.
+    pub read_only: bool,
+    pub(crate) change: Change,
+}
+
+/// One driver's part.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Nothing,
+    File(Box<Opened>),
+    Raw(Window),
+    Throttle(ThrottleMember),
+}
+
+impl Reopened {
+    /// The driver stays as it is.
+    #[must_use]
+    pub fn unchanged(read_only: bool) -> Self {
+        Self {
+            read_only,
+            change: Change::Nothing,
+        }
+    }
+}
