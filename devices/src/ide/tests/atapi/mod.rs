@@ -3,6 +3,7 @@
 
 mod answers;
 mod ata_side;
+mod fuzz;
 mod media;
 mod reads;
 mod resets;
