@@ -384,7 +384,7 @@ fn compare(history: &[Seen], requests: &[Ended], policy: OnError) -> usize {
 }
 
 fn history(seed: u64) {
-    let policy = if seed % 3 == 0 {
+    let policy = if seed.is_multiple_of(3) {
         OnError::Enospc
     } else {
         OnError::Stop
