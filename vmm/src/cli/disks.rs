@@ -189,6 +189,12 @@ impl Builder {
 
     fn drive(&mut self, text: &str) -> Result<(), CliError> {
         let options: DriveOptions = throttling::drive(Raw::parse(DRIVE, text, Some("file"))?)?;
+        if options.rerror == OnError::Enospc {
+            // The text is QEMU's: no read fails for want of room.
+            let remedy = "use report, ignore or stop";
+            let problem = "'enospc' invalid read error action";
+            return Err(CliError::new(DRIVE, text, problem, remedy));
+        }
         let medium = media::medium(&options, text)?;
         let wanted = ide_place(&options, text)?;
         let attachment = match options.interface {

@@ -26,6 +26,10 @@ pub(super) fn medium(
         let remedy = "a virtio disk has no tray; use if=ide";
         return Err(CliError::new(DRIVE, text, problem, remedy));
     }
+    if options.copy_on_read && options.is_read_only() {
+        let problem = "copy-on-read=on needs a drive that can be written";
+        return Err(CliError::new(DRIVE, text, problem, "leave it out"));
+    }
     if let Some(file) = &options.file {
         return node(options, file, text).map(Some);
     }
@@ -64,6 +68,13 @@ fn node(options: &DriveOptions, file: &str, text: &str) -> Result<BlockdevOption
     });
     if let Some(node_name) = &options.node_name {
         format["node-name"] = json!(node_name);
+    }
+    if options.copy_on_read {
+        format = json!({
+            "driver": "copy-on-read",
+            "discard": options.discard.name(),
+            "file": format,
+        });
     }
     blockdev::read(format, Scalars::Typed).map_err(|error| CliError::input(DRIVE, text, &error))
 }

@@ -201,6 +201,7 @@ pub(super) struct DriveOptions {
     pub(super) aio: Option<AioMode>,
     pub(super) discard: DiscardMode,
     pub(super) detect_zeroes: DetectZeroes,
+    pub(super) copy_on_read: bool,
     pub(super) rerror: OnError,
     pub(super) werror: OnError,
     pub(super) node_name: Option<String>,

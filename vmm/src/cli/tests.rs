@@ -269,6 +269,31 @@ fn cd_rom_drives_may_be_empty_or_hold_what_is_never_written() {
 }
 
 #[test]
+fn a_drive_may_copy_what_it_reads() {
+    let parsed = with_kernel("--drive file=a,node-name=n,copy-on-read=on,discard=unmap");
+    let DiskRoot::Own(root) = &parsed.storage.disks[0].root else {
+        panic!("{:?}", parsed.storage);
+    };
+    let root = serde_json::to_value(root).unwrap();
+    assert_eq!(root["driver"], "copy-on-read");
+    assert_eq!(root["discard"], "unmap");
+    assert_eq!(root["file"]["driver"], "raw");
+    assert_eq!(root["file"]["node-name"], "n");
+    let text = refused("--kernel k --drive file=a,copy-on-read=on,readonly=on");
+    assert!(text.contains("needs a drive that can be written"), "{text}");
+}
+
+#[test]
+fn no_read_fails_for_want_of_room() {
+    let text = refused("--kernel k --drive file=a,rerror=enospc");
+    assert!(
+        text.contains("'enospc' invalid read error action"),
+        "{text}"
+    );
+    with_kernel("--drive file=a,werror=enospc,rerror=auto");
+}
+
+#[test]
 fn iothreads_have_properties() {
     let parsed = with_kernel(
         "--object iothread,id=io0 \

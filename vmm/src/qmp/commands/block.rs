@@ -73,21 +73,21 @@ pub(super) async fn query_block(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct QueryNodes {
-    /// Without backing files in the records; there are none anyway.
-    #[expect(
-        dead_code,
-        reason = "both values mean the same while there are no backing files"
-    )]
+    /// Without backing images in the records.
     flat: Option<bool>,
 }
 
 pub(super) async fn query_named_block_nodes(
     monitor: Arc<Monitor>,
-    _: QueryNodes,
+    arguments: QueryNodes,
 ) -> Result<Vec<NodeRecord>, QmpError> {
     let nodes = monitor.graph.nodes();
+    let flat = arguments.flat == Some(true);
     let ask = move || {
-        let records = nodes.iter().map(|node| NodeRecord::of(node));
+        let records = nodes.iter().map(|node| match flat {
+            true => NodeRecord::flat(node),
+            false => NodeRecord::of(node),
+        });
         records.collect()
     };
     Ok(current::blocking(ask).await?)

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use sluice_block::driver::ImageInfo;
 use sluice_block::job::IoStatus;
 use sluice_block::{Backend, Node};
 
@@ -20,7 +21,9 @@ pub(super) struct NodeRecord {
     pub(super) node_name: String,
     pub(super) ro: bool,
     pub(super) drv: &'static str,
-    backing_file_depth: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) backing_file: Option<String>,
+    pub(super) backing_file_depth: usize,
     active: bool,
     encrypted: bool,
     pub(super) detect_zeroes: &'static str,
@@ -41,6 +44,24 @@ struct ImageRecord {
     virtual_size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     actual_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_filename: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_image: Option<Box<ImageRecord>>,
+}
+
+impl ImageRecord {
+    /// A node without what is below it; asks the medium, which may block.
+    fn of(node: &Node, info: &ImageInfo) -> Self {
+        Self {
+            filename: info.filename.clone(),
+            format: node.driver_name(),
+            virtual_size: node.len(),
+            actual_size: info.actual_size,
+            backing_filename: node.backing().map(|below| below.info().filename),
+            backing_image: None,
+        }
+    }
 }
 
 /// QEMU's `BlockdevCacheInfo`.
@@ -53,24 +74,34 @@ pub(super) struct CacheRecord {
 }
 
 impl NodeRecord {
-    /// Asks the medium, which may block.
+    /// With the images below it; asks the media, which may block.
     pub(super) fn of(node: &Node) -> Self {
+        let mut below = None;
+        for image in node.backing_chain().iter().rev() {
+            let mut record = ImageRecord::of(image, &image.info());
+            record.backing_image = below.map(Box::new);
+            below = Some(record);
+        }
+        let mut record = Self::flat(node);
+        record.image.backing_image = below.map(Box::new);
+        record
+    }
+
+    /// The same without the images below it.
+    pub(super) fn flat(node: &Node) -> Self {
         let info = node.info();
+        let image = ImageRecord::of(node, &info);
         Self {
             node_name: node.name().to_owned(),
             ro: node.is_read_only(),
             drv: node.driver_name(),
-            backing_file_depth: 0,
+            backing_file: image.backing_filename.clone(),
+            backing_file_depth: node.backing_chain().len(),
             active: true,
             encrypted: false,
             detect_zeroes: node.policy().detect_zeroes().name(),
             limits: LimitsRecord::default(),
-            image: ImageRecord {
-                filename: info.filename.clone(),
-                format: node.driver_name(),
-                virtual_size: node.len(),
-                actual_size: info.actual_size,
-            },
+            image,
             cache: CacheRecord {
                 writeback: true,
                 direct: info.direct,

@@ -103,8 +103,15 @@ fn medium(node: &NodeRecord, drive: &str) -> String {
         "off" => String::new(),
         mode => format!("    Detect zeroes:    {mode}\n"),
     };
+    let backing = match &node.backing_file {
+        Some(below) => {
+            let depth = node.backing_file_depth;
+            format!("    Backing file:     {below} (chain depth: {depth})\n")
+        }
+        None => String::new(),
+    };
     format!(
-        ": {} ({}{read_only})\n{drive}    Cache mode:       {mode}{direct}{no_flush}\n{detect}",
+        ": {} ({}{read_only})\n{drive}    Cache mode:       {mode}{direct}{no_flush}\n{backing}{detect}",
         node.file, node.drv
     )
 }
