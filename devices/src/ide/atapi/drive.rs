@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_block::Backend;
 
 use super::disc::{capacity, disc_information};
-use super::read::{DiscRead, SectorForm};
+use super::read::{DiscRead, SectorForm, read, read_cd, seek};
 use super::wire::{CD_MAX_BLOCKS, Opcode, Packet, SECTOR, Sense, SenseKey, Traits};
 use crate::ide::disk::DriveIdentity;
 
@@ -353,43 +353,5 @@ impl Events {
             }
         }
         NO_CHANGE
-    }
-}
-
-fn seek(block: u32, blocks: u32) -> Result<Reply, Sense> {
-    if block < blocks {
-        Ok(Reply::Done)
-    } else {
-        Err(Sense::OUT_OF_RANGE)
-    }
-}
-
-/// A read of `sectors` sectors from the block that bytes 2 to 5 name.
-fn read(packet: &Packet, sectors: u32, form: SectorForm, blocks: u32) -> Result<Reply, Sense> {
-    let first = packet.u32_at(2);
-    if sectors == 0 {
-        return Ok(Reply::Done);
-    }
-    match first.checked_add(sectors) {
-        Some(end) if end <= blocks => Ok(Reply::Read(DiscRead {
-            first,
-            sectors,
-            form,
-        })),
-        _ => Err(Sense::OUT_OF_RANGE),
-    }
-}
-
-/// READ CD (MMC-5, section 6.19): the user data alone, or all of the sector.
-fn read_cd(packet: &Packet, blocks: u32) -> Result<Reply, Sense> {
-    /// Byte 9: which parts of the sector; bits 2:1 ask for error flags, which there are none of.
-    const PARTS: u8 = 0xf8;
-    const USER_DATA: u8 = 0x10;
-    let sectors = packet.u24_at(6);
-    match packet.byte(9) & PARTS {
-        0 => Ok(Reply::Done),
-        USER_DATA => read(packet, sectors, SectorForm::UserData, blocks),
-        PARTS => read(packet, sectors, SectorForm::Raw, blocks),
-        _ => Err(Sense::INVALID_FIELD),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A [`DiscRead`] is a value: what a read command names, taken from the packet once.
 
-use super::wire::{FRAMES, PREGAP, RAW_SECTOR, SECONDS, SECTOR};
+use super::drive::Reply;
+use super::wire::{FRAMES, PREGAP, Packet, RAW_SECTOR, SECONDS, SECTOR, Sense};
 
 /// What is transferred of each sector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,50 @@ impl DiscRead {
                 .flat_map(|(block, user)| raw_sector(block, user))
                 .collect(),
         }
+    }
+}
+
+/// SEEK: nothing moves, the block is checked.
+pub(super) fn seek(block: u32, blocks: u32) -> Result<Reply, Sense> {
+    if block < blocks {
+        Ok(Reply::Done)
+    } else {
+        Err(Sense::OUT_OF_RANGE)
+    }
+}
+
+/// A read of `sectors` sectors from the block that bytes 2 to 5 name.
+pub(super) fn read(
+    packet: &Packet,
+    sectors: u32,
+    form: SectorForm,
+    blocks: u32,
+) -> Result<Reply, Sense> {
+    let first = packet.u32_at(2);
+    if sectors == 0 {
+        return Ok(Reply::Done);
+    }
+    match first.checked_add(sectors) {
+        Some(end) if end <= blocks => Ok(Reply::Read(DiscRead {
+            first,
+            sectors,
+            form,
+        })),
+        _ => Err(Sense::OUT_OF_RANGE),
+    }
+}
+
+/// READ CD (MMC-5, section 6.19): the user data alone, or all of the sector.
+pub(super) fn read_cd(packet: &Packet, blocks: u32) -> Result<Reply, Sense> {
+    /// Byte 9: which parts of the sector; bits 2:1 ask for error flags, which there are none of.
+    const PARTS: u8 = 0xf8;
+    const USER_DATA: u8 = 0x10;
+    let sectors = packet.u24_at(6);
+    match packet.byte(9) & PARTS {
+        0 => Ok(Reply::Done),
+        USER_DATA => read(packet, sectors, SectorForm::UserData, blocks),
+        PARTS => read(packet, sectors, SectorForm::Raw, blocks),
+        _ => Err(Sense::INVALID_FIELD),
     }
 }
 
