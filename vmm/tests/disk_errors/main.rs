@@ -70,6 +70,10 @@ fn an_ide_write_is_done_once_after_cont() {
         (&json!("write"), &json!(false))
     );
     assert_eq!(io_status(&mut vm), "failed");
+    let line = json!({"command-line": "info block d0"});
+    let text = vm.execute("human-monitor-command", &line);
+    let text = text.as_str().unwrap();
+    assert!(text.contains("I/O status:       failed\r\n"), "{text}");
     assert!(Ide::is_busy(&mut vm.qtest));
     assert_eq!(pattern_at(&image, 7), None);
     go_on(&mut vm);
