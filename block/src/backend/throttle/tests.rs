@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_aio::{Clock, EventLoop, IoBuffer, JoinHandle, LoopConfig, current};
+use sluice_aio::{Clock, EventLoop, IoBuffer, IoThread, JoinHandle, LoopConfig, current};
 
 use crate::backend::{Account, Backend, Submitter};
 use crate::driver::throttle::{ThrottleError, ThrottleLimits};
@@ -212,6 +212,58 @@ fn a_section_does_not_wait_for_a_disks_limits() {
         }
         assert!(log.borrow().iter().all(|(_, well)| *well));
     });
+}
+
+#[test]
+fn a_section_lets_go_what_waits_in_other_loops() {
+    let event_log = Arc::new(EventLog::default());
+    let graph = Graph::new(event_log, Clock::real());
+    let threads = ["io0", "io1"].map(|name| IoThread::spawn(name, LoopConfig::default()).unwrap());
+    let mut event_loop = EventLoop::new("test", &LoopConfig::default()).unwrap();
+    let test = async move {
+        let bench = Bench {
+            clock: Clock::real(),
+            graph,
+        };
+        // A request of a disk costs minutes; the heads of both sleep in their own loops.
+        let slow = json!({"bps-total": 1});
+        let mut disks = Vec::new();
+        // Both first: new limits forget what has passed.
+        for name in ["one", "two"] {
+            disks.push(bench.limited(name, Some("shared"), slow.clone()).await);
+        }
+        for (disk, thread) in disks.iter().zip(&threads) {
+            let guest = Arc::new(Submitter::new(Arc::clone(disk)));
+            for _ in 0..8 {
+                let guest = Arc::clone(&guest);
+                thread.context().spawn(move || async move {
+                    let token = guest.backend().enter().await.unwrap();
+                    let mut request = guest.request(token);
+                    request.write(0, IoBuffer::alloc(LEN)).await.unwrap();
+                });
+            }
+        }
+        let ended = |disk: &Backend| {
+            let counters = disk.stats().of(Account::Write);
+            counters.operations.load(Ordering::Relaxed)
+        };
+        // One of them all may go at once.
+        let in_flight = || {
+            disks
+                .iter()
+                .map(|disk| disk.gate().in_flight())
+                .sum::<usize>()
+        };
+        while (ended(&disks[0]) + ended(&disks[1]), in_flight()) != (1, 15) {
+            current::yield_now().await;
+        }
+        for disk in &disks {
+            let section = bench.graph.drain(&disk.node().unwrap(), "test").await;
+            assert_eq!((disk.gate().in_flight(), ended(disk)), (0, 8));
+            drop(section);
+        }
+    };
+    event_loop.run_until(test).unwrap();
 }
 
 #[test]
