@@ -10,7 +10,7 @@ use serde_json::json;
 use sluice_aio::{EventLoop, IoBuffer, IoThread, LoopConfig, current};
 
 use crate::disk::{BLOCK, Disk, Medium, SIZE, Until, add_disk};
-use crate::random_read::test_file;
+use crate::random_read::{confine, test_file};
 use crate::report::{Row, Target};
 use crate::timing::{Effort, in_turns, median};
 
@@ -47,16 +47,21 @@ pub fn filter(effort: Effort) -> Result<Vec<Row>> {
 /// A disk's.
 pub fn format(effort: Effort) -> Result<Vec<Row>> {
     let file = test_file()?;
+    let _confined = confine(effort);
     let mut rows = Vec::new();
     for depth in [1, 32] {
         let (rounds, requests) = (effort.of(41, 1), effort.of(4000, 200));
-        let mut format = Disk::open(&Medium::RawFile(file.path()))?;
-        let mut engine = Disk::open(&Medium::Engine(file.path()))?;
-        let rate = |disk: &mut Disk| {
+        let rate = |medium: Medium<'_>| {
+            let mut disk = Disk::open(&medium)?;
+            disk.read(depth, Until::Requests(500))?;
             let run = disk.read(depth, Until::Requests(requests))?;
             Ok::<f64, anyhow::Error>(run.rate())
         };
-        let (ours, bare) = in_turns(rounds, || rate(&mut format), || rate(&mut engine))?;
+        let (ours, bare) = in_turns(
+            rounds,
+            || rate(Medium::RawFile(file.path())),
+            || rate(Medium::Engine(file.path())),
+        )?;
         rows.push(Row {
             benchmark: "format",
             what: format!("raw over file, depth {depth}: reads per second"),

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, current};
 use sluice_block::{Backend, BlockEvent, EventSink, Graph};
+use tracing::Instrument as _;
 
 use crate::allocations::Counting;
 use crate::timing::processor_time;
@@ -71,6 +72,8 @@ impl EventSink for Quiet {
 pub struct Disk {
     event_loop: EventLoop,
     source: Source,
+    /// Requests have spans, as a device's do.
+    spans: bool,
     /// Lives as long as the backend does.
     _graph: Option<Arc<Graph>>,
 }
@@ -93,6 +96,15 @@ pub async fn add_disk(mut options: Value) -> Result<(Arc<Graph>, Arc<Backend>)> 
     let node = graph.add_node(&options).await;
     let backend = graph.add_backend("bench", &node.context("can't open the disk")?)?;
     Ok((graph, backend))
+}
+
+/// Which way a run's requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the disk.
+    Read,
+    /// To it.
+    Write,
 }
 
 /// When a run of requests is over.
@@ -159,8 +171,14 @@ impl Disk {
         Ok(Self {
             event_loop,
             source,
+            spans: false,
             _graph: graph,
         })
+    }
+
+    /// Gives each request a span from now on.
+    pub fn make_spans(&mut self) {
+        self.spans = true;
     }
 
     /// Keeps `depth` random reads of [`BLOCK`] bytes in flight until it is time to stop.
@@ -168,11 +186,21 @@ impl Disk {
     /// # Errors
     /// The first request's that failed.
     pub fn read(&mut self, depth: usize, until: Until) -> Result<Run> {
+        self.run(Direction::Read, depth, until)
+    }
+
+    /// Keeps `depth` random requests of [`BLOCK`] bytes in flight until it is time to stop.
+    ///
+    /// # Errors
+    /// The first request's that failed.
+    pub fn run(&mut self, direction: Direction, depth: usize, until: Until) -> Result<Run> {
         let buffers = (0..depth)
             .map(|_| IoBuffer::alloc(usize::try_from(BLOCK).unwrap_or(0)))
             .collect::<Vec<_>>();
         let flood = Rc::new(Flood {
             source: self.source.clone(),
+            direction,
+            spans: self.spans,
             until,
             began: Instant::now(),
             ended: Cell::new(0),
@@ -198,7 +226,7 @@ impl Disk {
             allocations: allocated - allocations,
         };
         match flood.failure.take() {
-            Some(error) => Err(error).context("a read failed"),
+            Some(error) => Err(error).context("a request failed"),
             None => Ok(run),
         }
     }
@@ -207,6 +235,8 @@ impl Disk {
 /// One run of requests.
 struct Flood {
     source: Source,
+    direction: Direction,
+    spans: bool,
     until: Until,
     began: Instant,
     ended: Cell<u64>,
@@ -225,24 +255,39 @@ impl Flood {
     fn start(self: &Rc<Self>, buffer: IoBuffer) {
         self.running.set(self.running.get() + 1);
         let flood = Rc::clone(self);
-        current::spawn_local(async move {
+        let spans = self.spans;
+        let request = async move {
             if let Err(error) = flood.request(buffer.clone()).await {
                 flood.failure.set(Some(error));
                 flood.stop.set(true);
             }
             flood.end(buffer);
-        })
-        .detach();
+        };
+        if spans {
+            let span = tracing::trace_span!("request", bytes = BLOCK);
+            current::spawn_local(request.instrument(span)).detach();
+        } else {
+            current::spawn_local(request).detach();
+        }
     }
 
     async fn request(&self, buffer: IoBuffer) -> Result<()> {
         match &self.source {
             Source::Backend(backend) => {
                 let token = backend.enter().await?;
-                backend.read(&token, self.offset(), buffer).await?;
+                match self.direction {
+                    Direction::Read => backend.read(&token, self.offset(), buffer).await?,
+                    Direction::Write => backend.write(&token, self.offset(), buffer).await?,
+                }
             }
             Source::Engine(file) => {
-                current::read_at(EngineKind::IoUring, file, self.offset(), buffer).await?;
+                let (engine, offset) = (EngineKind::IoUring, self.offset());
+                match self.direction {
+                    Direction::Read => {
+                        current::read_at(engine, file, offset, buffer).await?;
+                    }
+                    Direction::Write => current::write_at(engine, file, offset, buffer).await?,
+                }
             }
         }
         Ok(())

@@ -7,10 +7,12 @@
 
 pub mod allocations;
 pub mod block;
+pub mod children;
+pub mod confine;
 pub mod disk;
-pub mod fio;
 pub mod gate;
 pub mod random_read;
+pub mod reads;
 pub mod report;
 pub mod timing;
 pub mod wake;

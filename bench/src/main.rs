@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use sluice_bench::allocations::Counting;
 use sluice_bench::report::{Row, heading};
 use sluice_bench::timing::Effort;
-use sluice_bench::{block, fio, gate, random_read, wake};
+use sluice_bench::{block, gate, random_read, reads, wake};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -26,11 +26,15 @@ struct Arguments {
     /// Measure next to nothing and judge nothing: only show that the benchmarks work.
     #[arg(long)]
     smoke: bool,
+
+    /// What is measured from outside: read FILE at DEPTH for MILLISECONDS, and say how often.
+    #[arg(long, hide = true, num_args = 3, value_names = ["FILE", "DEPTH", "MILLISECONDS"])]
+    reads: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// All of the event loops: gate, allocations, random-read and wake.
+    /// All of the event loops: gate, allocations, wake, spans and random-read.
     Aio,
     /// Entering and leaving a gate.
     Gate,
@@ -40,6 +44,8 @@ enum Name {
     RandomRead,
     /// Waking a loop from another thread.
     Wake,
+    /// What spans cost that nobody listens to.
+    Spans,
     /// All of the block layer: filter, format and drain.
     Block,
     /// What a filter adds to a request.
@@ -50,7 +56,13 @@ enum Name {
     Drain,
 }
 
-const AIO: [Name; 4] = [Name::Gate, Name::Allocations, Name::Wake, Name::RandomRead];
+const AIO: [Name; 5] = [
+    Name::Gate,
+    Name::Allocations,
+    Name::Wake,
+    Name::Spans,
+    Name::RandomRead,
+];
 const BLOCK: [Name; 3] = [Name::Filter, Name::Format, Name::Drain];
 
 impl Name {
@@ -61,6 +73,7 @@ impl Name {
             Self::Allocations => random_read::allocations(effort),
             Self::RandomRead => random_read::measure(effort),
             Self::Wake => wake::measure(effort),
+            Self::Spans => random_read::spans(effort),
             Self::Filter => block::filter(effort),
             Self::Format => block::format(effort),
             Self::Drain => block::drain(effort),
@@ -70,6 +83,11 @@ impl Name {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    if let Some([file, depth, milliseconds]) = arguments.reads.as_deref() {
+        let reads = reads::read(file.as_ref(), depth.parse()?, milliseconds.parse()?)?;
+        println!("{}", serde_json::to_string(&reads)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let effort = if arguments.smoke {
         Effort::Smoke
     } else {
@@ -82,7 +100,7 @@ fn main() -> Result<ExitCode> {
         members.filter(move |name| asked(group) || asked(*name))
     });
     let chosen: Vec<Name> = chosen.collect();
-    if effort == Effort::Full && chosen.contains(&Name::RandomRead) && !fio::is_installed() {
+    if effort == Effort::Full && chosen.contains(&Name::RandomRead) && !reads::fio_is_installed() {
         anyhow::bail!("fio is needed to compare with; ci/install-deps --bench installs it");
     }
     if !arguments.json {

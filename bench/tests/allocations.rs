@@ -17,7 +17,7 @@ fn a_request_in_steady_state_allocates_nothing() {
     let before = Counting::allocations();
     let rows = random_read::allocations(Effort::Smoke).unwrap();
     assert!(Counting::allocations() > before, "nothing is counted");
-    assert_eq!(rows.len(), 6);
+    assert_eq!(rows.len(), 12);
     for row in rows {
         assert_eq!(row.met(), Some(true), "{}: {}", row.what, row.ours);
     }
