@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_listener::Event;
 
-/// See the [module](self).
+/// Work of a driver that goes on when the request that began it has ended; a drained section waits for it.
 #[derive(Debug, Default)]
 pub struct Background {
     running: AtomicUsize,

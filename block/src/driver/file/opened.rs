@@ -44,8 +44,10 @@ impl Opened {
 
     pub(super) async fn read_all(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
         let count = current::read_at(self.engine, &self.file, offset, buffer.clone()).await?;
-        // The file shrank behind our back: what is gone reads as zeroes.
-        buffer.fill(count, buffer.len() - count, 0);
+        if count < buffer.len() {
+            // The file shrank behind our back: what is gone reads as zeroes.
+            buffer.fill(count, buffer.len() - count, 0);
+        }
         Ok(())
     }
 

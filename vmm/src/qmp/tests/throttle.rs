@@ -27,9 +27,10 @@ fn rates(of: &[(&str, Value)], given: Value) -> Value {
     for (name, value) in of {
         arguments[*name] = value.clone();
     }
-    for (name, value) in given.as_object().unwrap() {
-        arguments[name] = value.clone();
-    }
+    let Value::Object(given) = given else {
+        panic!("{given}");
+    };
+    arguments.as_object_mut().unwrap().extend(given);
     arguments
 }
 
