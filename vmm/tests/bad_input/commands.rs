@@ -55,8 +55,8 @@ fn names_that_are_taken_or_unknown() {
         ),
         (
             "blockdev-add",
-            json!({"driver": "raw", "node-name": "new", "file": "taken", "offset": 1}),
-            &["offset", "512"],
+            json!({"driver": "raw", "node-name": "new", "file": "taken", "size": 1}),
+            &["size", "512"],
         ),
         (
             "blockdev-del",
