@@ -48,7 +48,7 @@ use std::time::Duration;
 
 use crate::buffer::IoBuffer;
 use crate::context::Shared;
-use crate::event_loop::LoopConfig;
+use crate::event_loop::{self, LoopConfig};
 pub(crate) use operation::OperationKind;
 use ring::Refusal;
 use table::{Key, Table};
@@ -332,7 +332,7 @@ impl Engines {
         let mut woken = std::mem::take(table.woken());
         drop(core);
         for waker in woken.drain(..) {
-            waker.wake();
+            event_loop::guarded(self.shared.name(), "a waker", || waker.wake());
         }
         // For its room.
         *self.core.borrow_mut().table.woken() = woken;
@@ -341,8 +341,10 @@ impl Engines {
     /// Waits until the kernel and the workers are done with every buffer; for the loop's end. After
     /// [`PATIENCE`] without anything that ends, what is left stays behind, with its memory.
     pub(crate) fn finish(&self) {
-        // Not within the borrow: a call that is dropped unmade may own anything.
-        self.workers.finish(PATIENCE);
+        let name = self.shared.name();
+        // Not within the borrow: a call that is dropped unmade may own anything. Nor may it keep the
+        // ring from coming to rest.
+        event_loop::guarded(name, "a blocking call", || self.workers.finish(PATIENCE));
         let mut core = self.core.borrow_mut();
         let Core {
             table,
@@ -355,7 +357,8 @@ impl Engines {
         }
         let woken = std::mem::take(table.woken());
         drop(core);
-        drop(woken);
+        // A waker may be the last to hold a task, and that anything.
+        event_loop::drop_each(name, woken);
     }
 }
 

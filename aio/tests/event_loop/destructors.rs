@@ -1,10 +1,14 @@
 //! The end of a loop whose work panics while it is dropped, and of an iothread that its own task drops.
 
-use std::sync::mpsc;
+use std::fs::File;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
 
-use sluice_aio::{IoThread, LoopConfig, Source, current};
+use sluice_aio::{EngineKind, IoBuffer, IoThread, LoopConfig, Source, current};
 
-use crate::support::{event_fd, event_loop};
+use crate::support::{ENGINES, event_fd, event_loop};
 
 /// Tells of its drop, and panics.
 struct Bomb(mpsc::Sender<&'static str>, &'static str);
@@ -57,6 +61,55 @@ fn destructors_that_panic_keep_nobody_else_from_ending() {
     let expected = ["bottom half", "call", "handler", "task"];
     assert_eq!(names, expected.map(|name| [name; 2]).concat());
     drop(kept);
+}
+
+/// Holds a bomb for as long as somebody might be woken by it.
+struct Fuse {
+    _bomb: Mutex<Bomb>,
+}
+
+impl Wake for Fuse {
+    fn wake(self: Arc<Self>) {}
+}
+
+/// Who waits for operations that the end cancels is forgotten then, one by one.
+#[test]
+fn wakers_that_panic_keep_no_engine_from_coming_to_rest() {
+    let (sender, dropped) = mpsc::channel();
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        // Never readable: the reads end with the loop.
+        let (reader, writer) = std::io::pipe().unwrap();
+        let file = Arc::new(File::from(OwnedFd::from(reader)));
+        let bombs = ["first", "second"].map(|name| Bomb(sender.clone(), name));
+        let kept = event_loop
+            .run_until(async move {
+                bombs.map(|bomb| {
+                    let _bomb = Mutex::new(bomb);
+                    let waker = Waker::from(Arc::new(Fuse { _bomb }));
+                    let file = Arc::clone(&file);
+                    let mut read = Box::pin(async move {
+                        current::read_at(engine, &file, 0, IoBuffer::alloc(1)).await
+                    });
+                    let polled = read.as_mut().poll(&mut Context::from_waker(&waker));
+                    assert!(polled.is_pending());
+                    read
+                })
+            })
+            .unwrap();
+        if engine == EngineKind::Threads {
+            // A plain read of a pipe can't be cancelled; its end comes with the other end's.
+            drop(writer);
+            drop(event_loop);
+        } else {
+            drop(event_loop);
+            drop(writer);
+        }
+        let mut names: Vec<_> = dropped.try_iter().collect();
+        names.sort_unstable();
+        assert_eq!(names, ["first", "second"], "{engine:?}");
+        drop(kept);
+    }
 }
 
 #[test]

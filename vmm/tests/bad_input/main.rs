@@ -19,6 +19,7 @@ mod ide;
 mod images;
 mod kernels;
 mod memory;
+mod read_only;
 mod signals;
 mod sockets;
 mod space;
