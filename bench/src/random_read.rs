@@ -39,6 +39,10 @@ fn fill(mut file: &File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Of so many attempts the one with the fewest allocations counts: worker threads are started for as long as a
+/// busy machine keeps those that there are from their work, and that is no steady state yet.
+const ATTEMPTS: usize = 5;
+
 /// Allocations per request in steady state. The program must have
 /// [`Counting`](crate::allocations::Counting) as its allocator.
 ///
@@ -57,7 +61,7 @@ pub fn allocations(effort: Effort) -> Result<Vec<Row>> {
             Medium::File(file.path(), EngineKind::Threads),
         ),
     ];
-    let requests = effort.of(20_000, 10_000);
+    let requests = effort.of(20_000, 2000);
     let mut rows = Vec::new();
     for (name, medium) in media {
         for depth in [1, 32] {
@@ -65,18 +69,23 @@ pub fn allocations(effort: Effort) -> Result<Vec<Row>> {
                 let mut disk = Disk::open(&medium)?;
                 let mut run = |count| disk.run(direction, depth, Until::Requests(count));
                 run(requests)?;
-                // One run's own setup; and one that lasts longer by the requests in question.
-                let (short, long) = (run(1000)?, run(1000 + requests)?);
-                let allocated = long.allocations.saturating_sub(short.allocations);
-                let more = long.requests - short.requests;
+                let mut least = f64::MAX;
+                for _ in 0..ATTEMPTS {
+                    // One run's own setup; and one that lasts longer by the requests in question.
+                    let (short, long) = (run(1000)?, run(1000 + requests)?);
+                    let allocated = long.allocations.saturating_sub(short.allocations);
+                    let more = long.requests - short.requests;
+                    let each =
+                        f64::from(u32::try_from(allocated)?) / f64::from(u32::try_from(more)?);
+                    least = least.min(each);
+                }
                 rows.push(Row {
                     benchmark: "allocations",
                     what: format!("{verb} of the {name}, depth {depth}: allocations each"),
                     unit: "",
-                    ours: f64::from(u32::try_from(allocated)?) / f64::from(u32::try_from(more)?),
+                    ours: least,
                     reference: None,
-                    // A worker thread more, now and then, is none of a request's.
-                    target: Target::AtMost(0.002),
+                    target: Target::AtMost(0.0),
                 });
             }
         }
