@@ -287,7 +287,7 @@ impl Backend {
     pub async fn read(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
         let len = buffer.len() as u64;
         let node = self.root_for(token)?;
-        self.account(Account::Read, len, node.read(offset, buffer))
+        self.account(Account::Read, len, || node.read(offset, buffer))
             .await
     }
 
@@ -298,12 +298,9 @@ impl Backend {
     pub async fn write(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
         let len = buffer.len() as u64;
         let node = self.writable_root_for(token)?;
-        self.account(
-            Account::Write,
-            len,
-            node.write(offset, buffer, self.write_flags()),
-        )
-        .await
+        let flags = self.write_flags();
+        self.account(Account::Write, len, || node.write(offset, buffer, flags))
+            .await
     }
 
     /// Makes `len` bytes from `offset` zeroes; with `unmap` they may become a hole.
@@ -320,8 +317,10 @@ impl Backend {
         let mut flags = self.write_flags();
         flags.set(RequestFlags::MAY_UNMAP, unmap);
         let node = self.writable_root_for(token)?;
-        self.account(Account::Write, len, node.write_zeroes(offset, len, flags))
-            .await
+        self.account(Account::Write, len, || {
+            node.write_zeroes(offset, len, flags)
+        })
+        .await
     }
 
     /// Gives up the contents of `len` bytes from `offset`.
@@ -330,7 +329,7 @@ impl Backend {
     /// As [`Backend::write`].
     pub async fn discard(&self, token: &Token, offset: u64, len: u64) -> Result<()> {
         let node = self.writable_root_for(token)?;
-        self.account(Account::Unmap, len, node.discard(offset, len))
+        self.account(Account::Unmap, len, || node.discard(offset, len))
             .await
     }
 
@@ -340,7 +339,7 @@ impl Backend {
     /// No medium, or the medium's.
     pub async fn flush(&self, token: &Token) -> Result<()> {
         let node = self.root_for(token)?;
-        self.account(Account::Flush, 0, node.flush()).await
+        self.account(Account::Flush, 0, || node.flush()).await
     }
 
     /// The root for a request that changes it.
@@ -374,17 +373,18 @@ impl Backend {
         self.stats.idle_since(self.clock.now())
     }
 
-    /// Does a request and counts it.
-    async fn account(
+    /// Does a request and counts it. The request is made here and not passed in, for a future that is moved
+    /// from future to future has its place in each of them, and a task's memory is copied.
+    async fn account<F: Future<Output = Result<()>>>(
         &self,
         kind: Account,
         bytes: u64,
-        request: impl Future<Output = Result<()>>,
+        request: impl FnOnce() -> F,
     ) -> Result<()> {
         let began = self.clock.now();
         let admitted = self.throttling.admit(kind, bytes, || false).await;
         let result = match admitted {
-            Ok(()) => request.await,
+            Ok(()) => request().await,
             cancelled => cancelled,
         };
         let now = self.clock.now();
