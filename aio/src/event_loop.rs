@@ -33,9 +33,10 @@
 //! Loops are never nested in themselves: nothing in a task can run a turn.
 //!
 //! # Panics
-//! A panic in a task, a bottom half or a handler ends that one, is logged, and leaves the loop and
-//! its other work alone; who waits for the task is told ([`crate::Cancelled`]). Only a panic of the
-//! future given to [`EventLoop::run_until`] goes on in its caller.
+//! A panic in the loop's work is logged, and leaves the loop and its other work alone. A task has
+//! ended with it, and who waits for the task is told ([`crate::Cancelled`]). A handler is not called
+//! again: its descriptor may still be ready, and would be for ever. A bottom half has only ended
+//! that run. Only a panic of the future given to [`EventLoop::run_until`] goes on in its caller.
 //!
 //! # Shutdown
 //! Dropping the loop completes or cancels all it holds, in this order: its gate is destroyed, so
@@ -543,6 +544,10 @@ impl EventLoop {
         let count = wait_for(&self.local.epoll, millis, &mut events)
             .map_err(|source| self.error("wait for events", source))?;
         self.woken();
+        if count == EVENTS_PER_TURN {
+            // There may be more, whose turn it is next.
+            self.unasked = TURNS_PER_ASKING;
+        }
         for event in &events[..count] {
             let tag = event.data;
             match tag {
@@ -580,7 +585,7 @@ impl EventLoop {
             .timers
             .add(self.due.len() as u64);
         for waker in self.due.drain(..) {
-            waker.wake();
+            guarded(&self.name, "a timer's waker", || waker.wake());
         }
     }
 
@@ -665,11 +670,13 @@ impl Drop for EventLoop {
     }
 }
 
-/// Runs one piece of the loop's work; a panic in it ends that piece, not the loop.
-pub(crate) fn guarded<T>(loop_name: &str, what: &str, work: impl FnOnce() -> T) {
-    if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
-        tracing::error!(loop_name, "{what} panicked and was dropped");
+/// Runs one piece of the loop's work; a panic in it ends that piece, not the loop. False if it did.
+pub(crate) fn guarded<T>(loop_name: &str, what: &str, work: impl FnOnce() -> T) -> bool {
+    let done = std::panic::catch_unwind(AssertUnwindSafe(work)).is_ok();
+    if !done {
+        tracing::error!(loop_name, "{what} panicked, and has ended with that");
     }
+    done
 }
 
 /// Drops what a loop holds at its end, each by itself: a destructor that panics must not keep the

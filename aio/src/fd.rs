@@ -197,7 +197,7 @@ impl FdTable {
                 ready.set(true);
                 let waker = waker.clone();
                 drop(table);
-                waker.wake();
+                event_loop::guarded(local.shared.name(), "a waker", || waker.wake());
             }
             Action::Call(watched) => {
                 let watched = Rc::clone(watched);
@@ -231,7 +231,13 @@ impl FdTable {
         tracing::trace!(loop_name = local.shared.name(), key, ?cause, "kick");
         // A handler can't be called from within itself: dispatch happens only in the loop.
         if let Ok(mut handler) = watched.handler.try_borrow_mut() {
-            event_loop::guarded(local.shared.name(), "an fd handler", || (*handler)(cause));
+            let name = local.shared.name();
+            let done = event_loop::guarded(name, "an fd handler", || (*handler)(cause));
+            drop(handler);
+            if !done {
+                // Its descriptor may be ready as before, and would be for ever.
+                Self::remove(local, key);
+            }
         }
         drop(token);
     }

@@ -243,6 +243,36 @@ fn more_ready_descriptors_than_fit_into_one_turn_take_turns() {
 }
 
 #[test]
+fn many_ready_descriptors_cost_a_turn_more_for_each_64() {
+    const DESCRIPTORS: usize = 200;
+    let mut event_loop = event_loop();
+    event_loop
+        .run_until(async {
+            let context = current::context();
+            let fds = [(); DESCRIPTORS].map(|()| event_fd());
+            let served = Rc::new(Cell::new(0));
+            let handlers = fds.each_ref().map(|fd| {
+                let (read, served) = (Arc::clone(fd), Rc::clone(&served));
+                current::add_fd(fd, Source::External, move || {
+                    consume(&read);
+                    served.set(served.get() + 1);
+                })
+                .unwrap()
+            });
+            fds.iter().for_each(|fd| signal(fd));
+            let began = turns(&context);
+            while served.get() < DESCRIPTORS {
+                // There is always work at hand.
+                current::yield_now().await;
+            }
+            let took = turns(&context) - began;
+            assert!(took <= BOUND + DESCRIPTORS as u64 / 64, "{took} turns");
+            drop(handlers);
+        })
+        .unwrap();
+}
+
+#[test]
 fn a_sleep_of_no_time_lets_the_others_run() {
     let mut event_loop = event_loop();
     event_loop

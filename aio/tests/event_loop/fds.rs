@@ -203,6 +203,44 @@ fn a_panicking_handler_does_not_end_the_loop() {
 }
 
 #[test]
+fn a_handler_that_panics_before_it_consumes_is_called_once() {
+    let mut event_loop = event_loop();
+    let fd = event_fd();
+    signal(&fd);
+    let calls = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&calls);
+    let handler = event_loop.run_until({
+        let fd = fd.clone();
+        async move {
+            current::add_fd(&fd, Source::External, move || {
+                counted.set(counted.get() + 1);
+                panic!("on purpose");
+            })
+            .unwrap()
+        }
+    });
+    for _ in 0..50 {
+        within(&mut event_loop, || ());
+    }
+    assert_eq!(calls.get(), 1);
+    // Its owner may remove it as ever, and the descriptor can be watched by another.
+    drop(handler);
+    let heard = Rc::new(Cell::new(false));
+    let flag = Rc::clone(&heard);
+    let again = event_loop.run_until(async move {
+        let read = fd.clone();
+        current::add_fd(&fd, Source::External, move || {
+            consume(&read);
+            flag.set(true);
+        })
+        .unwrap()
+    });
+    settle(&mut event_loop);
+    assert!(heard.get());
+    drop(again);
+}
+
+#[test]
 fn two_tasks_can_wait_for_the_same_descriptor() {
     let mut event_loop = event_loop();
     let (mut near, far) = UnixStream::pair().unwrap();
