@@ -159,8 +159,15 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         reference: Some(bare),
         target,
     };
+    // Where both sides share a processor, who polls keeps the other from it.
+    let processors = (0..CpuSet::MAX_CPU).filter(|cpu| usable.is_set(*cpu));
+    let polling_pays = if processors.count() > 1 {
+        Target::RatioAtMost(1.0)
+    } else {
+        Target::None
+    };
     Ok(vec![
         row("two sleeping loops", slept, bare, Target::RatioAtMost(1.5)),
-        row("the same, polling 32 us", polled, bare_again, Target::None),
+        row("the same, polling 32 us", polled, bare_again, polling_pays),
     ])
 }
