@@ -224,6 +224,23 @@ fn cancelling_a_task_drops_its_future() {
 }
 
 #[test]
+fn threads_tell_the_system_whose_they_are() {
+    let thread = IoThread::spawn("io7", LoopConfig::default()).unwrap();
+    let context = thread.context().clone();
+    let own_name = || std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+    let mut event_loop = event_loop();
+    let names = event_loop
+        .run_until(async move {
+            let names = context.call(move || async move {
+                (own_name(), current::blocking(own_name).await.unwrap())
+            });
+            names.await.unwrap()
+        })
+        .unwrap();
+    assert_eq!(names, ("io7\n".to_owned(), "wrk:io7\n".to_owned()));
+}
+
+#[test]
 fn names_with_a_nul_are_no_panic() {
     let thread = IoThread::spawn("io\0zero", LoopConfig::default()).unwrap();
     assert_eq!(thread.context().name(), "io\0zero");
