@@ -386,16 +386,14 @@ impl Graph {
         }
     }
 
-    /// Flushes every writable disk; all are tried. A node below others is flushed through them.
+    /// Flushes every writable node; all are tried. Those below others too: what is above may be read-only,
+    /// or flush only one of several.
     ///
     /// # Errors
     /// The first failure.
     pub async fn flush_all(&self) -> Result<()> {
         let mut result = Ok(());
         for node in self.nodes() {
-            if node.has_node_above() {
-                continue;
-            }
             let flushed = node.flush().await;
             result = result.and(flushed);
         }

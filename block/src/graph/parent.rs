@@ -145,10 +145,6 @@ impl Node {
         children.find_map(|(present, node)| (present == role).then_some(node))
     }
 
-    pub(crate) fn has_node_above(&self) -> bool {
-        !self.nodes_above().is_empty()
-    }
-
     /// The backends whose root is this node.
     #[must_use]
     pub fn backends(&self) -> Vec<Arc<Backend>> {

@@ -442,3 +442,15 @@ fn the_old_disk_can_always_be_put_together() {
     });
     checked.unwrap();
 }
+
+#[test]
+fn flushing_everything_reaches_the_target() {
+    let target = json!({"target": {
+        "driver": "blkdebug", "node-name": "target",
+        "inject-error": [{"event": "flush_to_disk", "errno": 5, "once": true}],
+        "image": {"driver": "null-co", "size": SIZE, "read-zeroes": true}}});
+    run(&target, async |bench| {
+        assert!(bench.graph.flush_all().await.is_err());
+        bench.graph.flush_all().await.unwrap();
+    });
+}
