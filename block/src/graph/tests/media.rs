@@ -607,6 +607,10 @@ async fn play(bench: Bench, steps: Vec<Step>) {
     for section in sections {
         section.cancel();
     }
+    // What is cancelled is dropped in its turn.
+    for _ in 0..3 {
+        current::yield_now().await;
+    }
     let mut done = 0;
     for change in changes {
         let _ = change.await.unwrap();
