@@ -219,6 +219,7 @@ impl Driver for FileDriver {
                 next.writable = writable;
                 next.direct = wanted.direct;
                 next.alignment = alignment;
+                next.lost = Arc::default();
             }
             Ok(Reopened {
                 read_only: wanted.read_only || !next.writable,

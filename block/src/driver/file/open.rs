@@ -120,6 +120,7 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
             alignment,
             no_flush: options.no_flush,
             unmap: options.unmap,
+            lost: Arc::default(),
         }),
         locks: file,
         path,

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::SeekFrom;
 use sluice_aio::{EngineKind, IoBuffer, current};
@@ -32,6 +33,9 @@ pub(crate) struct Opened {
     pub(super) no_flush: bool,
     /// `discard=unmap`: discards reach the file system.
     pub(super) unmap: bool,
+    /// The errno of the first flush of the page cache that failed; 0 if none did. Shared by all who
+    /// go on with this opening of the file.
+    pub(super) lost: Arc<AtomicI32>,
 }
 
 impl Opened {
@@ -89,11 +93,40 @@ impl Opened {
         Ok(())
     }
 
+    /// Makes durable what was written; once that has failed, it fails for as long as the file stays
+    /// open.
+    ///
+    /// The kernel tells an opening of a write-back error once, and may mark the pages clean all
+    /// the same (fsync(2), "EIO"): the next fdatasync(2) succeeds although data is lost. Past
+    /// the page cache there is nothing to lose so: there the medium's flush alone has failed, and
+    /// may be tried again.
     pub(super) async fn sync(&self) -> io::Result<()> {
         if self.no_flush {
             return Ok(());
         }
-        current::fdatasync(self.engine, &self.file).await
+        self.check_nothing_lost()?;
+        let synced = current::fdatasync(self.engine, &self.file).await;
+        if let Err(error) = &synced
+            && !self.direct
+        {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            // The first errno stays, whichever of several flushes ends first.
+            let _ = self
+                .lost
+                .compare_exchange(0, errno, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        // Another flush of this file may have got the error for which the kernel would not tell
+        // this one.
+        self.check_nothing_lost().and(synced)
+    }
+
+    /// # Errors
+    /// A flush of this opening has failed.
+    fn check_nothing_lost(&self) -> io::Result<()> {
+        match self.lost.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// Asks the file system for the next data and hole, in a worker thread.

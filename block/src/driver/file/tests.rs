@@ -2,6 +2,7 @@
 //! directory and, where it exists, the one in memory.
 
 mod device;
+mod durability;
 mod qemu;
 
 use std::fs::{File, OpenOptions};

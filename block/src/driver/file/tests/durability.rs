@@ -1,0 +1,110 @@
+//! A flush that has failed once: the kernel would not say so again.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use serde_json::json;
+use sluice_aio::Clock;
+
+use super::*;
+use crate::driver::throttle::ThrottleGroups;
+
+/// A descriptor that can't be synced (fsync(2), "EINVAL").
+fn unsyncable() -> Arc<File> {
+    let (end, _) = UnixStream::pair().unwrap();
+    Arc::new(File::from(OwnedFd::from(end)))
+}
+
+/// Lets the flushes of the driver fail until what is given back is stored again.
+fn break_flushes(driver: &FileDriver) -> Arc<Opened> {
+    let healthy = driver.opened();
+    let mut broken = Opened::clone(&healthy);
+    broken.file = unsyncable();
+    driver.opened.store(Arc::new(broken));
+    healthy
+}
+
+async fn flush_errno(driver: &FileDriver) -> Option<i32> {
+    driver.flush().await.err().map(|error| error.errno())
+}
+
+/// Reopens without the page cache or with it; another opening only if that changes.
+async fn reopen(driver: &FileDriver, change: impl FnOnce(&mut Reopening<'_>)) {
+    let options = json!({"driver": "file", "filename": driver.path()});
+    let options = serde_json::from_value(options).unwrap();
+    let groups = ThrottleGroups::new(Clock::manual());
+    let mut wanted = Reopening {
+        options: &options,
+        read_only: false,
+        auto_read_only: false,
+        direct: false,
+        no_flush: false,
+        unmap: false,
+        groups: &groups,
+        child_size: 0,
+    };
+    change(&mut wanted);
+    let reopened = driver.prepare_reopen(wanted).await.unwrap();
+    driver.commit_reopen(reopened);
+}
+
+#[test]
+fn after_a_failed_flush_none_succeeds_until_the_file_is_opened_again() {
+    for engine in [EngineKind::IoUring, EngineKind::Threads] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = FileOptions::new(filled(directory.path(), "image", 1));
+        options.engine = engine;
+        options.read_only = true;
+        let driver = open(options);
+        run(async move {
+            assert_eq!(flush_errno(&driver).await, None);
+            let healthy = break_flushes(&driver);
+            assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
+            driver.opened.store(healthy);
+            for _ in 0..3 {
+                assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
+            }
+            // Other options for the same opening bring nothing back that was lost.
+            reopen(&driver, |wanted| wanted.read_only = true).await;
+            assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
+            // Who gives up durability asks for no flush.
+            reopen(&driver, |wanted| {
+                (wanted.read_only, wanted.no_flush) = (true, true);
+            })
+            .await;
+            assert_eq!(flush_errno(&driver).await, None);
+            reopen(&driver, |wanted| wanted.read_only = true).await;
+            assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
+            reopen(&driver, |_| {}).await;
+            assert!(driver.is_writable());
+            assert_eq!(flush_errno(&driver).await, None);
+        });
+    }
+}
+
+#[test]
+fn the_first_errno_of_several_failures_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = open(FileOptions::new(filled(directory.path(), "image", 1)));
+    run(async move {
+        driver.opened().lost.store(libc::EIO, Ordering::SeqCst);
+        break_flushes(&driver);
+        assert_eq!(flush_errno(&driver).await, Some(libc::EIO));
+    });
+}
+
+/// Nothing waits in the page cache there: a flush that succeeds has made all of it durable.
+#[test]
+fn past_the_page_cache_a_flush_may_be_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = open(FileOptions::new(filled(directory.path(), "image", 1)));
+    run(async move {
+        let mut direct = Opened::clone(&driver.opened());
+        direct.direct = true;
+        driver.opened.store(Arc::new(direct));
+        let healthy = break_flushes(&driver);
+        assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
+        driver.opened.store(healthy);
+        assert_eq!(flush_errno(&driver).await, None);
+    });
+}
