@@ -24,6 +24,8 @@ use std::{
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+pub mod threads;
+
 /// How often a child that closed its console is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -317,12 +319,18 @@ impl Machine {
     }
 
     fn timeout(&self, what: &str, limit: Duration) -> MachineError {
-        let output = self.output();
         MachineError::Timeout {
             what: what.to_owned(),
             seconds: limit.as_secs(),
-            output,
+            output: self.standstill(),
         }
+    }
+
+    /// [`Self::output`] and what the threads do, for an error message about a machine that runs but
+    /// does not get on. Takes two seconds.
+    #[must_use]
+    pub fn standstill(&self) -> String {
+        self.output() + &threads::report(self.pid())
     }
 
     /// The end of the console and of the program's own messages, for an error message.
@@ -396,6 +404,7 @@ mod tests {
             error.starts_with("no end of the process within 0 s"),
             "{error}"
         );
+        assert!(error.contains("--- threads"), "{error}");
     }
 
     #[test]

@@ -118,7 +118,10 @@ impl Session {
             }
             if Instant::now() > deadline {
                 let name = disk.name();
-                bail!("the guest's log shows fewer than {more} new writes to the {name} disk");
+                bail!(
+                    "the guest's log shows fewer than {more} new writes to the {name} disk\n{}",
+                    self.machine.standstill()
+                );
             }
             if Instant::now() > next_word {
                 next_word += NEWS;
