@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Graph;
 use super::build::Inherited;
+use super::transaction::parents_first;
 use crate::driver::{Reopened, Reopening, Role};
 use crate::error::{BlockError, Result};
 use crate::io::IoPolicy;
@@ -48,8 +49,8 @@ impl Graph {
     /// nothing.
     ///
     /// # Errors
-    /// No such node, an option that can't change, a child that can't be had, or a conflict with
-    /// those who use the nodes.
+    /// No such node, an option that can't change, a child that can't be had, a conflict with
+    /// those who use the nodes, or a flush that fails.
     pub async fn reopen(&self, list: &[BlockdevOptions]) -> Result<()> {
         let mut plans = Vec::new();
         for options in list {
@@ -67,6 +68,7 @@ impl Graph {
                 sections.push(self.drain(to, "reopen").await);
             }
         }
+        flush_before(&plans).await?;
         self.make(plans)
     }
 
@@ -179,6 +181,29 @@ impl Graph {
             }
         })
     }
+}
+
+/// Makes durable what was written to nodes that shall not be written any more, and to those below them:
+/// nobody flushes a read-only node, or a child that its parent has left. Inside the nodes' sections,
+/// so nothing is written between this and the change.
+///
+/// # Errors
+/// The first failure; the graph is as it was.
+async fn flush_before(plans: &[Plan]) -> Result<()> {
+    let ends = |plan: &&Plan| plan.child.is_some() || is_read_only_after(&plan.node, plans);
+    let tops: Vec<_> = plans
+        .iter()
+        .filter(ends)
+        .map(|plan| Arc::clone(&plan.node))
+        .collect();
+    // Those below by themselves too: a node may flush only one of its children, and none if it is
+    // read-only itself.
+    for node in parents_first(&tops) {
+        node.flush()
+            .await
+            .map_err(|error| BlockError::Refused(format!("Error flushing drive: {error}")))?;
+    }
+    Ok(())
 }
 
 /// A node can be written if it shall be and everything below it can.

@@ -513,7 +513,7 @@ fn longest(
 }
 
 /// `tops` and everything below them, each once and after all of its parents that are among them.
-fn parents_first(tops: &[Arc<Node>]) -> Vec<Arc<Node>> {
+pub(super) fn parents_first(tops: &[Arc<Node>]) -> Vec<Arc<Node>> {
     fn visit(node: &Arc<Node>, seen: &mut HashSet<*const Node>, order: &mut Vec<Arc<Node>>) {
         if !seen.insert(Arc::as_ptr(node)) {
             return;

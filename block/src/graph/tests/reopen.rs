@@ -348,3 +348,82 @@ fn a_lock_that_can_not_be_had_takes_all_steps_back_and_loses_no_request() {
         thief.prepare_access(Access::of_device(false)).unwrap();
     });
 }
+
+/// A raw node over one that fails flushes, over one more of which nobody else flushes anything.
+async fn failing_flushes(bench: &Bench) -> Arc<Node> {
+    let rule = json!({"event": "none", "iotype": "flush", "errno": libc::ENOSPC});
+    let debug = json!({
+        "driver": "blkdebug", "node-name": "debug", "inject-error": [rule],
+        "image": {"driver": "null-co", "node-name": "low", "size": 4096}
+    });
+    bench.add(debug).await.unwrap()
+}
+
+fn raw(read_only: bool, below: &str) -> Value {
+    json!({"driver": "raw", "node-name": "raw", "file": below, "read-only": read_only})
+}
+
+#[test]
+fn what_was_written_is_durable_before_a_node_becomes_read_only() {
+    run(async |bench| {
+        let debug = failing_flushes(&bench).await;
+        let node = bench.add(raw(false, "debug")).await.unwrap();
+        let other = json!({"driver": "null-co", "node-name": "null", "size": 4096});
+        let other_node = bench.add(other.clone()).await.unwrap();
+        let mut quiet = other.clone();
+        quiet["read-only"] = json!(true);
+        // All of the list or nothing, whichever of it is refused.
+        let refused = reopen(&bench, vec![quiet.clone(), raw(true, "debug")]).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(
+            refused.starts_with("Error flushing drive: No space left on device"),
+            "{refused}"
+        );
+        assert!(!node.is_read_only() && !other_node.is_read_only());
+        assert!(node.drained_by().is_empty());
+        // What stays writable is flushed when its user asks for it.
+        reopen(&bench, vec![raw(false, "debug")]).await.unwrap();
+        debug.as_blkdebug().unwrap().clear_errors();
+        reopen(&bench, vec![quiet, raw(true, "debug")])
+            .await
+            .unwrap();
+        assert!(node.is_read_only() && other_node.is_read_only());
+    });
+}
+
+#[test]
+fn what_was_written_is_durable_before_a_child_is_left() {
+    run(async |bench| {
+        let debug = failing_flushes(&bench).await;
+        let node = bench.add(raw(false, "debug")).await.unwrap();
+        let other = json!({"driver": "null-co", "node-name": "null", "size": 4096});
+        bench.add(other).await.unwrap();
+        let refused = reopen(&bench, vec![raw(false, "null")]).await.unwrap_err();
+        assert!(
+            refused.to_string().contains("Error flushing drive"),
+            "{refused}"
+        );
+        assert_eq!(node.children()[0].1.name(), "debug");
+        debug.as_blkdebug().unwrap().clear_errors();
+        reopen(&bench, vec![raw(false, "null")]).await.unwrap();
+        assert_eq!(node.children()[0].1.name(), "null");
+    });
+}
+
+/// Not only what the node itself would flush: here it is read-only already, and what is below is not.
+#[test]
+fn what_is_below_a_node_that_leaves_its_child_is_flushed_too() {
+    run(async |bench| {
+        let debug = failing_flushes(&bench).await;
+        let node = bench.add(raw(true, "debug")).await.unwrap();
+        let other = json!({"driver": "null-co", "node-name": "null", "size": 4096});
+        bench.add(other).await.unwrap();
+        assert!(node.is_read_only() && !debug.is_read_only());
+        let refused = reopen(&bench, vec![raw(true, "null")]).await.unwrap_err();
+        assert!(
+            refused.to_string().contains("Error flushing drive"),
+            "{refused}"
+        );
+        assert_eq!(node.children()[0].1.name(), "debug");
+    });
+}
