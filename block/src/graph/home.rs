@@ -7,6 +7,7 @@
 //! here.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sluice_aio::AioContext;
@@ -81,12 +82,13 @@ impl Graph {
 /// `node` and all that is above and below it, and what is above and below that.
 fn connected(node: &Arc<Node>) -> Vec<Arc<Node>> {
     let mut found = vec![Arc::clone(node)];
+    let mut known = HashSet::from([Arc::as_ptr(node)]);
     let mut next = 0;
     while next < found.len() {
         let node = Arc::clone(&found[next]);
         let below = node.children().into_iter().map(|(_, child)| child);
         for other in node.nodes_above().into_iter().chain(below) {
-            if !found.iter().any(|known| Arc::ptr_eq(known, &other)) {
+            if known.insert(Arc::as_ptr(&other)) {
                 found.push(other);
             }
         }

@@ -1,6 +1,7 @@
 //! What queries ask of the graph: all of it at one moment, for `x-debug-query-block-graph`, and
 //! what is below one node, for `query-blockstats`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Graph;
@@ -10,7 +11,7 @@ use crate::node::Node;
 use crate::permission::Access;
 
 /// What a vertex of the picture is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VertexKind {
     /// A node.
     Driver,
@@ -51,19 +52,27 @@ pub struct Picture {
     pub edges: Vec<PictureEdge>,
 }
 
-impl Picture {
+/// A picture that is being made, with what finds its vertices again.
+#[derive(Default)]
+struct Sketch {
+    picture: Picture,
+    /// Where the vertices are: names are unique among those of one kind.
+    places: HashMap<(VertexKind, String), usize>,
+}
+
+impl Sketch {
     fn place(&mut self, kind: VertexKind, name: &str) -> usize {
-        let present = self
-            .vertices
-            .iter()
-            .position(|vertex| vertex.kind == kind && vertex.name == name);
-        present.unwrap_or_else(|| {
-            self.vertices.push(Vertex {
-                kind,
-                name: name.to_owned(),
-            });
-            self.vertices.len() - 1
-        })
+        let vertices = &mut self.picture.vertices;
+        *self
+            .places
+            .entry((kind, name.to_owned()))
+            .or_insert_with(|| {
+                vertices.push(Vertex {
+                    kind,
+                    name: name.to_owned(),
+                });
+                vertices.len() - 1
+            })
     }
 }
 
@@ -72,15 +81,15 @@ impl Graph {
     #[must_use]
     pub fn picture(&self) -> Picture {
         let topology = self.topology();
-        let mut picture = Picture::default();
+        let mut sketch = Sketch::default();
         for name in topology.nodes.keys() {
-            picture.place(VertexKind::Driver, name);
+            sketch.place(VertexKind::Driver, name);
         }
         for backend in &topology.backends {
-            picture.place(VertexKind::Backend, backend.name());
+            sketch.place(VertexKind::Backend, backend.name());
         }
         for node in topology.nodes.values().map(Arc::clone) {
-            let child = picture.place(VertexKind::Driver, node.name());
+            let child = sketch.place(VertexKind::Driver, node.name());
             for edge in node.edges_above() {
                 let parent = match &edge.parent {
                     Parent::Node(above) => above
@@ -96,8 +105,8 @@ impl Graph {
                     Parent::Claim(_) => None,
                 };
                 let Some((kind, name)) = parent else { continue };
-                let parent = picture.place(kind, &name);
-                picture.edges.push(PictureEdge {
+                let parent = sketch.place(kind, &name);
+                sketch.picture.edges.push(PictureEdge {
                     parent,
                     child,
                     name: edge.role,
@@ -105,7 +114,7 @@ impl Graph {
                 });
             }
         }
-        picture
+        sketch.picture
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use sluice_aio::{IoThread, LoopConfig};
 
 use super::bench::{run, write};
 use crate::graph::transaction::MAX_DEPTH;
@@ -33,6 +34,44 @@ fn ten_thousand_nodes_are_added_queried_drained_and_deleted() {
         }
         assert_eq!(bench.graph.nodes().len(), 1);
         assert!(low.parents().is_empty());
+    });
+}
+
+/// Queries and moves look at each node and edge a few times, not at each pair of nodes.
+#[test]
+fn ten_thousand_nodes_are_shown_and_moved_together() {
+    const NODES: usize = 10_000;
+    run(|bench| async move {
+        let (low, _) = bench.probe("low", true);
+        // Pairs: a filter above each raw node, and all of them above the one.
+        for index in 0..NODES / 2 {
+            let raw = json!({"driver": "raw", "node-name": format!("r{index}"), "file": "low"});
+            let debug = json!({"driver": "blkdebug", "node-name": format!("d{index}"),
+                               "image": format!("r{index}")});
+            bench.add(raw).await.unwrap();
+            bench.add(debug).await.unwrap();
+        }
+        let picture = bench.graph.picture();
+        assert_eq!(picture.vertices.len(), NODES + 1);
+        assert_eq!(picture.edges.len(), NODES);
+        for edge in &picture.edges {
+            let name = |place: usize| picture.vertices[place].name.as_str();
+            let (parent, child) = (name(edge.parent), name(edge.child));
+            let expected = match parent.strip_prefix('d') {
+                Some(index) => format!("r{index}"),
+                None => "low".to_owned(),
+            };
+            assert_eq!(child, expected, "below {parent}");
+        }
+        let thread = Arc::new(IoThread::spawn("io0", LoopConfig::default()).unwrap());
+        let home = (thread.context().clone(), Arc::clone(&thread) as Arc<_>);
+        let top = bench.graph.node("d4999").unwrap();
+        bench.graph.set_home(&top, Some(home)).await.unwrap();
+        for node in bench.graph.nodes() {
+            assert_eq!(node.home().unwrap().name(), "io0", "{}", node.name());
+        }
+        bench.graph.set_home(&low, None).await.unwrap();
+        assert!(top.home().is_none());
     });
 }
 
