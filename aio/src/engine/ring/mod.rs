@@ -34,6 +34,7 @@
 //! [`Engine::finish`], the ring gives up, and the table leaks what the kernel may still touch. The
 //! poll of the loop's events goes with the ring, whose descriptor is closed next.
 
+mod entrance;
 mod port;
 mod refusal;
 #[cfg(test)]

@@ -19,6 +19,7 @@ use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
+use super::entrance::Entrance;
 use super::refusal::{Cause, Refusal};
 use crate::engine::operation::{Memory, Request};
 
@@ -78,6 +79,8 @@ pub(super) trait Port {
 
 /// A ring of this kernel.
 pub(super) struct KernelPort {
+    /// Of `ring`, so it goes first.
+    entrance: Entrance,
     ring: IoUring,
     alarm: OwnedFd,
     bell: Option<Bell>,
@@ -109,7 +112,14 @@ impl KernelPort {
         } else {
             None
         };
+        // Only a ring that defers belongs to one thread for ever.
+        let entrance = if deferring {
+            Entrance::by_place(ring.as_raw_fd())
+        } else {
+            Entrance::by_descriptor(ring.as_raw_fd())
+        };
         let mut port = Self {
+            entrance,
             ring,
             bell,
             alarm: rustix::time::timerfd_create(
@@ -148,6 +158,20 @@ impl KernelPort {
             return Err(Refusal::because(Cause::OldKernel));
         }
         self.flush().map_err(|error| Refusal::of(&error))
+    }
+
+    /// Hands over what is in the submission queue, and sleeps until there are `wanted` completions.
+    fn enter(&mut self, wanted: u32) -> io::Result<usize> {
+        let queue = self.ring.submission();
+        // Both deliver completions only to who asks for them.
+        let flags = if wanted > 0 || queue.cq_overflow() || queue.taskrun() {
+            EnterFlags::GETEVENTS
+        } else {
+            EnterFlags::empty()
+        };
+        let entries = queue.len();
+        drop(queue);
+        self.entrance.enter(entries, wanted, flags)
     }
 
     fn completion_fd(&self) -> BorrowedFd<'_> {
@@ -197,11 +221,11 @@ impl Port for KernelPort {
     }
 
     fn submit(&mut self) -> io::Result<usize> {
-        self.ring.submit()
+        self.enter(0)
     }
 
     fn submit_and_wait(&mut self) -> io::Result<usize> {
-        self.ring.submitter().submit_and_wait(1)
+        self.enter(1)
     }
 
     fn pop(&mut self) -> Option<(u64, i32)> {
@@ -219,11 +243,7 @@ impl Port for KernelPort {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let flags = EnterFlags::GETEVENTS.bits();
-        // SAFETY: nothing is submitted and no argument passed, so the kernel touches no memory but
-        // the completion queue.
-        let entered = unsafe { self.ring.submitter().enter::<()>(0, 0, flags, None) };
-        entered.map(drop)
+        self.entrance.enter(0, 0, EnterFlags::GETEVENTS).map(drop)
     }
 
     fn cancel_all(&mut self) -> io::Result<()> {
