@@ -3,8 +3,8 @@
 //! A request runs in the loop of whoever makes it
 //! (docs/decisions/0004-io-runs-in-the-submitters-loop.md), so a node needs no loop for that. Its
 //! *home* is where a job starts whose source no device serves. Nodes that are connected have one
-//! home; a device that stands above any of them has a loop of its own, which can't be changed from
-//! here.
+//! home, also when a change of the graph connects them; a device that stands above any of them has a
+//! loop of its own, which can't be changed from here.
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use sluice_aio::AioContext;
 
 use super::Graph;
+use super::transaction::Transaction;
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 
@@ -27,6 +28,20 @@ impl std::fmt::Debug for Home {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Home({})", self.context.name())
     }
+}
+
+impl PartialEq for Home {
+    fn eq(&self, other: &Self) -> bool {
+        self.context == other.context
+    }
+}
+
+fn home_of(node: &Node) -> Option<Home> {
+    node.state.lock().home.clone()
+}
+
+fn active() -> BlockError {
+    BlockError::Refused("Cannot change iothread of active block backend".to_owned())
 }
 
 impl Node {
@@ -58,9 +73,7 @@ impl Graph {
         for node in &nodes {
             node.check_not_blocked()?;
             if !node.backends().is_empty() {
-                return Err(BlockError::Refused(
-                    "Cannot change iothread of active block backend".to_owned(),
-                ));
+                return Err(active());
             }
         }
         let home = home.map(|(context, keeper)| Home {
@@ -75,6 +88,52 @@ impl Graph {
         drop(sections);
         // The last reference to a thread ends it, which nobody should wait for under a lock.
         drop(replaced);
+        Ok(())
+    }
+}
+
+impl Transaction<'_> {
+    /// Gives nodes that new edges have connected one home: the child and what is connected with it go to
+    /// the parent's, unless a device stands above them; then the parent goes to the child's. A node that the
+    /// change adds has no home yet, and takes that of the others.
+    ///
+    /// A job does not stand against it: it stays in the loop that it was started in.
+    ///
+    /// # Errors
+    /// Devices stand above both, and the homes differ.
+    pub(super) fn share_homes(&mut self) -> Result<()> {
+        for (above, below) in std::mem::take(&mut self.joined) {
+            let (upper, lower) = (home_of(&above), home_of(&below));
+            if upper == lower {
+                continue;
+            }
+            // The usual case need not look at all that is connected with the child.
+            let alone = above.nodes_above().is_empty() && above.children().len() == 1;
+            if self.adds(&above) && alone {
+                self.set_home(&above, lower);
+                continue;
+            }
+            let nodes = connected(&above);
+            let settled: Vec<_> = nodes.iter().filter(|node| !self.adds(node)).collect();
+            let mut pinned = settled.iter().filter(|node| !node.backends().is_empty());
+            let home = match pinned.next() {
+                Some(first) => {
+                    let home = home_of(first);
+                    if pinned.any(|other| home_of(other) != home) {
+                        return Err(active());
+                    }
+                    home
+                }
+                None if !self.adds(&above) => upper,
+                None if !self.adds(&below) => lower,
+                None => settled.first().and_then(|node| home_of(node)),
+            };
+            for node in &nodes {
+                if home_of(node) != home {
+                    self.set_home(node, home.clone());
+                }
+            }
+        }
         Ok(())
     }
 }

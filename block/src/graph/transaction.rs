@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use super::home::Home;
 use super::parent::{Parent, ParentEdge, cumulative};
 use super::{Graph, Topology};
 use crate::backend::Backend;
@@ -36,7 +37,11 @@ pub(crate) struct Transaction<'g> {
     /// Nodes that have lost a parent: implicit ones go with their last.
     abandoned: Vec<Arc<Node>>,
     /// New edges between nodes, the upper one first.
-    joined: Vec<(Arc<Node>, Arc<Node>)>,
+    pub(super) joined: Vec<(Arc<Node>, Arc<Node>)>,
+    /// Nodes that this change adds, by address.
+    added: HashSet<*const Node>,
+    /// What nodes had as their home. Dropped after the lock: the last reference to a thread ends it.
+    left: Vec<Option<Home>>,
 }
 
 impl Graph {
@@ -48,6 +53,8 @@ impl Graph {
             touched: Vec::new(),
             abandoned: Vec::new(),
             joined: Vec::new(),
+            added: HashSet::new(),
+            left: Vec::new(),
         }
     }
 }
@@ -133,6 +140,7 @@ impl Transaction<'_> {
         for section in self.topology.global_sections() {
             section.cover_node(node);
         }
+        self.added.insert(Arc::as_ptr(node));
         let name = node.name().to_owned();
         self.topology.nodes.insert(name.clone(), Arc::clone(node));
         self.undo.push(Box::new(move |topology| {
@@ -266,6 +274,20 @@ impl Transaction<'_> {
             .push(Box::new(move |_| node.set_read_only(before)));
     }
 
+    /// Whether this change adds the node.
+    pub(super) fn adds(&self, node: &Arc<Node>) -> bool {
+        self.added.contains(&Arc::as_ptr(node))
+    }
+
+    /// Gives one node another home.
+    pub(super) fn set_home(&mut self, node: &Arc<Node>, home: Option<Home>) {
+        let before = std::mem::replace(&mut node.state.lock().home, home);
+        self.left.push(before.clone());
+        let node = Arc::clone(node);
+        self.undo
+            .push(Box::new(move |_| node.state.lock().home = before));
+    }
+
     /// Points `backend` to another node, or to none. The caller holds its section.
     pub(super) fn change_root(&mut self, backend: &Arc<Backend>, to: Option<&Arc<Node>>) {
         let from = backend.node();
@@ -327,8 +349,8 @@ impl Transaction<'_> {
     /// Makes the change final.
     ///
     /// # Errors
-    /// [`BlockError::Conflict`], [`BlockError::ReadOnly`], a graph that is too deep, or a lock that
-    /// somebody else stands against. Then all is as before the transaction.
+    /// [`BlockError::Conflict`], [`BlockError::ReadOnly`], a graph that is too deep, homes that can't
+    /// become one, or a lock that somebody else stands against. Then all is as before the transaction.
     pub(crate) fn commit(self) -> Result<()> {
         self.commit_with(|| {})
     }
@@ -340,6 +362,7 @@ impl Transaction<'_> {
         for (above, below) in &self.joined {
             check_depth(above, below)?;
         }
+        self.share_homes()?;
         let plan = self.plan()?;
         apply(&plan)?;
         self.undo.clear();

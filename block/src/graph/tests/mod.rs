@@ -3,6 +3,7 @@
 mod bench;
 mod changes;
 mod drain;
+mod homes;
 mod jobs;
 mod large;
 mod many;
