@@ -51,15 +51,34 @@ pub fn in_turns<E>(
     mut ours: impl FnMut() -> Result<f64, E>,
     mut theirs: impl FnMut() -> Result<f64, E>,
 ) -> Result<(f64, f64), E> {
-    let mut samples = (Vec::new(), Vec::new());
-    for round in 0..=rounds {
-        let pair = (ours()?, theirs()?);
-        if round > 0 {
-            samples.0.push(pair.0);
-            samples.1.push(pair.1);
-        }
-    }
-    Ok((median(&samples.0), median(&samples.1)))
+    let samples = pairs(rounds, &mut ours, &mut theirs)?;
+    let (ours, theirs): (Vec<f64>, Vec<f64>) = samples.into_iter().unzip();
+    Ok((median(&ours), median(&theirs)))
+}
+
+/// As [`in_turns`], but returns the median of what `with` returned beyond the call of `without`
+/// next to it: for a difference that is small beside both, whose medians drift with the machine.
+///
+/// # Errors
+/// The first error of either.
+pub fn difference<E>(
+    rounds: usize,
+    mut with: impl FnMut() -> Result<f64, E>,
+    mut without: impl FnMut() -> Result<f64, E>,
+) -> Result<f64, E> {
+    let samples = pairs(rounds, &mut with, &mut without)?;
+    let differences: Vec<f64> = samples.iter().map(|pair| pair.0 - pair.1).collect();
+    Ok(median(&differences))
+}
+
+/// What the two returned in each round but the first.
+fn pairs<E>(
+    rounds: usize,
+    ours: &mut impl FnMut() -> Result<f64, E>,
+    theirs: &mut impl FnMut() -> Result<f64, E>,
+) -> Result<Vec<(f64, f64)>, E> {
+    let _unmeasured = (ours()?, theirs()?);
+    (0..rounds).map(|_| Ok((ours()?, theirs()?))).collect()
 }
 
 /// Nanoseconds that one of `count` calls of `work` takes, on average.
@@ -103,5 +122,17 @@ mod tests {
         let medians = in_turns(3, || sample('a', &ours), || sample('b', &theirs));
         assert_eq!(order.into_inner(), "abababab");
         assert_eq!(medians, Ok((3.0, 13.0)));
+    }
+    #[test]
+    fn a_difference_does_not_drift_with_the_machine() {
+        let mut now = 0.0;
+        let clock = std::cell::RefCell::new(&mut now);
+        // Each call takes 100 more than the one before; the left one 5 on top.
+        let sample = |own: f64| {
+            **clock.borrow_mut() += 100.0;
+            Ok::<f64, ()>(**clock.borrow() + own)
+        };
+        let difference = difference(5, || sample(105.0), || sample(0.0)).unwrap();
+        assert!((difference - 5.0).abs() < 1e-9, "{difference}");
     }
 }
