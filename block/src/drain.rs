@@ -59,6 +59,8 @@ impl Held {
 struct Covered {
     _unlimited: Unlimited,
     closed: Closed,
+    /// Not kept: it may be removed meanwhile.
+    backend: Weak<Backend>,
 }
 
 /// What a section waits for.
@@ -166,13 +168,14 @@ impl SectionInner {
 
     /// Closes the gate of `backend` for this section, once, and lifts its limits: the section waits
     /// for what they hold up.
-    pub(crate) fn cover(&self, backend: &Backend) {
+    pub(crate) fn cover(&self, backend: &Arc<Backend>) {
         let gate = backend.gate();
         let mut held = self.held.lock();
         if !held.gates().any(|closed| closed.is_same(gate)) {
             held.backends.push(Covered {
                 closed: gate.close(&self.holder),
                 _unlimited: backend.lift_limits(),
+                backend: Arc::downgrade(backend),
             });
         }
     }
@@ -228,6 +231,20 @@ impl SectionInner {
         let nodes = nodes.into_iter().map(Busy::Driver);
         let busy = gates.chain(jobs).chain(nodes).map(|busy| busy.to_string());
         busy.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Tells the devices above of another size, each once.
+    fn tell_sizes(&self) {
+        let backends = {
+            let held = self.held.lock();
+            let covered = held.backends.iter();
+            covered
+                .filter_map(|covered| covered.backend.upgrade())
+                .collect::<Vec<_>>()
+        };
+        for backend in backends {
+            backend.tell_size();
+        }
     }
 
     /// One wait with one condition, evaluated afresh each time: nothing that is covered is busy.
@@ -345,6 +362,13 @@ impl Section {
             sum.longest_wait = sum.longest_wait.max(longest);
         }
         sum
+    }
+}
+
+impl Drop for Section {
+    /// Devices show the new size before the first request for it comes in.
+    fn drop(&mut self) {
+        self.inner.tell_sizes();
     }
 }
 

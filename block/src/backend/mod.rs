@@ -13,6 +13,7 @@ mod halted;
 mod medium;
 mod policy;
 mod request;
+mod size;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,8 @@ use medium::Removable;
 pub use medium::{RemovableDevice, Tray};
 pub use policy::ErrorPolicy;
 pub use request::{Request, Submitter};
+pub use size::SizeWatcher;
+use size::ToldSize;
 pub use stats::{Account, BackendStats, Counters, Latencies};
 use throttle::Throttling;
 pub(crate) use throttle::Unlimited;
@@ -61,6 +64,7 @@ pub struct Backend {
     /// What its device does with a medium.
     access: Access,
     removable: Mutex<Removable>,
+    size: ToldSize,
     stats: BackendStats,
     throttling: Arc<Throttling>,
     /// Whether a write may end before it is durable.
@@ -100,6 +104,7 @@ impl Backend {
             name: name.to_owned(),
             gate: Gate::new(name, clock.clone()),
             clock,
+            size: ToldSize::new(root.as_ref().map_or(0, |root| root.len())),
             root: ArcSwapOption::from(root),
             access,
             removable: Mutex::new(removable),

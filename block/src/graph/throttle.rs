@@ -1,5 +1,7 @@
 //! Limits of a disk, as `block_set_io_throttle` sets them.
 
+use std::sync::Arc;
+
 use super::Graph;
 use crate::backend::Backend;
 use crate::drain::{Section, SectionInner};
@@ -21,7 +23,7 @@ impl Graph {
     /// The limits contradict each other; then nothing has changed.
     pub async fn set_io_throttle(
         &self,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         group: Option<&str>,
         limits: ThrottleLimits,
     ) -> Result<(), LimitsError> {
@@ -49,7 +51,7 @@ impl Graph {
     }
 
     /// A section over one disk's own requests.
-    async fn hold_requests(&self, backend: &Backend) -> Section {
+    async fn hold_requests(&self, backend: &Arc<Backend>) -> Section {
         let inner = SectionInner::new(HOLDER, None, &self.clock);
         inner.cover(backend);
         inner.wait_idle().await;

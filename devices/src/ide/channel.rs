@@ -21,6 +21,7 @@ use sluice_block::Backend;
 use sluice_block::backend::Submitter;
 use tracing::Instrument as _;
 
+use super::capacity::Capacity;
 use super::core::{Core, Launch, Parking};
 use super::disk::{DriveConfig, DriveKind};
 use super::removable::Tray;
@@ -35,6 +36,8 @@ struct Target {
     submitter: Arc<Submitter>,
     /// Kept for the backend, which does not.
     _tray: Option<Arc<Tray>>,
+    /// The same.
+    _capacity: Option<Arc<Capacity>>,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
 }
@@ -48,8 +51,16 @@ impl Target {
             config.backend.set_removable(weak);
             tray
         });
+        let capacity = (config.kind == DriveKind::Disk).then(|| {
+            let capacity = Capacity::new(Weak::clone(channel), drive, &config.backend);
+            let capacity = Arc::new(capacity);
+            let weak: Weak<Capacity> = Arc::downgrade(&capacity);
+            config.backend.watch_size(weak);
+            capacity
+        });
         Self {
             _tray: tray,
+            _capacity: capacity,
             backend: Arc::clone(&config.backend),
             submitter: Arc::new(Submitter::new(Arc::clone(&config.backend))),
             #[cfg(feature = "test-hooks")]

@@ -1,7 +1,7 @@
 //! What a drive is, and how the guest has set it.
 //!
-//! [`DriveConfig`] comes from the machine builder; [`Disk`], or for a CD-ROM [`DriveIdentity`], is the checked, unchanging
-//! part of it; [`Settings`] is what commands change. Pure data but for the backend in the configuration.
+//! [`DriveConfig`] comes from the machine builder; [`Disk`], or for a CD-ROM [`DriveIdentity`], is the checked part
+//! of it, which no command changes; [`Settings`] is what commands change. Pure data but for the backend in the configuration.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ pub enum DriveKind {
 pub struct DriveConfig {
     /// Disk or CD-ROM.
     pub kind: DriveKind,
-    /// Where its sectors are. A disk's length is taken when the controller is made; a CD-ROM's may change, with
-    /// the medium.
+    /// Where its sectors are. A disk's length may change at the end of drained sections; a CD-ROM's changes
+    /// with the medium.
     pub backend: Arc<Backend>,
     /// Serial number, at most 20 printable ASCII characters; by default made from the place
     /// (`QM00001` for the primary master).
@@ -113,7 +113,7 @@ impl DriveIdentity {
     }
 }
 
-/// The unchanging properties of a disk.
+/// The properties of a disk. Only its capacity changes, and that by no command.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
     pub identity: DriveIdentity,
@@ -134,6 +134,19 @@ impl Disk {
             discard: config.discard,
             write_cache: config.write_cache,
         })
+    }
+
+    /// Another capacity, which the native translation follows. One that the guest has asked for keeps its heads and
+    /// sectors.
+    pub fn resize(&mut self, settings: &mut Settings, sectors: u64) {
+        let was_native = settings.translation == self.geometry();
+        self.sectors = sectors;
+        let asked_for = settings.translation;
+        settings.translation =
+            match Geometry::translated(sectors, asked_for.heads, asked_for.sectors) {
+                Some(translation) if !was_native => translation,
+                _ => self.geometry(),
+            };
     }
 
     /// The native translation.

@@ -25,6 +25,7 @@
 
 mod ata;
 mod atapi;
+mod capacity;
 mod channel;
 mod controller;
 mod core;

@@ -4,7 +4,7 @@
 //! nothing here waits, and nothing may call back into the transport on the same thread. The device
 //! answers through [`Interrupts`] and by dropping a [`Settling`], both from any thread.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use sluice_aio::GuestRam;
@@ -28,6 +28,12 @@ pub trait Interrupts: Send + Sync {
     /// The driver did something impossible: sets NEEDS_RESET and tells the driver (VIRTIO 1.2,
     /// section 2.1.2).
     fn needs_reset(&self, reason: &dyn std::error::Error);
+
+    /// Changes what [`VirtioDevice::read_config`] answers. No driver sees half of it: it reads nothing
+    /// while `change` runs, and another `config_generation` afterwards. If the device lives, its driver
+    /// is told (VIRTIO 1.2, sections 2.5.1 and 4.1.4.3.1). `change` says whether there was anything to
+    /// change; it may not call the transport.
+    fn change_config(&self, change: &dyn Fn() -> bool);
 
     /// Whether the device may access the guest's memory now. A device that may not leaves its rings
     /// alone; its doorbells ring when it may again.
@@ -91,6 +97,11 @@ pub trait VirtioDevice: Send + Sync {
 
     /// The largest size of each queue.
     fn queue_sizes(&self) -> &[u16];
+
+    /// The way to the driver, for a device that changes by itself. Called once, before any other.
+    fn connect(&self, driver: Weak<dyn Interrupts>) {
+        let _ = driver;
+    }
 
     /// Reads the device-specific configuration; beyond its end: zeroes.
     fn read_config(&self, offset: u64, data: &mut [u8]);

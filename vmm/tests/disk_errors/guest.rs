@@ -41,7 +41,13 @@ impl Ide {
     /// Waits for the end of a command, which must be a good one.
     #[track_caller]
     pub fn finish(qtest: &mut Qtest) {
-        assert_eq!(Self::wait(qtest) & ERROR, 0);
+        assert!(Self::ends_well(qtest));
+    }
+
+    /// Waits for the end of a command; whether it was a good one.
+    #[track_caller]
+    pub fn ends_well(qtest: &mut Qtest) -> bool {
+        Self::wait(qtest) & ERROR == 0
     }
 
     #[track_caller]

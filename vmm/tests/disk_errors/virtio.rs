@@ -17,6 +17,10 @@ const QUEUE_SIZE: u64 = 16;
 const CHAIN: u64 = 3;
 
 pub struct Virtio {
+    /// Where the structures are (section 4.1.4).
+    common: u64,
+    interrupt_status: u64,
+    configuration: u64,
     doorbell: u64,
     made: u64,
 }
@@ -83,6 +87,8 @@ impl Virtio {
         config.write(4, 6);
         let (common, _) = config.capability(1);
         let (notify, multiplier) = config.capability(2);
+        let (interrupt_status, _) = config.capability(3);
+        let (configuration, _) = config.capability(4);
         let common = WINDOW + common;
         let mut set = |width: &str, at: u64, value: u64| {
             qtest.ask(&format!("write{width} {:#x} {value:#x}", common + at));
@@ -105,9 +111,29 @@ impl Virtio {
         set("b", 20, 15);
         let offset = qtest.number(&format!("readw {:#x}", common + 30));
         Self {
+            common,
+            interrupt_status: WINDOW + interrupt_status,
+            configuration: WINDOW + configuration,
             doorbell: WINDOW + notify + offset * u64::from(multiplier),
             made: 0,
         }
+    }
+
+    /// `capacity` in sectors, read by halves as drivers must (section 4.1.3.1).
+    pub fn capacity(&self, qtest: &mut Qtest) -> u64 {
+        let at = self.configuration;
+        let [low, high] = [at, at + 4].map(|at| qtest.number(&format!("readl {at:#x}")));
+        high << 32 | low
+    }
+
+    /// `config_generation`.
+    pub fn generation(&self, qtest: &mut Qtest) -> u64 {
+        qtest.number(&format!("readb {:#x}", self.common + 21))
+    }
+
+    /// The interrupt status, which is clear afterwards: bit 0 a queue, bit 1 the configuration.
+    pub fn take_interrupt_status(&self, qtest: &mut Qtest) -> u64 {
+        qtest.number(&format!("readb {:#x}", self.interrupt_status))
     }
 
     /// Makes a write of a sector available, without ringing.

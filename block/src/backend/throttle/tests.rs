@@ -74,7 +74,7 @@ impl Bench {
         disk
     }
 
-    async fn limit(&self, disk: &Backend, group: Option<&str>, value: Value) {
+    async fn limit(&self, disk: &Arc<Backend>, group: Option<&str>, value: Value) {
         let set = self.graph.set_io_throttle(disk, group, limits(value));
         set.await.unwrap();
     }

@@ -15,6 +15,7 @@ mod random;
 mod reopen;
 mod reopen_options;
 mod resize;
+mod sizes;
 mod scenarios;
 mod slow;
 mod snapshot;

@@ -249,6 +249,19 @@ impl Core {
         }
     }
 
+    /// The disk `drive` has another size. What IDENTIFY DEVICE has told before is not recalled: an ATA disk has no
+    /// way to say so by itself. Commands under way are measured again with their next block.
+    pub fn resize(&mut self, drive: usize, sectors: u64) {
+        if let Some(Drive {
+            unit: Unit::Disk(disk),
+            settings,
+            ..
+        }) = &mut self.slots[drive].drive
+        {
+            disk.resize(settings, sectors);
+        }
+    }
+
     /// Counters; the parked request is told by the phase of the request in flight.
     pub fn stats(&self) -> ChannelStats {
         ChannelStats {

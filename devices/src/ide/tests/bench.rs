@@ -249,6 +249,11 @@ impl Bench {
         bench
     }
 
+    /// The graph, for what the operator does.
+    pub(super) fn graph(&self) -> Arc<Graph> {
+        Arc::clone(&self.graph)
+    }
+
     /// The loop's handle.
     pub(super) fn context(&self) -> AioContext {
         self.event_loop.context()

@@ -9,5 +9,6 @@ mod errors;
 mod fuzz;
 mod pio;
 mod reset;
+mod resize;
 mod rules;
 mod traces;

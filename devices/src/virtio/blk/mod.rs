@@ -12,18 +12,18 @@ mod request;
 mod tests;
 mod worker;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use sluice_aio::gate::Describe;
 use sluice_aio::{AioContext, Gate};
-use sluice_block::backend::Backend;
+use sluice_block::backend::{Backend, SizeWatcher};
 
 use self::layout::{Features, SECTOR, SERIAL_LEN, config};
 use self::request::{Disk, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_TRANSFER};
 use self::worker::{Stop, serve};
-use super::{ActiveQueue, DeviceId, Settling, VirtioDevice, VirtioError};
+use super::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice, VirtioError};
 
 /// How a virtio disk is set up.
 pub struct VirtioBlkConfig {
@@ -120,6 +120,10 @@ pub struct VirtioBlk {
     queue_sizes: Vec<u16>,
     physical_block_size: u32,
     features: Features,
+    /// `capacity`: the size as the driver knows it.
+    capacity: AtomicU64,
+    /// The way to the driver, once there is one.
+    driver: OnceLock<Weak<dyn Interrupts>>,
     /// Running queues, by number.
     stops: Mutex<Vec<Option<Arc<Stop>>>>,
 }
@@ -186,14 +190,26 @@ impl VirtioBlk {
         });
         let describer = Arc::downgrade(&shared);
         shared.disk.backend.gate().add_describer(describer);
-        Ok(Arc::new(Self {
+        let blk = Arc::new(Self {
             shared,
             contexts,
             queue_sizes: vec![queue_size; usize::from(num_queues)],
             physical_block_size: physical,
             features,
+            capacity: AtomicU64::new(0),
+            driver: OnceLock::new(),
             stops: Mutex::new(vec![None; usize::from(num_queues)]),
-        }))
+        });
+        let watcher: Weak<Self> = Arc::downgrade(&blk);
+        blk.shared.disk.backend.watch_size(watcher);
+        blk.take_capacity();
+        Ok(blk)
+    }
+
+    /// Brings the capacity up to date; whether it was another one.
+    fn take_capacity(&self) -> bool {
+        let capacity = self.shared.disk.capacity();
+        self.capacity.swap(capacity, Ordering::AcqRel) != capacity
     }
 
     /// The configuration structure as it is now. Fields of features that are not offered read as
@@ -203,8 +219,7 @@ impl VirtioBlk {
         let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
         let disk = &self.shared.disk;
         let block = disk.block_size;
-        // What does not fill a block at the end cannot be reached.
-        let capacity = disk.backend.len() / u64::from(block) * (u64::from(block) / SECTOR);
+        let capacity = self.capacity.load(Ordering::Acquire);
         let queue_size = self.queue_sizes.first().copied().unwrap_or(MIN_QUEUE_SIZE);
         let exponent = (self.physical_block_size / block).trailing_zeros();
         let min_io = u16::try_from(self.physical_block_size / block).unwrap_or(u16::MAX);
@@ -250,6 +265,18 @@ fn size_max(seg_max: u32) -> u32 {
     1 << most.ilog2()
 }
 
+impl SizeWatcher for VirtioBlk {
+    /// Section 5.2.5: the driver learns the new capacity by a configuration change.
+    fn size_changed(&self) {
+        match self.driver.get().and_then(Weak::upgrade) {
+            Some(driver) => driver.change_config(&|| self.take_capacity()),
+            None => {
+                self.take_capacity();
+            }
+        }
+    }
+}
+
 impl VirtioDevice for VirtioBlk {
     fn device_id(&self) -> DeviceId {
         DeviceId::Block
@@ -261,6 +288,11 @@ impl VirtioDevice for VirtioBlk {
 
     fn queue_sizes(&self) -> &[u16] {
         &self.queue_sizes
+    }
+
+    fn connect(&self, driver: Weak<dyn Interrupts>) {
+        // There is one transport.
+        let _ = self.driver.set(driver);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -286,6 +286,12 @@ impl Disk {
         RequestStatus::IoError
     }
 
+    /// Size in sectors. What does not fill a block at the end cannot be reached.
+    pub(super) fn capacity(&self) -> u64 {
+        let block = u64::from(self.block_size);
+        self.backend.len() / block * (block / SECTOR)
+    }
+
     /// Byte offset of a transfer of data, if it is on the disk and not too large.
     fn transfer(&self, sector: u64, data: &IoBuffer) -> Option<u64> {
         let offset = self.range(sector, data.len() as u64)?;

@@ -69,12 +69,17 @@ impl Vectors {
         }
     }
 
-    pub(super) fn raise_config(&self, msix: &Msix, pci: &PciConfig) {
+    /// The device-specific configuration is another one. Wraps around.
+    pub(super) fn next_generation(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A configuration change notification. The status register shows it with MSI-X too (section
+    /// 4.1.4.5.1); the line does not.
+    pub(super) fn raise_config(&self, msix: &Msix, pci: &PciConfig) {
+        self.raise(Isr::CONFIG, msix, pci);
         if msix.is_enabled() {
             msix.trigger(self.config());
-        } else {
-            self.raise(Isr::CONFIG, msix, pci);
         }
     }
 

@@ -26,7 +26,7 @@ use self::layout::{
     capability,
 };
 use self::registers::Registers;
-use super::{Interrupts, Kick, RingFeatures, VirtioDevice, VirtioError};
+use super::{Interrupts, Kick, RingFeatures, Status, VirtioDevice, VirtioError};
 use crate::doorbell::{DoorbellAddress, Doorbells};
 use crate::irq::{IrqLine, MsiController};
 use crate::pci::{BarIndex, ConfigChange, Msix, PciConfig, PciFunction};
@@ -91,7 +91,7 @@ impl VirtioPci {
         }
         let offered = device.features() | RingFeatures::all().bits();
         let registers = Mutex::new(Registers::new(offered, device.queue_sizes()));
-        Ok(Arc::new_cyclic(|this| Self {
+        let function = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             pci,
             msix,
@@ -104,7 +104,10 @@ impl VirtioPci {
             bound: Mutex::new(None),
             memory: parts.memory,
             registers,
-        }))
+        });
+        let driver: Weak<Self> = Arc::downgrade(&function);
+        function.device.connect(driver);
+        Ok(function)
     }
 
     fn read_common(&self, offset: u64, data: &mut [u8]) {
@@ -190,7 +193,11 @@ impl PciFunction for VirtioPci {
                     *byte = self.vectors.take_isr(&self.msix, &self.pci);
                 }
             }
-            Some((Structure::Device, at)) => self.device.read_config(at, data),
+            Some((Structure::Device, at)) => {
+                // Not in the middle of a change.
+                let _registers = self.registers.lock();
+                self.device.read_config(at, data);
+            }
             Some((Structure::Notify | Structure::PciAccess, _)) | None => data.fill(0),
         }
     }
@@ -256,6 +263,18 @@ impl Interrupts for VirtioPci {
 
     fn needs_reset(&self, reason: &dyn std::error::Error) {
         self.break_device(&mut self.registers.lock(), reason);
+    }
+
+    fn change_config(&self, change: &dyn Fn() -> bool) {
+        let registers = self.registers.lock();
+        if !change() {
+            return;
+        }
+        self.vectors.next_generation();
+        let lives = registers.status.contains(Status::DRIVER_OK);
+        if lives && !registers.resetting && !registers.retired {
+            self.vectors.raise_config(&self.msix, &self.pci);
+        }
     }
 
     fn may_access_memory(&self) -> bool {

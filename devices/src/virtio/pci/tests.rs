@@ -1,5 +1,7 @@
 //! Tests of the transport with a device that does nothing but remember what it was told.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use sluice_aio::GuestRam;
 use virtio_queue::QueueT;
 
@@ -14,6 +16,8 @@ use crate::virtio::{ActiveQueue, DeviceId, Settling, Status};
 struct Fake {
     started: Mutex<Vec<ActiveQueue>>,
     settling: Mutex<Vec<(u16, Settling)>>,
+    /// What the configuration is made of.
+    seed: AtomicU8,
 }
 
 impl VirtioDevice for Fake {
@@ -30,7 +34,7 @@ impl VirtioDevice for Fake {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0xc0 | offset.to_le_bytes()[0]);
+        data.fill(self.seed.load(Ordering::SeqCst) ^ 0xc0 | offset.to_le_bytes()[0]);
     }
 
     fn start_queue(&self, queue: ActiveQueue) {
@@ -232,10 +236,6 @@ fn without_msix_the_line_and_the_status_register_speak() {
     guest.function.queue(1);
     assert_eq!(guest.read(Structure::Isr, 0), [3]);
     assert_eq!(guest.read(Structure::Isr, 0), [0]);
-    assert_eq!(
-        guest.read(Structure::Common, common::CONFIG_GENERATION as u64),
-        [1]
-    );
 
     guest.function.queue(0);
     guest.use_msix();
@@ -346,4 +346,79 @@ fn a_device_needs_queues() {
         VirtioPci::new(Arc::new(None), parts),
         Err(VirtioError::QueueCount(0))
     ));
+}
+
+fn generation(guest: &Guest) -> u8 {
+    let [generation] = guest.read(Structure::Common, common::CONFIG_GENERATION as u64);
+    generation
+}
+
+/// Changes the configuration as the device would.
+fn change(fake: &Fake, guest: &Guest, seed: u8) {
+    guest.function.change_config(&|| {
+        let locked = guest.function.registers.is_locked();
+        assert!(locked, "a driver could read the half of a change");
+        fake.seed.swap(seed, Ordering::SeqCst) != seed
+    });
+}
+
+#[test]
+fn a_change_of_the_configuration_has_a_generation_of_its_own() {
+    let (fake, guest) = guest();
+    let before = generation(&guest);
+    change(&fake, &guest, 1);
+    assert_eq!(guest.read(Structure::Device, 0), [0xc1]);
+    assert_eq!(generation(&guest), before.wrapping_add(1));
+    change(&fake, &guest, 1);
+    assert_eq!(generation(&guest), before.wrapping_add(1), "no change");
+    for seed in 2..=255 {
+        change(&fake, &guest, seed);
+    }
+    change(&fake, &guest, 0);
+    assert_eq!(generation(&guest), before, "it wraps around");
+}
+
+#[test]
+fn a_driver_that_lives_is_told_of_a_change() {
+    let config_messages = |guest: &Guest| {
+        let sent = guest.msi.sent();
+        sent.iter().filter(|(_, data)| *data == 0).count()
+    };
+    let (fake, guest) = guest();
+    let _queues = guest.set_up(RingFeatures::empty(), 0, 1);
+    guest.common(common::CONFIG_MSIX_VECTOR, &0_u16.to_le_bytes());
+    change(&fake, &guest, 1);
+    assert_eq!(config_messages(&guest), 0, "not before DRIVER_OK");
+    assert_eq!(guest.read(Structure::Isr, 0), [0]);
+    guest.set_status(Status::DRIVER_OK);
+    change(&fake, &guest, 2);
+    assert_eq!(config_messages(&guest), 1);
+    assert!(!guest.line.level(), "MSI-X is in use");
+    assert_eq!(guest.read(Structure::Isr, 0), [2]);
+    change(&fake, &guest, 2);
+    assert_eq!(config_messages(&guest), 1, "nothing has changed");
+    guest.common(common::CONFIG_MSIX_VECTOR, &NO_VECTOR.to_le_bytes());
+    change(&fake, &guest, 3);
+    assert_eq!(config_messages(&guest), 1, "without a vector no message");
+    assert_eq!(guest.read(Structure::Isr, 0), [2]);
+    // A reset that waits for what is in flight: the driver is to hear nothing of the life before.
+    guest.common(common::CONFIG_MSIX_VECTOR, &0_u16.to_le_bytes());
+    guest.set_status(Status::empty());
+    change(&fake, &guest, 4);
+    assert_eq!(config_messages(&guest), 1, "in a reset");
+    fake.settling.lock().clear();
+    assert!(guest.status().is_empty());
+    assert_eq!(guest.read(Structure::Isr, 0), [0]);
+    assert_eq!(guest.read(Structure::Device, 0), [0xc4]);
+}
+
+#[test]
+fn without_msix_the_line_tells_of_a_change() {
+    let (fake, guest) = guest();
+    guest.negotiate(RingFeatures::VERSION_1.bits());
+    guest.set_status(Status::DRIVER_OK);
+    change(&fake, &guest, 1);
+    assert!(guest.line.level());
+    assert_eq!(guest.read(Structure::Isr, 0), [2]);
+    assert!(!guest.line.level());
 }

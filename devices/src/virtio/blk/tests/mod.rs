@@ -6,6 +6,7 @@ mod errors;
 mod hostile;
 mod requests;
 mod reset;
+mod resize;
 mod rules;
 mod threads;
 mod traces;
