@@ -9,13 +9,21 @@ use sluice_aio::IoBuffer;
 
 use super::serialise::{Claim, ClaimKind};
 use super::span::Span;
-use crate::driver::RequestFlags;
+use crate::driver::{DebugEvent, RequestFlags};
 use crate::error::Result;
 use crate::node::Node;
 
 /// Bytes up to which a request is widened in memory as a whole; of a larger one only its first and
 /// its last block are.
 const WIDEN_WHOLE: u64 = 64 << 10;
+
+/// The events before a write's first and last block are read, to be put around its data.
+const BEFORE_READ: [DebugEvent; 2] = [DebugEvent::PwritevRmwHead, DebugEvent::PwritevRmwTail];
+/// Those after it.
+const AFTER_READ: [DebugEvent; 2] = [
+    DebugEvent::PwritevRmwAfterHead,
+    DebugEvent::PwritevRmwAfterTail,
+];
 
 impl Node {
     /// Claims the blocks that a change of `span` touches; nothing if the driver has none.
@@ -68,10 +76,29 @@ impl Node {
                 self.write_pieces(part, &source, flags).await?;
             } else {
                 let whole = IoBuffer::alloc(to_len(outer.len()));
+                self.modify_event(part, outer, BEFORE_READ).await?;
                 self.read_pieces(outer, &whole).await?;
+                self.modify_event(part, outer, AFTER_READ).await?;
                 whole.copy_from_slice(to_len(part.start - outer.start), &source.to_vec());
                 self.write_pieces(outer, &whole, flags).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Lets a fault injector below stop where `outer` is read for a write of `part`: at the event of
+    /// each end that lies within a block. One read serves both.
+    async fn modify_event(
+        &self,
+        part: Span,
+        outer: Span,
+        [head, tail]: [DebugEvent; 2],
+    ) -> Result<()> {
+        if part.start > outer.start {
+            self.debug_event(head).await?;
+        }
+        if part.end < outer.end {
+            self.debug_event(tail).await?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Nodes with breakpoints, rules and limits, as options and as calls make them.
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,6 +153,86 @@ fn errors_come_from_options_and_from_a_file() {
             node.info().filename,
             format!("blkdebug:{}:null-co://", path.display())
         );
+    });
+}
+
+/// QEMU's events, in its order; one of a write that begins or ends with a block does not happen.
+#[test]
+fn a_write_within_a_block_stops_around_its_read() {
+    run(|graph, _| async move {
+        let node = add(&graph, json!({"align": 4096})).await.unwrap();
+        let debug = node.as_blkdebug().unwrap();
+        let events = [
+            DebugEvent::PwritevRmwHead,
+            DebugEvent::PwritevRmwTail,
+            DebugEvent::ReadAio,
+            DebugEvent::PwritevRmwAfterHead,
+            DebugEvent::PwritevRmwAfterTail,
+            DebugEvent::WriteAio,
+        ];
+        let tags = ["head", "tail", "read", "after_head", "after_tail", "write"];
+        let (within, first, last, whole) = (512, 0, 4096 - 512, 4096);
+        for (offset, len, expected) in [
+            (within, 512, &tags[..]),
+            (first, 512, &["tail", "read", "after_tail", "write"]),
+            (last, 512, &["head", "read", "after_head", "write"]),
+            (first, whole, &["write"]),
+        ] {
+            for (event, tag) in events.into_iter().zip(tags) {
+                debug.set_break(event, tag).unwrap();
+            }
+            let writer = Arc::clone(&node);
+            let task = current::spawn_local(async move {
+                let buffer = IoBuffer::alloc(len);
+                writer.write(offset, buffer, RequestFlags::empty()).await
+            });
+            for tag in expected {
+                settle().await;
+                let held: Vec<_> = tags.iter().filter(|tag| debug.is_suspended(tag)).collect();
+                assert_eq!(held, [tag], "{len} bytes at {offset}");
+                debug.resume(tag).unwrap();
+            }
+            task.await.unwrap().unwrap();
+            for tag in tags.iter().filter(|tag| !expected.contains(tag)) {
+                debug.remove_break(tag).unwrap();
+            }
+        }
+        // What fails there is not written.
+        debug.set_break(events[3], "after_head").unwrap();
+        debug.set_break(DebugEvent::WriteAio, "write").unwrap();
+        let writer = Arc::clone(&node);
+        let task =
+            current::spawn_local(
+                async move { writer.write(512, block(), RequestFlags::empty()).await },
+            );
+        settle().await;
+        debug.fail("after_head", libc::ENOMEM).unwrap();
+        let failed = task.await.unwrap().unwrap_err();
+        assert_eq!(failed.errno(), libc::ENOMEM);
+        assert!(!debug.is_suspended("write"));
+    });
+}
+
+/// Otherwise an error comes in a later turn of the loop, as from a medium.
+#[test]
+fn an_error_comes_at_once_only_if_that_is_asked_for() {
+    run(|graph, _| async move {
+        for immediately in [false, true] {
+            let rule = json!({"event": "none", "iotype": "read", "immediately": immediately});
+            let node = add(&graph, json!({"inject-error": [rule]})).await.unwrap();
+            {
+                let mut read = pin!(node.read(0, block()));
+                assert_eq!(
+                    futures_util::poll!(read.as_mut()).is_ready(),
+                    immediately,
+                    "immediately={immediately}"
+                );
+                if !immediately {
+                    assert_eq!(read.await.unwrap_err().errno(), libc::EIO);
+                }
+            }
+            graph.del_node("debug").unwrap();
+        }
     });
 }
 
