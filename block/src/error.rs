@@ -1,6 +1,7 @@
 //! What can go wrong in the block layer, with the context that a message needs.
 
 use std::io;
+use std::sync::Arc;
 
 /// Result of block-layer calls.
 pub type Result<T> = std::result::Result<T, BlockError>;
@@ -90,8 +91,8 @@ pub enum BlockError {
     Busy {
         /// The node.
         node: String,
-        /// The job's type.
-        job: &'static str,
+        /// The job's type and id.
+        job: Arc<str>,
     },
     /// One user of a node does what another does not allow.
     #[error(transparent)]

@@ -39,8 +39,8 @@ pub(crate) struct NodeState {
     pub(crate) home: Option<Home>,
     /// As the node was opened or last reopened; none for a filter that a job has put in.
     pub(crate) options: Option<Box<BlockdevOptions>>,
-    /// The job (its type) that forbids others to use the node.
-    pub(crate) blocker: Option<&'static str>,
+    /// The job (its type and id) that forbids others to use the node.
+    pub(crate) blocker: Option<Arc<str>>,
     /// A filter that nobody has named.
     pub(crate) implicit_filter: bool,
 }

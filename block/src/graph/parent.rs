@@ -168,20 +168,29 @@ impl Node {
         self.state.lock().implicit_filter
     }
 
-    /// Claims the node for a job of this type: others are refused until [`Node::unblock`].
+    /// Claims the node for a job, given by its type and id: others are refused until [`Node::unblock`].
     ///
     /// # Errors
     /// Another job has it.
-    pub(crate) fn block(&self, job: &'static str) -> Result<()> {
+    pub(crate) fn block(&self, job: &str) -> Result<()> {
         let mut state = self.state.lock();
-        if let Some(present) = state.blocker {
-            return Err(BlockError::Busy {
-                node: self.name().to_owned(),
-                job: present,
-            });
+        if let Some(present) = &state.blocker {
+            return Err(self.busy(present));
         }
-        state.blocker = Some(job);
+        state.blocker = Some(job.into());
         Ok(())
+    }
+
+    fn busy(&self, job: &Arc<str>) -> BlockError {
+        BlockError::Busy {
+            node: self.name().to_owned(),
+            job: Arc::clone(job),
+        }
+    }
+
+    /// The job that has claimed the node, by its type and id.
+    pub(crate) fn blocker(&self) -> Option<Arc<str>> {
+        self.state.lock().blocker.clone()
     }
 
     /// Ends a job's claim.
@@ -192,11 +201,8 @@ impl Node {
     /// # Errors
     /// A job runs on the node.
     pub(crate) fn check_not_blocked(&self) -> Result<()> {
-        match self.state.lock().blocker {
-            Some(job) => Err(BlockError::Busy {
-                node: self.name().to_owned(),
-                job,
-            }),
+        match &self.state.lock().blocker {
+            Some(job) => Err(self.busy(job)),
             None => Ok(()),
         }
     }

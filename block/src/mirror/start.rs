@@ -220,7 +220,7 @@ fn check_source(source: &Node, device: &str) -> Result<()> {
     if source.driver_name() == "mirror_top" {
         return Err(BlockError::Busy {
             node: device.to_owned(),
-            job: JOB_TYPE,
+            job: source.blocker().unwrap_or_else(|| JOB_TYPE.into()),
         });
     }
     source.check_not_blocked()
@@ -347,7 +347,7 @@ async fn start(
     let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&dirty)));
     let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
     // Until it goes, with the job.
-    filter.block(JOB_TYPE)?;
+    filter.block(&blocker_text(&id))?;
     let home = filter
         .backends()
         .first()
@@ -394,6 +394,11 @@ async fn start(
     Ok(())
 }
 
+/// What others are told who want to use the job's nodes: QEMU's word for the job, and which one it is.
+fn blocker_text(id: &str) -> String {
+    format!("{JOB_TYPE} '{id}'")
+}
+
 /// What the filter's node is to the job.
 pub(super) const FILTER_ROLE: &str = "main node";
 /// What the target is to the job.
@@ -427,8 +432,9 @@ impl<'a> Claim<'a> {
         target: &'a Arc<Node>,
         id: &str,
     ) -> Result<Self> {
-        source.block(JOB_TYPE)?;
-        target.block(JOB_TYPE).inspect_err(|_| source.unblock())?;
+        let blocker = blocker_text(id);
+        source.block(&blocker)?;
+        target.block(&blocker).inspect_err(|_| source.unblock())?;
         let claim = Self {
             graph,
             source,

@@ -117,7 +117,7 @@ fn a_node_takes_part_in_one_job_at_a_time() {
         bench.target("target").await;
         bench.target("target2").await;
         bench.mirror("disk", "target").await;
-        let busy = "in use by block job: mirror";
+        let busy = "in use by block job: mirror 'job0'";
         let mut second = common("disk");
         second.job_id = Some("job1".to_owned());
         assert!(text(bench.start("target2", second.clone()).await).contains(busy));
@@ -182,7 +182,7 @@ fn two_mirrors_of_one_disk_begun_at_once() {
         let second = second.await.unwrap();
         drop(token);
         first.await.unwrap().unwrap();
-        assert!(text(second).contains("in use by block job: mirror"));
+        assert!(text(second).contains("in use by block job: mirror 'job0'"));
         assert_eq!(bench.graph.node("target2").unwrap().writer(), None);
         assert_eq!(bench.complete().await, None);
         assert_eq!(disk.node().unwrap().name(), "target");

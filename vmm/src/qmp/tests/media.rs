@@ -234,7 +234,7 @@ fn a_job_keeps_its_medium_in() {
         );
         let mirror = json!({"job-id": "m", "device": "iso", "target": "copy", "sync": "full"});
         client.ok("blockdev-mirror", mirror);
-        let busy = "Node 'iso' is busy: block device is in use by block job: mirror";
+        let busy = "Node 'iso' is busy: block device is in use by block job: mirror 'm'";
         assert_eq!(client.generic("eject", json!({"id": "ide0"})), busy);
         let image = world.image("other", 4096, 1);
         let change = json!({"id": "ide0", "filename": image});
