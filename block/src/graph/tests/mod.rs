@@ -15,7 +15,7 @@ mod random;
 mod reopen;
 mod reopen_options;
 mod resize;
-mod sizes;
 mod scenarios;
+mod sizes;
 mod slow;
 mod snapshot;
