@@ -250,7 +250,9 @@ impl SectionInner {
     /// One wait with one condition, evaluated afresh each time: nothing that is covered is busy.
     pub(crate) async fn wait_idle(&self) {
         let mut patience = PATIENCE;
+        let mut has_waited = false;
         while let Some(busy) = self.busy() {
+            has_waited = true;
             tracing::debug!(holder = self.holder, waits_for = %busy, "draining");
             let idle = pin!(busy.wait_idle());
             let waited = self.clock.now().saturating_sub(self.began);
@@ -263,6 +265,13 @@ impl SectionInner {
                     "a drain takes long"
                 );
                 patience *= 2;
+            }
+        }
+        if has_waited {
+            let waited = self.clock.now().saturating_sub(self.began);
+            let nodes = self.held.lock().nodes.clone();
+            for node in nodes {
+                node.state.lock().past_sections.record_drain(waited);
             }
         }
     }
@@ -295,15 +304,27 @@ pub struct PastSections {
     pub longest: Duration,
     /// How long they lasted, in microseconds.
     pub times: Histogram,
+    /// The longest time that one, which may be open yet, waited for what was above the node.
+    pub longest_drain: Duration,
+    /// How long they waited, in microseconds; not those that had nothing to wait for.
+    pub drain_times: Histogram,
 }
 
 impl PastSections {
     fn record(&mut self, lasted: Duration) {
         self.count += 1;
         self.longest = self.longest.max(lasted);
-        let micros = u64::try_from(lasted.as_micros()).unwrap_or(u64::MAX);
-        self.times.record(micros);
+        self.times.record(micros(lasted));
     }
+
+    fn record_drain(&mut self, waited: Duration) {
+        self.longest_drain = self.longest_drain.max(waited);
+        self.drain_times.record(micros(waited));
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Node {

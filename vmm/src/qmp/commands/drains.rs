@@ -31,6 +31,10 @@ pub(super) struct Drains {
     longest_section_ns: u128,
     /// How long they lasted.
     section_times: Vec<Bucket>,
+    /// The longest wait of a section for requests to end, in nanoseconds.
+    longest_drain_ns: u128,
+    /// How long sections waited for requests to end.
+    drain_times: Vec<Bucket>,
     #[serde(flatten)]
     disk: Option<DiskDrains>,
 }
@@ -56,10 +60,6 @@ struct DiskDrains {
     longest_wait_ns: u128,
     /// How long requests waited for sections to end.
     wait_times: Vec<Bucket>,
-    /// The longest wait of a section for requests to end, in nanoseconds.
-    longest_drain_ns: u128,
-    /// How long sections waited for requests to end.
-    drain_times: Vec<Bucket>,
 }
 
 #[derive(Serialize)]
@@ -107,6 +107,8 @@ fn of_disk(backend: &Backend, now: Duration) -> Drains {
         sections_total: stats.sections,
         longest_section_ns: stats.longest_section.as_nanos(),
         section_times: buckets(&stats.section_times),
+        longest_drain_ns: stats.longest_drain.as_nanos(),
+        drain_times: buckets(&stats.drain_times),
         disk: Some(DiskDrains {
             in_flight: stats.in_flight,
             requests: backend.gate().describe_in_flight(),
@@ -118,8 +120,6 @@ fn of_disk(backend: &Backend, now: Duration) -> Drains {
             abandoned_total: stats.abandoned,
             longest_wait_ns: stats.longest_wait.max(stats.longest_wait_now).as_nanos(),
             wait_times: buckets(&stats.wait_times),
-            longest_drain_ns: stats.longest_drain.as_nanos(),
-            drain_times: buckets(&stats.drain_times),
         }),
     }
 }
@@ -137,6 +137,8 @@ fn of_node(graph: &Graph, node: &Arc<Node>, now: Duration) -> Drains {
         sections_total: past.count,
         longest_section_ns: past.longest.as_nanos(),
         section_times: buckets(&past.times),
+        longest_drain_ns: past.longest_drain.as_nanos(),
+        drain_times: buckets(&past.drain_times),
         disk: None,
     }
 }

@@ -1,12 +1,15 @@
 //! Commands that change or show the graph as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sluice_aio::gate::Describe;
+use sluice_aio::{Clock, Gate};
 
 use super::block::add_disk;
-use super::harness::run;
+use super::harness::{World, run, run_with_clock};
 
 #[test]
 fn the_graph_is_shown_with_permissions() {
@@ -164,6 +167,124 @@ fn nodes_move_between_iothreads_unless_a_device_has_them() {
         }
         client.ok("x-blockdev-set-iothread", set(Value::Null, false));
         client.ok("object-del", json!({"id": "io0"}));
+    });
+}
+
+/// A device that is at one write.
+struct Writer;
+
+impl Describe for Writer {
+    fn in_flight(&self, _gate: &Gate) -> Vec<String> {
+        vec!["a write of 4096 bytes at 0".to_owned()]
+    }
+}
+
+/// What `future`, which is polled in the main loop, has brought, once it has ended.
+type Brought<T> = Arc<Mutex<Option<T>>>;
+
+fn bring<T: Send + 'static, F: Future<Output = T> + 'static>(
+    world: &World,
+    future: impl FnOnce() -> F + Send + 'static,
+) -> Brought<T> {
+    let brought = Arc::new(Mutex::new(None));
+    let place = Arc::clone(&brought);
+    world.main.spawn(move || async move {
+        let value = future().await;
+        *place.lock() = Some(value);
+    });
+    brought
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
+    }
+}
+
+fn element_of(drains: &Value, device: &str, node: &str) -> Value {
+    let mut drains = drains.as_array().unwrap().iter();
+    let is_it = |element: &&Value| match device {
+        "" => element["device"].is_null() && element["node-name"] == node,
+        device => element["device"] == device,
+    };
+    drains.find(is_it).unwrap().clone()
+}
+
+#[test]
+fn a_stuck_disk_says_what_it_waits_for_and_what_waits_for_it() {
+    run_with_clock(Clock::manual(), |world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        let node = world.graph.node("d").unwrap();
+        let file = node.children()[0].1.name().to_owned();
+        let disk = world.graph.add_backend("disk", &node).unwrap();
+        let device: Arc<dyn Describe> = Arc::new(Writer);
+        disk.gate().add_describer(Arc::downgrade(&device));
+        let enter = || {
+            let disk = Arc::clone(&disk);
+            bring(world, move || async move { disk.enter().await.unwrap() })
+        };
+        let running = enter();
+        wait_until(|| running.lock().is_some());
+        let graph = Arc::clone(&world.graph);
+        let section = bring(world, move || async move {
+            graph.drain(&node, "an operator").await
+        });
+        wait_until(|| disk.gate().stats().awaited_since.is_some());
+        let late = enter();
+        wait_until(|| disk.gate().parked() > 0);
+        world.advance(Duration::from_millis(3));
+        let drains = client.ok("x-query-block-drains", json!({}));
+        let element = element_of(&drains, "disk", "");
+        assert_eq!(element["parked"], 1);
+        assert_eq!(element["in-flight"], 1);
+        assert_eq!(element["requests"], json!(["a write of 4096 bytes at 0"]));
+        assert_eq!(element["awaited-ns"], 3_000_000);
+        assert_eq!(element["holders"][0]["held-ns"], 3_000_000);
+        assert_eq!(element["longest-wait-ns"], 3_000_000);
+        let element = element_of(&drains, "", "d");
+        assert_eq!(element["parked"], 1);
+        assert_eq!(element["drain-times"], json!([]));
+        assert_eq!(element_of(&drains, "", &file)["parked"], 1);
+
+        drop(running.lock().take());
+        wait_until(|| section.lock().is_some());
+        world.advance(Duration::from_millis(5));
+        drop(section.lock().take());
+        wait_until(|| late.lock().is_some());
+        let drains = client.ok("x-query-block-drains", json!({}));
+        let once = |below_us: u64| json!([{"less-than-us": below_us, "count": 1}]);
+        for (device, name) in [("disk", ""), ("", "d")] {
+            let element = element_of(&drains, device, name);
+            assert_eq!(element["parked"], 0, "{device}{name}");
+            assert_eq!(element["drained"], false);
+            assert_eq!(element["sections-total"], 1);
+            assert_eq!(element["longest-section-ns"], 8_000_000);
+            assert_eq!(element["section-times"], once(8192));
+            assert_eq!(element["longest-drain-ns"], 3_000_000);
+            assert_eq!(element["drain-times"], once(4096));
+        }
+        let element = element_of(&drains, "disk", "");
+        assert_eq!(element["in-flight"], 1);
+        assert!(element["awaited-ns"].is_null());
+        assert_eq!(element["parked-total"], 1);
+        assert_eq!(element["wait-times"], once(8192));
+        let element = element_of(&drains, "", &file);
+        assert_eq!(element["sections-total"], 0);
+        assert_eq!(element["drain-times"], json!([]));
+        // A section that finds nothing in flight has not waited.
+        drop(late.lock().take());
+        let (graph, again) = (Arc::clone(&world.graph), world.graph.node("d").unwrap());
+        let section = bring(
+            world,
+            move || async move { graph.drain(&again, "again").await },
+        );
+        wait_until(|| section.lock().is_some());
+        drop(section.lock().take());
+        let drains = client.ok("x-query-block-drains", json!({}));
+        let element = element_of(&drains, "", "d");
+        assert_eq!(element["sections-total"], 2);
+        assert_eq!(element["drain-times"], once(4096));
     });
 }
 
