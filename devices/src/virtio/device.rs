@@ -31,7 +31,7 @@ pub trait Interrupts: Send + Sync {
 
     /// Changes what [`VirtioDevice::read_config`] answers. No driver sees half of it: it reads nothing
     /// while `change` runs, and another `config_generation` afterwards. If the device lives, its driver
-    /// is told (VIRTIO 1.2, sections 2.5.1 and 4.1.4.3.1). `change` says whether there was anything to
+    /// is told (VIRTIO 1.2, sections 2.5 and 4.1.4.3.1). `change` says whether there was anything to
     /// change; it may not call the transport.
     fn change_config(&self, change: &dyn Fn() -> bool);
 

@@ -79,7 +79,7 @@ fn without_msix_the_line_tells_of_another_capacity() {
     assert!(!guest.line.level());
 }
 
-/// A driver reads the capacity by halves and looks at the generation before and after (section 2.5.3).
+/// A driver reads the capacity by halves and looks at the generation before and after (section 2.5.1).
 #[test]
 fn halves_of_two_capacities_have_two_generations() {
     let (mut bench, guest) = Bench::new();
