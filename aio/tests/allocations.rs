@@ -111,12 +111,13 @@ mod tests {
                         for _ in 0..6 {
                             counts.push(count(engine, &file, &ram, segments).await);
                         }
-                        let least = counts.iter().min();
-                        assert_eq!(
-                            least,
-                            Some(&0),
-                            "{engine:?}, {segments} segments: {counts:?}"
-                        );
+                        counts.sort_unstable();
+                        let judged = match engine {
+                            EngineKind::IoUring => counts[counts.len() / 2],
+                            // How many of the threads are awake at once varies more.
+                            EngineKind::Threads => counts[0],
+                        };
+                        assert_eq!(judged, 0, "{engine:?}, {segments} segments: {counts:?}");
                     }
                 }
             })

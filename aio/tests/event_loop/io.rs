@@ -408,6 +408,8 @@ fn an_operation_that_outlives_its_loop_ends_with_an_error() {
 
 /// A number that no other thread of this process is given meanwhile.
 const FAR_AWAY: i32 = 900;
+/// Another one.
+const CLOSED_EARLY: i32 = 1000;
 
 #[test]
 fn a_descriptor_closed_behind_the_loops_back_fails_only_its_own_operations() {
@@ -438,6 +440,69 @@ fn a_descriptor_closed_behind_the_loops_back_fails_only_its_own_operations() {
                 assert_eq!(sync.unwrap_err().raw_os_error(), Some(libc::EBADF));
                 // Closing it again would be somebody else's descriptor.
                 std::mem::forget(victim);
+            })
+            .unwrap();
+    }
+}
+
+/// Worker threads have no operation that stays in the kernel for as long as a test likes.
+#[test]
+fn a_descriptor_closed_under_an_operation_in_flight_does_it_no_harm() {
+    const LATE: &[u8] = b"late";
+    if !has_ring() {
+        return;
+    }
+    let mut event_loop = event_loop();
+    event_loop
+        .run_until(async {
+            let (reader, mut writer) = pipe();
+            let victim = rustix::io::fcntl_dupfd_cloexec(&*reader, CLOSED_EARLY).unwrap();
+            let victim = Arc::new(File::from(victim));
+            drop(reader);
+            let watched = Arc::clone(&victim);
+            let read = current::spawn_local(async move {
+                // No more than comes at once: the rest would be asked for by the number again.
+                let buffer = IoBuffer::alloc(LATE.len());
+                current::read_at(EngineKind::IoUring, &watched, 0, buffer).await
+            });
+            // The task starts its read in the first turn, and the kernel has it after the next.
+            for _ in 0..3 {
+                current::yield_now().await;
+            }
+            close_behind_its_back(&victim);
+            // What has the number now is not what is read.
+            let other = file(&pattern(PAGE));
+            let heir = rustix::io::fcntl_dupfd_cloexec(&*other, CLOSED_EARLY).unwrap();
+            assert_eq!(heir.as_raw_fd(), victim.as_raw_fd());
+            // Nobody but the kernel still has the pipe's other end.
+            writer.write_all(LATE).unwrap();
+            assert_eq!(read.await.unwrap().unwrap(), LATE.len());
+            let buffer = IoBuffer::alloc(PAGE);
+            let read = current::read_at(EngineKind::IoUring, &other, 0, buffer);
+            assert_eq!(read.await.unwrap(), PAGE);
+            // Closing it again would be somebody else's descriptor.
+            std::mem::forget(victim);
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_device_without_room_fails_the_write_and_nothing_else() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        event_loop
+            .run_until(async move {
+                let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+                let full = Arc::new(full);
+                for _ in 0..3 {
+                    let data = IoBuffer::copied_from(&pattern(PAGE));
+                    let error = current::write_at(engine, &full, 0, data).await;
+                    let error = error.unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{engine:?}");
+                }
+                let file = file(&pattern(PAGE));
+                let data = IoBuffer::copied_from(&pattern(PAGE));
+                current::write_at(engine, &file, 0, data).await.unwrap();
             })
             .unwrap();
     }
