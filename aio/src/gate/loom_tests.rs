@@ -327,6 +327,71 @@ fn a_parked_request_runs_before_the_third_section() {
     });
 }
 
+/// A request that leaves `token` unfinished and comes back: it takes its place before it leaves, so
+/// that no section and nobody who is parked fits between the two. Runs to its end in a thread.
+fn come_back(disk: &Arc<Disk>, token: Token) -> thread::JoinHandle<()> {
+    let disk = Arc::clone(disk);
+    thread::spawn(move || {
+        let mut again = disk.gate.enter_again();
+        let place = poll_once(&mut again);
+        disk.request(0, token);
+        let token = match place {
+            Poll::Ready(token) => token,
+            Poll::Pending => block_on(again),
+        };
+        disk.request(0, token.unwrap());
+    })
+}
+
+#[test]
+fn who_comes_back_is_overtaken_by_nobody_and_breaks_into_no_section() {
+    check(2, || {
+        let disk = Disk::new();
+        let token = disk.gate.try_enter().unwrap();
+        let section = disk.gate.close("section");
+        let waiting = parked(&disk);
+        let back = come_back(&disk, token);
+        let waiting = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                let token = block_on(waiting).unwrap();
+                assert_eq!(disk.gate.parked(), 0, "who came back still waits");
+                disk.request(1, token);
+            })
+        };
+        block_on(disk.gate.wait_idle());
+        assert_eq!(disk.examine(), 1, "the first half, and nobody else");
+        drop(section);
+        back.join().unwrap();
+        waiting.join().unwrap();
+        assert_eq!(disk.section(), 3);
+    });
+}
+
+/// The head was passed over, so the next section waits for it; but who comes back goes before it.
+#[test]
+fn who_comes_back_before_a_head_that_was_passed_over_strands_no_section() {
+    check(2, || {
+        let disk = Disk::new();
+        let token = disk.gate.try_enter().unwrap();
+        let section = disk.gate.close("first");
+        let head = parked(&disk);
+        drop(section);
+        drop(disk.gate.close("second"));
+        let section = disk.gate.close("third");
+        let back = come_back(&disk, token);
+        let head = run(&disk, 1, head);
+        block_on(disk.gate.wait_idle());
+        let before = disk.examine();
+        assert!(before <= 2, "the first half, and the head if it was sooner");
+        assert_eq!(disk.examine(), before);
+        drop(section);
+        back.join().unwrap();
+        head.join().unwrap();
+        assert_eq!(disk.section(), 3);
+    });
+}
+
 // Rule 6.
 
 #[test]
