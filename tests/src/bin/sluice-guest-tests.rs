@@ -31,8 +31,8 @@ struct Cli {
     /// Directory for images and sockets, made if need be; must be empty.
     #[arg(long, value_name = "DIR", default_value = "./guest-tests")]
     work: PathBuf,
-    /// Cases at a time.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    /// Cases at a time. Guests with more processors than their host get in each other's way.
+    #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
     /// Name the cases and end.
     #[arg(long)]
