@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 /// The kernel's command line that makes the guest run `script` and power off.
 ///
-/// `more` are further words for the command line. The kernel is not told to be quiet: when a guest
-/// stands still, its last words are the best clue (init silences it before a program prints).
+/// `more` are further words for the command line. The kernel is told to be quiet: each letter on the
+/// console is two exits to the host, and an emulated host gets lost in one of them now and then.
 pub fn command_line(script: &str, more: &str) -> String {
     let script = encode(script);
-    format!("console=ttyS0 panic=-1 {more} sluice.run=sh sluice.args={script}")
+    format!("console=ttyS0 quiet panic=-1 {more} sluice.run=sh sluice.args={script}")
 }
 
 /// `script` as one word of `sluice.args` (resources/guest/README.md). What could mean something to
