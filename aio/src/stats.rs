@@ -3,6 +3,8 @@
 //! A plain value without atomics: gates count into one under their lock, and the counters of a loop
 //! are copied into one for whoever asks. Any thread.
 
+use std::time::Duration;
+
 /// Counts of values by powers of two. The unit is that of the field which holds the histogram.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
@@ -26,8 +28,13 @@ impl Histogram {
     }
 
     /// Counts one value.
-    pub fn record(&mut self, value: u64) {
+    fn record(&mut self, value: u64) {
         self.buckets[Self::bucket(value)] += 1;
+    }
+
+    /// Counts a duration in a histogram of microseconds.
+    pub fn record_micros(&mut self, duration: Duration) {
+        self.record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Pairs of (upper bound, exclusive; count) of the buckets that are not empty.

@@ -314,17 +314,13 @@ impl PastSections {
     fn record(&mut self, lasted: Duration) {
         self.count += 1;
         self.longest = self.longest.max(lasted);
-        self.times.record(micros(lasted));
+        self.times.record_micros(lasted);
     }
 
     fn record_drain(&mut self, waited: Duration) {
         self.longest_drain = self.longest_drain.max(waited);
-        self.drain_times.record(micros(waited));
+        self.drain_times.record_micros(waited);
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Node {

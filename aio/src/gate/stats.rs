@@ -86,20 +86,16 @@ impl GateStats {
     pub(super) fn section_ended(&mut self, held: Duration) {
         self.sections += 1;
         self.longest_section = self.longest_section.max(held);
-        self.section_times.record(micros(held));
+        self.section_times.record_micros(held);
     }
 
     pub(super) fn drain_ended(&mut self, waited: Duration) {
         self.longest_drain = self.longest_drain.max(waited);
-        self.drain_times.record(micros(waited));
+        self.drain_times.record_micros(waited);
     }
 
     pub(super) fn wait_ended(&mut self, waited: Duration) {
         self.longest_wait = self.longest_wait.max(waited);
-        self.wait_times.record(micros(waited));
+        self.wait_times.record_micros(waited);
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
