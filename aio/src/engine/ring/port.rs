@@ -112,7 +112,13 @@ impl KernelPort {
         } else {
             None
         };
-        // Only a ring that defers belongs to one thread for ever.
+        let alarm = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )
+        .map_err(|errno| Refusal::of(&errno.into()))?;
+        // Only a ring that defers belongs to one thread for ever. Nothing fails between this and the
+        // port, which alone drops the two in their order.
         let entrance = if deferring {
             Entrance::by_place(ring.as_raw_fd())
         } else {
@@ -122,11 +128,7 @@ impl KernelPort {
             entrance,
             ring,
             bell,
-            alarm: rustix::time::timerfd_create(
-                TimerfdClockId::Monotonic,
-                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-            )
-            .map_err(|errno| Refusal::of(&errno.into()))?,
+            alarm,
         };
         port.check()?;
         Ok(port)
