@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 /// The kernel's command line that makes the guest run `script` and power off.
 ///
 /// `more` are further words for the command line. The kernel is told to be quiet: each letter on the
-/// console is two exits to the host, and an emulated host gets lost in one of them now and then.
+/// console is two exits to the host, which take their time where the host is emulated.
 pub fn command_line(script: &str, more: &str) -> String {
     let script = encode(script);
     format!("console=ttyS0 quiet panic=-1 {more} sluice.run=sh sluice.args={script}")

@@ -1,7 +1,7 @@
 //! What the threads of a process are doing, for the report of one that does not get on: whether a
 //! guest's processor runs in circles, or everybody sleeps and somebody has missed a wake-up.
 
-use std::{collections::HashMap, fmt::Write as _, fs, thread::sleep, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, fs, thread::sleep, time::Duration};
 
 /// Stands in a [`report`] if a thread spends its time in the guest: the guest's own code goes round.
 /// A guest that waits for something that the process owes it would sleep.
@@ -55,9 +55,9 @@ fn parse(stat: &str) -> Option<Thread> {
     })
 }
 
-/// The threads of process `pid` by their numbers. What can't be read is left out: the process may
+/// The threads of process `pid` by their numbers, the first one first. What can't be read is left out: the process may
 /// be ending.
-fn threads(pid: u32) -> HashMap<u32, Thread> {
+fn threads(pid: u32) -> BTreeMap<u32, Thread> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten();

@@ -31,6 +31,21 @@ fn raw(name: &str, below: &str) -> Value {
     json!({"driver": "raw", "node-name": name, "file": below, "read-only": true})
 }
 
+/// A node over `low` that lives with it in `thread`, and `other` in the main loop, where it may go.
+struct Apart {
+    node: Arc<Node>,
+    low: Arc<Node>,
+    other: Arc<Node>,
+}
+
+async fn apart(bench: &Bench, thread: &Arc<IoThread>) -> Apart {
+    let (low, _) = bench.probe("low", true);
+    let (other, _) = bench.probe("other", true);
+    let node = bench.add(raw("raw", "low")).await.unwrap();
+    move_to(bench, &node, thread).await;
+    Apart { node, low, other }
+}
+
 #[test]
 fn a_new_parent_takes_its_childs_home() {
     run(async |bench| {
@@ -77,11 +92,8 @@ fn a_filter_takes_the_home_of_what_it_is_put_above() {
 fn a_child_moves_to_its_parents_home_with_what_is_connected() {
     run(async |bench| {
         let thread = thread();
-        let (low, _) = bench.probe("low", true);
-        let (other, _) = bench.probe("other", true);
+        let Apart { node, low, other } = apart(&bench, &thread).await;
         let beside = bench.add(raw("beside", "other")).await.unwrap();
-        let node = bench.add(raw("raw", "low")).await.unwrap();
-        move_to(&bench, &node, &thread).await;
         reopen(&bench, raw("raw", "other")).await.unwrap();
         assert!(is_in(&node, &thread) && is_in(&other, &thread) && is_in(&beside, &thread));
         assert!(is_in(&low, &thread), "what was left stays where it is");
@@ -92,12 +104,9 @@ fn a_child_moves_to_its_parents_home_with_what_is_connected() {
 fn a_child_that_a_device_uses_stays_and_its_parent_moves() {
     run(async |bench| {
         let thread = thread();
-        let (low, _) = bench.probe("low", true);
-        let (other, _) = bench.probe("other", true);
+        let Apart { node, low, other } = apart(&bench, &thread).await;
         let beside = bench.add(raw("beside", "other")).await.unwrap();
         let disk = bench.graph.add_backend("disk", &beside).unwrap();
-        let node = bench.add(raw("raw", "low")).await.unwrap();
-        move_to(&bench, &node, &thread).await;
         reopen(&bench, raw("raw", "other")).await.unwrap();
         assert!(node.home().is_none() && other.home().is_none());
         assert!(is_in(&low, &thread));
@@ -109,10 +118,7 @@ fn a_child_that_a_device_uses_stays_and_its_parent_moves() {
 fn devices_of_two_homes_can_not_be_connected() {
     run(async |bench| {
         let thread = thread();
-        let (low, _) = bench.probe("low", true);
-        let (other, _) = bench.probe("other", true);
-        let node = bench.add(raw("raw", "low")).await.unwrap();
-        move_to(&bench, &node, &thread).await;
+        let Apart { node, low, other } = apart(&bench, &thread).await;
         let disks = [
             bench.graph.add_backend("one", &node).unwrap(),
             bench.graph.add_backend("two", &other).unwrap(),

@@ -11,7 +11,7 @@ use sluice_aio::current;
 use super::bench::{Bench, run, settle, write};
 use crate::driver::Driver;
 use crate::driver::file::{FileDriver, FileOptions};
-use crate::error::Result;
+use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::permission::Access;
 
@@ -359,6 +359,12 @@ async fn failing_flushes(bench: &Bench) -> Arc<Node> {
     bench.add(debug).await.unwrap()
 }
 
+#[track_caller]
+fn assert_flush_failed(refused: &BlockError) {
+    let text = refused.to_string();
+    assert!(text.contains("Error flushing drive"), "{text}");
+}
+
 fn raw(read_only: bool, below: &str) -> Value {
     json!({"driver": "raw", "node-name": "raw", "file": below, "read-only": read_only})
 }
@@ -399,10 +405,7 @@ fn what_was_written_is_durable_before_a_child_is_left() {
         let other = json!({"driver": "null-co", "node-name": "null", "size": 4096});
         bench.add(other).await.unwrap();
         let refused = reopen(&bench, vec![raw(false, "null")]).await.unwrap_err();
-        assert!(
-            refused.to_string().contains("Error flushing drive"),
-            "{refused}"
-        );
+        assert_flush_failed(&refused);
         assert_eq!(node.children()[0].1.name(), "debug");
         debug.as_blkdebug().unwrap().clear_errors();
         reopen(&bench, vec![raw(false, "null")]).await.unwrap();
@@ -420,10 +423,7 @@ fn what_is_below_a_node_that_leaves_its_child_is_flushed_too() {
         bench.add(other).await.unwrap();
         assert!(node.is_read_only() && !debug.is_read_only());
         let refused = reopen(&bench, vec![raw(true, "null")]).await.unwrap_err();
-        assert!(
-            refused.to_string().contains("Error flushing drive"),
-            "{refused}"
-        );
+        assert_flush_failed(&refused);
         assert_eq!(node.children()[0].1.name(), "debug");
     });
 }
