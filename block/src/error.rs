@@ -133,6 +133,13 @@ pub struct PermissionConflict {
 }
 
 impl BlockError {
+    /// What was written could not be made durable, so what was asked for is refused: with the C library's
+    /// text, as QMP clients know it.
+    pub(crate) fn flushing(error: &Self) -> Self {
+        let errno = rustix::io::Errno::from_raw_os_error(error.errno());
+        Self::Refused(format!("Error flushing drive: {}", errno_text(errno)))
+    }
+
     /// Whether the driver can't do such a request at all, so that another way is to be tried.
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
@@ -154,5 +161,14 @@ impl BlockError {
             Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
             _ => libc::EINVAL,
         }
+    }
+}
+
+/// The C library's text for `errno`, which is what QMP clients know.
+pub(crate) fn errno_text(errno: rustix::io::Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
     }
 }

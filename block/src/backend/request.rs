@@ -243,7 +243,11 @@ impl Request<'_> {
         let operation = kind.direction();
         let errno = Errno::from_raw_os_error(error.errno());
         let policy = backend.policy();
-        let action = policy.action(operation, errno);
+        // The disk has become smaller under the guest: no retry helps, so stopping would never end.
+        let action = match error {
+            BlockError::OutOfRange { .. } => ErrorAction::Report,
+            _ => policy.action(operation, errno),
+        };
         if action == ErrorAction::Stop {
             backend.note_status(IoStatus::from_errno(errno));
         }

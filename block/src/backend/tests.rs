@@ -232,6 +232,25 @@ fn a_halted_request_lets_the_disk_rest_and_is_done_once_when_the_machine_goes_on
     });
 }
 
+/// A disk that was made smaller: whoever was told to retry would stop at every `cont`.
+#[test]
+fn what_lies_beyond_the_end_is_reported_whatever_the_policy() {
+    for policy in [OnError::Stop, OnError::Ignore, OnError::Enospc] {
+        run(policy, |bench| async move {
+            let refused = bench.write(bench.backend.len()).await.unwrap();
+            assert!(matches!(refused, Err(BlockError::OutOfRange { .. })));
+            let actions: Vec<_> = bench
+                .actions()
+                .iter()
+                .map(|(_, action, _)| *action)
+                .collect();
+            assert_eq!(actions, [ErrorAction::Report]);
+            assert_ne!(bench.backend.io_status(), Some(IoStatus::Failed));
+            bench.write(0).await.unwrap().unwrap();
+        });
+    }
+}
+
 #[test]
 fn an_error_that_lasts_stops_the_machine_again() {
     run(OnError::Enospc, |bench| async move {

@@ -201,7 +201,7 @@ async fn flush_before(plans: &[Plan]) -> Result<()> {
     for node in parents_first(&tops) {
         node.flush()
             .await
-            .map_err(|error| BlockError::Refused(format!("Error flushing drive: {error}")))?;
+            .map_err(|error| BlockError::flushing(&error))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::state::{IllegalTransition, JobState, JobVerb};
+use crate::error::errno_text;
 
 /// The error classes of QMP that jobs need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,14 +136,5 @@ impl From<io::Error> for JobError {
 impl From<IllegalTransition> for JobError {
     fn from(error: IllegalTransition) -> Self {
         Self::Failed(error.to_string())
-    }
-}
-
-/// The C library's text for `errno`, which is what QMP clients know.
-fn errno_text(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
     }
 }

@@ -207,6 +207,11 @@ impl Driver for FileDriver {
             next.unmap = wanted.unmap;
             let to_write = !wanted.read_only && !next.writable;
             if to_write || wanted.direct != next.direct {
+                // The kernel tells of a failed write-back the opening that wrote: with it the news
+                // would be gone.
+                if let Err(error) = self.opened().sync().await {
+                    return Err(BlockError::flushing(&error.into()));
+                }
                 let mut options = FileOptions::new(&self.path);
                 options.kind = self.kind;
                 options.direct = wanted.direct;
@@ -219,7 +224,6 @@ impl Driver for FileDriver {
                 next.writable = writable;
                 next.direct = wanted.direct;
                 next.alignment = alignment;
-                next.lost = Arc::default();
             }
             Ok(Reopened {
                 read_only: wanted.read_only || !next.writable,

@@ -196,7 +196,9 @@ fn bring<T: Send + 'static, F: Future<Output = T> + 'static>(
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
+    let patience = std::time::Instant::now() + Duration::from_secs(60);
     while !condition() {
+        assert!(std::time::Instant::now() < patience, "it never came");
         std::thread::yield_now();
     }
 }

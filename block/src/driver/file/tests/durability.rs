@@ -30,6 +30,10 @@ async fn flush_errno(driver: &FileDriver) -> Option<i32> {
 
 /// Reopens without the page cache or with it; another opening only if that changes.
 async fn reopen(driver: &FileDriver, change: impl FnOnce(&mut Reopening<'_>)) {
+    try_reopen(driver, change).await.unwrap();
+}
+
+async fn try_reopen(driver: &FileDriver, change: impl FnOnce(&mut Reopening<'_>)) -> Result<()> {
     let options = json!({"driver": "file", "filename": driver.path()});
     let options = serde_json::from_value(options).unwrap();
     let groups = ThrottleGroups::new(Clock::manual());
@@ -44,12 +48,13 @@ async fn reopen(driver: &FileDriver, change: impl FnOnce(&mut Reopening<'_>)) {
         child_size: 0,
     };
     change(&mut wanted);
-    let reopened = driver.prepare_reopen(wanted).await.unwrap();
+    let reopened = driver.prepare_reopen(wanted).await?;
     driver.commit_reopen(reopened);
+    Ok(())
 }
 
 #[test]
-fn after_a_failed_flush_none_succeeds_until_the_file_is_opened_again() {
+fn after_a_failed_flush_none_succeeds_while_the_node_keeps_the_file() {
     for engine in [EngineKind::IoUring, EngineKind::Threads] {
         let directory = tempfile::tempdir().unwrap();
         let mut options = FileOptions::new(filled(directory.path(), "image", 1));
@@ -75,9 +80,12 @@ fn after_a_failed_flush_none_succeeds_until_the_file_is_opened_again() {
             assert_eq!(flush_errno(&driver).await, None);
             reopen(&driver, |wanted| wanted.read_only = true).await;
             assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
-            reopen(&driver, |_| {}).await;
-            assert!(driver.is_writable());
-            assert_eq!(flush_errno(&driver).await, None);
+            // Nor is it forgotten by opening the file for writing.
+            assert!(try_reopen(&driver, |_| {}).await.is_err());
+            assert!(!driver.is_writable());
+            // Only without flushes: then nobody asks.
+            let unsafely = |wanted: &mut Reopening<'_>| wanted.no_flush = true;
+            assert!(try_reopen(&driver, unsafely).await.is_err());
         });
     }
 }
@@ -107,4 +115,28 @@ fn past_the_page_cache_a_flush_may_be_tried_again() {
         driver.opened.store(healthy);
         assert_eq!(flush_errno(&driver).await, None);
     });
+}
+
+/// Another way round the page cache is another opening, which the kernel would tell nothing of what the
+/// first has lost.
+#[test]
+fn an_opening_is_flushed_before_another_takes_its_place() {
+    for engine in [EngineKind::IoUring, EngineKind::Threads] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = FileOptions::new(filled(directory.path(), "image", 1));
+        options.engine = engine;
+        let driver = open(options);
+        run(async move {
+            let healthy = break_flushes(&driver);
+            for _ in 0..2 {
+                let refused = try_reopen(&driver, |wanted| wanted.direct = true).await;
+                let text = refused.unwrap_err().to_string();
+                assert_eq!(text, "Error flushing drive: Invalid argument");
+                assert!(!driver.opened().direct);
+                // Nor when the next flush would find nothing to complain of.
+                driver.opened.store(Arc::clone(&healthy));
+            }
+            assert_eq!(flush_errno(&driver).await, Some(libc::EINVAL));
+        });
+    }
 }
