@@ -237,14 +237,16 @@ fn a_halted_request_lets_the_disk_rest_and_is_done_once_when_the_machine_goes_on
 fn what_lies_beyond_the_end_is_reported_whatever_the_policy() {
     for policy in [OnError::Stop, OnError::Ignore, OnError::Enospc] {
         run(policy, |bench| async move {
-            let refused = bench.write(bench.backend.len()).await.unwrap();
+            let request = bench.write(bench.backend.len());
+            let mut actions = Vec::new();
+            while actions.is_empty() {
+                current::yield_now().await;
+                actions = bench.actions();
+            }
+            assert_eq!(actions.len(), 1);
+            assert_eq!(actions[0].1, ErrorAction::Report);
+            let refused = request.await.unwrap();
             assert!(matches!(refused, Err(BlockError::OutOfRange { .. })));
-            let actions: Vec<_> = bench
-                .actions()
-                .iter()
-                .map(|(_, action, _)| *action)
-                .collect();
-            assert_eq!(actions, [ErrorAction::Report]);
             assert_ne!(bench.backend.io_status(), Some(IoStatus::Failed));
             bench.write(0).await.unwrap().unwrap();
         });
