@@ -164,8 +164,9 @@ impl BlockError {
     }
 }
 
-/// The C library's text for `errno`, which is what QMP clients know.
-pub(crate) fn errno_text(errno: rustix::io::Errno) -> String {
+/// The C library's text for `errno`, which is what QMP clients know. From any thread.
+#[must_use]
+pub fn errno_text(errno: rustix::io::Errno) -> String {
     let text = io::Error::from(errno).to_string();
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_owned(),

@@ -208,7 +208,8 @@ impl Driver for FileDriver {
             let to_write = !wanted.read_only && !next.writable;
             if to_write || wanted.direct != next.direct {
                 // The kernel tells of a failed write-back the opening that wrote: with it the news
-                // would be gone.
+                // would be gone. This is before the node's section: what is written from here until
+                // then is not covered.
                 if let Err(error) = self.opened().sync().await {
                     return Err(BlockError::flushing(&error.into()));
                 }

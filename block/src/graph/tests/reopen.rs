@@ -381,10 +381,7 @@ fn what_was_written_is_durable_before_a_node_becomes_read_only() {
         // All of the list or nothing, whichever of it is refused.
         let refused = reopen(&bench, vec![quiet.clone(), raw(true, "debug")]).await;
         let refused = refused.unwrap_err().to_string();
-        assert!(
-            refused == "Error flushing drive: No space left on device",
-            "{refused}"
-        );
+        assert_eq!(refused, "Error flushing drive: No space left on device");
         assert!(!node.is_read_only() && !other_node.is_read_only());
         assert!(node.drained_by().is_empty());
         // What stays writable is flushed when its user asks for it.

@@ -83,7 +83,7 @@ fn after_a_failed_flush_none_succeeds_while_the_node_keeps_the_file() {
             // Nor is it forgotten by opening the file for writing.
             assert!(try_reopen(&driver, |_| {}).await.is_err());
             assert!(!driver.is_writable());
-            // Only without flushes: then nobody asks.
+            // Nor by giving up durability in the same step.
             let unsafely = |wanted: &mut Reopening<'_>| wanted.no_flush = true;
             assert!(try_reopen(&driver, unsafely).await.is_err());
         });

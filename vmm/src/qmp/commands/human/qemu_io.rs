@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use event_listener::Event;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use sluice_aio::{IoBuffer, current};
 use sluice_block::driver::{Blkdebug, DebugEvent};
+use sluice_block::error::errno_text;
 use sluice_block::{Access, Backend, BlockError, Graph, Node, Permissions};
 
 use super::numbers::{rate, read_size, size, to_float};
@@ -508,7 +510,5 @@ fn reason(error: &BlockError) -> String {
         BlockError::OutOfRange { .. } => libc::EIO,
         other => other.errno(),
     };
-    let text = std::io::Error::from_raw_os_error(errno).to_string();
-    let end = text.find(" (os error").unwrap_or(text.len());
-    text[..end].to_owned()
+    errno_text(Errno::from_raw_os_error(errno))
 }
