@@ -81,15 +81,19 @@ fn a_handler_with_a_look_is_called_without_its_descriptor() {
     let thread = polling_thread();
     let work = Arc::new(AtomicBool::new(false));
     let looks = Arc::new(AtomicUsize::new(0));
+    let finds = Arc::new(AtomicUsize::new(0));
     let (sender, receiver) = mpsc::channel();
-    let (found, counter) = (Arc::clone(&work), Arc::clone(&looks));
+    let (there, counter) = (Arc::clone(&work), Arc::clone(&looks));
+    let found = Arc::clone(&finds);
     let fd = event_fd();
     let watched = Arc::clone(&fd);
     thread.context().spawn(move || async move {
-        let taken = Arc::clone(&found);
+        let taken = Arc::clone(&there);
         let look = move || {
             counter.fetch_add(1, Ordering::Relaxed);
-            found.load(Ordering::Acquire)
+            let there = there.load(Ordering::Acquire);
+            found.fetch_add(usize::from(there), Ordering::Release);
+            there
         };
         let handler = current::add_fd_with_look(&watched, Source::External, look, move |cause| {
             taken.store(false, Ordering::Release);
@@ -104,12 +108,15 @@ fn a_handler_with_a_look_is_called_without_its_descriptor() {
     assert!(looks.load(Ordering::Relaxed) > 0);
     assert!(!work.load(Ordering::Acquire));
 
-    // Held back by the gate it is neither called nor asked any more.
+    // Held back by the gate it is neither called nor asked any more, once it has been found to be.
     let section = thread.context().gate().close("test");
+    let before = finds.load(Ordering::Acquire);
     work.store(true, Ordering::Release);
-    for _ in 0..10 {
-        prod(&thread);
+    while finds.load(Ordering::Acquire) == before {
+        // No work until then: a loop that always has some need not look.
+        std::thread::yield_now();
     }
+    prod(&thread);
     let asked = looks.load(Ordering::Relaxed);
     for _ in 0..10 {
         prod(&thread);
