@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::bottom_half::BottomHalf;
 use crate::buffer::IoBuffer;
 use crate::context::{AioContext, Shared};
-use crate::engine::{Completion, EngineKind, OperationKind};
+use crate::engine::{Completion, EngineKind, OperationKind, Route};
 use crate::event_loop::{self, Local};
 use crate::fd::{self, Cause, FdHandler, Readiness, Source};
 use crate::gate::Cancelled;
@@ -175,10 +175,13 @@ fn check_range(offset: u64, len: usize) -> io::Result<()> {
 
 /// Reads into `buffer` from byte `offset`; fewer bytes than asked mean the end of the file.
 ///
+/// `route` is an engine, or what is known besides of the way to a file that is read or written more
+/// often ([`Route::to`]).
+///
 /// # Errors
 /// The kernel's; [`io::ErrorKind::InvalidInput`] beyond what a file offset can be.
 pub async fn read_at(
-    engine: EngineKind,
+    route: impl Into<Route>,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
@@ -187,7 +190,7 @@ pub async fn read_at(
     if buffer.is_empty() {
         return Ok(0);
     }
-    start(engine, OperationKind::Read, file, offset, buffer).await
+    start(route, OperationKind::Read, file, offset, buffer).await
 }
 
 /// Writes all of `buffer` at byte `offset`.
@@ -195,7 +198,7 @@ pub async fn read_at(
 /// # Errors
 /// The kernel's, or as [`read_at`]; how much was written before is not known.
 pub async fn write_at(
-    engine: EngineKind,
+    route: impl Into<Route>,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
@@ -204,7 +207,7 @@ pub async fn write_at(
     if buffer.is_empty() {
         return Ok(());
     }
-    let write = start(engine, OperationKind::Write, file, offset, buffer);
+    let write = start(route, OperationKind::Write, file, offset, buffer);
     write.await.map(drop)
 }
 
@@ -261,12 +264,12 @@ pub async fn discard(
 }
 
 fn start(
-    engine: EngineKind,
+    route: impl Into<Route>,
     kind: OperationKind,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
 ) -> Completion {
-    let file = Arc::clone(file);
-    with(|local| local.engines.start(engine, kind, file, offset, buffer))
+    let (route, file) = (route.into(), Arc::clone(file));
+    with(|local| local.engines.start(route, kind, file, offset, buffer))
 }

@@ -163,7 +163,7 @@ pub use context::AioContext;
 #[cfg(not(loom))]
 pub use counters::LoopStats;
 #[cfg(not(loom))]
-pub use engine::EngineKind;
+pub use engine::{EngineKind, Route};
 #[cfg(not(loom))]
 pub use event_loop::{EventLoop, LoopConfig, LoopError};
 #[cfg(not(loom))]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, current};
+use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, Route, current};
 use sluice_block::{Backend, BlockEvent, EventSink, Graph};
 use tracing::Instrument as _;
 
@@ -82,7 +82,7 @@ pub struct Disk {
 #[derive(Clone)]
 enum Source {
     Backend(Arc<Backend>),
-    Engine(Arc<File>),
+    Engine(Arc<File>, Route),
 }
 
 /// Adds a disk, a node with all below it and a backend above it, to a new graph.
@@ -165,7 +165,11 @@ impl Disk {
                 let (graph, backend) = event_loop.run_until(add_disk(options))??;
                 (Some(graph), Source::Backend(backend))
             }
-            (None, Medium::Engine(path)) => (None, Source::Engine(Arc::new(File::open(path)?))),
+            (None, Medium::Engine(path)) => {
+                let file = File::open(path)?;
+                let route = Route::to(&file, EngineKind::IoUring);
+                (None, Source::Engine(Arc::new(file), route))
+            }
             (None, _) => anyhow::bail!("nothing to read"),
         };
         Ok(Self {
@@ -280,13 +284,13 @@ impl Flood {
                     Direction::Write => backend.write(&token, self.offset(), buffer).await?,
                 }
             }
-            Source::Engine(file) => {
-                let (engine, offset) = (EngineKind::IoUring, self.offset());
+            Source::Engine(file, route) => {
+                let (route, offset) = (*route, self.offset());
                 match self.direction {
                     Direction::Read => {
-                        current::read_at(engine, file, offset, buffer).await?;
+                        current::read_at(route, file, offset, buffer).await?;
                     }
-                    Direction::Write => current::write_at(engine, file, offset, buffer).await?,
+                    Direction::Write => current::write_at(route, file, offset, buffer).await?,
                 }
             }
         }

@@ -31,6 +31,7 @@
 
 mod operation;
 mod ring;
+mod route;
 mod table;
 mod threads;
 mod workers;
@@ -51,6 +52,7 @@ use crate::context::Shared;
 use crate::event_loop::{self, LoopConfig};
 pub(crate) use operation::OperationKind;
 use ring::Refusal;
+pub use route::Route;
 use table::{Key, Table};
 use threads::Threads;
 pub(crate) use workers::WorkerPool;
@@ -206,7 +208,7 @@ impl Engines {
     /// Starts an operation on the bytes of `buffer` (empty if it moves none) at `offset`.
     pub(crate) fn start(
         &self,
-        engine: EngineKind,
+        route: Route,
         kind: OperationKind,
         file: Arc<File>,
         offset: u64,
@@ -218,7 +220,8 @@ impl Engines {
             ring,
             threads,
         } = &mut *core;
-        let key = table.insert(kind, file, offset, buffer);
+        let Route { engine, waits } = route;
+        let key = table.insert(kind, waits, file, offset, buffer);
         let mut full = false;
         match ring {
             Some(ring) if engine == EngineKind::IoUring && ring.serves(kind) => {

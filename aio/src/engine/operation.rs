@@ -42,6 +42,8 @@ pub(crate) enum OperationKind {
 #[derive(Debug)]
 pub(crate) struct Operation {
     kind: OperationKind,
+    /// See [`Route`](super::Route).
+    waits: bool,
     file: Arc<File>,
     /// In bytes from the file's start.
     offset: u64,
@@ -65,12 +67,16 @@ pub(crate) enum Request {
     Read {
         fd: RawFd,
         offset: u64,
+        /// Not worth trying without waiting.
+        waits: bool,
         memory: Memory,
     },
     /// `pwritev`.
     Write {
         fd: RawFd,
         offset: u64,
+        /// Not worth trying without waiting.
+        waits: bool,
         memory: Memory,
     },
     /// `fsync`.
@@ -126,6 +132,7 @@ impl Operation {
     /// any list whose room may be used.
     pub(super) fn new(
         kind: OperationKind,
+        waits: bool,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -133,6 +140,7 @@ impl Operation {
     ) -> Self {
         Self {
             kind,
+            waits,
             file,
             offset,
             buffer,
@@ -155,11 +163,13 @@ impl Operation {
             OperationKind::Read => Request::Read {
                 fd,
                 offset: offset + self.done as u64,
+                waits: self.waits,
                 memory: self.memory(),
             },
             OperationKind::Write => Request::Write {
                 fd,
                 offset: offset + self.done as u64,
+                waits: self.waits,
                 memory: self.memory(),
             },
             OperationKind::Fsync => Request::Fsync { fd },
@@ -232,7 +242,7 @@ mod tests {
 
     fn operation(kind: OperationKind, len: usize) -> Operation {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        Operation::new(kind, file, 1000, IoBuffer::alloc(len), Vec::new())
+        Operation::new(kind, false, file, 1000, IoBuffer::alloc(len), Vec::new())
     }
 
     fn error(errno: i32) -> io::Result<usize> {

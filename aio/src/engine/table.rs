@@ -72,6 +72,7 @@ impl Table {
     pub(super) fn insert(
         &mut self,
         kind: OperationKind,
+        waits: bool,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -83,7 +84,7 @@ impl Table {
         };
         self.running += 1;
         Key(self.slots.insert(Slot::Running {
-            operation: Some(Operation::new(kind, file, offset, buffer, vectors)),
+            operation: Some(Operation::new(kind, waits, file, offset, buffer, vectors)),
             waker: None,
             orphaned: false,
         }))

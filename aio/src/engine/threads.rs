@@ -121,8 +121,12 @@ pub(super) fn perform(operation: &mut Operation) -> io::Result<usize> {
 /// One system call.
 fn ask(request: &Request) -> io::Result<usize> {
     let result = match *request {
-        Request::Read { fd, offset, memory } => transfer(fd, offset, memory, false)?,
-        Request::Write { fd, offset, memory } => transfer(fd, offset, memory, true)?,
+        Request::Read {
+            fd, offset, memory, ..
+        } => transfer(fd, offset, memory, false)?,
+        Request::Write {
+            fd, offset, memory, ..
+        } => transfer(fd, offset, memory, true)?,
         // SAFETY: the call touches no memory of ours.
         Request::Fsync { fd } => unsafe { libc::fsync(fd) as isize },
         // SAFETY: as above.

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
-use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, Polling, current};
+use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, Polling, Route, current};
 use vm_memory::GuestAddress;
 
 use crate::support::{
@@ -28,6 +28,16 @@ fn file(content: &[u8]) -> Arc<File> {
     Arc::new(file)
 }
 
+/// Every engine with a loop of each kind that uses it in a way of its own: a ring may be entered
+/// otherwise where one thread alone does so.
+fn ways() -> [(EngineKind, EventLoop); 3] {
+    [
+        (EngineKind::IoUring, event_loop()),
+        (EngineKind::IoUring, alone_loop(Polling::OFF)),
+        (EngineKind::Threads, event_loop()),
+    ]
+}
+
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect()
 }
@@ -38,8 +48,7 @@ fn ram(pages: usize) -> Arc<GuestRam> {
 
 #[test]
 fn what_is_written_is_read_back() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         let back = event_loop
             .run_until(async move {
                 let file = file(&[]);
@@ -58,10 +67,36 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
+fn a_file_that_always_waits_is_read_and_written_in_order() {
+    for (engine, mut event_loop) in ways() {
+        let file = File::from(memfd_create("waits", MemfdFlags::CLOEXEC).unwrap());
+        let route = Route::to(&file, engine);
+        assert_eq!(route.engine(), engine);
+        let file = Arc::new(file);
+        let read = event_loop.run_until(async move {
+            // Each kind of memory, and a read of what another operation has written.
+            for (at, len) in [(0, 10_000), (10_000, 3 * PAGE)] {
+                let whole = IoBuffer::copied_from(&pattern(len));
+                current::write_at(route, &file, at, whole).await.unwrap();
+            }
+            let ram = ram(8);
+            let ranges: Vec<_> = (0..4)
+                .map(|piece| (GuestAddress(piece * 2 * PAGE as u64), PAGE))
+                .collect();
+            let scattered = IoBuffer::from_guest(&ram, &ranges).unwrap();
+            let read = current::read_at(route, &file, 10_000, scattered.clone());
+            (read.await.unwrap(), scattered.to_vec())
+        });
+        let (count, bytes) = read.unwrap();
+        assert_eq!(count, 3 * PAGE);
+        assert_eq!(bytes[..count], pattern(count));
+    }
+}
+
+#[test]
 fn more_segments_than_one_call_can_take() {
     const SEGMENTS: usize = 3000;
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let ram = ram(SEGMENTS);
@@ -91,8 +126,7 @@ fn more_segments_than_one_call_can_take() {
 
 #[test]
 fn a_read_ends_at_the_end_of_the_file() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let file = file(&pattern(1000));
@@ -120,8 +154,7 @@ fn a_read_ends_at_the_end_of_the_file() {
 
 #[test]
 fn the_kernels_errors_are_passed_on() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
@@ -144,8 +177,7 @@ fn the_kernels_errors_are_passed_on() {
 
 #[test]
 fn an_impossible_offset_is_an_error() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let file = file(&pattern(1000));
@@ -167,8 +199,7 @@ fn an_impossible_offset_is_an_error() {
 
 #[test]
 fn punching_a_hole_zeroes_it() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let file = file(&[0xff; 3 * PAGE]);
@@ -192,8 +223,7 @@ fn punching_a_hole_zeroes_it() {
 #[test]
 fn more_operations_than_the_queues_hold() {
     const OPERATIONS: usize = 5000;
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let content = pattern(OPERATIONS + 16);
@@ -413,8 +443,7 @@ const CLOSED_EARLY: i32 = 1000;
 
 #[test]
 fn a_descriptor_closed_behind_the_loops_back_fails_only_its_own_operations() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let content = pattern(PAGE);
@@ -488,8 +517,7 @@ fn a_descriptor_closed_under_an_operation_in_flight_does_it_no_harm() {
 
 #[test]
 fn a_device_without_room_fails_the_write_and_nothing_else() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
@@ -516,8 +544,7 @@ fn close_behind_its_back(file: &File) {
 
 #[test]
 fn syncing_and_discarding_reach_the_file() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let file = file(&pattern(PAGE));
@@ -537,8 +564,7 @@ fn syncing_and_discarding_reach_the_file() {
 /// A file that may not grow: what does not fit fails in the middle of the request.
 #[test]
 fn an_error_in_the_middle_of_a_write_is_its_result() {
-    for engine in ENGINES {
-        let mut event_loop = event_loop();
+    for (engine, mut event_loop) in ways() {
         event_loop
             .run_until(async move {
                 let memory = memfd_create("sealed", MemfdFlags::ALLOW_SEALING).unwrap();

@@ -335,22 +335,38 @@ const POLLIN: u32 = 1;
 
 fn entry_for(request: &Request) -> squeue::Entry {
     match *request {
-        Request::Read { fd, offset, memory } => match memory {
-            Memory::One { base, len } => {
-                opcode::Read::new(Fd(fd), base, len).offset(offset).build()
-            }
-            Memory::Many { vectors, count } => opcode::Readv::new(Fd(fd), vectors, count)
-                .offset(offset)
-                .build(),
-        },
-        Request::Write { fd, offset, memory } => match memory {
-            Memory::One { base, len } => {
-                opcode::Write::new(Fd(fd), base, len).offset(offset).build()
-            }
-            Memory::Many { vectors, count } => opcode::Writev::new(Fd(fd), vectors, count)
-                .offset(offset)
-                .build(),
-        },
+        Request::Read {
+            fd,
+            offset,
+            waits,
+            memory,
+        } => {
+            let entry = match memory {
+                Memory::One { base, len } => {
+                    opcode::Read::new(Fd(fd), base, len).offset(offset).build()
+                }
+                Memory::Many { vectors, count } => opcode::Readv::new(Fd(fd), vectors, count)
+                    .offset(offset)
+                    .build(),
+            };
+            entry.flags(transfer_flags(waits))
+        }
+        Request::Write {
+            fd,
+            offset,
+            waits,
+            memory,
+        } => {
+            let entry = match memory {
+                Memory::One { base, len } => {
+                    opcode::Write::new(Fd(fd), base, len).offset(offset).build()
+                }
+                Memory::Many { vectors, count } => opcode::Writev::new(Fd(fd), vectors, count)
+                    .offset(offset)
+                    .build(),
+            };
+            entry.flags(transfer_flags(waits))
+        }
         Request::Fsync { fd } => opcode::Fsync::new(Fd(fd)).build(),
         Request::Fdatasync { fd } => opcode::Fsync::new(Fd(fd))
             .flags(FsyncFlags::DATASYNC)
@@ -367,5 +383,55 @@ fn entry_for(request: &Request) -> squeue::Entry {
         // The engine serves none (`Engine::serves`).
         Request::Discard { .. } => opcode::Nop::new().build(),
         Request::Poll { fd } => opcode::PollAdd::new(Fd(fd), POLLIN).build(),
+    }
+}
+
+/// Whether the kernel tries a transfer in the call that submits it, before a thread of its own does.
+fn transfer_flags(waits: bool) -> squeue::Flags {
+    if waits {
+        squeue::Flags::ASYNC
+    } else {
+        squeue::Flags::empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_that_waits_is_marked_for_the_kernels_threads() {
+        let one = Memory::One {
+            base: std::ptr::null_mut(),
+            len: 0,
+        };
+        let many = Memory::Many {
+            vectors: std::ptr::null(),
+            count: 0,
+        };
+        for (memory, waits) in [(one, false), (one, true), (many, false), (many, true)] {
+            let read = Request::Read {
+                fd: 0,
+                offset: 0,
+                waits,
+                memory,
+            };
+            let write = Request::Write {
+                fd: 0,
+                offset: 0,
+                waits,
+                memory,
+            };
+            for request in [read, write] {
+                // Nothing else tells of an entry's flags.
+                let entry = format!("{:?}", entry_for(&request));
+                let flags = if waits {
+                    squeue::Flags::ASYNC.bits()
+                } else {
+                    0
+                };
+                assert!(entry.contains(&format!("flags: {flags},")), "{entry}");
+            }
+        }
     }
 }

@@ -215,7 +215,7 @@ impl Bench {
 
     fn start(&mut self, kind: OperationKind, offset: u64, buffer: IoBuffer) -> Key {
         let file = Arc::clone(&self.file);
-        let key = self.table.insert(kind, file, offset, buffer);
+        let key = self.table.insert(kind, false, file, offset, buffer);
         self.ring.start(key, &mut self.table);
         key
     }
@@ -502,6 +502,34 @@ fn a_short_transfer_of_scattered_memory_goes_on_within_a_segment() {
     bench.kernel.complete(2, 90);
     bench.reap();
     assert_eq!(bench.result(key).unwrap().unwrap(), 400);
+}
+
+#[test]
+fn a_file_whose_transfers_wait_is_not_tried_first() {
+    let mut bench = Bench::new(256);
+    for waits in [false, true] {
+        for kind in [OperationKind::Read, OperationKind::Write] {
+            let (file, buffer) = (Arc::clone(&bench.file), IoBuffer::alloc(LEN));
+            let key = bench.table.insert(kind, waits, file, 0, buffer);
+            bench.ring.start(key, &mut bench.table);
+            bench.submit();
+            bench.kernel.complete(bench.kernel.taken().len() - 1, 512);
+            // The rest is asked for in the same way.
+            bench.reap();
+            bench.submit();
+            let taken = bench.kernel.taken();
+            for request in &taken[taken.len() - 2..] {
+                let (Request::Read { waits: told, .. } | Request::Write { waits: told, .. }) =
+                    *request
+                else {
+                    panic!("not a transfer: {request:?}");
+                };
+                assert_eq!(told, waits);
+            }
+            bench.kernel.complete(taken.len() - 1, WHOLE);
+            bench.reap();
+        }
+    }
 }
 
 #[test]
@@ -845,7 +873,13 @@ fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
     engines.reap();
     let file = Arc::new(tempfile::tempfile().unwrap());
     let buffer = IoBuffer::alloc(LEN);
-    let mut read = engines.start(EngineKind::IoUring, OperationKind::Read, file, 0, buffer);
+    let mut read = engines.start(
+        EngineKind::IoUring.into(),
+        OperationKind::Read,
+        file,
+        0,
+        buffer,
+    );
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     let mut cx = std::task::Context::from_waker(&waker);
@@ -884,7 +918,7 @@ fn what_a_retired_ring_left_is_done_by_workers() {
         let buffer = IoBuffer::alloc(LEN);
         let kind = OperationKind::Read;
         let file = Arc::clone(&file);
-        let read = engines.start(EngineKind::IoUring, kind, file, 0, buffer.clone());
+        let read = engines.start(EngineKind::IoUring.into(), kind, file, 0, buffer.clone());
         (read, buffer)
     };
     kernel.answer([Err(libc::ENXIO)]);

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use sluice_aio::{IoBuffer, current};
+use sluice_aio::{IoBuffer, Route, current};
 
 use super::reopening::{Change, Reopened, Reopening};
 use super::{BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, RequestFlags};
@@ -130,7 +130,7 @@ impl Driver for FileDriver {
             if opened.needs_bounce(&buffer) {
                 opened.write_bounced(offset, &buffer).await?;
             } else {
-                current::write_at(opened.engine, &opened.file, offset, buffer).await?;
+                current::write_at(opened.route, &opened.file, offset, buffer).await?;
             }
             Ok(())
         })
@@ -152,7 +152,7 @@ impl Driver for FileDriver {
                     opened.fallocate(mode, offset, len).await
                 }
                 FileKind::Device => {
-                    current::discard(opened.engine, &opened.file, offset, len).await
+                    current::discard(opened.engine(), &opened.file, offset, len).await
                 }
             };
             match given_up {
@@ -199,10 +199,10 @@ impl Driver for FileDriver {
     fn prepare_reopen<'a>(&'a self, wanted: Reopening<'a>) -> BlockFuture<'a, Reopened> {
         BlockFuture::new(async move {
             let mut next = Opened::clone(&self.opened());
-            if let BlockdevOptions::File(node) | BlockdevOptions::HostDevice(node) = wanted.options
-            {
-                next.engine = node.aio.into();
-            }
+            let engine = match wanted.options {
+                BlockdevOptions::File(node) | BlockdevOptions::HostDevice(node) => node.aio.into(),
+                _ => next.engine(),
+            };
             next.no_flush = wanted.no_flush;
             next.unmap = wanted.unmap;
             let to_write = !wanted.read_only && !next.writable;
@@ -226,6 +226,7 @@ impl Driver for FileDriver {
                 next.direct = wanted.direct;
                 next.alignment = alignment;
             }
+            next.route = Route::to(&next.file, engine);
             Ok(Reopened {
                 read_only: wanted.read_only || !next.writable,
                 change: Change::File(Box::new(next)),

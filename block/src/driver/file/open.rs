@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
-use sluice_aio::EngineKind;
+use sluice_aio::{EngineKind, Route};
 
 use super::probe::{self, Alignment};
 use super::{FileDriver, Opened, SECTOR, device};
@@ -110,12 +110,13 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
     options.kind.check(&metadata, &path)?;
     let size = size_of(&file, &metadata, &path)?;
     let alignment = alignment_of(&file, &path, options.direct, size)?;
+    let route = Route::to(&file, options.engine);
     let file = Arc::new(file);
     Ok(FileDriver {
         opened: ArcSwap::from_pointee(Opened {
             file: Arc::clone(&file),
             writable,
-            engine: options.engine,
+            route,
             direct: options.direct,
             alignment,
             no_flush: options.no_flush,

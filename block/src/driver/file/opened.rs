@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::SeekFrom;
-use sluice_aio::{EngineKind, IoBuffer, current};
+use sluice_aio::{EngineKind, IoBuffer, Route, current};
 
 use super::SECTOR;
 use super::probe::Alignment;
@@ -26,7 +26,8 @@ const ZERO_CHUNK: u64 = 1 << 20;
 pub(crate) struct Opened {
     pub(super) file: Arc<File>,
     pub(super) writable: bool,
-    pub(super) engine: EngineKind,
+    /// By which engine its bytes move.
+    pub(super) route: Route,
     pub(super) direct: bool,
     /// What the file asks of requests: nothing, unless it was opened with O_DIRECT.
     pub(super) alignment: Alignment,
@@ -39,6 +40,10 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    pub(super) fn engine(&self) -> EngineKind {
+        self.route.engine()
+    }
+
     /// O_DIRECT needs aligned memory; guests mostly bring it, and the rest is copied.
     pub(super) fn needs_bounce(&self, buffer: &IoBuffer) -> bool {
         let bytes = |alignment: u32| usize::try_from(alignment).unwrap_or(usize::MAX);
@@ -47,7 +52,7 @@ impl Opened {
     }
 
     pub(super) async fn read_all(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
-        let count = current::read_at(self.engine, &self.file, offset, buffer.clone()).await?;
+        let count = current::read_at(self.route, &self.file, offset, buffer.clone()).await?;
         if count < buffer.len() {
             // The file shrank behind our back: what is gone reads as zeroes.
             buffer.fill(count, buffer.len() - count, 0);
@@ -71,13 +76,13 @@ impl Opened {
     pub(super) async fn write_bounced(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
         for at in (0..buffer.len()).step_by(BOUNCE) {
             let piece = IoBuffer::copied_from(&buffer.slice(at, BOUNCE).to_vec());
-            current::write_at(self.engine, &self.file, offset + at as u64, piece).await?;
+            current::write_at(self.route, &self.file, offset + at as u64, piece).await?;
         }
         Ok(())
     }
 
     pub(super) async fn fallocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        current::fallocate(self.engine, &self.file, mode, offset, len).await
+        current::fallocate(self.engine(), &self.file, mode, offset, len).await
     }
 
     async fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -87,7 +92,7 @@ impl Opened {
         while done < len {
             let part = zeroes.slice(0, usize::try_from(len - done).unwrap_or(chunk));
             let count = part.len() as u64;
-            current::write_at(self.engine, &self.file, offset + done, part).await?;
+            current::write_at(self.route, &self.file, offset + done, part).await?;
             done += count;
         }
         Ok(())
@@ -105,7 +110,7 @@ impl Opened {
             return Ok(());
         }
         self.check_nothing_lost()?;
-        let synced = current::fdatasync(self.engine, &self.file).await;
+        let synced = current::fdatasync(self.engine(), &self.file).await;
         if let Err(error) = &synced
             && !self.direct
         {
