@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_channel::oneshot;
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ use crate::bottom_half::Ticket;
 use crate::clock::Clock;
 use crate::counters::{Counters, LoopStats};
 use crate::current;
+use crate::engine;
 use crate::event_loop::LoopConfig;
 use crate::gate::{Cancelled, Gate};
 use crate::polling::{Polling, SharedPolling};
@@ -53,6 +55,8 @@ pub(crate) struct Shared {
     wake_fd: OwnedFd,
     counters: Counters,
     polling: SharedPolling,
+    /// See [`LoopConfig::max_batch`].
+    max_batch: AtomicU64,
 }
 
 /// An event loop as other threads see it: clone it, keep it, give it work.
@@ -86,6 +90,7 @@ impl AioContext {
             wake_fd,
             counters: Counters::default(),
             polling: SharedPolling::new(&config.polling),
+            max_batch: AtomicU64::new(config.max_batch),
         })))
     }
 
@@ -127,6 +132,25 @@ impl AioContext {
     /// Changes them from the next time on that the loop runs out of work. Any thread.
     pub fn set_polling(&self, limits: &Polling) {
         self.0.polling.set(limits);
+    }
+
+    /// Changes [`LoopConfig::max_batch`]. Any thread.
+    pub fn set_max_batch(&self, operations: u64) {
+        self.0.max_batch.store(operations, Ordering::Relaxed);
+    }
+
+    /// Changes [`LoopConfig::thread_pool_min`] and [`LoopConfig::thread_pool_max`], in the loop's next
+    /// turn. Any thread. Calls that are under way end as they would.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if they contradict each other.
+    pub fn set_thread_pool(&self, min: usize, max: usize) -> std::io::Result<()> {
+        engine::check_pool_limits(min, max)?;
+        self.schedule(move || {
+            // They were found good above.
+            let _ = current::with(|local| local.engines.workers().set_limits(min, max));
+        });
+        Ok(())
     }
 
     /// Whether the caller runs inside this very loop.
@@ -197,6 +221,11 @@ impl Shared {
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// See [`LoopConfig::max_batch`].
+    pub(crate) fn max_batch(&self) -> u64 {
+        self.max_batch.load(Ordering::Relaxed)
     }
 
     pub(crate) fn push(&self, item: Remote) {

@@ -35,7 +35,8 @@
 //! # Panics
 //! A panic in the loop's work is logged, and leaves the loop and its other work alone. A task has
 //! ended with it, and who waits for the task is told ([`crate::Cancelled`]). A handler is not called
-//! again: its descriptor may still be ready, and would be for ever. A bottom half has only ended
+//! again, nor asked, whether it panicked or its look: its descriptor may still be ready, and would be for
+//! ever. A bottom half has only ended
 //! that run. Only a panic of the future given to [`EventLoop::run_until`] goes on in its caller.
 //!
 //! # Shutdown
@@ -500,9 +501,7 @@ impl EventLoop {
         let mut now = began;
         let mut ask_at = began.saturating_add(POLLING_PER_ASKING);
         let hit = loop {
-            let local = &self.local;
-            let looked = &mut self.looked;
-            guarded(&self.name, "a look", || FdTable::look(local, looked));
+            FdTable::look(&self.local, &mut self.looked);
             let found = !self.looked.is_empty()
                 || shared.wake().is_notified()
                 || self.local.engines.has_completed();

@@ -164,7 +164,8 @@ impl FdTable {
         event_loop::drop_each(local.shared.name(), entries)
     }
 
-    /// Asks all handlers that can be asked; appends the keys of those that have work to `found`.
+    /// Asks all handlers that can be asked; appends the keys of those that have work to `found`. One whose
+    /// look panics is not asked or called again.
     pub(crate) fn look(local: &Local, found: &mut Vec<u64>) {
         let mut index = 0;
         loop {
@@ -174,14 +175,24 @@ impl FdTable {
                 Some(_) => None,
                 None => return,
             };
-            if let Some((key, watched)) = looker
-                && let Some(look) = &watched.look
-                && let Ok(mut look) = look.try_borrow_mut()
-                && (*look)()
-            {
-                found.push(key);
-            }
             index += 1;
+            let Some((key, watched)) = looker else {
+                continue;
+            };
+            let name = local.shared.name();
+            let asked = event_loop::guarded(name, "a look", || {
+                if let Some(look) = &watched.look
+                    && let Ok(mut look) = look.try_borrow_mut()
+                    && (*look)()
+                {
+                    found.push(key);
+                }
+            });
+            if !asked {
+                Self::remove(local, key);
+                // Another may be in its place now.
+                index -= 1;
+            }
         }
     }
 

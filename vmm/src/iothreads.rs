@@ -36,9 +36,6 @@ pub enum IoThreadError {
     /// Threads have no property of that name.
     #[error("Property 'iothread.{0}' not found")]
     NoProperty(String),
-    /// The property is set when the thread is made.
-    #[error("Property 'iothread.{0}' can only be set when the iothread is made")]
-    Fixed(String),
     /// The system refused it.
     #[error(transparent)]
     Loop(#[from] LoopError),
@@ -194,10 +191,10 @@ impl IoThreads {
         Ok(*value)
     }
 
-    /// Changes a property of a running thread; those of polling can be changed.
+    /// Changes a property of a running thread.
     ///
     /// # Errors
-    /// As [`IoThreads::property`]; [`IoThreadError::OutOfRange`], [`IoThreadError::Fixed`].
+    /// As [`IoThreads::property`]; [`IoThreadError::OutOfRange`], [`IoThreadError::ThreadPool`].
     pub fn set_property(&self, id: &str, name: &str, value: i64) -> Result<(), IoThreadError> {
         let mut threads = self.threads.lock();
         let entry = threads
@@ -207,10 +204,13 @@ impl IoThreads {
         let slot = config.property(name);
         *slot.ok_or_else(|| IoThreadError::NoProperty(name.to_owned()))? = value;
         let loop_config = config.loop_config(&self.base)?;
-        if !name.starts_with("poll-") {
-            return Err(IoThreadError::Fixed(name.to_owned()));
-        }
-        entry.thread.context().set_polling(&loop_config.polling);
+        let context = entry.thread.context();
+        let (min, max) = (loop_config.thread_pool_min, loop_config.thread_pool_max);
+        context
+            .set_thread_pool(min, max)
+            .map_err(|_| IoThreadError::ThreadPool)?;
+        context.set_polling(&loop_config.polling);
+        context.set_max_batch(loop_config.max_batch);
         entry.config = config;
         Ok(())
     }

@@ -55,7 +55,7 @@ use ring::Refusal;
 pub use route::Route;
 use table::{Key, Table};
 use threads::Threads;
-pub(crate) use workers::WorkerPool;
+pub(crate) use workers::{WorkerPool, check_limits as check_pool_limits};
 
 /// How long the end of a loop waits for I/O of which nothing ends.
 ///
@@ -120,10 +120,9 @@ pub(crate) struct Engines {
     core: Rc<RefCell<Core>>,
     workers: Rc<WorkerPool>,
     shared: Arc<Shared>,
-    /// Operations of the ring that were not handed to the kernel yet.
+    /// Operations of the ring that were not handed to the kernel yet; from [`Shared::max_batch`] on they
+    /// are.
     prepared: Cell<u64>,
-    /// From how many on they are; 0 means at the end of the loop's step.
-    max_batch: u64,
     /// Why there is no ring; none if there is one, or once somebody has been told.
     refusal: Cell<Option<Refusal>>,
 }
@@ -169,7 +168,6 @@ impl Engines {
             workers,
             shared,
             prepared: Cell::new(0),
-            max_batch: config.max_batch,
             refusal: Cell::new(refusal),
         })
     }
@@ -227,7 +225,7 @@ impl Engines {
             Some(ring) if engine == EngineKind::IoUring && ring.serves(kind) => {
                 ring.start(key, table);
                 self.prepared.set(self.prepared.get() + 1);
-                full = self.prepared.get() == self.max_batch;
+                full = self.prepared.get() == self.shared.max_batch();
             }
             _ => {
                 self.shared.counters().thread_operations.bump();

@@ -1,7 +1,8 @@
 //! Worker threads for calls that block: the `threads` engine, opens, hole searches.
 //!
 //! A pool keeps `min` threads from its start to its end, and starts more, up to `max`, when there
-//! is work and none is idle. A thread beyond `min` ends when it has had nothing to do for a while.
+//! is work and none is idle. A thread beyond `min` ends when it has had nothing to do for a while, one
+//! beyond a `max` that was lowered when it has done what it does.
 //! They are named `wrk:` and the loop's name.
 //!
 //! That while is real time, waited for in the worker itself; whether a thread lives or is started
@@ -53,12 +54,30 @@ struct Queue {
     live: usize,
     handles: Vec<(ThreadId, JoinHandle<()>)>,
     ending: bool,
+    min: usize,
+    max: usize,
+}
+
+impl Queue {
+    /// The calling worker ends, and nobody need wait for it.
+    fn forget_current_thread(&mut self) {
+        let own = thread::current().id();
+        self.handles.retain(|(id, _)| *id != own);
+    }
+}
+
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`]: a pool can't have so many threads.
+pub(crate) fn check_limits(min: usize, max: usize) -> io::Result<()> {
+    if max == 0 || min > max {
+        let why = "bad thread-pool-min/thread-pool-max values";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    Ok(())
 }
 
 struct Pool {
     name: String,
-    min: usize,
-    max: usize,
     idle_time: Duration,
     queue: Mutex<Queue>,
     /// There is a job, or the pool ends.
@@ -90,16 +109,9 @@ impl WorkerPool {
         bell: Bell,
         idle_time: Duration,
     ) -> io::Result<Self> {
-        if max == 0 || min > max {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "bad thread-pool-min/thread-pool-max values",
-            ));
-        }
+        check_limits(min, max)?;
         let pool = Self(Arc::new(Pool {
             name: name.to_owned(),
-            min,
-            max,
             idle_time,
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -108,16 +120,29 @@ impl WorkerPool {
             has_results: AtomicBool::new(false),
             bell,
         }));
-        let mut queue = pool.0.queue.lock();
-        while queue.live < min {
-            if let Err(error) = pool.start_thread(&mut queue) {
+        pool.set_limits(min, max)?;
+        Ok(pool)
+    }
+
+    /// Changes how many threads there are.
+    ///
+    /// # Errors
+    /// As [`WorkerPool::new`].
+    pub(crate) fn set_limits(&self, min: usize, max: usize) -> io::Result<()> {
+        check_limits(min, max)?;
+        let mut queue = self.0.queue.lock();
+        (queue.min, queue.max) = (min, max);
+        while queue.live < min && !queue.ending {
+            if let Err(error) = self.start_thread(&mut queue) {
                 // The first job that needs it tries again.
-                tracing::warn!(%error, loop_name = name, "a worker thread can't be started");
+                tracing::warn!(%error, loop_name = self.0.name, "a worker thread can't be started");
                 break;
             }
         }
         drop(queue);
-        Ok(pool)
+        // All who rest find out whether they are one too many. So whom a job wakes later is not.
+        self.0.wake.notify_all();
+        Ok(())
     }
 
     /// Runs `call` in a worker; the receiver fails if the call panics or no thread can be started.
@@ -148,7 +173,7 @@ impl WorkerPool {
             return Some(job);
         }
         queue.jobs.push_back(job);
-        if queue.idle < queue.jobs.len() && queue.live < self.0.max {
+        if queue.idle < queue.jobs.len() && queue.live < queue.max {
             match self.start_thread(&mut queue) {
                 Ok(()) => {}
                 Err(error) if queue.live == 0 => {
@@ -244,6 +269,10 @@ impl Pool {
     fn serve(&self) {
         let mut queue = self.queue.lock();
         loop {
+            if queue.live > queue.max && !queue.ending {
+                queue.forget_current_thread();
+                break;
+            }
             if let Some(job) = queue.jobs.pop_front() {
                 drop(queue);
                 self.perform(job);
@@ -254,8 +283,7 @@ impl Pool {
             } else if queue.ending {
                 break;
             } else if !self.rest(&mut queue) {
-                let own = thread::current().id();
-                queue.handles.retain(|(id, _)| *id != own);
+                queue.forget_current_thread();
                 break;
             }
         }
@@ -266,14 +294,14 @@ impl Pool {
     /// Waits for a job; false if the thread is not needed any more.
     fn rest(&self, queue: &mut MutexGuard<'_, Queue>) -> bool {
         queue.idle += 1;
-        let bored = if queue.live > self.min {
+        let bored = if queue.live > queue.min {
             self.wake.wait_for(queue, self.idle_time).timed_out()
         } else {
             self.wake.wait(queue);
             false
         };
         queue.idle -= 1;
-        !bored || !queue.jobs.is_empty() || queue.live <= self.min
+        !bored || !queue.jobs.is_empty() || queue.live <= queue.min
     }
 
     fn perform(&self, job: Job) {
@@ -309,6 +337,15 @@ mod tests {
 
     fn live(pool: &WorkerPool) -> usize {
         pool.0.queue.lock().live
+    }
+
+    fn result<T>(mut receiver: oneshot::Receiver<T>) -> T {
+        loop {
+            if let Some(value) = receiver.try_recv().unwrap() {
+                return value;
+            }
+            thread::yield_now();
+        }
     }
 
     /// Keeps `count` workers busy until the senders are dropped.
@@ -384,6 +421,53 @@ mod tests {
         for (at, mut receiver) in waiting.into_iter().enumerate() {
             assert_eq!(receiver.try_recv(), Ok(Some(at)));
         }
+    }
+
+    #[test]
+    fn limits_that_change_are_kept_from_then_on() {
+        let pool = pool(0, 1, Duration::MAX);
+        let refused = pool.set_limits(2, 1).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        // More at once, without any work.
+        pool.set_limits(3, 8).unwrap();
+        assert_eq!(live(&pool), 3);
+        let busy = occupy(&pool, 8);
+        let waiting: Vec<_> = (0..10).map(|at| pool.run(move || at)).collect();
+        assert_eq!(live(&pool), 8);
+        // Fewer when they are done, and what waits is done by those that stay.
+        pool.set_limits(0, 2).unwrap();
+        assert_eq!(live(&pool), 8, "nobody is stopped in the middle of a call");
+        drop(busy);
+        while live(&pool) > 2 {
+            thread::yield_now();
+        }
+        for (at, receiver) in waiting.into_iter().enumerate() {
+            assert_eq!(result(receiver), at);
+        }
+        // Those that rest leave, too.
+        while pool.0.queue.lock().idle < 2 {
+            thread::yield_now();
+        }
+        pool.set_limits(0, 1).unwrap();
+        while live(&pool) > 1 {
+            thread::yield_now();
+        }
+        assert_eq!(pool.0.queue.lock().handles.len(), 1);
+        assert_eq!(result(pool.run(|| 7)), 7);
+        assert_eq!(pool.finish(Duration::MAX), 0);
+    }
+
+    #[test]
+    fn a_least_that_is_lowered_lets_go_of_those_that_rest() {
+        let pool = pool(3, 3, Duration::ZERO);
+        while pool.0.queue.lock().idle < 3 {
+            thread::yield_now();
+        }
+        pool.set_limits(1, 3).unwrap();
+        while live(&pool) > 1 {
+            thread::yield_now();
+        }
+        assert_eq!(result(pool.run(|| 7)), 7);
     }
 
     #[test]

@@ -159,15 +159,39 @@ fn a_descriptor_that_nobody_can_look_at_is_served_within_an_endless_window() {
 }
 
 #[test]
-fn a_look_that_panics_is_not_the_end() {
+fn a_look_that_panics_is_asked_once_and_hides_no_other() {
     let thread = polling_thread();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let work = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&work);
+    let (sender, receiver) = mpsc::channel();
+    let (refused, panicked) = mpsc::channel::<()>();
     thread.context().spawn(move || async move {
-        let look = || panic!("on purpose");
-        let handler = current::add_fd_with_look(&event_fd(), Source::Internal, look, |_| ());
-        let _handler = handler.unwrap();
-        current::yield_now().await;
+        let broken = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            panic!("on purpose")
+        };
+        let _broken = current::add_fd_with_look(&event_fd(), Source::Internal, broken, move |_| {
+            // Owned by the handler: gone when that is.
+            let _ = refused.send(());
+        });
+        let taken = Arc::clone(&there);
+        let look = move || there.load(Ordering::Acquire);
+        let healthy = move |cause| {
+            taken.store(false, Ordering::Release);
+            sender.send(cause).unwrap();
+        };
+        let _healthy = current::add_fd_with_look(&event_fd(), Source::Internal, look, healthy);
+        std::future::pending::<()>().await;
     });
     until_it_polls(&thread);
+    for _ in 0..10 {
+        work.store(true, Ordering::Release);
+        assert_eq!(receiver.recv().unwrap(), Cause::Looked);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert!(panicked.recv().is_err(), "the handler is dropped uncalled");
 }
 
 #[test]
@@ -212,12 +236,18 @@ fn a_loop_whose_clock_stands_still_does_not_poll() {
 fn a_timer_ends_a_window() {
     let thread = polling_thread();
     until_it_polls(&thread);
+    let before = thread.context().stats();
     let (sender, receiver) = mpsc::channel();
     thread.context().spawn(move || async move {
         current::sleep(Duration::from_millis(1)).await;
-        sender.send(()).unwrap();
+        // Still in the step that the timer has woken.
+        let stats = current::context().stats();
+        sender.send(stats).unwrap();
     });
-    receiver.recv().unwrap();
+    // Nothing else would end a window that is open for ever.
+    let after = receiver.recv().unwrap();
+    assert_eq!(after.timers - before.timers, 1);
+    assert_eq!(after.wakes, before.wakes, "nobody has rung");
 }
 
 #[test]
@@ -273,13 +303,15 @@ fn a_bell_that_the_loop_rings_itself_wakes_nobody() {
     assert_eq!(context.stats().wakes, 1);
 }
 
-/// The sizes of the batches in which five writes, prepared in one step, reach the kernel.
-fn batches(max_batch: u64) -> (u64, u64, Vec<(u64, u64)>) {
+/// The sizes of the batches in which five writes, prepared in one step, reach the kernel: of a loop
+/// that is made with one limit and given another before it works.
+fn batches(made_with: u64, max_batch: u64) -> (u64, u64, Vec<(u64, u64)>) {
     let config = LoopConfig {
-        max_batch,
+        max_batch: made_with,
         ..LoopConfig::default()
     };
     let mut event_loop = EventLoop::new("test", &config).unwrap();
+    event_loop.context().set_max_batch(max_batch);
     let before = event_loop.context().stats();
     event_loop
         .run_until(async {
@@ -307,10 +339,12 @@ fn a_step_is_one_batch_unless_a_smaller_one_is_asked_for() {
     if !has_ring() {
         return;
     }
-    assert_eq!(batches(0), (1, 5, vec![(8, 1)]));
-    assert_eq!(batches(2), (3, 5, vec![(2, 1), (4, 2)]));
-    assert_eq!(batches(1), (5, 5, vec![(2, 5)]));
-    assert_eq!(batches(100), (1, 5, vec![(8, 1)]));
+    assert_eq!(batches(0, 0), (1, 5, vec![(8, 1)]));
+    assert_eq!(batches(2, 2), (3, 5, vec![(2, 1), (4, 2)]));
+    assert_eq!(batches(1, 1), (5, 5, vec![(2, 5)]));
+    assert_eq!(batches(100, 100), (1, 5, vec![(8, 1)]));
+    assert_eq!(batches(0, 2), (3, 5, vec![(2, 1), (4, 2)]));
+    assert_eq!(batches(1, 0), (1, 5, vec![(8, 1)]));
 }
 
 #[test]

@@ -859,7 +859,6 @@ fn engines(kernel: &Scripted) -> Engines {
         workers,
         shared: context.0,
         prepared: Default::default(),
-        max_batch: 0,
         refusal: Default::default(),
     }
 }
