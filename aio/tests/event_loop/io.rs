@@ -10,10 +10,16 @@ use std::process::Command;
 use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, memfd_create, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
 use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, Polling, Route, current};
 use vm_memory::GuestAddress;
+use vmm_sys_util::signal::Killable as _;
 
 use crate::support::{
     ENDLESS, ENGINES, event_loop, has_ring, pipe, settle, thread_id, turn_until, until_asleep,
@@ -533,6 +539,103 @@ fn a_device_without_room_fails_the_write_and_nothing_else() {
                 current::write_at(engine, &file, 0, data).await.unwrap();
             })
             .unwrap();
+    }
+}
+
+/// A file in a memory file system of its own that has so many pages, and is in no directory.
+fn small_file(pages: usize) -> Option<File> {
+    let made = (|| {
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        // The root directory takes no page.
+        fsconfig_set_string(&context, "size", (pages * PAGE).to_string())?;
+        fsconfig_create(&context)?;
+        let (flags, attributes) = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+        let mount = fsmount(&context, flags, attributes)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        openat(&mount, "disk", flags, Mode::RUSR | Mode::WUSR)
+    })();
+    if let Err(error) = &made {
+        println!("SKIPPED: no file system can be made here: {error}");
+    }
+    made.ok().map(File::from)
+}
+
+#[test]
+fn a_file_system_that_fills_up_in_the_middle_of_a_write_fails_it() {
+    for (engine, mut event_loop) in ways() {
+        let Some(file) = small_file(4) else { return };
+        for route in [Route::from(engine), Route::to(&file, engine)] {
+            let file = Arc::new(file.try_clone().unwrap());
+            file.set_len(0).unwrap();
+            event_loop
+                .run_until(async move {
+                    let data = IoBuffer::copied_from(&pattern(6 * PAGE));
+                    let write = current::write_at(route, &file, 0, data.clone()).await;
+                    let errno = write.unwrap_err().raw_os_error();
+                    assert_eq!(errno, Some(libc::ENOSPC), "{route:?}");
+                    // The kernel has moved what there was room for, and said so first.
+                    let mut back = vec![0; 4 * PAGE];
+                    file.read_exact_at(&mut back, 0).unwrap();
+                    assert!(back == pattern(6 * PAGE)[..4 * PAGE]);
+                    assert_eq!(file.metadata().unwrap().len(), 4 * PAGE as u64);
+                    // What there is room for is written as before.
+                    let write = current::write_at(route, &file, 0, data.slice(0, 4 * PAGE));
+                    write.await.unwrap();
+                })
+                .unwrap();
+        }
+    }
+}
+
+/// A signal that is handled without `SA_RESTART` interrupts every system call in which a loop sleeps.
+#[test]
+fn signals_disturb_no_loop() {
+    extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    const SIGNALS: usize = 200;
+    let signal = vmm_sys_util::signal::SIGRTMIN();
+    vmm_sys_util::signal::register_signal_handler(signal, handle).unwrap();
+    for engine in ENGINES {
+        for alone in [false, true] {
+            if engine == EngineKind::IoUring && !has_ring() {
+                continue;
+            }
+            let (reader, mut writer) = pipe();
+            let (sender, identity) = mpsc::channel();
+            let thread = thread::spawn(move || {
+                let config = LoopConfig {
+                    alone,
+                    ..LoopConfig::default()
+                };
+                let mut event_loop = EventLoop::new("test", &config).unwrap();
+                sender.send(thread_id()).unwrap();
+                let buffer = IoBuffer::alloc(4);
+                let read = event_loop.run_until(async move {
+                    // A timer as well, whose end a sleep in the ring must hear of.
+                    let timer = current::spawn_local(current::sleep(Duration::from_millis(1)));
+                    timer.await.unwrap();
+                    if engine == EngineKind::Threads {
+                        // A plain positional read refuses a pipe; this loop sleeps in epoll.
+                        current::readable(&*reader).await.unwrap();
+                        let mut bytes = vec![0; 4];
+                        return (rustix::io::read(&*reader, &mut bytes).unwrap(), bytes);
+                    }
+                    let read = current::read_at(engine, &reader, 0, buffer.clone());
+                    (read.await.unwrap(), buffer.to_vec())
+                });
+                let turns = event_loop.context().stats().turns;
+                (read.unwrap(), turns)
+            });
+            let id = identity.recv().unwrap();
+            for _ in 0..SIGNALS {
+                until_asleep(id);
+                thread.kill(signal).unwrap();
+            }
+            writer.write_all(b"data").unwrap();
+            let ((count, bytes), turns) = thread.join().unwrap();
+            assert_eq!((count, &bytes[..]), (4, &b"data"[..]), "{engine:?}");
+            // It was really woken, or this test shows nothing.
+            assert!(turns > 10, "{turns} turns with {SIGNALS} signals");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig, current};
 
@@ -131,6 +132,64 @@ fn the_log_says_who_refuses_the_ring_and_what_to_do() {
         let said = said_of(call, libc::ENOMEM, &[EngineKind::IoUring]);
         assert!(said.contains("RLIMIT_MEMLOCK"), "{said}");
     }
+}
+
+/// Set in the process that has few descriptors: a limit is the whole process's.
+const FEW: &str = "SLUICE_TEST_FEW_DESCRIPTORS";
+
+#[test]
+fn a_loop_for_which_descriptors_run_out_says_so_and_leaves_none_open() {
+    if std::env::var_os(FEW).is_none() {
+        let name = "refused::a_loop_for_which_descriptors_run_out_says_so_and_leaves_none_open";
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(FEW, "1")
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{told}{output:?}");
+        assert!(told.contains("1 passed"), "{told}");
+        return;
+    }
+    let open = || {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+        // One is the directory's.
+        descriptors.count() as u64 - 1
+    };
+    let allow = |count| {
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = Some(count);
+        setrlimit(Resource::Nofile, limit).unwrap();
+    };
+    let before = open();
+    let all = getrlimit(Resource::Nofile).current.unwrap();
+    let mut refused = Vec::new();
+    let mut without_ring = 0;
+    for limit in 0.. {
+        allow(limit);
+        let made = EventLoop::new("poor", &LoopConfig::default());
+        allow(all);
+        match made {
+            Err(error) => {
+                assert_eq!(error.source.raw_os_error(), Some(libc::EMFILE), "{error}");
+                assert!(error.to_string().contains("'poor'"), "{error}");
+                refused.push(error.action);
+            }
+            // There may be too few for a ring only.
+            Ok(event_loop) => match event_loop.context().stats().without_ring {
+                Some(why) if why.contains("RLIMIT_NOFILE") => without_ring += 1,
+                _ => break,
+            },
+        }
+        assert_eq!(open(), before, "with {limit}");
+    }
+    assert!(refused.contains(&"create its event fd"), "{refused:?}");
+    assert!(
+        refused.contains(&"create its epoll instance"),
+        "{refused:?}"
+    );
+    let ring = io_uring::IoUring::new(2).is_ok();
+    assert!(!ring || without_ring > 0, "a ring needs descriptors too");
 }
 
 #[test]

@@ -75,6 +75,12 @@ impl Entrance {
         Self { ring, place }
     }
 
+    /// Whether the kernel has granted a place.
+    #[cfg(test)]
+    pub(super) fn has_place(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// Submits `entries` and sleeps until there are `wanted` completions. Returns how many entries
     /// the kernel has taken.
     pub(super) fn enter(

@@ -400,6 +400,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_ring_that_ends_gives_its_place_back() {
+        /// More than a thread has places (`IO_RINGFD_REG_MAX` is 16).
+        const RINGS: usize = 40;
+        for number in 0..RINGS {
+            let port = match KernelPort::new(true) {
+                Ok(port) => port,
+                Err(refusal) => return println!("SKIPPED: no ring here: {refusal}"),
+            };
+            if port.bell.is_none() {
+                return println!("SKIPPED: this kernel has no ring of a single thread");
+            }
+            assert!(port.entrance.has_place(), "no place for ring {number}");
+        }
+    }
+
+    #[test]
     fn a_transfer_that_waits_is_marked_for_the_kernels_threads() {
         let one = Memory::One {
             base: std::ptr::null_mut(),
