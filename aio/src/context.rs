@@ -186,6 +186,17 @@ impl AioContext {
 
     /// Runs a task in the loop and waits for its result from wherever the caller runs.
     ///
+    /// ```
+    /// use sluice_aio::{EventLoop, IoThread, LoopConfig};
+    ///
+    /// let thread = IoThread::spawn("io0", LoopConfig::default())?;
+    /// let context = thread.context().clone();
+    /// let mut main = EventLoop::new("main", &LoopConfig::default())?;
+    /// let answer = main.run_until(async move { context.call(|| async { 6 * 7 }).await })?;
+    /// assert_eq!(answer, Ok(42));
+    /// # Ok::<(), sluice_aio::LoopError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Cancelled`] if the loop ended before the task did. Dropping the returned future does not
     /// stop the task.

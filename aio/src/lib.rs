@@ -26,7 +26,8 @@
 //!    [`BottomHalf`] and drop the token. The bottom half interrupts the guest, once for all requests
 //!    that ended in this step; and who waits for the disk to be idle sees one request less.
 //!
-//! [`event_loop`] says in which order this happens within a turn, and why nobody can starve.
+//! [`event_loop`] says in which order this happens within a turn, and why nobody can starve. Tasks have no
+//! priorities: what is ready is served in the order in which it became so.
 //!
 //! # Who may call what from where
 //! | | in a task or handler | any other thread |
@@ -88,29 +89,12 @@
 //! # How to write an engine
 //! An engine is private to this crate: a type that implements the trait `Engine` in
 //! `aio/src/engine/mod.rs`, where the whole contract is; `threads.rs` beside it is the shorter example.
-//! In short:
-//! 1. `start` takes the key of an operation in the loop's table, which owns file and memory. Each key
-//!    must end exactly once, and only when nobody touches that memory any more.
-//! 2. `submit` hands over what was started, once per step of the loop; `reap` tells the table what has
-//!    ended. Neither blocks, allocates in steady state, or calls foreign code: the table collects whom
-//!    to wake.
-//! 3. While operations are under way one of its descriptors, or the loop's bell, must wake the loop
-//!    that sleeps; `has_completed` says without a system call whether `reap` would find something.
-//! 4. `finish` cancels what can be cancelled, and comes to an end whatever the kernel does.
-//! 5. Then it gets a value of [`EngineKind`], a place in `Engines`, and a line in `ENGINES` of
-//!    `aio/tests/event_loop/support.rs`: every I/O test runs with it.
-//!
-//! # Work for a loop in another thread, and its result
-//! ```
-//! use sluice_aio::{EventLoop, IoThread, LoopConfig};
-//!
-//! let thread = IoThread::spawn("io0", LoopConfig::default())?;
-//! let context = thread.context().clone();
-//! let mut main = EventLoop::new("main", &LoopConfig::default())?;
-//! let answer = main.run_until(async move { context.call(|| async { 6 * 7 }).await })?;
-//! assert_eq!(answer, Ok(42));
-//! # Ok::<(), sluice_aio::LoopError>(())
-//! ```
+//! In short: `start` takes the key of an operation in the loop's table, which owns file and memory, and
+//! each key must end exactly once, when nobody touches that memory any more. `submit` hands over what
+//! was started, once per step; `reap` tells the table what has ended. Neither blocks, allocates in steady
+//! state, or calls foreign code. While operations are under way one of its descriptors, or the loop's
+//! bell, must wake the loop that sleeps; and `finish` comes to an end whatever the kernel does. A line in
+//! `ENGINES` of `aio/tests/event_loop/support.rs` runs every I/O test with it.
 
 #[cfg(not(loom))]
 pub mod bottom_half;

@@ -112,6 +112,46 @@ fn wakers_that_panic_keep_no_engine_from_coming_to_rest() {
     }
 }
 
+/// Panics when it is woken.
+struct Trap;
+
+impl Wake for Trap {
+    fn wake(self: Arc<Self>) {
+        panic!("on purpose");
+    }
+}
+
+/// Who waits for operations may be anything: one that panics keeps no other from its result.
+#[test]
+fn a_waker_that_panics_keeps_no_other_from_being_woken() {
+    for engine in ENGINES {
+        let mut event_loop = event_loop();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let results = event_loop
+            .run_until(async move {
+                let read = || {
+                    let file = Arc::clone(&file);
+                    Box::pin(
+                        async move { current::read_at(engine, &file, 0, IoBuffer::alloc(1)).await },
+                    )
+                };
+                let trap = Waker::from(Arc::new(Trap));
+                let mut trapped = [(); 3].map(|()| read());
+                for trapped in &mut trapped {
+                    let polled = trapped.as_mut().poll(&mut Context::from_waker(&trap));
+                    assert!(polled.is_pending());
+                }
+                let healthy = read().await;
+                // Later than those before it, which have ended as well.
+                let again = read().await;
+                (healthy, again, trapped)
+            })
+            .unwrap();
+        assert_eq!(results.0.unwrap(), 0, "{engine:?}");
+        assert_eq!(results.1.unwrap(), 0, "{engine:?}");
+    }
+}
+
 #[test]
 fn an_iothread_that_its_own_task_drops_ends_alone() {
     let thread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
