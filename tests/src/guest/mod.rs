@@ -8,12 +8,14 @@
 //! * `boot`: kernels of both kinds, processors, power-off, panic, restart.
 //! * `operator`: QMP's verbs as a running Linux feels them.
 //! * `disks`: root file systems, transfer modes, contents on both sides.
+//! * `resize`: a disk that grows and shrinks under a guest.
 //! * `zeroes`: what a guest discards or zeroes on a virtio disk.
 
 mod boot;
 mod disks;
 mod lab;
 mod operator;
+mod resize;
 mod script;
 mod zeroes;
 
@@ -97,6 +99,10 @@ const CASES: &[Case] = &[
     case(
         "virtio on an iothread reads and writes",
         disks::virtio_copies,
+    ),
+    case(
+        "a virtio disk grows and shrinks under Linux",
+        resize::virtio_follows,
     ),
     case(
         "virtio on an iothread discards",
