@@ -16,7 +16,6 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
@@ -109,6 +108,38 @@ impl Segment {
 /// Segments that fit in the buffer itself.
 const FEW: usize = 2;
 
+/// So many segments; copied as a whole with every buffer.
+#[derive(Clone, Copy, Debug)]
+struct Few {
+    segments: [Segment; FEW],
+    count: usize,
+}
+
+impl Few {
+    const NONE: Self = Self {
+        segments: [Segment::EMPTY; FEW],
+        count: 0,
+    };
+
+    fn as_slice(&self) -> &[Segment] {
+        &self.segments[..self.count]
+    }
+
+    fn last_mut(&mut self) -> Option<&mut Segment> {
+        self.segments[..self.count].last_mut()
+    }
+
+    /// Adds a segment; false if there is no room.
+    fn push(&mut self, segment: Segment) -> bool {
+        let Some(place) = self.segments.get_mut(self.count) else {
+            return false;
+        };
+        *place = segment;
+        self.count += 1;
+        true
+    }
+}
+
 /// See the [module](self). Cheap to clone; may be sent between threads.
 ///
 /// Cloning and slicing allocate nothing; a scattered buffer's list of segments comes from a list of
@@ -124,19 +155,19 @@ pub struct IoBuffer {
 #[derive(Clone, Debug)]
 enum List {
     /// In the buffer.
-    Few(SmallVec<[Segment; FEW]>),
+    Few(Few),
     /// In memory shared with clones and slices; the buffer begins `skip` bytes into it.
     Many { shared: SharedList, skip: usize },
 }
 
 impl List {
     fn new() -> Self {
-        Self::Few(SmallVec::new())
+        Self::Few(Few::NONE)
     }
 
     fn parts(&self) -> (&[Segment], usize) {
         match self {
-            Self::Few(few) => (few, 0),
+            Self::Few(few) => (few.as_slice(), 0),
             Self::Many { shared, skip } => (shared.as_slice(), *skip),
         }
     }
@@ -222,11 +253,13 @@ impl IoBuffer {
             return;
         }
         match &mut self.list {
-            List::Few(few) if few.len() < FEW => few.push(segment),
             List::Few(few) => {
+                if few.push(segment) {
+                    return;
+                }
                 let mut shared = SharedList::take();
                 if let Some(list) = shared.own() {
-                    list.extend_from_slice(few);
+                    list.extend_from_slice(few.as_slice());
                     list.push(segment);
                 }
                 self.list = List::Many { shared, skip: 0 };
@@ -276,12 +309,13 @@ impl IoBuffer {
     pub fn slice(&self, offset: usize, len: usize) -> Self {
         let pieces = self.pieces(offset, len);
         let len = pieces.left;
-        let mut few = SmallVec::new();
+        let mut few = Few::NONE;
         let mut list = None;
         for piece in pieces {
-            if few.len() < FEW {
-                few.push(piece);
-            } else if let List::Many { shared, skip } = &self.list {
+            if few.push(piece) {
+                continue;
+            }
+            if let List::Many { shared, skip } = &self.list {
                 list = Some(List::Many {
                     shared: shared.clone(),
                     skip: skip + offset,

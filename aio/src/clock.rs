@@ -39,6 +39,18 @@ impl Clock {
         }
     }
 
+    /// [`Clock::now`] as it was when it was first asked for in the loop's present step: all that happens in
+    /// one step has one time, and costs one reading of the clock. That is the time of what the step found
+    /// ready rather than of when each of it had its turn. Outside of a loop it is [`Clock::now`].
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn now_in_step(&self) -> Duration {
+        match &self.0 {
+            Source::Real(start) => step::instant().saturating_duration_since(*start),
+            Source::Manual(_) => self.now(),
+        }
+    }
+
     /// A time to take differences of, which costs less and is a few milliseconds old. It has nothing
     /// to do with [`Clock::now`]'s.
     #[cfg(not(loom))]
@@ -76,6 +88,48 @@ impl Clock {
     #[cfg(not(loom))]
     pub(crate) fn is_manual(&self) -> bool {
         matches!(self.0, Source::Manual(_))
+    }
+}
+
+/// The real time of the step that the thread's loop is in.
+#[cfg(not(loom))]
+pub(crate) mod step {
+    use std::cell::Cell;
+    use std::time::Instant;
+
+    #[derive(Clone, Copy)]
+    enum Step {
+        /// The thread is in no step.
+        Outside,
+        /// Nobody has asked in this one.
+        Unasked,
+        At(Instant),
+    }
+
+    thread_local! {
+        static STEP: Cell<Step> = const { Cell::new(Step::Outside) };
+    }
+
+    /// A step begins, or time has passed in it: the loop has slept.
+    pub(crate) fn begin() {
+        STEP.set(Step::Unasked);
+    }
+
+    /// The thread leaves its loop.
+    pub(crate) fn leave() {
+        STEP.set(Step::Outside);
+    }
+
+    pub(super) fn instant() -> Instant {
+        match STEP.get() {
+            Step::At(instant) => instant,
+            Step::Outside => Instant::now(),
+            Step::Unasked => {
+                let now = Instant::now();
+                STEP.set(Step::At(now));
+                now
+            }
+        }
     }
 }
 

@@ -9,12 +9,15 @@ use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::bottom_half::BottomHalf;
 use crate::buffer::IoBuffer;
+use crate::clock::step;
 use crate::context::{AioContext, Shared};
 use crate::engine::{Completion, EngineKind, OperationKind, Route};
 use crate::event_loop::{self, Local};
@@ -33,6 +36,7 @@ pub(crate) struct Scope;
 impl Scope {
     pub(crate) fn enter(local: &Rc<Local>) -> Self {
         CURRENT.with_borrow_mut(|stack| stack.push(Rc::clone(local)));
+        step::begin();
         Self
     }
 }
@@ -40,6 +44,7 @@ impl Scope {
 impl Drop for Scope {
     fn drop(&mut self) {
         CURRENT.with_borrow_mut(|stack| stack.pop());
+        step::leave();
     }
 }
 
@@ -173,42 +178,78 @@ fn check_range(offset: u64, len: usize) -> io::Result<()> {
     }
 }
 
-/// Reads into `buffer` from byte `offset`; fewer bytes than asked mean the end of the file.
+/// A transfer on its way: bytes moved, or the kernel's error. Dropping it leaves the operation running.
+#[must_use = "nobody learns how the transfer ends"]
+pub struct Transfer(State);
+
+enum State {
+    /// It has ended before it began; none once that was told.
+    Ended(Option<io::Result<usize>>),
+    Running(Completion),
+}
+
+impl std::fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transfer").finish_non_exhaustive()
+    }
+}
+
+impl Future for Transfer {
+    type Output = io::Result<usize>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            State::Running(completion) => Pin::new(completion).poll(cx),
+            State::Ended(result) => Poll::Ready(
+                result
+                    .take()
+                    .unwrap_or_else(|| Err(io::Error::other("polled after completion"))),
+            ),
+        }
+    }
+}
+
+fn transfer(
+    route: Route,
+    kind: OperationKind,
+    file: &Arc<File>,
+    offset: u64,
+    buffer: IoBuffer,
+) -> Transfer {
+    Transfer(match check_range(offset, buffer.len()) {
+        Err(error) => State::Ended(Some(Err(error))),
+        Ok(()) if buffer.is_empty() => State::Ended(Some(Ok(0))),
+        Ok(()) => State::Running(start(route, kind, file, offset, buffer)),
+    })
+}
+
+/// Begins to read into `buffer` from byte `offset`; fewer bytes than asked mean the end of the file.
 ///
 /// `route` is an engine, or what is known besides of the way to a file that is read or written more
 /// often ([`Route::to`]).
 ///
 /// # Errors
 /// The kernel's; [`io::ErrorKind::InvalidInput`] beyond what a file offset can be.
-pub async fn read_at(
+pub fn read_at(
     route: impl Into<Route>,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
-) -> io::Result<usize> {
-    check_range(offset, buffer.len())?;
-    if buffer.is_empty() {
-        return Ok(0);
-    }
-    start(route, OperationKind::Read, file, offset, buffer).await
+) -> Transfer {
+    transfer(route.into(), OperationKind::Read, file, offset, buffer)
 }
 
-/// Writes all of `buffer` at byte `offset`.
+/// Begins to write all of `buffer` at byte `offset`: the bytes moved are as many as it has.
 ///
 /// # Errors
 /// The kernel's, or as [`read_at`]; how much was written before is not known.
-pub async fn write_at(
+pub fn write_at(
     route: impl Into<Route>,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
-) -> io::Result<()> {
-    check_range(offset, buffer.len())?;
-    if buffer.is_empty() {
-        return Ok(());
-    }
-    let write = start(route, OperationKind::Write, file, offset, buffer);
-    write.await.map(drop)
+) -> Transfer {
+    transfer(route.into(), OperationKind::Write, file, offset, buffer)
 }
 
 /// Makes the file's data and metadata durable (`fsync`).

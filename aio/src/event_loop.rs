@@ -71,7 +71,7 @@ use futures_util::FutureExt as _;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::bottom_half::BottomHalves;
-use crate::clock::Clock;
+use crate::clock::{Clock, step};
 use crate::context::{AioContext, Remote, Shared};
 use crate::current::{self, Scope};
 use crate::engine::{EngineKind, Engines};
@@ -369,6 +369,7 @@ impl EventLoop {
 
     /// Steps 1 and 4 of a turn.
     fn work(&mut self) {
+        step::begin();
         let counters = self.local.shared.counters();
         self.heard |= self.local.shared.wake().awaken();
         // What does not fit into one step keeps its place before what arrives later.
@@ -428,6 +429,7 @@ impl EventLoop {
         }
         let began = self.local.shared.clock().now();
         if self.poll(began, timeout)? {
+            step::begin();
             // The kernel's events may wait a little, as in any turn with work at hand.
             self.unasked += 1;
             let mut looked = std::mem::take(&mut self.looked);
@@ -561,6 +563,7 @@ impl EventLoop {
 
     /// The loop may have slept: at once, for what handlers push from now on needs no bell.
     fn woken(&mut self) {
+        step::begin();
         self.heard |= self.local.shared.wake().awaken();
         self.asked_at = Some(self.local.shared.clock().coarse());
     }

@@ -286,12 +286,11 @@ impl Flood {
             }
             Source::Engine(file, route) => {
                 let (route, offset) = (*route, self.offset());
-                match self.direction {
-                    Direction::Read => {
-                        current::read_at(route, file, offset, buffer).await?;
-                    }
-                    Direction::Write => current::write_at(route, file, offset, buffer).await?,
-                }
+                let transfer = match self.direction {
+                    Direction::Read => current::read_at(route, file, offset, buffer),
+                    Direction::Write => current::write_at(route, file, offset, buffer),
+                };
+                transfer.await?;
             }
         }
         Ok(())

@@ -155,6 +155,49 @@ fn advancing_a_manual_clock_and_notifying_wakes_the_loop() {
 }
 
 #[test]
+fn all_of_a_step_has_one_time() {
+    /// Longer than the clock's resolution.
+    fn let_time_pass(clock: &Clock) {
+        let until = clock.now() + Duration::from_micros(100);
+        while clock.now() < until {}
+    }
+    let clock = Clock::real();
+    let inside = clock.clone();
+    let mut event_loop = event_loop();
+    event_loop
+        .run_until(async move {
+            let first = inside.now_in_step();
+            assert!(first <= inside.now());
+            let_time_pass(&inside);
+            assert_eq!(inside.now_in_step(), first);
+            // The next step has its own, also one that polling or a sleep came before.
+            for _ in 0..3 {
+                let before = inside.now();
+                current::yield_now().await;
+                assert!(inside.now_in_step() >= before);
+                let before = inside.now();
+                current::sleep(Duration::from_micros(50)).await;
+                assert!(inside.now_in_step() >= before);
+            }
+        })
+        .unwrap();
+    // Nobody's step: time goes on.
+    let outside = clock.now_in_step();
+    let_time_pass(&clock);
+    assert!(clock.now_in_step() > outside);
+    // One that is moved by hand is what it was moved to.
+    let manual = Clock::manual();
+    let moved = manual.clone();
+    event_loop
+        .run_until(async move {
+            assert_eq!(moved.now_in_step(), Duration::ZERO);
+            moved.advance(Duration::from_secs(1));
+            assert_eq!(moved.now_in_step(), Duration::from_secs(1));
+        })
+        .unwrap();
+}
+
+#[test]
 fn a_real_clock_cannot_be_advanced() {
     assert!(!Clock::real().advance(MS));
 }

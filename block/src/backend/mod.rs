@@ -290,10 +290,9 @@ impl Backend {
     /// # Errors
     /// No medium, out of range, or the medium's.
     pub async fn read(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
-        let len = buffer.len() as u64;
         let node = self.root_for(token)?;
-        self.account(Account::Read, len, || node.read(offset, buffer))
-            .await
+        let timer = self.admit(Account::Read, buffer.len() as u64).await?;
+        timer.ended(node.read(offset, buffer).await)
     }
 
     /// Writes `buffer` at byte `offset`.
@@ -301,11 +300,9 @@ impl Backend {
     /// # Errors
     /// As [`Backend::read`], and a read-only disk.
     pub async fn write(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
-        let len = buffer.len() as u64;
         let node = self.writable_root_for(token)?;
-        let flags = self.write_flags();
-        self.account(Account::Write, len, || node.write(offset, buffer, flags))
-            .await
+        let timer = self.admit(Account::Write, buffer.len() as u64).await?;
+        timer.ended(node.write(offset, buffer, self.write_flags()).await)
     }
 
     /// Makes `len` bytes from `offset` zeroes; with `unmap` they may become a hole.
@@ -322,10 +319,8 @@ impl Backend {
         let mut flags = self.write_flags();
         flags.set(RequestFlags::MAY_UNMAP, unmap);
         let node = self.writable_root_for(token)?;
-        self.account(Account::Write, len, || {
-            node.write_zeroes(offset, len, flags)
-        })
-        .await
+        let timer = self.admit(Account::Write, len).await?;
+        timer.ended(node.write_zeroes(offset, len, flags).await)
     }
 
     /// Gives up the contents of `len` bytes from `offset`.
@@ -334,8 +329,8 @@ impl Backend {
     /// As [`Backend::write`].
     pub async fn discard(&self, token: &Token, offset: u64, len: u64) -> Result<()> {
         let node = self.writable_root_for(token)?;
-        self.account(Account::Unmap, len, || node.discard(offset, len))
-            .await
+        let timer = self.admit(Account::Unmap, len).await?;
+        timer.ended(node.discard(offset, len).await)
     }
 
     /// Makes everything durable that ended before this call.
@@ -344,7 +339,8 @@ impl Backend {
     /// No medium, or the medium's.
     pub async fn flush(&self, token: &Token) -> Result<()> {
         let node = self.root_for(token)?;
-        self.account(Account::Flush, 0, || node.flush()).await
+        let timer = self.admit(Account::Flush, 0).await?;
+        timer.ended(node.flush().await)
     }
 
     /// The root for a request that changes it.
@@ -378,25 +374,49 @@ impl Backend {
         self.stats.idle_since(self.clock.now())
     }
 
-    /// Does a request and counts it. The request is made here and not passed in, for a future that is moved
-    /// from future to future has its place in each of them, and a task's memory is copied.
-    async fn account<F: Future<Output = Result<()>>>(
-        &self,
-        kind: Account,
-        bytes: u64,
-        request: impl FnOnce() -> F,
-    ) -> Result<()> {
-        let began = self.clock.now();
-        let admitted = self.throttling.admit(kind, bytes, || false).await;
-        let result = match admitted {
-            Ok(()) => request().await,
-            cancelled => cancelled,
+    /// Waits until the disk's limits let a request go, which is timed from now on.
+    ///
+    /// # Errors
+    /// Cancelled; it has been counted then.
+    async fn admit(&self, kind: Account, bytes: u64) -> Result<Timer<'_>> {
+        let timer = Timer {
+            backend: self,
+            kind,
+            bytes,
+            began: self.clock.now_in_step(),
         };
-        let now = self.clock.now();
-        match &result {
-            Ok(()) => self.stats.done(kind, bytes, began, now),
-            Err(error) => self.stats.failed(kind, error, began, now),
+        match self.throttling.admit(kind, bytes, || false).await {
+            Ok(()) => Ok(timer),
+            Err(cancelled) => Err(timer.failed(cancelled)),
         }
-        result
+    }
+}
+
+/// A request that will be counted.
+struct Timer<'a> {
+    backend: &'a Backend,
+    kind: Account,
+    bytes: u64,
+    began: Duration,
+}
+
+impl Timer<'_> {
+    /// Counts the request, which has ended with `result`.
+    fn ended(self, result: Result<()>) -> Result<()> {
+        let Err(error) = result else {
+            let Self { backend, kind, .. } = self;
+            let now = backend.clock.now_in_step();
+            backend.stats.done(kind, self.bytes, self.began, now);
+            return Ok(());
+        };
+        Err(self.failed(error))
+    }
+
+    /// Counts the request, which has failed.
+    fn failed(self, error: BlockError) -> BlockError {
+        let Self { backend, kind, .. } = self;
+        let now = backend.clock.now_in_step();
+        backend.stats.failed(kind, &error, self.began, now);
+        error
     }
 }

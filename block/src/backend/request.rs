@@ -180,9 +180,9 @@ impl Request<'_> {
         operation: Operation,
     ) -> (Result<()>, Option<ErrorAction>) {
         let backend = &*self.submitter.backend;
-        let began = backend.clock.now();
+        let began = backend.clock.now_in_step();
         let result = self.perform(operation).await;
-        let now = backend.clock.now();
+        let now = backend.clock.now_in_step();
         let Err(error) = result else {
             backend.stats.done(kind, bytes, began, now);
             return (Ok(()), None);

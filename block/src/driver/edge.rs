@@ -86,6 +86,11 @@ impl Edge {
         self.target.load_full()
     }
 
+    /// The size in bytes of the node below, now.
+    pub(crate) fn len(&self) -> u64 {
+        self.target.load().len()
+    }
+
     pub(crate) fn set(&self, target: Arc<Node>) {
         self.target.store(target);
     }

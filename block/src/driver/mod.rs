@@ -126,7 +126,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Size in bytes.
     fn size(&self) -> u64 {
-        self.filtered().map_or(0, |child| child.node().len())
+        self.filtered().map_or(0, Edge::len)
     }
 
     /// What requests to this driver must look like; asked once. A filter need not repeat what the

@@ -106,7 +106,7 @@ impl Driver for Raw {
 
     fn size(&self) -> u64 {
         self.fixed_size()
-            .unwrap_or_else(|| self.file.node().len().saturating_sub(self.offset()))
+            .unwrap_or_else(|| self.file.len().saturating_sub(self.offset()))
     }
 
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {

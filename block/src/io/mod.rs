@@ -72,15 +72,20 @@ impl Node {
 
     /// Reads `buffer.len()` bytes from byte `offset`.
     ///
+    /// Most reads are the driver's as they are: then its future is the caller's, and the node costs no
+    /// state of its own.
+    ///
     /// # Errors
     /// Out of range, or the medium's.
-    pub async fn read(&self, offset: u64, buffer: IoBuffer) -> Result<()> {
+    pub fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         let len = buffer.len() as u64;
-        self.check_range(offset, len)?;
-        if self.io.bounds.get().takes(offset, len) {
-            return self.driver().read(offset, buffer).await;
+        if let Err(error) = self.check_range(offset, len) {
+            return BlockFuture::new(std::future::ready(Err(error)));
         }
-        BlockFuture::new(self.read_blocks(offset, buffer)).await
+        if self.io.bounds.get().takes(offset, len) {
+            return self.driver().read(offset, buffer);
+        }
+        BlockFuture::new(self.read_blocks(offset, buffer))
     }
 
     /// Writes `buffer` at byte `offset`; durably with [`RequestFlags::FUA`], for which the driver

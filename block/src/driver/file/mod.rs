@@ -115,23 +115,30 @@ impl Driver for FileDriver {
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        let opened = self.opened();
+        // Two futures rather than one with room for either: it is copied with every request.
+        if opened.needs_bounce(&buffer) {
+            return BlockFuture::new(async move {
+                opened.read_bounced(offset, &buffer).await?;
+                Ok(())
+            });
+        }
         BlockFuture::new(async move {
-            let opened = self.opened();
-            if opened.needs_bounce(&buffer) {
-                return Ok(opened.read_bounced(offset, &buffer).await?);
-            }
-            Ok(opened.read_all(offset, &buffer).await?)
+            opened.read_all(offset, &buffer).await?;
+            Ok(())
         })
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async move {
-            let opened = self.opened();
-            if opened.needs_bounce(&buffer) {
+        let opened = self.opened();
+        if opened.needs_bounce(&buffer) {
+            return BlockFuture::new(async move {
                 opened.write_bounced(offset, &buffer).await?;
-            } else {
-                current::write_at(opened.route, &opened.file, offset, buffer).await?;
-            }
+                Ok(())
+            });
+        }
+        BlockFuture::new(async move {
+            current::write_at(opened.route, &opened.file, offset, buffer).await?;
             Ok(())
         })
     }
