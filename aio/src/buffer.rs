@@ -68,7 +68,7 @@ impl Drop for Heap {
 #[derive(Clone, Debug)]
 enum Keep {
     Empty,
-    Heap(#[expect(dead_code, reason = "keeps the memory alive")] Arc<Heap>),
+    Heap(Arc<Heap>),
     Guest(#[expect(dead_code, reason = "keeps the memory alive")] Arc<GuestRam>),
 }
 
@@ -345,6 +345,16 @@ impl IoBuffer {
             let uneven = segment.len() & (length - 1);
             misplaced | uneven == 0
         })
+    }
+
+    /// Whether this is memory of its own that nothing else uses any more: no clone, no slice, no operation. It
+    /// may be used for something else then.
+    #[must_use]
+    pub fn is_unshared(&mut self) -> bool {
+        match &mut self.keep {
+            Keep::Heap(heap) => Arc::get_mut(heap).is_some(),
+            Keep::Empty | Keep::Guest(_) => false,
+        }
     }
 
     /// Copies `bytes` to `offset`; what does not fit is left out. Returns the bytes copied.

@@ -3,6 +3,8 @@
 //! Devices know nothing of KVM: interrupts ([`irq`]), doorbells ([`doorbell`]) and address spaces
 //! ([`bus`]) are traits and tables that the machine fills in.
 
+#[cfg(test)]
+mod allocations;
 pub mod bus;
 pub mod clock;
 pub mod doorbell;

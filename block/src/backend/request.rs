@@ -110,6 +110,12 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// The disk.
+    #[must_use]
+    pub fn backend(&self) -> &Backend {
+        &self.submitter.backend
+    }
+
     /// Counts what the device has refused by itself, in place of an operation.
     pub fn account_invalid(&self, kind: Account) {
         self.submitter.backend.account_invalid(kind);

@@ -1,43 +1,50 @@
 //! A channel among its threads: vCPUs access registers, the main loop serves requests.
 //!
 //! ```text
-//! vCPU: lock, access, take what was launched, unlock --spawn--> loop: serve()
+//! vCPU: lock, access, take what was launched, unlock --mailbox-> loop: serve()
 //!                                                                 gate open? or park and wait
 //!                                                                 lock, begin, unlock
 //!                                                                 the whole operation, one token
 //! vCPU <---------------- interrupt line ------------------------- lock, complete, unlock
 //! ```
 //!
-//! The lock guards registers only. It is never held across I/O, an await, a spawn or a wake.
+//! The lock guards registers only. It is never held across I/O, an await or a wake.
+//!
+//! One task serves a channel's requests, one after the other: it is started with the channel and ends with
+//! it. If its loop ends first, the guest is told that its commands fail.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 
-use futures_util::future::{Abortable, Aborted};
+use futures_util::FutureExt as _;
+use futures_util::future::Aborted;
 use parking_lot::Mutex;
 use sluice_aio::gate::{Cancelled, Describe};
 use sluice_aio::{AioContext, Gate, GuestRam, Token};
 use sluice_block::Backend;
-use sluice_block::backend::Submitter;
+use sluice_block::backend::{SizeWatcher as _, Submitter};
 use tracing::Instrument as _;
 
 use super::capacity::Capacity;
-use super::core::{Core, Launch, Parking};
+use super::core::{Core, Parking};
 use super::disk::{DriveConfig, DriveKind};
+use super::mailbox::Mailbox;
 use super::removable::Tray;
 use super::request::{Generation, Outcome, Request};
-use super::serve::Server;
+use super::serve::{Scratch, Server};
 use crate::pci::PciConfig;
 
 /// What serves one drive's requests.
-#[derive(Clone)]
 struct Target {
     backend: Arc<Backend>,
     submitter: Arc<Submitter>,
     /// Kept for the backend, which does not.
     _tray: Option<Arc<Tray>>,
     /// The same.
-    _capacity: Option<Arc<Capacity>>,
+    capacity: Option<Arc<Capacity>>,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
 }
@@ -60,7 +67,7 @@ impl Target {
         });
         Self {
             _tray: tray,
-            _capacity: capacity,
+            capacity,
             backend: Arc::clone(&config.backend),
             submitter: Arc::new(Submitter::new(Arc::clone(&config.backend))),
             #[cfg(feature = "test-hooks")]
@@ -82,7 +89,7 @@ impl Target {
 pub(super) struct Channel {
     core: Mutex<Core>,
     targets: [Option<Target>; 2],
-    context: AioContext,
+    mailbox: Arc<Mailbox>,
     memory: Arc<GuestRam>,
     /// The PCI function's, for its bus master bit.
     config: Arc<PciConfig>,
@@ -93,7 +100,7 @@ impl Channel {
     pub fn new(
         core: Core,
         drives: [Option<&DriveConfig>; 2],
-        context: AioContext,
+        context: &AioContext,
         memory: Arc<GuestRam>,
         config: Arc<PciConfig>,
     ) -> Arc<Self> {
@@ -105,7 +112,7 @@ impl Channel {
             Self {
                 core: Mutex::new(core),
                 targets: [0, 1].map(target),
-                context,
+                mailbox: Arc::default(),
                 memory,
                 config,
             }
@@ -113,7 +120,17 @@ impl Channel {
         for target in channel.targets.iter().flatten() {
             let describer = Arc::downgrade(&channel);
             target.backend.gate().add_describer(describer);
+            if let Some(capacity) = &target.capacity {
+                // What changed since the core was made had nobody to tell.
+                capacity.size_changed();
+            }
         }
+        let service = Service {
+            channel: Arc::downgrade(&channel),
+            mailbox: Arc::clone(&channel.mailbox),
+            scratch: Scratch::default(),
+        };
+        context.spawn(move || service.run());
         channel
     }
 
@@ -124,6 +141,9 @@ impl Channel {
         let mut aftermath = core.take_aftermath();
         drop(core);
         aftermath.wake();
+        if aftermath.dead {
+            self.mailbox.wake();
+        }
         for (target, invalid) in self.targets.iter().zip(aftermath.invalid) {
             if let (Some(target), Some(kind)) = (target, invalid) {
                 target.backend.account_invalid(kind);
@@ -144,11 +164,17 @@ impl Channel {
                 target.submitter.settle();
             }
         }
-        if let Some(launch) = aftermath.launch {
-            let channel = Arc::clone(self);
-            self.context.spawn(move || channel.serve(launch));
+        if let Some(request) = aftermath.launch
+            && let Err(unserved) = self.mailbox.send(request)
+        {
+            self.give_up(&unserved);
         }
         result
+    }
+
+    /// Reports that a request will never be served.
+    fn give_up(self: &Arc<Self>, request: &Request) {
+        self.access(|core| core.complete(request.generation, Outcome::Failed));
     }
 
     /// Waits until no request is in flight. Any context.
@@ -157,21 +183,17 @@ impl Channel {
     }
 
     /// One request, from the gate to its completion. Runs in the loop.
-    async fn serve(self: Arc<Self>, launch: Launch) {
-        let Launch {
-            request,
-            registration,
-        } = launch;
+    async fn serve(self: &Arc<Self>, request: Request, scratch: &mut Scratch) {
         let Request {
             generation,
             drive,
             operation,
         } = request;
-        let Some(target) = self.targets[drive].clone() else {
+        let Some(target) = &self.targets[drive] else {
             return;
         };
         let mut ticket = Ticket {
-            channel: &self,
+            channel: self,
             generation,
             outcome: Outcome::Failed,
         };
@@ -181,7 +203,7 @@ impl Channel {
                 if self.access(|core| core.park(generation)) == Parking::Dead {
                     return;
                 }
-                match Abortable::new(target.backend.enter(), registration).await {
+                match self.enter(target, generation).await {
                     Ok(Ok(token)) => token,
                     // The disk goes away: the guest is told by the ticket that its command failed.
                     Ok(Err(Cancelled)) => return,
@@ -196,12 +218,69 @@ impl Channel {
             request: target.submitter.request(token),
             memory: &self.memory,
             config: &self.config,
+            scratch,
         };
         let span = tracing::trace_span!("request", drive, operation = %operation.summary());
         ticket.outcome = server.run(operation).instrument(span).await;
         // The ticket reports before the token goes: a drained section begins with registers at rest.
         drop(ticket);
         drop(server);
+    }
+
+    /// Waits in the gate's queue for as long as the request is wanted.
+    async fn enter(
+        &self,
+        target: &Target,
+        generation: Generation,
+    ) -> Result<Result<Token, Cancelled>, Aborted> {
+        let mut entering = pin!(target.backend.enter());
+        poll_fn(|context| {
+            // Before the look: the access that kills the request wakes after it.
+            self.mailbox.listen(context);
+            if !self.core.lock().is_wanted(generation) {
+                return Poll::Ready(Err(Aborted));
+            }
+            entering.as_mut().poll(context).map(Ok)
+        })
+        .await
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+/// The task that serves a channel.
+struct Service {
+    /// Not kept: the channel ends the task.
+    channel: Weak<Channel>,
+    mailbox: Arc<Mailbox>,
+    scratch: Scratch,
+}
+
+impl Service {
+    async fn run(mut self) {
+        while let Some(request) = poll_fn(|context| self.mailbox.poll_receive(context)).await {
+            let Some(channel) = self.channel.upgrade() else {
+                return;
+            };
+            let served = AssertUnwindSafe(channel.serve(request, &mut self.scratch));
+            if served.catch_unwind().await.is_err() {
+                // Its ticket has told the guest; the next request is none the worse.
+                tracing::error!("a request of an IDE channel panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let unserved = self.mailbox.abandon();
+        if let (Some(channel), Some(unserved)) = (self.channel.upgrade(), unserved) {
+            channel.give_up(&unserved);
+        }
     }
 }
 

@@ -104,7 +104,7 @@ impl IdeController {
             let core = Core::new(units, Arc::clone(&config.irq[index]));
             let drives = [master.as_ref(), slave.as_ref()];
             let memory = Arc::clone(&config.memory);
-            let context = config.context.clone();
+            let context = &config.context;
             let space = Arc::clone(&space);
             Ok::<_, IdeError>(Channel::new(core, drives, context, memory, space))
         };
@@ -192,7 +192,7 @@ fn unit(
     Ok(Some(Unit::Disk(disk)))
 }
 
-fn configuration_space(variant: IdeVariant) -> Result<PciConfig, IdeError> {
+pub(super) fn configuration_space(variant: IdeVariant) -> Result<PciConfig, IdeError> {
     let idetim = timing::idetim();
     let builder = ConfigBuilder::new(variant.identity())
         .status(Status::FAST_BACK_TO_BACK | Status::DEVSEL_MEDIUM)

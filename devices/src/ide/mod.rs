@@ -31,6 +31,7 @@ mod controller;
 mod core;
 mod disk;
 mod identify;
+mod mailbox;
 mod prd;
 mod regs;
 mod removable;

@@ -5,7 +5,6 @@
 //! Source: *Programming Interface for Bus Master IDE Controller* revision 1.0, section 1.2.
 
 use sluice_aio::GuestRam;
-use smallvec::SmallVec;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::regs::prd;
@@ -18,15 +17,15 @@ const ADDRESS_LIMIT: u64 = 1 << 32;
 pub(super) struct Table(pub u32);
 
 /// Memory ranges, in order.
-pub(super) type Ranges = SmallVec<[(GuestAddress, usize); 8]>;
+pub(super) type Ranges = Vec<(GuestAddress, usize)>;
 
 /// What a table turned out to describe.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gathered {
     /// Exactly the memory asked for.
-    Exact(Ranges),
+    Exact,
     /// More; the ranges are cut to what was asked for.
-    Surplus(Ranges),
+    Surplus,
     /// Less.
     Short,
     /// The table is not in memory, or a region reaches beyond 4 GiB.
@@ -62,12 +61,17 @@ impl Descriptor {
     }
 }
 
-/// Walks `table` for `length` bytes.
+/// Walks `table` for `length` bytes, and puts the memory found into `ranges`, in place of what is there.
 ///
 /// A table ends with the descriptor marked so, or after [`prd::TABLE_MAX`] bytes. The walk stops as soon as it
 /// knows that there is a surplus.
-pub(super) fn gather(memory: &GuestRam, table: Table, length: usize) -> Gathered {
-    let mut ranges = Ranges::new();
+pub(super) fn gather(
+    memory: &GuestRam,
+    table: Table,
+    length: usize,
+    ranges: &mut Ranges,
+) -> Gathered {
+    ranges.clear();
     let mut missing = length;
     let start = u64::from(table.0);
     let mut at = start;
@@ -82,14 +86,14 @@ pub(super) fn gather(memory: &GuestRam, table: Table, length: usize) -> Gathered
             missing -= used;
         }
         if used < descriptor.length {
-            return Gathered::Surplus(ranges);
+            return Gathered::Surplus;
         }
         if descriptor.last {
             break;
         }
     }
     if missing == 0 {
-        Gathered::Exact(ranges)
+        Gathered::Exact
     } else {
         Gathered::Short
     }
@@ -119,6 +123,14 @@ mod tests {
         }
     }
 
+    /// What is found, and where.
+    fn gather(memory: &GuestRam, table: Table, length: usize) -> (Gathered, Ranges) {
+        // What was there before is forgotten.
+        let mut ranges = vec![(GuestAddress(77), 7)];
+        let found = super::gather(memory, table, length, &mut ranges);
+        (found, ranges)
+    }
+
     fn ranges(list: &[(u64, usize)]) -> Ranges {
         list.iter()
             .map(|(base, length)| (GuestAddress(*base), *length))
@@ -131,14 +143,14 @@ mod tests {
         let expected = ranges(&[(0x8000, 0x300), (0x4000, 0x100)]);
         assert_eq!(
             gather(&memory, Table(TABLE), 0x400),
-            Gathered::Exact(expected)
+            (Gathered::Exact, expected)
         );
     }
 
     #[test]
     fn the_end_of_the_table_is_honoured() {
         let memory = memory(&[(0x8000, 0x200 | EOT), (0x4000, 0x200 | EOT)]);
-        assert_eq!(gather(&memory, Table(TABLE), 0x400), Gathered::Short);
+        assert_eq!(gather(&memory, Table(TABLE), 0x400).0, Gathered::Short);
     }
 
     #[test]
@@ -147,7 +159,7 @@ mod tests {
         let expected = ranges(&[(0x8000, 0x200)]);
         assert_eq!(
             gather(&memory, Table(TABLE), 0x200),
-            Gathered::Surplus(expected)
+            (Gathered::Surplus, expected)
         );
     }
 
@@ -157,7 +169,7 @@ mod tests {
         let expected = ranges(&[(0x2_0000, 0x1_0000)]);
         assert_eq!(
             gather(&memory, Table(TABLE), 0x1_0000),
-            Gathered::Exact(expected)
+            (Gathered::Exact, expected)
         );
     }
 
@@ -165,10 +177,10 @@ mod tests {
     fn an_endless_table_is_followed_for_4_kib() {
         let entries = [(0x8000, 2); 600];
         let memory = memory(&entries);
-        assert_eq!(gather(&memory, Table(TABLE), 2 * 513), Gathered::Short);
+        assert_eq!(gather(&memory, Table(TABLE), 2 * 513).0, Gathered::Short);
         assert!(matches!(
             gather(&memory, Table(TABLE), 2 * 512),
-            Gathered::Exact(ranges) if ranges.len() == 512
+            (Gathered::Exact, ranges) if ranges.len() == 512
         ));
     }
 
@@ -176,20 +188,20 @@ mod tests {
     fn a_table_of_zeroes_at_address_zero_is_harmless() {
         let memory = memory(&[]);
         let found = gather(&memory, Table(0), 0x200);
-        assert_eq!(found, Gathered::Surplus(ranges(&[(0, 0x200)])));
+        assert_eq!(found, (Gathered::Surplus, ranges(&[(0, 0x200)])));
     }
 
     #[test]
     fn a_table_outside_memory_is_a_fault() {
         let memory = memory(&[]);
-        assert_eq!(gather(&memory, Table(0x8000_0000), 512), Gathered::Fault);
-        assert_eq!(gather(&memory, Table(0xffff_fffc), 512), Gathered::Fault);
+        assert_eq!(gather(&memory, Table(0x8000_0000), 512).0, Gathered::Fault);
+        assert_eq!(gather(&memory, Table(0xffff_fffc), 512).0, Gathered::Fault);
     }
 
     #[test]
     fn a_region_does_not_wrap_at_4_gib() {
         let memory = memory(&[(0xffff_0000, 0), (0xffff_fffe, 4 | EOT)]);
-        assert_eq!(gather(&memory, Table(TABLE), 0x1_0004), Gathered::Fault);
+        assert_eq!(gather(&memory, Table(TABLE), 0x1_0004).0, Gathered::Fault);
     }
 
     proptest! {
@@ -201,11 +213,11 @@ mod tests {
             let memory = memory(&entries);
             let total = |ranges: &Ranges| ranges.iter().map(|range| range.1).sum::<usize>();
             match gather(&memory, Table(TABLE), length) {
-                Gathered::Exact(ranges) | Gathered::Surplus(ranges) => {
+                (Gathered::Exact | Gathered::Surplus, ranges) => {
                     prop_assert_eq!(total(&ranges), length);
                     prop_assert!(ranges.iter().all(|range| range.0.0 + range.1 as u64 <= 1 << 32));
                 }
-                Gathered::Short | Gathered::Fault => {}
+                (Gathered::Short | Gathered::Fault, _) => {}
             }
         }
     }

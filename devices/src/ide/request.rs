@@ -22,10 +22,10 @@ impl Generation {
 /// pieces it has (rule 7).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Operation {
-    /// Read a block for the data register.
-    ReadBlock { offset: u64, length: usize },
+    /// Read a block for the data register, as long as this one.
+    ReadBlock { offset: u64, block: Vec<u8> },
     /// Write a block that came through the data register.
-    WriteBlock { offset: u64, data: Vec<u8> },
+    WriteBlock { offset: u64, block: Vec<u8> },
     /// Read into the memory that the table describes.
     ReadDma {
         offset: u64,
@@ -39,12 +39,7 @@ pub(super) enum Operation {
         table: Table,
     },
     /// Discard the ranges listed in the memory that the table describes.
-    Trim {
-        length: usize,
-        table: Table,
-        /// Sectors of the disk: no range may reach beyond.
-        capacity: u64,
-    },
+    Trim { length: usize, table: Table },
     /// Make everything written before durable.
     Flush,
     /// Read part of what a packet command wants, for the data register.
@@ -76,8 +71,8 @@ impl std::fmt::Display for Summary {
 impl Operation {
     pub fn summary(&self) -> Summary {
         let (name, range) = match self {
-            Self::ReadBlock { offset, length } => ("read", Some((*offset, *length))),
-            Self::WriteBlock { offset, data, .. } => ("write", Some((*offset, data.len()))),
+            Self::ReadBlock { offset, block } => ("read", Some((*offset, block.len()))),
+            Self::WriteBlock { offset, block } => ("write", Some((*offset, block.len()))),
             Self::ReadDma { offset, length, .. } => ("read by DMA", Some((*offset, *length))),
             Self::WriteDma { offset, length, .. } => ("write by DMA", Some((*offset, *length))),
             Self::Trim { .. } => ("TRIM", None),
@@ -105,7 +100,7 @@ pub(super) struct Request {
 pub(super) enum Outcome {
     /// Well.
     Done,
-    /// Well, with the bytes for the data register.
+    /// Well, with the block of the data register: what was read, or the memory of what was written.
     Block(Vec<u8>),
     /// Well, and the table described more memory than was needed.
     DoneWithSurplus,

@@ -13,7 +13,7 @@ use sluice_block::BlockError;
 use sluice_block::backend::{Account, Request};
 
 use super::atapi::{DiscRead, SectorForm};
-use super::prd::{Gathered, Table, gather};
+use super::prd::{Gathered, Ranges, Table, gather};
 use super::regs::SECTOR_SIZE;
 use super::request::{Operation, Outcome};
 use crate::pci::PciConfig;
@@ -24,6 +24,37 @@ pub(super) struct Server<'a> {
     pub memory: &'a Arc<GuestRam>,
     /// The PCI function's, for its bus master bit, which is looked at when the transfer begins.
     pub config: &'a PciConfig,
+    pub scratch: &'a mut Scratch,
+}
+
+/// What a channel's requests use one after the other, so that none allocates.
+pub(super) struct Scratch {
+    /// Memory for blocks of the data register.
+    block: IoBuffer,
+    /// What a descriptor table describes.
+    ranges: Ranges,
+    /// A list of ranges to discard.
+    payload: Vec<u8>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            block: IoBuffer::empty(),
+            ranges: Ranges::new(),
+            payload: Vec::new(),
+        }
+    }
+}
+
+impl Scratch {
+    /// Memory for `length` bytes: the same as before, unless it is too small or something still uses it.
+    fn block(&mut self, length: usize) -> IoBuffer {
+        if self.block.len() < length || !self.block.is_unshared() {
+            self.block = IoBuffer::alloc(length);
+        }
+        self.block.slice(0, length)
+    }
 }
 
 /// Guest memory of a transfer.
@@ -59,15 +90,19 @@ impl Server<'_> {
 
     async fn attempt(&mut self, operation: Operation) -> Result<Outcome, Failure> {
         match operation {
-            Operation::ReadBlock { offset, length } => {
-                let buffer = IoBuffer::alloc(length);
+            Operation::ReadBlock { offset, mut block } => {
+                let buffer = self.scratch.block(block.len());
+                // A disk that gives nothing must not show what was there before.
+                buffer.fill(0, buffer.len(), 0);
                 self.request.read(offset, buffer.clone()).await?;
-                Ok(Outcome::Block(buffer.to_vec()))
+                buffer.copy_to_slice(0, &mut block);
+                Ok(Outcome::Block(block))
             }
-            Operation::WriteBlock { offset, data } => {
-                let buffer = IoBuffer::copied_from(&data);
+            Operation::WriteBlock { offset, block } => {
+                let buffer = self.scratch.block(block.len());
+                buffer.copy_from_slice(0, &block);
                 self.request.write(offset, buffer).await?;
-                Ok(Outcome::Done)
+                Ok(Outcome::Block(block))
             }
             Operation::ReadDma {
                 offset,
@@ -91,13 +126,9 @@ impl Server<'_> {
                 self.request.write(offset, dma.buffer.clone()).await?;
                 Ok(dma.done())
             }
-            Operation::Trim {
-                length,
-                table,
-                capacity,
-            } => {
+            Operation::Trim { length, table } => {
                 let dma = self.map(table, length)?;
-                self.trim(&dma.buffer, capacity).await?;
+                self.trim(&dma.buffer).await?;
                 Ok(dma.done())
             }
             Operation::Flush => {
@@ -131,17 +162,18 @@ impl Server<'_> {
     }
 
     /// Reads the descriptor table, once, and takes hold of the memory it names.
-    fn map(&self, table: Table, length: usize) -> Result<Dma, Outcome> {
+    fn map(&mut self, table: Table, length: usize) -> Result<Dma, Outcome> {
         if !self.config.is_bus_master() {
             return Err(Outcome::NotMemory);
         }
-        let (ranges, surplus) = match gather(self.memory, table, length) {
-            Gathered::Exact(ranges) => (ranges, false),
-            Gathered::Surplus(ranges) => (ranges, true),
+        let ranges = &mut self.scratch.ranges;
+        let surplus = match gather(self.memory, table, length, ranges) {
+            Gathered::Exact => false,
+            Gathered::Surplus => true,
             Gathered::Short => return Err(Outcome::TableTooShort),
             Gathered::Fault => return Err(Outcome::NotMemory),
         };
-        let buffer = IoBuffer::from_guest(self.memory, &ranges).map_err(|_| Outcome::NotMemory)?;
+        let buffer = IoBuffer::from_guest(self.memory, ranges).map_err(|_| Outcome::NotMemory)?;
         Ok(Dma { buffer, surplus })
     }
 
@@ -173,13 +205,18 @@ impl Server<'_> {
     }
 
     /// Discards every range of a DATA SET MANAGEMENT payload (ACS-2, section 7.10), in order. A range beyond the
-    /// disk's end ends the command; what came before it is done.
-    async fn trim(&mut self, payload: &IoBuffer, capacity: u64) -> Result<(), Failure> {
+    /// disk's end ends the command; what came before it is done. The end is where it is now that the request
+    /// holds its token: the disk may have been resized since the command was given.
+    async fn trim(&mut self, payload: &IoBuffer) -> Result<(), Failure> {
         const ENTRY: usize = 8;
         const COUNT_SHIFT: u32 = 48;
         const SECTOR_MASK: u64 = (1 << COUNT_SHIFT) - 1;
+        let capacity = self.request.backend().len() / SECTOR_SIZE as u64;
         // The guest's memory is copied once: what is checked is what is discarded.
-        for entry in payload.to_vec().chunks_exact(ENTRY) {
+        let mut entries = std::mem::take(&mut self.scratch.payload);
+        entries.resize(payload.len(), 0);
+        payload.copy_to_slice(0, &mut entries);
+        for entry in entries.chunks_exact(ENTRY) {
             let entry = entry
                 .iter()
                 .rev()
@@ -195,6 +232,7 @@ impl Server<'_> {
             let unit = SECTOR_SIZE as u64;
             self.request.discard(sector * unit, count * unit).await?;
         }
+        self.scratch.payload = entries;
         Ok(())
     }
 }

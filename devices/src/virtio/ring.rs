@@ -44,11 +44,12 @@ pub enum RingError {
 
 /// A guest's buffer: address and length in bytes.
 pub type Segment = (GuestAddress, usize);
-/// Buffers of a chain; what most requests have fits without allocation.
+/// Buffers of a chain; what most requests have fits without allocation, and others get the room of those
+/// before them ([`Ring::recycle`]).
 pub type Segments = SmallVec<[Segment; 4]>;
 
 /// A chain taken from the ring: a value, read once.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     /// What identifies the chain in the used ring.
     pub head: u16,
@@ -65,6 +66,8 @@ pub struct Ring {
     memory: Arc<GuestRam>,
     /// Chains popped and not pushed yet.
     in_flight: u16,
+    /// A chain that was read, for the room in its lists.
+    spare: Chain,
 }
 
 impl Ring {
@@ -74,6 +77,7 @@ impl Ring {
             queue,
             memory,
             in_flight: 0,
+            spare: Chain::default(),
         }
     }
 
@@ -106,11 +110,10 @@ impl Ring {
         }
         let limit = usize::from(self.queue.max_size());
         let head = descriptors.head_index();
-        let mut chain = Chain {
-            head,
-            readable: Segments::new(),
-            writable: Segments::new(),
-        };
+        let mut chain = std::mem::take(&mut self.spare);
+        chain.head = head;
+        chain.readable.clear();
+        chain.writable.clear();
         // The iterator just stops where a chain is broken: it ended properly only if the last
         // descriptor says so.
         let mut ended = false;
@@ -134,6 +137,11 @@ impl Ring {
         }
         self.in_flight += 1;
         Ok(Some(chain))
+    }
+
+    /// Keeps the room that the lists of a popped chain have taken, for the next one.
+    pub fn recycle(&mut self, chain: Chain) {
+        self.spare = chain;
     }
 
     /// Gives a chain back, `written` bytes of whose writable buffers are valid.

@@ -187,11 +187,7 @@ impl Core {
             }
             DmaCommand::Trim(length) => {
                 self.count(|stats| stats.trims += 1);
-                Operation::Trim {
-                    length,
-                    table,
-                    capacity: self.disk().map_or(0, |disk| disk.sectors),
-                }
+                Operation::Trim { length, table }
             }
             DmaCommand::Packet => match self.packet_dma(table) {
                 Some(operation) => operation,

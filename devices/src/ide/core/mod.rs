@@ -1,6 +1,6 @@
 //! One channel as a state machine: what the registers show, what commands do.
 //!
-//! [`Core`] is data and synchronous logic only. It starts no I/O: a command that needs some leaves a [`Launch`]
+//! [`Core`] is data and synchronous logic only. It starts no I/O: a command that needs some leaves a request
 //! behind, which [`super::channel::Channel`] carries to the drive's loop after it has let go of the lock that
 //! every call here is made under. The loop reports back with [`Core::park`], [`Core::begin`] and [`Core::complete`].
 //!
@@ -23,7 +23,7 @@ mod requests;
 use std::sync::Arc;
 
 pub(super) use bus_master::BusMaster;
-pub(super) use requests::{Launch, Parking};
+pub(super) use requests::Parking;
 
 use super::atapi::CdRom;
 use super::atapi::wire::PACKET_LEN;
@@ -229,6 +229,8 @@ pub(super) struct Core {
     bus_master: BusMaster,
     requests: Requests,
     resets: u64,
+    /// The memory of a block that has been used, for the next.
+    spare: Vec<u8>,
 }
 
 impl Core {
@@ -246,6 +248,7 @@ impl Core {
             bus_master: BusMaster::default(),
             requests: Requests::default(),
             resets: 0,
+            spare: Vec::new(),
         }
     }
 

@@ -86,17 +86,34 @@ impl Core {
     /// Lets the guest write the next block of `transfer`.
     pub(super) fn expect_block(&mut self, transfer: Transfer) {
         self.phase = Phase::PioOut {
-            block: vec![0; bytes(transfer.next_block())],
+            block: self.take_spare(bytes(transfer.next_block())),
             position: 0,
             transfer,
         };
     }
 
+    /// A block of `length` zeroes, in memory that was used before if there is some.
+    fn take_spare(&mut self, length: usize) -> Vec<u8> {
+        let mut block = std::mem::take(&mut self.spare);
+        block.clear();
+        block.resize(length, 0);
+        block
+    }
+
+    /// Keeps a block's memory for the next one.
+    fn keep_spare(&mut self, block: Vec<u8>) {
+        if block.capacity() > self.spare.capacity() {
+            self.spare = block;
+        }
+    }
+
     /// The guest has read the whole block.
     fn block_taken(&mut self) {
-        let Phase::PioIn { next, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+        let Phase::PioIn { block, next, .. } = std::mem::replace(&mut self.phase, Phase::Idle)
+        else {
             return;
         };
+        self.keep_spare(block);
         match next {
             Next::Nothing => {}
             Next::Sectors(transfer) => self.read_block(transfer),
@@ -114,9 +131,10 @@ impl Core {
         }
         self.count(|stats| stats.read_sectors += u64::from(sectors));
         self.phase = Phase::Busy(Work::Read(transfer));
+        let block = self.take_spare(bytes(sectors));
         self.launch(Operation::ReadBlock {
             offset: offset(transfer.sector),
-            length: bytes(sectors),
+            block,
         });
     }
 
@@ -142,7 +160,7 @@ impl Core {
         self.phase = Phase::Busy(Work::Write(transfer));
         self.launch(Operation::WriteBlock {
             offset: offset(transfer.sector),
-            data: block,
+            block,
         });
     }
 
@@ -163,11 +181,12 @@ impl Core {
     }
 
     /// The disk has written a block.
-    pub(super) fn block_written(&mut self, mut transfer: Transfer, outcome: &Outcome) {
-        if *outcome != Outcome::Done {
+    pub(super) fn block_written(&mut self, mut transfer: Transfer, outcome: Outcome) {
+        let Outcome::Block(block) = outcome else {
             self.abort();
             return;
-        }
+        };
+        self.keep_spare(block);
         transfer.advance(transfer.next_block());
         self.write_back(&transfer);
         if transfer.remaining == 0 {

@@ -6,19 +6,11 @@
 
 use std::task::{Context, Poll, Waker};
 
-use futures_util::future::{AbortHandle, AbortRegistration};
 use sluice_block::backend::Account;
 
 use super::super::regs::Control;
 use super::super::request::{Generation, Operation, Outcome, Request, Summary};
 use super::{BusMaster, Core, Phase, Reset, Unit, Work};
-
-/// A request to be carried to the drive's loop.
-pub(in super::super) struct Launch {
-    pub request: Request,
-    /// To wait at the gate with: the channel aborts the wait when the request dies.
-    pub registration: AbortRegistration,
-}
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +29,15 @@ struct InFlight {
     drive: usize,
     summary: Summary,
     stage: Stage,
-    abort: AbortHandle,
 }
 
 /// What an access has set off, to be carried on when the core's lock is released.
 #[derive(Default)]
 pub(in super::super) struct Aftermath {
-    /// The request that was submitted.
-    pub launch: Option<Launch>,
-    /// Requests that died before they ran: their wait at the gate is to be aborted.
-    dead: Vec<AbortHandle>,
+    /// The request that was submitted, to be carried to the drive's loop.
+    pub launch: Option<Request>,
+    /// A request died before it ran: it may wait at the gate, and is to look.
+    pub dead: bool,
     /// Those who waited for no request to be in flight.
     idle: Vec<Waker>,
     /// A request is in flight that is not wanted any more.
@@ -60,12 +51,9 @@ pub(in super::super) struct Aftermath {
 }
 
 impl Aftermath {
-    /// Wakes all whom the access concerns. Must not be called under the core's lock: what is woken
-    /// may be dropped on the spot if its loop has ended, and then reports back to the core.
+    /// Wakes those who waited. Must not be called under the core's lock: what is woken may be dropped on
+    /// the spot if its loop has ended, and then reports back to the core.
     pub fn wake(&mut self) {
-        for dead in self.dead.drain(..) {
-            dead.abort();
-        }
         for waker in self.idle.drain(..) {
             waker.wake();
         }
@@ -86,8 +74,8 @@ pub(in super::super) enum Parking {
 pub(super) struct Requests {
     generation: Generation,
     in_flight: Option<InFlight>,
-    launch: Option<Launch>,
-    dead: Vec<AbortHandle>,
+    launch: Option<Request>,
+    dead: bool,
     idle_wakers: Vec<Waker>,
     settle: bool,
     invalid: [Option<Account>; 2],
@@ -115,12 +103,10 @@ impl Requests {
     pub(super) fn invalidate(&mut self) {
         self.generation = self.generation.next();
         self.launch = None;
-        if let Some(request) = self
+        self.dead |= self
             .in_flight
             .take_if(|request| request.stage != Stage::Running)
-        {
-            self.dead.push(request.abort);
-        }
+            .is_some();
         // What runs may be halted by an error, and would be for as long as the machine stands still.
         self.settle = self.in_flight.is_some();
     }
@@ -135,22 +121,17 @@ impl Requests {
 impl Core {
     /// Submits an operation on the selected drive.
     pub(super) fn launch(&mut self, operation: Operation) {
-        let (abort, registration) = AbortHandle::new_pair();
         let generation = self.requests.generation;
         self.requests.in_flight = Some(InFlight {
             generation,
             drive: self.selected,
             summary: operation.summary(),
             stage: Stage::Submitted,
-            abort,
         });
-        self.requests.launch = Some(Launch {
-            request: Request {
-                generation,
-                drive: self.selected,
-                operation,
-            },
-            registration,
+        self.requests.launch = Some(Request {
+            generation,
+            drive: self.selected,
+            operation,
         });
     }
 
@@ -200,6 +181,11 @@ impl Core {
         Parking::Wait
     }
 
+    /// Whether a request that waits is to go on waiting.
+    pub fn is_wanted(&self, generation: Generation) -> bool {
+        self.requests.is_current(generation)
+    }
+
     /// A request has got its token. Returns whether it is still wanted: only then it may touch the disk.
     #[must_use]
     pub fn begin(&mut self, generation: Generation) -> bool {
@@ -231,7 +217,7 @@ impl Core {
         };
         match work {
             Work::Read(transfer) => self.block_read(transfer, outcome),
-            Work::Write(transfer) => self.block_written(transfer, &outcome),
+            Work::Write(transfer) => self.block_written(transfer, outcome),
             Work::Dma(command) => self.dma_ended(command, &outcome),
             Work::PacketBlock => self.packet_block_read(outcome),
             Work::Flush if outcome == Outcome::Done => self.finish(),

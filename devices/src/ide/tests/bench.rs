@@ -254,6 +254,11 @@ impl Bench {
         Arc::clone(&self.graph)
     }
 
+    /// Ends the loop that serves the disks.
+    pub(super) fn end_loop(&mut self) {
+        self.event_loop = EventLoop::new("other", &LoopConfig::default()).unwrap();
+    }
+
     /// The loop's handle.
     pub(super) fn context(&self) -> AioContext {
         self.event_loop.context()
@@ -305,6 +310,18 @@ impl Bench {
             assert!(!waited_in_vain, "status {:#x}", self.status());
             self.event_loop.turn(Some(PATIENCE)).unwrap();
         }
+    }
+
+    /// The same for what is sure to come, without anything besides.
+    pub(super) fn turn_until(&mut self, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
+            self.event_loop.turn(None).unwrap();
+        }
+    }
+
+    /// Runs the loop until the channel is not busy, without anything besides.
+    pub(super) fn turn_until_ready(&mut self) {
+        self.turn_until(|bench| bench.status() & BSY == 0);
     }
 
     /// Runs the loop until the channel is not busy.

@@ -1,5 +1,6 @@
 //! The controller as a guest sees it: ports, bus master and interrupt line against a real event loop, block graph and file.
 
+mod allocations;
 mod atapi;
 mod bench;
 mod commands;

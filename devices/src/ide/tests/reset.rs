@@ -125,11 +125,62 @@ fn a_dead_request_is_told_only_when_the_lock_is_released() {
     let disk = Disk::new(&drive, 1).unwrap();
     let mut core = Core::new([Some(Unit::Disk(disk)), None], bench.lines[0].clone());
     core.write(Register::StatusCommand, 0xe7);
-    let launch = core.take_aftermath().launch.unwrap();
+    let request = core.take_aftermath().launch.unwrap();
+    assert!(core.is_wanted(request.generation));
     core.write_control(SRST);
-    assert!(!launch.registration.handle().is_aborted());
-    core.take_aftermath().wake();
-    assert!(launch.registration.handle().is_aborted());
+    assert!(!core.is_wanted(request.generation));
+    // Told once, by who has let go of the lock.
+    assert!(core.take_aftermath().dead);
+    assert!(!core.take_aftermath().dead);
+}
+
+/// The machine ends its loops before its vCPUs are all gone: nobody waits for ever.
+#[test]
+fn a_loop_that_ends_fails_what_it_has_and_what_comes() {
+    for drained in [false, true] {
+        let mut bench = Bench::new();
+        let section = drained.then(|| bench.drain());
+        start_write(&bench, 1000);
+        if drained {
+            bench.wait_parked();
+        }
+        bench.end_loop();
+        assert_eq!(bench.status(), DRDY | ERR, "drained: {drained}");
+        // The same for a command that is given now.
+        bench.outb(CONTROL, SRST);
+        bench.outb(CONTROL, 0);
+        assert_eq!(bench.status(), DRDY | DSC);
+        start_write(&bench, 1000);
+        assert_eq!(bench.status(), DRDY | ERR);
+        assert!(bench.disks[0].is_untouched());
+        drop(section);
+    }
+}
+
+#[test]
+fn a_parked_request_that_dies_makes_room_for_another() {
+    let mut bench = Bench::new();
+    let section = bench.drain();
+    for lba in 1000..1003 {
+        start_write(&bench, lba);
+        bench.wait_parked();
+        assert_eq!(bench.disks[0].backend.gate().parked(), 1);
+        bench.outb(CONTROL, SRST);
+        bench.outb(CONTROL, 0);
+        // The next comes at once, though the one that died has not been told yet.
+    }
+    // The last one leaves the queue without a successor that would wake it.
+    bench.idle_turns();
+    assert_eq!(bench.disks[0].backend.gate().parked(), 0);
+    start_write(&bench, 2000);
+    bench.wait_parked();
+    drop(section);
+    bench.wait_ready();
+    assert_eq!(bench.status(), DRDY | DSC);
+    for lba in 1000..1003 {
+        assert_eq!(bench.disks[0].sector(lba), stamp(lba));
+    }
+    assert_ne!(bench.disks[0].sector(2000), stamp(2000));
 }
 
 #[test]

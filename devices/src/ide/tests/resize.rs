@@ -5,6 +5,12 @@ use std::sync::Arc;
 use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
+use crate::ide::channel::Channel;
+use crate::ide::controller::configuration_space;
+use crate::ide::core::{Core, Unit};
+use crate::ide::disk::Disk;
+use crate::ide::regs::Register;
+use crate::ide::{DriveConfig, IdeVariant};
 
 const IDENTIFY: u8 = 0xec;
 const READ: u8 = 0x20;
@@ -14,6 +20,7 @@ const READ_DMA: u8 = 0xc8;
 const VERIFY: u8 = 0x40;
 const INITIALIZE_PARAMETERS: u8 = 0x91;
 const READ_NATIVE_MAX: u8 = 0xf8;
+const DATA_SET_MANAGEMENT: u8 = 0x06;
 const ABORTED: u8 = DRDY | ERR;
 
 impl Bench {
@@ -149,6 +156,65 @@ fn a_parked_request_beyond_the_new_end_fails() {
     drop(section);
     bench.wait_ready();
     assert_eq!(bench.status(), ABORTED);
+}
+
+/// The ranges of a TRIM are held against the disk as it is when they are discarded.
+#[test]
+fn a_parked_trim_is_held_against_the_new_end() {
+    let start = |bench: &mut Bench, sector: u64| {
+        bench.fill_memory(BUFFER, &[0; 512]);
+        bench.fill_memory(BUFFER, &(sector | 8 << 48).to_le_bytes());
+        bench.set_table(&[(BUFFER, 0x200 | EOT)]);
+        bench.address48(0, 1);
+        bench.outb(FEATURES, 1);
+        bench.start_dma(DATA_SET_MANAGEMENT);
+        bench.wait_parked();
+    };
+    let mut bench = Bench::new();
+    let section = bench.drain();
+    start(&mut bench, 4000);
+    bench.resize(1024);
+    drop(section);
+    bench.wait_ready();
+    assert_eq!(bench.status(), ABORTED);
+    // A range that the device has refused: the block layer has not been asked.
+    assert_eq!(bench.disks[0].invalid(), [0, 0, 1]);
+
+    let mut bench = Bench::new();
+    let section = bench.drain();
+    start(&mut bench, SECTORS);
+    bench.resize(2 * SECTORS);
+    drop(section);
+    bench.wait_ready();
+    assert_eq!(bench.status(), DRDY | DSC, "it is there now");
+}
+
+/// A disk may be resized after its size was read for the core and before its channel is told of resizes.
+#[test]
+fn a_channel_begins_with_the_size_of_now() {
+    let bench = Bench::new();
+    let config = DriveConfig::new(Arc::clone(&bench.disks[0].backend));
+    let mut disk = Disk::new(&config, 1).unwrap();
+    disk.sectors = 8;
+    let core = Core::new([Some(Unit::Disk(disk)), None], bench.lines[0].clone());
+    let context = bench.context();
+    let memory = Arc::clone(&bench.memory);
+    let space = configuration_space(IdeVariant::Piix3).unwrap();
+    let channel = Channel::new(
+        core,
+        [Some(&config), None],
+        &context,
+        memory,
+        Arc::new(space),
+    );
+    let aborted = channel.access(|core| {
+        core.write(Register::Device, LBA);
+        core.write(Register::Count, 1);
+        core.write(Register::LbaLow, 100);
+        core.write(Register::StatusCommand, VERIFY);
+        core.alternate_status() & ERR != 0
+    });
+    assert!(!aborted, "sector 100 is there");
 }
 
 /// What runs is let finish on the disk that it was meant for.

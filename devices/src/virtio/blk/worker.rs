@@ -213,6 +213,7 @@ impl Worker {
                 };
                 let Some(chain) = ring.pop()? else { break };
                 let (operation, answer) = parse(&chain, ring.memory())?;
+                ring.recycle(chain);
                 self.start(operation, answer, token);
                 budget -= 1;
             }

@@ -135,6 +135,11 @@ impl Bench {
         }
     }
 
+    /// Takes one turn, which waits for what is sure to come.
+    pub(super) fn turn(&mut self) {
+        self.event_loop.turn(None).unwrap();
+    }
+
     /// Takes turns until nothing is left to do and no request is in flight.
     pub(super) fn quiesce(&mut self) {
         self.quiesce_beside(0);

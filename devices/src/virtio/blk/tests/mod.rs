@@ -1,5 +1,6 @@
 //! Tests of the disk through registers and rings, as a guest drives it.
 
+mod allocations;
 mod bench;
 mod drain;
 mod errors;
