@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::drain::{Cover, PastSections, SectionInner};
 use crate::driver::{BackingEdge, Blkdebug, Driver, FileIdentity, ImageInfo, Role};
-use crate::graph::home::Home;
 use crate::graph::parent::ParentEdge;
+use crate::home::Home;
 use crate::io::NodeIo;
 use crate::options::BlockdevOptions;
 use crate::permission::Access;

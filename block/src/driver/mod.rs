@@ -193,6 +193,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         })
     }
 
+    /// The driver as a file's, if it is one, for tests that look into it.
+    #[cfg(test)]
+    fn as_file(&self) -> Option<&file::FileDriver> {
+        None
+    }
+
     /// The driver as fault injector, if it is one.
     fn as_blkdebug(&self) -> Option<&Blkdebug> {
         None

@@ -27,6 +27,8 @@ pub struct Reopening<'a> {
 pub struct Reopened {
     /// Whether the node can't be written, or shall not be.
     pub read_only: bool,
+    /// Something else takes the place of what has been written to so far, which must be durable before.
+    pub(crate) exchanges: bool,
     pub(crate) change: Change,
 }
 
@@ -45,6 +47,7 @@ impl Reopened {
     pub fn unchanged(read_only: bool) -> Self {
         Self {
             read_only,
+            exchanges: false,
             change: Change::Nothing,
         }
     }

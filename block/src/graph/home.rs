@@ -6,49 +6,24 @@
 //! home, also when a change of the graph connects them; a device that stands above any of them has a
 //! loop of its own, which can't be changed from here.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
-
-use sluice_aio::AioContext;
 
 use super::Graph;
 use super::transaction::Transaction;
 use crate::error::{BlockError, Result};
+use crate::home::Home;
 use crate::node::Node;
-
-/// A loop, and what keeps its thread while it is a node's home.
-#[derive(Clone)]
-pub(crate) struct Home {
-    context: AioContext,
-    _keeper: Arc<dyn Any + Send + Sync>,
-}
-
-impl std::fmt::Debug for Home {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Home({})", self.context.name())
-    }
-}
-
-impl PartialEq for Home {
-    fn eq(&self, other: &Self) -> bool {
-        self.context == other.context
-    }
-}
-
-fn home_of(node: &Node) -> Option<Home> {
-    node.state.lock().home.clone()
-}
 
 fn active() -> BlockError {
     BlockError::Refused("Cannot change iothread of active block backend".to_owned())
 }
 
 impl Node {
-    /// The loop for work on the node; none is the main loop.
-    pub(crate) fn home(&self) -> Option<AioContext> {
-        let state = self.state.lock();
-        state.home.as_ref().map(|home| home.context.clone())
+    /// The loop for work on the node, with what keeps its thread: for whoever starts to work there. None
+    /// is the main loop.
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.state.lock().home.clone()
     }
 }
 
@@ -58,11 +33,7 @@ impl Graph {
     ///
     /// # Errors
     /// A device serves one of them, or a job works on one: then none is changed.
-    pub async fn set_home(
-        &self,
-        node: &Arc<Node>,
-        home: Option<(AioContext, Arc<dyn Any + Send + Sync>)>,
-    ) -> Result<()> {
+    pub async fn set_home(&self, node: &Arc<Node>, home: Option<Home>) -> Result<()> {
         let mut sections = Vec::new();
         for node in connected(node) {
             sections.push(self.drain(&node, "x-blockdev-set-iothread").await);
@@ -76,10 +47,6 @@ impl Graph {
                 return Err(active());
             }
         }
-        let home = home.map(|(context, keeper)| Home {
-            context,
-            _keeper: keeper,
-        });
         let replaced: Vec<_> = nodes
             .iter()
             .map(|node| std::mem::replace(&mut node.state.lock().home, home.clone()))
@@ -97,13 +64,13 @@ impl Transaction<'_> {
     /// the parent's, unless a device stands above them; then the parent goes to the child's. A node that the
     /// change adds has no home yet, and takes that of the others.
     ///
-    /// A job does not stand against it: it stays in the loop that it was started in.
+    /// A job does not stand against it: it stays in the loop that it was started in, and keeps that.
     ///
     /// # Errors
     /// Devices stand above both, and the homes differ.
     pub(super) fn share_homes(&mut self) -> Result<()> {
         for (above, below) in std::mem::take(&mut self.joined) {
-            let (upper, lower) = (home_of(&above), home_of(&below));
+            let (upper, lower) = (above.home(), below.home());
             if upper == lower {
                 continue;
             }
@@ -118,18 +85,18 @@ impl Transaction<'_> {
             let mut pinned = settled.iter().filter(|node| !node.backends().is_empty());
             let home = match pinned.next() {
                 Some(first) => {
-                    let home = home_of(first);
-                    if pinned.any(|other| home_of(other) != home) {
+                    let home = first.home();
+                    if pinned.any(|other| other.home() != home) {
                         return Err(active());
                     }
                     home
                 }
                 None if !self.adds(&above) => upper,
                 None if !self.adds(&below) => lower,
-                None => settled.first().and_then(|node| home_of(node)),
+                None => settled.first().and_then(|node| node.home()),
             };
             for node in &nodes {
-                if home_of(node) != home {
+                if node.home() != home {
                     self.set_home(node, home.clone());
                 }
             }

@@ -183,14 +183,18 @@ impl Graph {
     }
 }
 
-/// Makes durable what was written to nodes that shall not be written any more, and to those below them:
-/// nobody flushes a read-only node, or a child that its parent has left. Inside the nodes' sections,
-/// so nothing is written between this and the change.
+/// Makes durable what was written to nodes that shall not be written any more, or go on with another
+/// opening of their file, and to those below them: nobody flushes a read-only node, or a child that its
+/// parent has left, and a file's failed write-back is told to the opening that wrote. Inside the nodes'
+/// sections, so nothing is written between this and the change.
 ///
 /// # Errors
 /// The first failure; the graph is as it was.
 async fn flush_before(plans: &[Plan]) -> Result<()> {
-    let ends = |plan: &&Plan| plan.child.is_some() || is_read_only_after(&plan.node, plans);
+    let ends = |plan: &&Plan| {
+        let closes = !plan.node.is_read_only() && is_read_only_after(&plan.node, plans);
+        closes || plan.child.is_some() || plan.reopened.exchanges
+    };
     let tops: Vec<_> = plans
         .iter()
         .filter(ends)

@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::home::Home;
 use super::parent::{Parent, ParentEdge, cumulative};
 use super::{Graph, Topology};
 use crate::backend::Backend;
 use crate::drain::{cover_above, sections_at_or_below};
 use crate::driver::Role;
 use crate::error::{BlockError, Result};
+use crate::home::Home;
 use crate::node::{Node, Owner};
 use crate::permission::{Access, Permissions};
 

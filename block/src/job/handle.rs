@@ -18,6 +18,7 @@ use super::progress::Progress;
 use super::registry::{JobOptions, Shared};
 use super::state::{IllegalTransition, JobKind, JobState};
 use crate::event::{BlockEvent, EventSink, JobReport};
+use crate::home::Keeper;
 
 /// A long-running block operation with QEMU's life cycle.
 ///
@@ -28,6 +29,8 @@ pub struct Job {
     auto_dismiss: bool,
     pub(super) driver: Box<dyn JobDriver>,
     home: AioContext,
+    /// What keeps the loop's thread, until the job has ended.
+    keeper: Mutex<Option<Keeper>>,
     registry: Weak<Shared>,
     events: Arc<dyn EventSink>,
     progress: Progress,
@@ -43,6 +46,7 @@ impl Job {
         options: JobOptions,
         driver: Box<dyn JobDriver>,
         home: AioContext,
+        keeper: Option<Keeper>,
         registry: Weak<Shared>,
         events: Arc<dyn EventSink>,
     ) -> Self {
@@ -53,6 +57,7 @@ impl Job {
             auto_dismiss: options.auto_dismiss,
             driver,
             home,
+            keeper: Mutex::new(keeper),
             registry,
             events,
             progress: Progress::default(),
@@ -78,6 +83,13 @@ impl Job {
     #[must_use]
     pub fn home(&self) -> &AioContext {
         &self.home
+    }
+
+    /// The job has nothing to do in its loop any more: that may be taken away.
+    pub(super) fn leave_home(&self) {
+        let keeper = self.keeper.lock().take();
+        // The last one ends the thread, which nobody should wait for under a lock.
+        drop(keeper);
     }
 
     /// How far it has come.

@@ -60,6 +60,7 @@ async fn live(job: &Arc<Job>) {
         Launch::Start => work(&context).await,
         Launch::Cancelled => Err(JobError::Cancelled),
         Launch::Discarded => {
+            job.leave_home();
             let retired = job.retire(&mut job.lock());
             job.report_mistake(retired);
             job.wake();
@@ -158,6 +159,8 @@ fn begin_abort(job: &Job, core: &mut Core, error: &JobError) -> Option<()> {
 
 /// Tells the outcome, ends, and leaves if nobody has to dismiss the job.
 fn conclude(job: &Job) {
+    // Whoever hears of the end may take the thread away at once.
+    job.leave_home();
     let details = job.driver.report();
     let mut core = job.lock();
     core.activity = Activity::Idle;

@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use sluice_aio::AioContext;
 
 use super::driver::JobDriver;
 use super::error::{CreateError, VerbError};
@@ -17,6 +16,7 @@ use super::info::{BlockJobInfo, JobInfo};
 use super::lifecycle::Life;
 use super::state::JobState;
 use crate::event::EventSink;
+use crate::home::Home;
 
 /// What every job needs to be told at its creation.
 #[derive(Debug, Clone)]
@@ -91,7 +91,8 @@ impl JobRegistry {
         }
     }
 
-    /// Creates a job that will do `driver`'s work in the event loop `home`.
+    /// Creates a job that will do `driver`'s work in the event loop `home`, and keeps that until it has
+    /// ended.
     ///
     /// The creator calls [`Job::start`] or [`Job::discard`] when it has made everything ready. If
     /// the loop ends before the job does, the job fails.
@@ -102,8 +103,9 @@ impl JobRegistry {
         &self,
         options: JobOptions,
         driver: Box<dyn JobDriver>,
-        home: &AioContext,
+        home: impl Into<Home>,
     ) -> Result<Arc<Job>, CreateError> {
+        let (home, keeper) = home.into().into_parts();
         let mut jobs = self.shared.jobs.lock();
         let id = options.id.to_string();
         if jobs.shutting_down {
@@ -117,6 +119,7 @@ impl JobRegistry {
             options,
             driver,
             home.clone(),
+            keeper,
             registry,
             Arc::clone(&self.events),
         ));

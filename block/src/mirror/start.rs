@@ -15,6 +15,7 @@ use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
+use crate::home::Home;
 use crate::job::{CreateError, JobId, JobOptions, OnError};
 use crate::node::Node;
 use crate::options::{BlockdevOptions, Discard};
@@ -352,6 +353,8 @@ async fn start(
         .backends()
         .first()
         .and_then(|backend| backend.context())
+        // The device keeps its loop.
+        .map(|context| Home::from(&context))
         .or_else(|| source.home());
     let driver = MirrorJob {
         graph: Arc::clone(graph),
@@ -372,8 +375,8 @@ async fn start(
         on_target_error: common.on_target_error,
         outcome: Outcome::default(),
     };
-    let home = home.unwrap_or_else(|| main.clone());
-    let job = match graph.jobs().create(options, Box::new(driver), &home) {
+    let home = home.unwrap_or_else(|| main.into());
+    let job = match graph.jobs().create(options, Box::new(driver), home) {
         Ok(job) => job,
         Err(error) => {
             let taken_out = graph.replace_node(&filter, &source);

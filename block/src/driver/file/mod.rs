@@ -75,6 +75,11 @@ impl FileDriver {
 }
 
 impl Driver for FileDriver {
+    #[cfg(test)]
+    fn as_file(&self) -> Option<&FileDriver> {
+        Some(self)
+    }
+
     fn format_name(&self) -> &'static str {
         self.kind.driver_name()
     }
@@ -213,13 +218,10 @@ impl Driver for FileDriver {
             next.no_flush = wanted.no_flush;
             next.unmap = wanted.unmap;
             let to_write = !wanted.read_only && !next.writable;
-            if to_write || wanted.direct != next.direct {
-                // The kernel tells of a failed write-back the opening that wrote: with it the news
-                // would be gone. This is before the node's section: what is written from here until
-                // then is not covered.
-                if let Err(error) = self.opened().sync().await {
-                    return Err(BlockError::flushing(&error.into()));
-                }
+            // The kernel tells of a failed write-back the opening that wrote: with it the news would be
+            // gone, so it is flushed before it goes.
+            let exchanges = to_write || wanted.direct != next.direct;
+            if exchanges {
                 let mut options = FileOptions::new(&self.path);
                 options.kind = self.kind;
                 options.direct = wanted.direct;
@@ -236,6 +238,7 @@ impl Driver for FileDriver {
             next.route = Route::to(&next.file, engine);
             Ok(Reopened {
                 read_only: wanted.read_only || !next.writable,
+                exchanges,
                 change: Change::File(Box::new(next)),
             })
         })

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use sluice_aio::{IoThread, LoopConfig};
 
 use super::bench::{Bench, run};
+use super::jobs;
 use crate::error::Result;
+use crate::home::Home;
 use crate::node::Node;
 
 fn thread() -> Arc<IoThread> {
@@ -14,7 +16,7 @@ fn thread() -> Arc<IoThread> {
 }
 
 async fn move_to(bench: &Bench, node: &Arc<Node>, thread: &Arc<IoThread>) {
-    let home = (thread.context().clone(), Arc::clone(thread) as Arc<_>);
+    let home = Home::kept(thread.context().clone(), Arc::clone(thread) as Arc<_>);
     bench.graph.set_home(node, Some(home)).await.unwrap();
 }
 
@@ -24,7 +26,7 @@ async fn reopen(bench: &Bench, options: Value) -> Result<()> {
 }
 
 fn is_in(node: &Node, thread: &IoThread) -> bool {
-    node.home().as_ref() == Some(thread.context())
+    node.home().as_ref().map(Home::context) == Some(thread.context())
 }
 
 fn raw(name: &str, below: &str) -> Value {
@@ -154,5 +156,25 @@ fn a_change_that_is_refused_moves_nobody() {
         assert!(is_in(&node, &thread) && is_in(&low, &thread));
         assert_eq!(Arc::strong_count(&thread), keepers);
         bench.graph.remove_backend(&disk).await;
+    });
+}
+
+/// A job works on in the loop that it was started in, though its nodes have gone elsewhere.
+#[test]
+fn a_job_keeps_the_thread_that_it_works_in() {
+    run(async |bench| {
+        let thread = thread();
+        let Apart { node, low, .. } = apart(&bench, &thread).await;
+        let home = node.home().unwrap();
+        let (job, turns, _) = jobs::spawn(&bench, home, &low, jobs::Fails::Never, None);
+        job.start();
+        jobs::until_it_works(&turns).await;
+        bench.graph.set_home(&low, None).await.unwrap();
+        assert!(low.home().is_none() && node.home().is_none());
+        assert_eq!(Arc::strong_count(&thread), 2, "the job and this test");
+        jobs::until_it_works(&turns).await;
+        job.complete().unwrap();
+        job.concluded().await;
+        assert_eq!(Arc::strong_count(&thread), 1);
     });
 }

@@ -11,13 +11,14 @@ use sluice_aio::{AioContext, IoThread, LoopConfig, current};
 use super::bench::{Bench, pass, run, settle};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
+use crate::home::Home;
 use crate::job::{Job, JobContext, JobDriver, JobError, JobId, JobKind, JobOptions, JobState};
 use crate::node::Node;
 use crate::permission::Access;
 
 /// Where the job fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fails {
+pub(super) enum Fails {
     Never,
     Run,
     Prepare,
@@ -140,9 +141,9 @@ async fn start(bench: &Bench, home: &AioContext, fails: Fails) -> Running {
     }
 }
 
-fn spawn(
+pub(super) fn spawn(
     bench: &Bench,
-    home: &AioContext,
+    home: impl Into<Home>,
     source: &Arc<Node>,
     fails: Fails,
     filter: Option<Arc<Node>>,
@@ -166,7 +167,7 @@ fn spawn(
     (job, turns, aborted)
 }
 
-async fn until_it_works(turns: &AtomicU64) {
+pub(super) async fn until_it_works(turns: &AtomicU64) {
     let before = turns.load(Ordering::SeqCst);
     while turns.load(Ordering::SeqCst) == before {
         current::yield_now().await;

@@ -7,6 +7,7 @@ use sluice_aio::{IoThread, LoopConfig};
 
 use super::bench::{run, write};
 use crate::graph::transaction::MAX_DEPTH;
+use crate::home::Home;
 
 #[test]
 fn ten_thousand_nodes_are_added_queried_drained_and_deleted() {
@@ -64,11 +65,16 @@ fn ten_thousand_nodes_are_shown_and_moved_together() {
             assert_eq!(child, expected, "below {parent}");
         }
         let thread = Arc::new(IoThread::spawn("io0", LoopConfig::default()).unwrap());
-        let home = (thread.context().clone(), Arc::clone(&thread) as Arc<_>);
+        let home = Home::kept(thread.context().clone(), Arc::clone(&thread) as Arc<_>);
         let top = bench.graph.node("d4999").unwrap();
         bench.graph.set_home(&top, Some(home)).await.unwrap();
         for node in bench.graph.nodes() {
-            assert_eq!(node.home().unwrap().name(), "io0", "{}", node.name());
+            assert_eq!(
+                node.home().unwrap().context().name(),
+                "io0",
+                "{}",
+                node.name()
+            );
         }
         bench.graph.set_home(&low, None).await.unwrap();
         assert!(top.home().is_none());

@@ -9,6 +9,7 @@ use sluice_aio::{IoBuffer, IoThread, LoopConfig};
 use super::bench::run;
 use crate::driver::Allocation;
 use crate::error::BlockError;
+use crate::home::Home;
 
 #[test]
 fn connected_nodes_have_one_home() {
@@ -18,10 +19,13 @@ fn connected_nodes_have_one_home() {
         let (left, _) = bench.filter("left", &low, None);
         let (right, _) = bench.filter("right", &low, None);
         let (alone, _) = bench.probe("alone", true);
-        let home = || Some((thread.context().clone(), Arc::clone(&thread) as Arc<_>));
+        let home = || {
+            let keeper = Arc::clone(&thread) as Arc<_>;
+            Some(Home::kept(thread.context().clone(), keeper))
+        };
         bench.graph.set_home(&left, home()).await.unwrap();
         for node in [&low, &left, &right] {
-            assert_eq!(node.home().unwrap().name(), "io0");
+            assert_eq!(node.home().unwrap().context().name(), "io0");
         }
         assert!(alone.home().is_none());
         assert_eq!(Arc::strong_count(&thread), 1 + 3);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_block::graph::query::VertexKind;
-use sluice_block::{BlockError, Node};
+use sluice_block::{BlockError, Home, Node};
 
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::blockdev;
@@ -197,7 +197,7 @@ pub(super) async fn set_iothread(
             ));
         }
     };
-    let home = home.map(|thread| (thread.context().clone(), thread as Arc<_>));
+    let home = home.map(|thread| Home::kept(thread.context().clone(), thread as Arc<_>));
     graph.set_home(&node, home).await?;
     Ok(Done {})
 }

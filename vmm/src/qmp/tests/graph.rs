@@ -170,6 +170,45 @@ fn nodes_move_between_iothreads_unless_a_device_has_them() {
     });
 }
 
+#[test]
+fn a_thread_stays_as_long_as_a_job_works_in_it() {
+    run(|world| {
+        let mut client = world.client();
+        let path = world.image("src", 1 << 20, 1);
+        let file = json!({"driver": "file", "node-name": "file", "filename": path});
+        client.ok("blockdev-add", file);
+        for (name, read_only) in [("src", false), ("beside", true)] {
+            let raw =
+                json!({"driver": "raw", "node-name": name, "file": "file", "read-only": read_only});
+            client.ok("blockdev-add", raw);
+        }
+        for name in ["dst", "other"] {
+            add_disk(world, &mut client, name, 1, 1);
+        }
+        client.ok("object-add", json!({"qom-type": "iothread", "id": "io0"}));
+        client.ok(
+            "x-blockdev-set-iothread",
+            json!({"node-name": "src", "iothread": "io0"}),
+        );
+        client.ok(
+            "blockdev-mirror",
+            json!({"job-id": "j", "device": "src", "target": "dst", "sync": "full"}),
+        );
+        client.wait_event("BLOCK_JOB_READY");
+        // What is beside the source is put below a disk that the main loop serves, and takes it there.
+        let front = |file: &str| json!({"driver": "raw", "node-name": "front", "file": file, "read-only": true});
+        client.ok("blockdev-add", front("other"));
+        let node = world.graph.node("front").unwrap();
+        world.graph.add_backend("disk", &node).unwrap();
+        client.ok("blockdev-reopen", json!({"options": [front("beside")]}));
+        let error = client.generic("object-del", json!({"id": "io0"}));
+        assert_eq!(error, "object 'io0' is in use, can not be deleted");
+        client.ok("block-job-cancel", json!({"device": "j", "force": true}));
+        client.wait_event("BLOCK_JOB_CANCELLED");
+        client.ok("object-del", json!({"id": "io0"}));
+    });
+}
+
 /// A device that is at one write.
 struct Writer;
 
