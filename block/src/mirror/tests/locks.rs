@@ -27,7 +27,7 @@ fn is_locked(path: &Path) -> bool {
         .status();
     match qemu_io {
         Ok(status) => assert_eq!(status.success(), !refused, "{}", path.display()),
-        Err(error) => eprintln!("qemu-io is not asked: {error}"),
+        Err(error) => println!("SKIPPED in part: qemu-io is not asked: {error}"),
     }
     refused
 }

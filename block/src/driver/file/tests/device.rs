@@ -54,11 +54,11 @@ impl LoopDevice {
             }
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                eprintln!("not tested: no loop device: {said}");
+                println!("SKIPPED: no loop device: {said}");
                 None
             }
             Err(error) => {
-                eprintln!("not tested: no loop device: losetup: {error}");
+                println!("SKIPPED: no loop device: losetup: {error}");
                 None
             }
         }

@@ -24,7 +24,7 @@ impl EventSink for Silence {
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
-        eprintln!("not tested: {program} is not installed");
+        println!("SKIPPED: {program} is not installed");
     }
     found
 }
