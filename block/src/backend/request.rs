@@ -17,7 +17,7 @@ use sluice_aio::{IoBuffer, Token};
 
 use super::{Account, Backend};
 use crate::driver::RequestFlags;
-use crate::error::{BlockError, Result};
+use crate::error::{BlockError, Result, errno_text};
 use crate::event::{BlockEvent, ErrorAction};
 use crate::job::IoStatus;
 
@@ -264,7 +264,7 @@ impl Request<'_> {
             operation,
             action,
             nospace: policy.has_status().then_some(errno == Errno::NOSPC),
-            reason: error.to_string(),
+            reason: errno_text(errno),
         });
         action
     }

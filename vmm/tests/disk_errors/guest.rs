@@ -1,4 +1,4 @@
-//! The driver of the primary master, by programmed I/O (ATA-6: WRITE SECTORS).
+//! The driver of the primary master, by programmed I/O (ATA-6: READ and WRITE SECTORS).
 
 use std::time::Instant;
 
@@ -16,6 +16,35 @@ pub struct Ide;
 impl Ide {
     /// Gives the drive a sector to write.
     pub fn begin_write(qtest: &mut Qtest, sector: u8, byte: u8) {
+        Self::command(qtest, sector, 0x30);
+        assert_ne!(Self::wait(qtest) & DATA_REQUEST, 0);
+        let word = u16::from_le_bytes([byte, byte]);
+        for _ in 0..SECTOR / 2 {
+            qtest.ask(&format!("outw {DATA:#x} {word:#x}"));
+        }
+    }
+
+    /// Asks the drive for a sector.
+    pub fn begin_read(qtest: &mut Qtest, sector: u8) {
+        Self::command(qtest, sector, 0x20);
+    }
+
+    /// Waits for the sector and takes it, of which all bytes must be the same; none if the read has failed.
+    #[track_caller]
+    pub fn take_sector(qtest: &mut Qtest) -> Option<u8> {
+        if Self::wait(qtest) & DATA_REQUEST == 0 {
+            return None;
+        }
+        let words: Vec<u64> = (0..SECTOR / 2)
+            .map(|_| qtest.number(&format!("inw {DATA:#x}")))
+            .collect();
+        assert!(words.iter().all(|word| *word == words[0]), "{words:x?}");
+        let [low, high, ..] = words[0].to_le_bytes();
+        assert_eq!(low, high);
+        Some(low)
+    }
+
+    fn command(qtest: &mut Qtest, sector: u8, command: u8) {
         let registers = [
             (0x1f6, 0xe0),
             (0x1f2, 1),
@@ -26,12 +55,7 @@ impl Ide {
         for (port, value) in registers {
             qtest.ask(&format!("outb {port:#x} {value:#x}"));
         }
-        qtest.ask(&format!("outb {STATUS:#x} 0x30"));
-        assert_ne!(Self::wait(qtest) & DATA_REQUEST, 0);
-        let word = u16::from_le_bytes([byte, byte]);
-        for _ in 0..SECTOR / 2 {
-            qtest.ask(&format!("outw {DATA:#x} {word:#x}"));
-        }
+        qtest.ask(&format!("outb {STATUS:#x} {command:#x}"));
     }
 
     pub fn is_busy(qtest: &mut Qtest) -> bool {

@@ -12,6 +12,7 @@
 
 mod guest;
 mod machine;
+mod reads;
 mod resize;
 mod virtio;
 

@@ -1,4 +1,4 @@
-//! The driver of a virtio disk on PCI bus 0: as little of virtio 1.2 as a few writes take.
+//! The driver of a virtio disk on PCI bus 0: as little of virtio 1.2 as a few requests take.
 
 use std::time::Instant;
 
@@ -138,17 +138,40 @@ impl Virtio {
 
     /// Makes a write of a sector available, without ringing.
     pub fn begin_write(&mut self, qtest: &mut Qtest, sector: u64, byte: u8) {
+        self.begin(qtest, 1, sector, byte);
+    }
+
+    /// Makes a read of a sector available, without ringing.
+    pub fn begin_read(&mut self, qtest: &mut Qtest, sector: u64) {
+        self.begin(qtest, 0, sector, 0xaa);
+    }
+
+    /// The data of a request, by the order in which they were made: all its bytes are the same.
+    #[track_caller]
+    pub fn data(&self, qtest: &mut Qtest, made: u64) -> u8 {
+        let at = REQUESTS + made * STRIDE + 0x200;
+        let words: Vec<u64> = (0..SECTOR as u64 / 8)
+            .map(|word| qtest.number(&format!("readq {:#x}", at + word * 8)))
+            .collect();
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:x?}");
+        bytes[0]
+    }
+
+    fn begin(&mut self, qtest: &mut Qtest, kind: u32, sector: u64, byte: u8) {
         let request = REQUESTS + self.made * STRIDE;
         let (data, status) = (request + 0x200, request + 0x100);
-        qtest.ask(&format!("writel {request:#x} 1"));
+        qtest.ask(&format!("writel {request:#x} {kind}"));
         qtest.ask(&format!("writeq {:#x} {sector:#x}", request + 8));
         qtest.ask(&format!("memset {data:#x} {SECTOR} {byte:#x}"));
         qtest.ask(&format!("writeb {status:#x} 0xff"));
         let first = self.made * CHAIN;
         let (next, writable) = (1, 2);
+        // What a read moves, the device writes.
+        let direction = if kind == 0 { writable } else { 0 };
         let chain = [
             (request, 16, next, first + 1),
-            (data, SECTOR, next, first + 2),
+            (data, SECTOR, next | direction, first + 2),
             (status, 1, writable, 0),
         ];
         for (at, (address, length, flags, next)) in (first..).zip(chain) {

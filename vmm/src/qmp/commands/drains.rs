@@ -8,6 +8,7 @@ use serde::Serialize;
 use sluice_aio::{Histogram, gate};
 use sluice_block::{Backend, Graph, Node};
 
+use super::block::is_tool;
 use super::{Monitor, NoArguments};
 use crate::qmp::error::QmpError;
 
@@ -150,10 +151,9 @@ pub(super) async fn query_block_drains(
     let graph = &monitor.graph;
     let now = graph.clock().now();
     let backends = graph.backends();
-    let mut drains: Vec<_> = backends
-        .iter()
-        .map(|backend| of_disk(backend, now))
-        .collect();
+    // An operator's tool has no name that anybody could know, and no requests but its own.
+    let disks = backends.iter().filter(|backend| !is_tool(backend));
+    let mut drains: Vec<_> = disks.map(|backend| of_disk(backend, now)).collect();
     let nodes = graph.nodes();
     drains.extend(nodes.iter().map(|node| of_node(graph, node, now)));
     Ok(drains)

@@ -66,6 +66,14 @@ fn the_machine_and_its_disks_are_told_of() {
             qemu_io(&mut client, "nobody", "length"),
             "Error: Device 'nobody' not found\n"
         );
+        assert_eq!(
+            qemu_io(&mut client, "-d /machine/ide0", "length"),
+            "1 MiB\n"
+        );
+        assert_eq!(
+            qemu_io(&mut client, "-d ide0-hd0", "length"),
+            "Error: Device 'ide0-hd0' not found\n"
+        );
     });
 }
 
@@ -144,6 +152,127 @@ fn requests_by_hand_do_and_say_what_qemu_io_does() {
             unknown.starts_with("read: invalid option -- 'y'\nread [-q]"),
             "{unknown}"
         );
+    });
+}
+
+/// The same words without the program, which may not be there.
+#[test]
+fn requests_by_hand_say_what_they_did() {
+    run(|world| {
+        let mut client = world.client();
+        let path = world.image("d", 1 << 20, 1);
+        let file = json!({"driver": "file", "filename": path});
+        let raw = json!({"driver": "raw", "node-name": "d", "discard": "unmap", "file": file});
+        client.ok("blockdev-add", raw);
+        let disk = add_backend(world, "d", "disk");
+        let mut say = |command: &str| without_times(&qemu_io(&mut client, "disk", command));
+        let wrote = |len: &str, at: u32| {
+            let bytes: u32 = len.split(' ').next().unwrap().parse().unwrap();
+            let bytes = if len.ends_with("KiB") {
+                bytes * 1024
+            } else {
+                bytes
+            };
+            format!("wrote {bytes}/{bytes} bytes at offset {at}\n{len}, 1 ops; …\n")
+        };
+        assert_eq!(say("length"), "1 MiB\n");
+        assert_eq!(say("write -P 5 0 64k"), wrote("64 KiB", 0));
+        assert_eq!(
+            say("read -P 5 512 1k"),
+            "read 1024/1024 bytes at offset 512\n1 KiB, 1 ops; …\n"
+        );
+        assert_eq!(
+            say("read -P 6 0 512"),
+            "Pattern verification failed at offset 0, 512 bytes\nread 512/512 bytes at offset 0\n\
+             512 bytes, 1 ops; …\n"
+        );
+        assert_eq!(say("write -q -P 8 512 512"), "");
+        assert_eq!(say("read -q -P 8 512 512"), "");
+        assert_eq!(say("write -z -u 4k 4k"), wrote("4 KiB", 4096));
+        assert_eq!(say("read -q -P 0 4k 4k"), "");
+        assert_eq!(
+            say("discard 8k 4k"),
+            "discard 4096/4096 bytes at offset 8192\n4 KiB, 1 ops; …\n"
+        );
+        assert_eq!(say("flush"), "");
+        // What must be durable at its end costs a flush of the disk.
+        let flushes = || {
+            let counters = disk.stats().of(sluice_block::backend::Account::Flush);
+            counters
+                .operations
+                .load(std::sync::atomic::Ordering::Relaxed)
+        };
+        let before = flushes();
+        assert_eq!(say("write -f -P 9 0 512"), wrote("512 bytes", 0));
+        assert_eq!(flushes(), before + 1);
+        for (command, said) in [
+            ("aio_write -P 3 0 512", wrote("512 bytes", 0)),
+            (
+                "aio_read -P 3 0 512",
+                "read 512/512 bytes at offset 0\n512 bytes, 1 ops; …\n".to_owned(),
+            ),
+            ("aio_read -q -P 3 0 512", String::new()),
+            ("aio_write -z 4k 4k", wrote("4 KiB", 4096)),
+            ("aio_write -q -f -P 4 0 512", String::new()),
+        ] {
+            // It may have ended before it was answered.
+            let now = say(command);
+            assert_eq!(now + &say("aio_flush"), said, "{command}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap()[..512], [4; 512]);
+        assert_eq!(say("truncate 2M") + &say("length"), "2 MiB\n");
+        assert_eq!(
+            say("read 100 100"),
+            "read 100/100 bytes at offset 100\n100 bytes, 1 ops; …\n"
+        );
+        assert_eq!(say("read 3M 512"), "read failed: Input/output error\n");
+        assert_eq!(say("nonsense"), "command \"nonsense\" not found\n");
+    });
+}
+
+/// Asynchronous requests say the same words as the program's, wherever these come.
+#[test]
+fn asynchronous_requests_do_and_say_what_qemu_io_does() {
+    run(|world| {
+        if Command::new("qemu-io").arg("--version").output().is_err() {
+            return println!("SKIPPED: there is no qemu-io here");
+        }
+        let mut client = world.client();
+        let path = world.image("d", 1 << 20, 1);
+        let file = json!({"driver": "file", "filename": path});
+        client.ok(
+            "blockdev-add",
+            json!({"driver": "raw", "node-name": "d", "file": file}),
+        );
+        add_backend(world, "d", "disk");
+        let copy = world.image("copy", 1 << 20, 1);
+        for command in [
+            "aio_write -P 5 0 64k",
+            "aio_read -P 5 0 512",
+            "aio_read -P 6 0 512",
+            "aio_read -q 0 512",
+            "aio_write -z 4k 4k",
+            "aio_write -z -u 8k 4k",
+            "aio_write -f -P 9 0x8000 512",
+            "aio_write -q -P 9 0x8000 512",
+            "aio_read 2M 512",
+            "aio_write 2M 512",
+            "aio_write -z -P 4 0 512",
+            "aio_write -u 0 512",
+            "aio_read",
+            "aio_write 0",
+        ] {
+            let mut mine = qemu_io(&mut client, "disk", command);
+            mine += &qemu_io(&mut client, "disk", "aio_flush");
+            let theirs = Command::new("qemu-io")
+                .args(["-f", "raw", "-c", command, "-c", "aio_flush", &copy])
+                .output()
+                .unwrap();
+            let said = String::from_utf8([theirs.stdout, theirs.stderr].concat()).unwrap();
+            assert_eq!(without_times(&mine), without_times(&said), "{command}");
+            let (mine, theirs) = (std::fs::read(&path).unwrap(), std::fs::read(&copy).unwrap());
+            assert!(mine == theirs, "{command}: the images differ");
+        }
     });
 }
 

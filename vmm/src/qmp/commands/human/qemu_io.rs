@@ -174,7 +174,12 @@ async fn execute(
         let running = monitor.qemu_io.begin();
         // Polled at once as far as it goes: the order of the commands is that of the requests.
         current::spawn_local(async move {
-            let said = session.run(request, syntax.name).await;
+            // The program's words for a failure.
+            let name = match syntax.operation {
+                Operation::Read => "readv",
+                _ => syntax.name,
+            };
+            let said = session.run(request, name).await;
             running.0.state.lock().said.push_str(&said);
             drop(running);
         })
@@ -312,7 +317,8 @@ fn parse(syntax: &Syntax, arguments: &[&str]) -> Result<Request, String> {
             false => format!("{}\n", syntax.usage),
         });
     };
-    if has('z') && has('P') {
+    // The program looks at that only where it waits; elsewhere zeroes win.
+    if has('z') && has('P') && !syntax.asynchronous {
         return Err("Only one of -z, -P, and -s can be specified at the same time\n".to_owned());
     }
     if has('u') && !has('z') {
