@@ -1,6 +1,7 @@
 //! Tests of the server over real sockets, without a machine.
 
 mod block;
+mod drivers;
 mod graph;
 mod harness;
 mod human;
