@@ -141,3 +141,46 @@ fn a_disk_without_its_device_changes_its_size_too() {
         assert_eq!(disk.len(), 8192);
     });
 }
+
+/// Sections may end anywhere, two at the same time: the device is told once, and before either lets anybody in.
+#[test]
+fn sections_that_end_in_two_threads_tell_once() {
+    const ROUNDS: u64 = 200;
+    run(async |bench| {
+        let directory = tempfile::tempdir().unwrap();
+        let node = bench.add(file(directory.path(), "f", 4096)).await.unwrap();
+        let disk = bench.graph.add_backend("disk", &node).unwrap();
+        let screen = Screen::new(Arc::clone(&disk));
+        for round in 0..ROUNDS {
+            let sections = [
+                bench.graph.drain(&node, "one").await,
+                bench.graph.drain(&node, "other").await,
+            ];
+            let size = 4096 + 512 * (1 + round);
+            bench.graph.resize(&node, size).await.unwrap();
+            assert_eq!(
+                screen.shown(),
+                [size],
+                "its own section ends inside the others"
+            );
+            // Something else than a resize, of which nobody has told yet.
+            let grown = size + (1 << 20);
+            node.driver().truncate(grown).await.unwrap();
+            let start = Arc::new(std::sync::Barrier::new(2));
+            let ends = sections.map(|section| {
+                let start = Arc::clone(&start);
+                std::thread::spawn(move || {
+                    start.wait();
+                    drop(section);
+                })
+            });
+            for end in ends {
+                // The screen's own assertions are made in there.
+                end.join().unwrap();
+            }
+            assert_eq!(screen.shown(), [grown]);
+            assert!(!disk.gate().is_closed());
+        }
+        bench.graph.remove_backend(&disk).await;
+    });
+}
