@@ -50,6 +50,7 @@ use std::time::Duration;
 use crate::buffer::IoBuffer;
 use crate::context::Shared;
 use crate::event_loop::{self, LoopConfig};
+use operation::Manner;
 pub(crate) use operation::OperationKind;
 use ring::Refusal;
 pub use route::Route;
@@ -208,6 +209,7 @@ impl Engines {
         &self,
         route: Route,
         kind: OperationKind,
+        pads: bool,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -219,7 +221,7 @@ impl Engines {
             threads,
         } = &mut *core;
         let Route { engine, waits } = route;
-        let key = table.insert(kind, waits, file, offset, buffer);
+        let key = table.insert(kind, Manner { waits, pads }, file, offset, buffer);
         let mut full = false;
         match ring {
             Some(ring) if engine == EngineKind::IoUring && ring.serves(kind) => {

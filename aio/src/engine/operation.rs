@@ -38,12 +38,20 @@ pub(crate) enum OperationKind {
     Discard { len: u64 },
 }
 
+/// What else there is to know of a transfer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manner {
+    /// See [`Route`](super::Route).
+    pub(crate) waits: bool,
+    /// What a read finds beyond the end of the file are zeroes.
+    pub(crate) pads: bool,
+}
+
 /// One operation with everything it needs, owned.
 #[derive(Debug)]
 pub(crate) struct Operation {
     kind: OperationKind,
-    /// See [`Route`](super::Route).
-    waits: bool,
+    manner: Manner,
     file: Arc<File>,
     /// In bytes from the file's start.
     offset: u64,
@@ -132,7 +140,7 @@ impl Operation {
     /// any list whose room may be used.
     pub(super) fn new(
         kind: OperationKind,
-        waits: bool,
+        manner: Manner,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -140,7 +148,7 @@ impl Operation {
     ) -> Self {
         Self {
             kind,
-            waits,
+            manner,
             file,
             offset,
             buffer,
@@ -163,13 +171,13 @@ impl Operation {
             OperationKind::Read => Request::Read {
                 fd,
                 offset: offset + self.done as u64,
-                waits: self.waits,
+                waits: self.manner.waits,
                 memory: self.memory(),
             },
             OperationKind::Write => Request::Write {
                 fd,
                 offset: offset + self.done as u64,
-                waits: self.waits,
+                waits: self.manner.waits,
                 memory: self.memory(),
             },
             OperationKind::Fsync => Request::Fsync { fd },
@@ -230,7 +238,14 @@ impl Operation {
         match (count, self.kind) {
             (0, OperationKind::Write) => Verdict::Finished(Err(io::ErrorKind::WriteZero.into())),
             // The end of the file.
-            (0, _) => Verdict::Finished(Ok(self.done)),
+            (0, _) => {
+                if self.manner.pads {
+                    let missing = self.buffer.len() - self.done;
+                    self.buffer.fill(self.done, missing, 0);
+                    self.done = self.buffer.len();
+                }
+                Verdict::Finished(Ok(self.done))
+            }
             _ => Verdict::Again(Next::AtOnce),
         }
     }
@@ -242,7 +257,14 @@ mod tests {
 
     fn operation(kind: OperationKind, len: usize) -> Operation {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        Operation::new(kind, false, file, 1000, IoBuffer::alloc(len), Vec::new())
+        Operation::new(
+            kind,
+            Manner::default(),
+            file,
+            1000,
+            IoBuffer::alloc(len),
+            Vec::new(),
+        )
     }
 
     fn error(errno: i32) -> io::Result<usize> {
@@ -284,6 +306,21 @@ mod tests {
             panic!("a write that moves nothing would be repeated for ever");
         };
         assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    }
+
+    #[test]
+    fn a_read_that_pads_finds_zeroes_beyond_the_end() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let buffer = IoBuffer::copied_from(&[7; 100]);
+        let manner = Manner {
+            pads: true,
+            ..Manner::default()
+        };
+        let kind = OperationKind::Read;
+        let mut read = Operation::new(kind, manner, file, 0, buffer.clone(), Vec::new());
+        assert!(matches!(read.advance(Ok(60)), Verdict::Again(_)));
+        assert!(matches!(read.advance(Ok(0)), Verdict::Finished(Ok(100))));
+        assert_eq!(buffer.to_vec(), [[7; 60].as_slice(), &[0; 40]].concat());
     }
 
     #[test]

@@ -120,30 +120,34 @@ impl Driver for FileDriver {
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
-        let opened = self.opened();
-        // Two futures rather than one with room for either: it is copied with every request.
+        let opened = self.opened.load();
         if opened.needs_bounce(&buffer) {
+            let opened = Arc::clone(&opened);
             return BlockFuture::new(async move {
                 opened.read_bounced(offset, &buffer).await?;
                 Ok(())
             });
         }
+        // Begun at once: so the future, which is copied with each request, holds none of what it takes.
+        let transfer = opened.read(offset, buffer);
         BlockFuture::new(async move {
-            opened.read_all(offset, &buffer).await?;
+            transfer.await?;
             Ok(())
         })
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
-        let opened = self.opened();
+        let opened = self.opened.load();
         if opened.needs_bounce(&buffer) {
+            let opened = Arc::clone(&opened);
             return BlockFuture::new(async move {
                 opened.write_bounced(offset, &buffer).await?;
                 Ok(())
             });
         }
+        let transfer = current::write_at(opened.route, &opened.file, offset, buffer);
         BlockFuture::new(async move {
-            current::write_at(opened.route, &opened.file, offset, buffer).await?;
+            transfer.await?;
             Ok(())
         })
     }

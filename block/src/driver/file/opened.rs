@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::SeekFrom;
-use sluice_aio::{EngineKind, IoBuffer, Route, current};
+use sluice_aio::current::{self, Transfer};
+use sluice_aio::{EngineKind, IoBuffer, Route};
 
 use super::SECTOR;
 use super::probe::Alignment;
@@ -51,13 +52,9 @@ impl Opened {
         self.direct && !buffer.is_aligned_to(bytes(memory), bytes(request))
     }
 
-    pub(super) async fn read_all(&self, offset: u64, buffer: &IoBuffer) -> io::Result<()> {
-        let count = current::read_at(self.route, &self.file, offset, buffer.clone()).await?;
-        if count < buffer.len() {
-            // The file shrank behind our back: what is gone reads as zeroes.
-            buffer.fill(count, buffer.len() - count, 0);
-        }
-        Ok(())
+    /// Begins to read. What the file has lost behind our back, by shrinking, reads as zeroes.
+    pub(super) fn read(&self, offset: u64, buffer: IoBuffer) -> Transfer {
+        current::read_padded_at(self.route, &self.file, offset, buffer)
     }
 
     /// Reads by way of aligned memory, piece by piece: how much a guest asks for at once must not
@@ -66,7 +63,7 @@ impl Opened {
         let bounce = IoBuffer::alloc(buffer.len().min(BOUNCE));
         for at in (0..buffer.len()).step_by(BOUNCE) {
             let piece = bounce.slice(0, buffer.len() - at);
-            self.read_all(offset + at as u64, &piece).await?;
+            self.read(offset + at as u64, piece.clone()).await?;
             buffer.copy_from_slice(at, &piece.to_vec());
         }
         Ok(())

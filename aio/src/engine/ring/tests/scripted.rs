@@ -12,7 +12,7 @@ use super::super::*;
 use vm_memory::GuestAddress;
 
 use crate::buffer::{GuestRam, IoBuffer};
-use crate::engine::operation::Memory;
+use crate::engine::operation::{Manner, Memory};
 
 /// What the scripted kernel is and has seen.
 #[derive(Default)]
@@ -207,7 +207,9 @@ impl Bench {
 
     pub(super) fn start(&mut self, kind: OperationKind, offset: u64, buffer: IoBuffer) -> Key {
         let file = Arc::clone(&self.file);
-        let key = self.table.insert(kind, false, file, offset, buffer);
+        let key = self
+            .table
+            .insert(kind, Manner::default(), file, offset, buffer);
         self.ring.start(key, &mut self.table);
         key
     }
