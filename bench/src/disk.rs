@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, Route, current};
+use sluice_block::driver::throttle::ThrottleLimits;
+use sluice_block::job::JobState;
+use sluice_block::mirror::{BlockdevMirror, blockdev_mirror};
 use sluice_block::{Backend, BlockEvent, EventSink, Graph};
 use tracing::Instrument as _;
 
@@ -36,6 +39,10 @@ pub enum Medium<'a> {
     FilteredNull,
     /// The format `raw` over `null-co`.
     RawNull,
+    /// A throttle group without limits above [`Medium::Null`].
+    ThrottledNull,
+    /// `copy-on-read` above [`Medium::Null`], which has nothing to copy from.
+    CopyOnReadNull,
     /// The node `file`, alone, on a file of [`SIZE`] bytes.
     File(&'a Path, EngineKind),
     /// The format `raw` over that, by the ring.
@@ -53,6 +60,10 @@ impl Medium<'_> {
             Self::Null => nothing,
             Self::FilteredNull => json!({"driver": "blkdebug", "image": nothing}),
             Self::RawNull => json!({"driver": "raw", "file": nothing}),
+            Self::ThrottledNull => {
+                json!({"driver": "throttle", "throttle-group": UNLIMITED, "file": nothing})
+            }
+            Self::CopyOnReadNull => json!({"driver": "copy-on-read", "file": nothing}),
             Self::File(path, EngineKind::IoUring) => file(path, "io_uring"),
             Self::File(path, EngineKind::Threads) => file(path, "threads"),
             Self::RawFile(path) => json!({"driver": "raw", "file": file(path, "io_uring")}),
@@ -75,7 +86,7 @@ pub struct Disk {
     /// Requests have spans, as a device's do.
     spans: bool,
     /// Lives as long as the backend does.
-    _graph: Option<Arc<Graph>>,
+    graph: Option<Arc<Graph>>,
 }
 
 /// What requests read from.
@@ -85,12 +96,17 @@ enum Source {
     Engine(Arc<File>, Route),
 }
 
+/// A throttle group that every graph has.
+const UNLIMITED: &str = "unlimited";
+
 /// Adds a disk, a node with all below it and a backend above it, to a new graph.
 ///
 /// # Errors
 /// The options are wrong, or the medium can't be opened.
 pub async fn add_disk(mut options: Value) -> Result<(Arc<Graph>, Arc<Backend>)> {
     let graph = Graph::new(Arc::new(Quiet), Clock::real());
+    let groups = graph.throttle_groups();
+    groups.add(UNLIMITED, ThrottleLimits::default())?;
     options["node-name"] = "disk".into();
     let options = serde_json::from_value(options)?;
     let node = graph.add_node(&options).await;
@@ -176,8 +192,33 @@ impl Disk {
             event_loop,
             source,
             spans: false,
-            _graph: graph,
+            graph,
         })
+    }
+
+    /// Has a mirror in its ready phase above the disk from now on.
+    ///
+    /// # Errors
+    /// It can't be started, or there is no disk.
+    pub fn mirror(&mut self) -> Result<()> {
+        let graph = self.graph.clone().context("there are no nodes")?;
+        let context = self.event_loop.context();
+        self.event_loop.run_until(async move {
+            let target = json!({"driver": "null-co", "size": SIZE, "node-name": "target"});
+            graph.add_node(&serde_json::from_value(target)?).await?;
+            let common = json!({"device": "bench", "job-id": "job", "sync": "none"});
+            let mirror = BlockdevMirror {
+                common: serde_json::from_value(common)?,
+                target: "target".to_owned(),
+                filter_node_name: None,
+            };
+            blockdev_mirror(&graph, mirror, &context).await?;
+            let job = graph.jobs().get("job").context("the job has ended")?;
+            while job.state() != JobState::Ready {
+                current::yield_now().await;
+            }
+            Ok(())
+        })?
     }
 
     /// Gives each request a span from now on.
