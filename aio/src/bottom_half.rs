@@ -151,6 +151,8 @@ impl BottomHalves {
         if let Ok(mut callback) = callback.try_borrow_mut() {
             event_loop::guarded(local.shared.name(), "a bottom half", &mut *callback);
         }
+        // It may have deleted itself.
+        event_loop::release(local.shared.name(), "a bottom half", callback);
         true
     }
 

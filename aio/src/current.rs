@@ -137,7 +137,8 @@ pub fn add_fd(
 ///
 /// While the loop polls it calls `look` again and again; it must be cheap, change nothing and only
 /// say whether there is work. If so, the handler is called with [`Cause::Looked`], and need not
-/// read the descriptor.
+/// read the descriptor. A loop that is never idle does not look: what the look would see must ring the
+/// descriptor, too.
 ///
 /// # Errors
 /// As [`add_fd`].

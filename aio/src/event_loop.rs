@@ -43,7 +43,8 @@
 //! Dropping the loop completes or cancels all it holds, in this order: its gate is destroyed, so
 //! what is parked there is cancelled; its tasks are cancelled, their futures being dropped in this
 //! thread; its handlers and bottom halves are dropped; its remote queue is closed, and what is in it
-//! dropped; the engines end. Who waits for any of this from elsewhere gets [`crate::Cancelled`].
+//! dropped; the engines end. Who waits for any of this from elsewhere is woken and gets [`crate::Cancelled`], or of a
+//! transfer or a descriptor an error that says so. Whatever panics meanwhile, the end goes on.
 //!
 //! Calls that worker threads have begun or taken are made to their end. I/O that the kernel has not
 //! been given is cancelled, what it has is cancelled where it can be, and memory that it uses stays
@@ -170,6 +171,8 @@ pub struct EventLoop {
     /// Handlers that polling found work for, likewise.
     looked: Vec<u64>,
     window: Window,
+    /// When the loop had nothing more to do, if the window is to learn from what comes next.
+    waits_since: Option<Duration>,
     /// Turns taken since the kernel was last asked for events ([`EventLoop::ask`]).
     unasked: u32,
     /// When it was, on the coarse clock; none while the loop is out of the hands of this type.
@@ -254,6 +257,7 @@ impl EventLoop {
             due: Vec::new(),
             looked: Vec::new(),
             window: Window::default(),
+            waits_since: None,
             unasked: 0,
             asked_at: None,
         })
@@ -428,7 +432,9 @@ impl EventLoop {
             return Ok(());
         }
         let began = self.local.shared.clock().now();
+        self.waits_since = Some(began);
         if self.poll(began, timeout)? {
+            self.learn();
             step::begin();
             // The kernel's events may wait a little, as in any turn with work at hand.
             self.unasked += 1;
@@ -440,10 +446,17 @@ impl EventLoop {
         } else {
             self.sleep(timeout)?;
         }
-        let waited = self.local.shared.clock().now().saturating_sub(began);
-        let waited = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
-        self.window.learn(self.local.shared.limits(), waited);
+        self.learn();
         Ok(())
+    }
+
+    /// Work has come after a wait, of which the window learns: not of how long the work takes.
+    fn learn(&mut self) {
+        if let Some(began) = self.waits_since.take() {
+            let waited = self.local.shared.clock().now().saturating_sub(began);
+            let waited = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+            self.window.learn(self.local.shared.limits(), waited);
+        }
     }
 
     /// Sleeps in the kernel, unless the loop is notified in this moment.
@@ -460,6 +473,7 @@ impl EventLoop {
             let slept = self.local.engines.sleep(self.local.epoll.as_fd());
             if let Some(events) = slept {
                 self.woken();
+                self.learn();
                 if events {
                     return self.ask(0).map(drop);
                 }
@@ -545,6 +559,10 @@ impl EventLoop {
         let count = wait_for(&self.local.epoll, millis, &mut events)
             .map_err(|source| self.error("wait for events", source))?;
         self.woken();
+        if count > 0 || self.heard {
+            // Before what has come is dispatched.
+            self.learn();
+        }
         if count == EVENTS_PER_TURN {
             // There may be more, whose turn it is next.
             self.unasked = TURNS_PER_ASKING;
@@ -663,7 +681,9 @@ impl Drop for EventLoop {
     fn drop(&mut self) {
         let scope = Scope::enter(&self.local);
         self.local.shutting_down.set(true);
-        self.local.shared.gate().destroy();
+        guarded(&self.name, "what waited at the gate", || {
+            self.local.shared.gate().destroy();
+        });
         self.cancel_all();
         drop_each(&self.name, self.local.shared.close());
         self.cancel_all();
@@ -679,6 +699,21 @@ pub(crate) fn guarded<T>(loop_name: &str, what: &str, work: impl FnOnce() -> T) 
         tracing::error!(loop_name, "{what} panicked, and has ended with that");
     }
     done
+}
+
+/// Drops a hold on foreign code after a call of it, which may have been the last: its destructor is a part of
+/// the call.
+pub(crate) fn release<T: ?Sized>(loop_name: &str, what: &str, hold: Rc<T>) {
+    if Rc::strong_count(&hold) == 1 {
+        guarded(loop_name, what, || drop(hold));
+    }
+}
+
+/// Wakes those who wait for what ends with a loop, each by itself.
+pub(crate) fn wake_each(loop_name: &str, wakers: impl IntoIterator<Item = Waker>) {
+    for waker in wakers {
+        guarded(loop_name, "a waker", || waker.wake());
+    }
 }
 
 /// Drops what a loop holds at its end, each by itself: a destructor that panics must not keep the

@@ -161,7 +161,17 @@ impl FdTable {
         // Without the borrow: a handler may own its own registration. The lookers hold the same
         // handlers, which are dropped with the entries, one by one.
         drop(lookers);
-        event_loop::drop_each(local.shared.name(), entries)
+        let any = !entries.is_empty();
+        for (_, entry) in entries {
+            match entry.action {
+                // A task of this loop is gone by now; one of another is told that nothing will come.
+                Action::Wake { waker, .. } => event_loop::wake_each(local.shared.name(), [waker]),
+                Action::Call(watched) => {
+                    event_loop::drop_each(local.shared.name(), [watched]);
+                }
+            }
+        }
+        any
     }
 
     /// Asks all handlers that can be asked; appends the keys of those that have work to `found`. One whose
@@ -193,6 +203,7 @@ impl FdTable {
                 // Another may be in its place now.
                 index -= 1;
             }
+            event_loop::release(name, "an fd handler", watched);
         }
     }
 
@@ -214,6 +225,8 @@ impl FdTable {
                 let watched = Rc::clone(watched);
                 drop(table);
                 Self::call(local, key, &watched, cause);
+                // It may have removed itself.
+                event_loop::release(local.shared.name(), "an fd handler", watched);
             }
         }
     }

@@ -271,9 +271,9 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let task = self.local.tasks.borrow_mut().remove(self.id);
-        if let Some(waiter) = task.and_then(|task| task.waiter) {
-            waiter.wake();
-        }
+        // This may be the unwinding of a panic already.
+        let waiter = task.and_then(|task| task.waiter);
+        event_loop::wake_each(self.local.shared.name(), waiter);
     }
 }
 
@@ -283,9 +283,7 @@ pub(crate) fn drop_all(local: &Local) -> bool {
     let any = !table.is_empty();
     for (_, task) in table {
         event_loop::guarded(local.shared.name(), "a cancelled task", || drop(task.stage));
-        if let Some(waiter) = task.waiter {
-            waiter.wake();
-        }
+        event_loop::wake_each(local.shared.name(), task.waiter);
     }
     any
 }

@@ -360,8 +360,8 @@ impl Engines {
         }
         let woken = std::mem::take(table.woken());
         drop(core);
-        // A waker may be the last to hold a task, and that anything.
-        event_loop::drop_each(name, woken);
+        // Tasks of this loop are gone by now; one of another is told that its operation was cancelled.
+        event_loop::wake_each(name, woken);
     }
 }
 

@@ -54,11 +54,18 @@ struct Queue {
     live: usize,
     handles: Vec<(ThreadId, JoinHandle<()>)>,
     ending: bool,
+    /// The system has refused the last thread that was wanted.
+    refused: bool,
     min: usize,
     max: usize,
 }
 
 impl Queue {
+    /// Whether jobs wait for a thread that may be started.
+    fn needs_another(&self) -> bool {
+        self.idle < self.jobs.len() && self.live < self.max
+    }
+
     /// The calling worker ends, and nobody need wait for it.
     fn forget_current_thread(&mut self) {
         let own = thread::current().id();
@@ -132,7 +139,10 @@ impl WorkerPool {
         check_limits(min, max)?;
         let mut queue = self.0.queue.lock();
         (queue.min, queue.max) = (min, max);
-        while queue.live < min && !queue.ending {
+        // Those that are always there, and those for whom there is work that has waited for them.
+        let unserved = queue.jobs.len().saturating_sub(queue.idle);
+        let wanted = min.max((queue.live + unserved).min(max));
+        while !queue.ending && queue.live < wanted {
             if let Err(error) = self.start_thread(&mut queue) {
                 // The first job that needs it tries again.
                 tracing::warn!(%error, loop_name = self.0.name, "a worker thread can't be started");
@@ -173,14 +183,18 @@ impl WorkerPool {
             return Some(job);
         }
         queue.jobs.push_back(job);
-        if queue.idle < queue.jobs.len() && queue.live < queue.max {
+        if queue.needs_another() {
             match self.start_thread(&mut queue) {
-                Ok(()) => {}
+                Ok(()) => queue.refused = false,
                 Err(error) if queue.live == 0 => {
                     tracing::error!(%error, "no worker thread can be started");
                     return queue.jobs.pop_back();
                 }
-                Err(error) => tracing::warn!(%error, "no further worker thread can be started"),
+                // Once, and not with each of the jobs that wait for those that there are.
+                Err(error) if !std::mem::replace(&mut queue.refused, true) => {
+                    tracing::warn!(%error, "no further worker thread can be started");
+                }
+                Err(_) => {}
             }
         }
         drop(queue);
@@ -454,6 +468,20 @@ mod tests {
         }
         assert_eq!(pool.0.queue.lock().handles.len(), 1);
         assert_eq!(result(pool.run(|| 7)), 7);
+        assert_eq!(pool.finish(Duration::MAX), 0);
+    }
+
+    #[test]
+    fn jobs_that_wait_get_the_threads_that_are_allowed_later() {
+        let pool = pool(0, 1, Duration::MAX);
+        let hanging = occupy(&pool, 1);
+        let waiting: Vec<_> = (0..3).map(|at| pool.run(move || at)).collect();
+        pool.set_limits(0, 3).unwrap();
+        for (at, receiver) in waiting.into_iter().enumerate() {
+            assert_eq!(result(receiver), at);
+        }
+        assert_eq!(live(&pool), 3, "one hangs");
+        drop(hanging);
         assert_eq!(pool.finish(Duration::MAX), 0);
     }
 

@@ -1,14 +1,18 @@
 //! The end of a loop whose work panics while it is dropped, and of an iothread that its own task drops.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::future::Future;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake, Waker};
 
-use sluice_aio::{EngineKind, IoBuffer, IoThread, LoopConfig, Source, current};
+use sluice_aio::{Cancelled, EngineKind, IoBuffer, IoThread, LoopConfig, Source, current};
 
-use crate::support::{ENGINES, event_fd, event_loop};
+use crate::support::{ENGINES, event_fd, event_loop, has_ring, signal};
 
 /// Tells of its drop, and panics.
 struct Bomb(mpsc::Sender<&'static str>, &'static str);
@@ -109,6 +113,129 @@ fn wakers_that_panic_keep_no_engine_from_coming_to_rest() {
         names.sort_unstable();
         assert_eq!(names, ["first", "second"], "{engine:?}");
         drop(kept);
+    }
+}
+
+/// What a callback holds is dropped with it, when it removes itself as well.
+#[test]
+fn what_is_dropped_with_a_callback_that_removes_itself_may_panic() {
+    let thread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+    let (sender, dropped) = mpsc::channel();
+    let half = Bomb(sender.clone(), "bottom half");
+    let handler = Bomb(sender.clone(), "handler");
+    let broken = Bomb(sender, "broken handler");
+    thread.context().spawn(move || async move {
+        let slot = Rc::new(RefCell::new(None));
+        let own = Rc::clone(&slot);
+        let made = current::bottom_half(move || {
+            let _half = &half;
+            own.take();
+        });
+        made.schedule();
+        *slot.borrow_mut() = Some(made);
+        let slot = Rc::new(RefCell::new(None));
+        let own = Rc::clone(&slot);
+        let fd = event_fd();
+        signal(&fd);
+        let made = current::add_fd(&fd, Source::Internal, move || {
+            let _handler = &handler;
+            own.take();
+        });
+        *slot.borrow_mut() = Some(made.unwrap());
+        let made = current::add_fd(&fd, Source::Internal, move || {
+            let _broken = &broken;
+            panic!("on purpose");
+        });
+        std::mem::forget(made.unwrap());
+    });
+    let mut names: Vec<_> = (0..3).map(|_| dropped.recv().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["bottom half", "broken handler", "handler"]);
+    // The loop is none the worse.
+    let (sender, receiver) = mpsc::channel();
+    thread.context().schedule(move || sender.send(7).unwrap());
+    assert_eq!(receiver.recv(), Ok(7));
+}
+
+/// Who waits in another loop for what this one does, and whoever waits at its gate or for its tasks, may
+/// panic when told of the end: the end goes on, and nobody else is forgotten.
+#[test]
+fn the_end_of_a_loop_tells_everybody_though_one_panics() {
+    for trapped in ["task", "gate", "nobody"] {
+        let mut event_loop = event_loop();
+        let context = event_loop.context();
+        let gate = context.gate().clone();
+        let section = gate.close("test");
+        let told = Arc::new(Told::default());
+        let waker = Waker::from(Arc::clone(&told));
+        let trap = Waker::from(Arc::new(Trap));
+        let (sender, dropped) = mpsc::channel();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let ring = has_ring();
+        let kept = event_loop
+            .run_until(async move {
+                let mut waits: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
+                let task = current::spawn_local(std::future::pending::<()>());
+                waits.push(Box::pin(
+                    async move { assert_eq!(task.await, Err(Cancelled)) },
+                ));
+                waits.push(Box::pin(async move { drop(gate.enter().await) }));
+                let watched = current::readable(&reader);
+                waits.push(Box::pin(async move { drop(watched.await) }));
+                let file = Arc::new(File::from(OwnedFd::from(reader)));
+                waits.push(Box::pin(async move {
+                    if ring {
+                        let engine = EngineKind::IoUring;
+                        drop(current::read_at(engine, &file, 0, IoBuffer::alloc(1)).await);
+                    } else {
+                        std::future::pending().await;
+                    }
+                }));
+                for (at, wait) in waits.iter_mut().enumerate() {
+                    let traps = ["task", "gate"].get(at) == Some(&trapped);
+                    let waker = if traps { &trap } else { &waker };
+                    assert!(
+                        wait.as_mut()
+                            .poll(&mut Context::from_waker(waker))
+                            .is_pending()
+                    );
+                }
+                current::spawn_local(async move {
+                    let _task = Canary(sender);
+                    std::future::pending::<()>().await;
+                })
+                .detach();
+                waits
+            })
+            .unwrap();
+        drop(event_loop);
+        let expected = usize::from(ring) + 3 - usize::from(trapped != "nobody");
+        assert_eq!(told.0.load(Ordering::SeqCst), expected, "{trapped}");
+        assert!(dropped.recv().is_ok(), "{trapped}: the tasks went with it");
+        // Nothing is taken any more.
+        let (sender, refused) = mpsc::channel::<()>();
+        context.schedule(move || drop(sender));
+        assert!(refused.recv().is_err());
+        drop((kept, section));
+    }
+}
+
+/// Tells of its drop.
+struct Canary(mpsc::Sender<()>);
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        self.0.send(()).unwrap();
+    }
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Told(AtomicUsize);
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -135,6 +135,43 @@ fn a_handler_with_a_look_is_called_without_its_descriptor() {
     assert_eq!(receiver.recv().unwrap(), Cause::Readable);
 }
 
+/// What counts is how long work is in coming, and not how long it takes.
+#[test]
+fn handlers_that_take_long_do_not_shut_the_window() {
+    const WINDOW: Duration = Duration::from_millis(200);
+    let polling = Polling {
+        max: WINDOW,
+        grow: 1 << 40,
+        shrink: 0,
+    };
+    let config = LoopConfig {
+        polling,
+        ..LoopConfig::default()
+    };
+    let thread = IoThread::spawn("io0", config).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let fd = event_fd();
+    let watched = Arc::clone(&fd);
+    thread.context().spawn(move || async move {
+        let taken = Arc::clone(&watched);
+        let handler = current::add_fd(&watched, Source::External, move || {
+            consume(&taken);
+            // Longer than the window.
+            std::thread::sleep(WINDOW + WINDOW / 4);
+            sender.send(()).unwrap();
+        });
+        let _handler = handler.unwrap();
+        std::future::pending::<()>().await;
+    });
+    for _ in 0..6 {
+        // At once when the loop has nothing to do.
+        signal(&fd);
+        receiver.recv().unwrap();
+    }
+    let stats = thread.context().stats();
+    assert!(stats.polls_hit > 0, "{stats:?}");
+}
+
 #[test]
 fn a_descriptor_that_nobody_can_look_at_is_served_within_an_endless_window() {
     let thread = polling_thread();

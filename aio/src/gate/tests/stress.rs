@@ -288,7 +288,8 @@ impl Drop for Source<'_> {
     }
 }
 
-fn run(seed: u64) {
+/// Plays one history; returns how many sections there were.
+fn run(seed: u64) -> u64 {
     let mut seeds = Random(seed << 8 | 1);
     let destroyed = seed % 2 == 1;
     let world = World::new();
@@ -322,18 +323,23 @@ fn run(seed: u64) {
     assert_eq!(stats.abandoned, dropped as u64);
     let waits: u64 = stats.wait_times.buckets().map(|(_, count)| count).sum();
     assert_eq!(waits + stats.abandoned, stats.parked);
-    assert!(stats.sections > 0);
+    stats.sections
 }
 
 #[test]
 fn threads_never_meet_inside_a_section() {
     if let Ok(seed) = std::env::var(ONE_SEED) {
-        return run(seed.parse().unwrap());
+        run(seed.parse().unwrap());
+        return;
     }
     // Others in each run of the tests.
     let first = u64::from(std::process::id()) * SEEDS;
-    for seed in first..first + SEEDS {
-        println!("{ONE_SEED}={seed}");
-        run(seed);
-    }
+    let sections: u64 = (first..first + SEEDS)
+        .map(|seed| {
+            println!("{ONE_SEED}={seed}");
+            run(seed)
+        })
+        .sum();
+    // On a busy machine one history may be over before anybody has closed the gate.
+    assert!(sections > 0, "nothing was tested");
 }
