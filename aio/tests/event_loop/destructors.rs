@@ -188,7 +188,7 @@ fn the_end_of_a_loop_tells_everybody_though_one_panics() {
                         let engine = EngineKind::IoUring;
                         drop(current::read_at(engine, &file, 0, IoBuffer::alloc(1)).await);
                     } else {
-                        std::future::pending().await;
+                        std::future::pending::<()>().await;
                     }
                 }));
                 for (at, wait) in waits.iter_mut().enumerate() {
