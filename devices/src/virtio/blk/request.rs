@@ -5,12 +5,12 @@
 //! status. The limits of the disk are looked at when the request runs, because the disk may change
 //! while requests wait.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use sluice_aio::{GuestRam, IoBuffer};
 use sluice_block::BlockError;
 use sluice_block::backend::{Account, Backend, Request};
-use smallvec::SmallVec;
 
 use super::layout::{
     DISCARD_SEGMENT_LEN, Features, HEADER_LEN, RequestStatus, SECTOR, SERIAL_LEN, STATUS_LEN,
@@ -75,7 +75,46 @@ pub(super) struct Segment {
     flags: u32,
 }
 
-type Segments = SmallVec<[Segment; 1]>;
+impl Segment {
+    /// In bytes.
+    fn len(&self) -> u64 {
+        u64::from(self.sectors) * SECTOR
+    }
+}
+
+/// The ranges of a request: a list whose room comes from one that a request before it has used.
+#[derive(Debug)]
+pub(super) struct Segments(Vec<Segment>);
+
+/// Lists that one thread keeps; a longer one than a request may have is never made.
+const SPARE_LISTS: usize = 64;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<Segment>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl FromIterator<Segment> for Segments {
+    fn from_iter<I: IntoIterator<Item = Segment>>(segments: I) -> Self {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        let mut list = spare.ok().flatten().unwrap_or_default();
+        list.extend(segments);
+        Self(list)
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        let mut list = std::mem::take(&mut self.0);
+        list.clear();
+        // A thread that ends needs no lists any more.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARE_LISTS {
+                spare.push(list);
+            }
+        });
+    }
+}
 
 /// What the requests of a queue are executed against.
 pub(super) struct Disk {
@@ -241,6 +280,7 @@ impl Disk {
         request: &mut Request<'_>,
     ) -> RequestStatus {
         if segments
+            .0
             .iter()
             .any(|segment| segment.flags & !allowed.bits() != 0)
         {
@@ -251,26 +291,21 @@ impl Disk {
         } else {
             Account::Write
         };
-        let mut ranges = SmallVec::<[(u64, u64, bool); 1]>::new();
-        for segment in segments {
-            let len = u64::from(segment.sectors) * SECTOR;
-            let unmap = segment.flags & SegmentFlags::UNMAP.bits() != 0;
-            match self.range(segment.sector, len) {
-                Some(offset) if segment.sectors <= MAX_DISCARD_SECTORS => {
-                    ranges.push((offset, len, unmap));
-                }
-                _ => return self.refuse(kind),
-            }
-        }
-        if self.backend.is_read_only() {
+        let within = |segment: &Segment| {
+            segment.sectors <= MAX_DISCARD_SECTORS
+                && self.range(segment.sector, segment.len()).is_some()
+        };
+        if !segments.0.iter().all(within) || self.backend.is_read_only() {
             return self.refuse(kind);
         }
-        for (offset, len, unmap) in ranges {
+        for segment in &segments.0 {
+            let (offset, len) = (segment.sector * SECTOR, segment.len());
             let result = if len == 0 {
                 Ok(())
             } else if allowed.is_empty() {
                 request.discard(offset, len).await
             } else {
+                let unmap = segment.flags & SegmentFlags::UNMAP.bits() != 0;
                 request.write_zeroes(offset, len, unmap).await
             };
             if result.is_err() {

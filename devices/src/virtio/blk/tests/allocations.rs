@@ -57,3 +57,24 @@ fn scattered_data_allocates_nothing() {
         allocated
     });
 }
+
+/// Zeroes are written by the way of a worker thread, which looks for holes; that call is allocated.
+#[test]
+fn discards_allocate_nothing() {
+    let (mut bench, guest) = Bench::new();
+    let features = Features::all().bits() & guest.offered();
+    let mut drivers = guest.bring_up(RingFeatures::empty(), features, 1);
+    let driver = &mut drivers[0];
+    let slot = Slot(0);
+    let ranges: Vec<u8> = (0..16u64)
+        .flat_map(|range| [range * 64, 8].map(u64::to_le_bytes).concat())
+        .collect();
+    slot.write_data(driver.guest, &ranges);
+    let buffers = slot.buffers(ranges.len(), false);
+    assert_none_in_steady_state("a discard of 16 ranges", || {
+        slot.write_header(driver.guest, request_type::DISCARD, 0);
+        let allocated = counted(&mut bench, driver, &buffers);
+        assert_eq!(slot.status(driver.guest), OK);
+        allocated
+    });
+}
