@@ -99,6 +99,13 @@ struct Entry {
     config: IoThreadConfig,
 }
 
+/// A thread that is in no list any more; ends when it is dropped.
+#[derive(Debug)]
+pub struct Removed {
+    thread: IoThread,
+    config: IoThreadConfig,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub struct IoThreads {
@@ -142,15 +149,30 @@ impl IoThreads {
     ///
     /// # Errors
     /// [`IoThreadError::NotFound`], [`IoThreadError::InUse`].
-    pub fn remove(&self, id: &str) -> Result<IoThread, IoThreadError> {
+    pub fn remove(&self, id: &str) -> Result<Removed, IoThreadError> {
         let mut threads = self.threads.lock();
         let Entry { thread, config } = threads
             .remove(id)
             .ok_or_else(|| IoThreadError::NotFound(id.to_owned()))?;
-        Arc::try_unwrap(thread).map_err(|thread| {
-            threads.insert(id.to_owned(), Entry { thread, config });
-            IoThreadError::InUse(id.to_owned())
-        })
+        match Arc::try_unwrap(thread) {
+            Ok(thread) => Ok(Removed { thread, config }),
+            Err(thread) => {
+                threads.insert(id.to_owned(), Entry { thread, config });
+                Err(IoThreadError::InUse(id.to_owned()))
+            }
+        }
+    }
+
+    /// Puts a thread back that can't be ended now. Its name is free still: objects come and go in one
+    /// loop's tasks, one after the other.
+    pub fn restore(&self, removed: Removed) {
+        let Removed { thread, config } = removed;
+        let entry = Entry {
+            thread: Arc::new(thread),
+            config,
+        };
+        let id = entry.config.id.clone();
+        self.threads.lock().insert(id, entry);
     }
 
     /// The thread `id`.
@@ -231,6 +253,11 @@ mod tests {
         assert_eq!(refused, "object 'io0' is in use, can not be deleted");
         assert_eq!(threads.list(), [(config, user.thread_id())]);
         drop(user);
+        let removed = threads.remove("io0").unwrap();
+        assert!(threads.get("io0").is_none());
+        // It could not be ended after all.
+        threads.restore(removed);
+        assert_eq!(threads.list()[0].0, IoThreadConfig::new("io0"));
         threads.remove("io0").unwrap();
         assert!(threads.get("io0").is_none());
         let gone = threads.remove("io0").unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_aio::current;
@@ -59,10 +60,17 @@ pub(super) async fn object_del(
         groups.remove(&arguments.id)?;
         return Ok(Done {});
     }
-    let thread = monitor.iothreads.remove(&arguments.id)?;
+    let removed = Arc::new(Mutex::new(Some(monitor.iothreads.remove(&arguments.id)?)));
+    let ending = Arc::clone(&removed);
     // Joining a thread blocks.
-    current::blocking(move || drop(thread)).await?;
-    Ok(Done {})
+    let ended = current::blocking(move || drop(ending.lock().take())).await;
+    if ended.is_err()
+        && let Some(removed) = removed.lock().take()
+    {
+        // No worker could take it, and the main loop must not wait for it.
+        monitor.iothreads.restore(removed);
+    }
+    Ok(ended.map(|()| Done {})?)
 }
 
 /// Arguments of `qom-get`.
