@@ -213,7 +213,6 @@ impl Future for Transfer {
 fn transfer(
     route: Route,
     kind: OperationKind,
-    pads: bool,
     file: &Arc<File>,
     offset: u64,
     buffer: IoBuffer,
@@ -221,12 +220,7 @@ fn transfer(
     Transfer(match check_range(offset, buffer.len()) {
         Err(error) => State::Ended(Some(Err(error))),
         Ok(()) if buffer.is_empty() => State::Ended(Some(Ok(0))),
-        Ok(()) => {
-            let file = Arc::clone(file);
-            let engines =
-                |local: &Rc<Local>| local.engines.start(route, kind, pads, file, offset, buffer);
-            State::Running(with(engines))
-        }
+        Ok(()) => State::Running(start(route, kind, file, offset, buffer)),
     })
 }
 
@@ -243,22 +237,7 @@ pub fn read_at(
     offset: u64,
     buffer: IoBuffer,
 ) -> Transfer {
-    let kind = OperationKind::Read;
-    transfer(route.into(), kind, false, file, offset, buffer)
-}
-
-/// As [`read_at`], but what the buffer asks for beyond the end of the file is filled with zeroes.
-///
-/// # Errors
-/// As [`read_at`].
-pub fn read_padded_at(
-    route: impl Into<Route>,
-    file: &Arc<File>,
-    offset: u64,
-    buffer: IoBuffer,
-) -> Transfer {
-    let kind = OperationKind::Read;
-    transfer(route.into(), kind, true, file, offset, buffer)
+    transfer(route.into(), OperationKind::Read, file, offset, buffer)
 }
 
 /// Begins to write all of `buffer` at byte `offset`: the bytes moved are as many as it has.
@@ -271,8 +250,7 @@ pub fn write_at(
     offset: u64,
     buffer: IoBuffer,
 ) -> Transfer {
-    let kind = OperationKind::Write;
-    transfer(route.into(), kind, false, file, offset, buffer)
+    transfer(route.into(), OperationKind::Write, file, offset, buffer)
 }
 
 /// Makes the file's data and metadata durable (`fsync`).
@@ -335,9 +313,5 @@ fn start(
     buffer: IoBuffer,
 ) -> Completion {
     let (route, file) = (route.into(), Arc::clone(file));
-    with(|local| {
-        local
-            .engines
-            .start(route, kind, false, file, offset, buffer)
-    })
+    with(|local| local.engines.start(route, kind, file, offset, buffer))
 }

@@ -101,10 +101,7 @@ struct Entry {
 
 /// A thread that is in no list any more; ends when it is dropped.
 #[derive(Debug)]
-pub struct Removed {
-    thread: IoThread,
-    config: IoThreadConfig,
-}
+pub struct Removed(Entry);
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -151,26 +148,20 @@ impl IoThreads {
     /// [`IoThreadError::NotFound`], [`IoThreadError::InUse`].
     pub fn remove(&self, id: &str) -> Result<Removed, IoThreadError> {
         let mut threads = self.threads.lock();
-        let Entry { thread, config } = threads
+        let entry = threads
             .remove(id)
             .ok_or_else(|| IoThreadError::NotFound(id.to_owned()))?;
-        match Arc::try_unwrap(thread) {
-            Ok(thread) => Ok(Removed { thread, config }),
-            Err(thread) => {
-                threads.insert(id.to_owned(), Entry { thread, config });
-                Err(IoThreadError::InUse(id.to_owned()))
-            }
+        // Others get hold of it under the lock only.
+        if Arc::strong_count(&entry.thread) > 1 {
+            threads.insert(id.to_owned(), entry);
+            return Err(IoThreadError::InUse(id.to_owned()));
         }
+        Ok(Removed(entry))
     }
 
     /// Puts a thread back that can't be ended now. Its name is free still: objects come and go in one
     /// loop's tasks, one after the other.
-    pub fn restore(&self, removed: Removed) {
-        let Removed { thread, config } = removed;
-        let entry = Entry {
-            thread: Arc::new(thread),
-            config,
-        };
+    pub fn restore(&self, Removed(entry): Removed) {
         let id = entry.config.id.clone();
         self.threads.lock().insert(id, entry);
     }

@@ -50,7 +50,6 @@ use std::time::Duration;
 use crate::buffer::IoBuffer;
 use crate::context::Shared;
 use crate::event_loop::{self, LoopConfig};
-use operation::Manner;
 pub(crate) use operation::OperationKind;
 use ring::Refusal;
 pub use route::Route;
@@ -209,7 +208,6 @@ impl Engines {
         &self,
         route: Route,
         kind: OperationKind,
-        pads: bool,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -220,8 +218,8 @@ impl Engines {
             ring,
             threads,
         } = &mut *core;
-        let Route { engine, waits } = route;
-        let key = table.insert(kind, Manner { waits, pads }, file, offset, buffer);
+        let engine = route.engine;
+        let key = table.insert(kind, route, file, offset, buffer);
         let mut full = false;
         match ring {
             Some(ring) if engine == EngineKind::IoUring && ring.serves(kind) => {

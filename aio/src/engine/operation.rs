@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use super::Route;
 use crate::buffer::{IoBuffer, Segment};
 
 /// The most bytes Linux moves in one call (`MAX_RW_COUNT`); a longer transfer is continued.
@@ -38,20 +39,11 @@ pub(crate) enum OperationKind {
     Discard { len: u64 },
 }
 
-/// What else there is to know of a transfer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Manner {
-    /// See [`Route`](super::Route).
-    pub(crate) waits: bool,
-    /// What a read finds beyond the end of the file are zeroes.
-    pub(crate) pads: bool,
-}
-
 /// One operation with everything it needs, owned.
 #[derive(Debug)]
 pub(crate) struct Operation {
     kind: OperationKind,
-    manner: Manner,
+    route: Route,
     file: Arc<File>,
     /// In bytes from the file's start.
     offset: u64,
@@ -140,7 +132,7 @@ impl Operation {
     /// any list whose room may be used.
     pub(super) fn new(
         kind: OperationKind,
-        manner: Manner,
+        route: Route,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -148,7 +140,7 @@ impl Operation {
     ) -> Self {
         Self {
             kind,
-            manner,
+            route,
             file,
             offset,
             buffer,
@@ -171,13 +163,13 @@ impl Operation {
             OperationKind::Read => Request::Read {
                 fd,
                 offset: offset + self.done as u64,
-                waits: self.manner.waits,
+                waits: self.route.waits,
                 memory: self.memory(),
             },
             OperationKind::Write => Request::Write {
                 fd,
                 offset: offset + self.done as u64,
-                waits: self.manner.waits,
+                waits: self.route.waits,
                 memory: self.memory(),
             },
             OperationKind::Fsync => Request::Fsync { fd },
@@ -239,7 +231,7 @@ impl Operation {
             (0, OperationKind::Write) => Verdict::Finished(Err(io::ErrorKind::WriteZero.into())),
             // The end of the file.
             (0, _) => {
-                if self.manner.pads {
+                if self.route.pads {
                     let missing = self.buffer.len() - self.done;
                     self.buffer.fill(self.done, missing, 0);
                     self.done = self.buffer.len();
@@ -253,13 +245,14 @@ impl Operation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EngineKind;
     use super::*;
 
     fn operation(kind: OperationKind, len: usize) -> Operation {
         let file = Arc::new(tempfile::tempfile().unwrap());
         Operation::new(
             kind,
-            Manner::default(),
+            EngineKind::IoUring.into(),
             file,
             1000,
             IoBuffer::alloc(len),
@@ -312,12 +305,9 @@ mod tests {
     fn a_read_that_pads_finds_zeroes_beyond_the_end() {
         let file = Arc::new(tempfile::tempfile().unwrap());
         let buffer = IoBuffer::copied_from(&[7; 100]);
-        let manner = Manner {
-            pads: true,
-            ..Manner::default()
-        };
+        let route = Route::from(EngineKind::IoUring).padded();
         let kind = OperationKind::Read;
-        let mut read = Operation::new(kind, manner, file, 0, buffer.clone(), Vec::new());
+        let mut read = Operation::new(kind, route, file, 0, buffer.clone(), Vec::new());
         assert!(matches!(read.advance(Ok(60)), Verdict::Again(_)));
         assert!(matches!(read.advance(Ok(0)), Verdict::Finished(Ok(100))));
         assert_eq!(buffer.to_vec(), [[7; 60].as_slice(), &[0; 40]].concat());

@@ -13,6 +13,8 @@ pub struct Route {
     pub(super) engine: EngineKind,
     /// Each transfer may block in the kernel, which can't tell beforehand.
     pub(super) waits: bool,
+    /// What a read finds beyond the end of the file are zeroes.
+    pub(super) pads: bool,
 }
 
 impl Route {
@@ -33,7 +35,14 @@ impl Route {
         Self {
             engine,
             waits: tried == Err(Errno::OPNOTSUPP),
+            pads: false,
         }
+    }
+
+    /// The same way, on which a read is as long as its buffer: beyond the end of the file it finds zeroes.
+    #[must_use]
+    pub fn padded(self) -> Self {
+        Self { pads: true, ..self }
     }
 
     /// The engine.
@@ -48,6 +57,7 @@ impl From<EngineKind> for Route {
         Self {
             engine,
             waits: false,
+            pads: false,
         }
     }
 }

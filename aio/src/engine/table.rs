@@ -19,7 +19,8 @@ use std::task::{Poll, Waker};
 
 use slab::Slab;
 
-use super::operation::{Manner, Next, Operation, OperationKind, Request, Verdict};
+use super::Route;
+use super::operation::{Next, Operation, OperationKind, Request, Verdict};
 use crate::buffer::{IoBuffer, Segment};
 
 /// Names an operation in its table. Engines may give its number to the kernel as user data.
@@ -72,7 +73,7 @@ impl Table {
     pub(super) fn insert(
         &mut self,
         kind: OperationKind,
-        manner: Manner,
+        route: Route,
         file: Arc<File>,
         offset: u64,
         buffer: IoBuffer,
@@ -84,7 +85,7 @@ impl Table {
         };
         self.running += 1;
         Key(self.slots.insert(Slot::Running {
-            operation: Some(Operation::new(kind, manner, file, offset, buffer, vectors)),
+            operation: Some(Operation::new(kind, route, file, offset, buffer, vectors)),
             waker: None,
             orphaned: false,
         }))

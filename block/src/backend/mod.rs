@@ -379,15 +379,13 @@ impl Backend {
     /// # Errors
     /// Cancelled; it has been counted then.
     async fn admit(&self, kind: Account, bytes: u64) -> Result<Timer<'_>> {
-        let timer = Timer {
-            backend: self,
-            kind,
-            bytes,
-            began: self.clock.now_in_step(),
-        };
+        let timer = Timer::start(self, kind, bytes);
         match self.throttling.admit(kind, bytes, || false).await {
             Ok(()) => Ok(timer),
-            Err(cancelled) => Err(timer.failed(cancelled)),
+            Err(cancelled) => {
+                timer.failed(&cancelled);
+                Err(cancelled)
+            }
         }
     }
 }
@@ -400,23 +398,37 @@ struct Timer<'a> {
     began: Duration,
 }
 
-impl Timer<'_> {
-    /// Counts the request, which has ended with `result`.
-    fn ended(self, result: Result<()>) -> Result<()> {
-        let Err(error) = result else {
-            let Self { backend, kind, .. } = self;
-            let now = backend.clock.now_in_step();
-            backend.stats.done(kind, self.bytes, self.began, now);
-            return Ok(());
-        };
-        Err(self.failed(error))
+impl<'a> Timer<'a> {
+    /// It begins now.
+    fn start(backend: &'a Backend, kind: Account, bytes: u64) -> Self {
+        Self {
+            backend,
+            kind,
+            bytes,
+            began: backend.clock.now_in_step(),
+        }
+    }
+
+    /// Counts the request by its result, which is passed on.
+    fn ended(&self, result: Result<()>) -> Result<()> {
+        match &result {
+            Ok(()) => self.done(),
+            Err(error) => self.failed(error),
+        }
+        result
+    }
+
+    /// Counts the request, which has succeeded.
+    fn done(&self) {
+        let Self { backend, kind, .. } = *self;
+        let now = backend.clock.now_in_step();
+        backend.stats.done(kind, self.bytes, self.began, now);
     }
 
     /// Counts the request, which has failed.
-    fn failed(self, error: BlockError) -> BlockError {
-        let Self { backend, kind, .. } = self;
+    fn failed(&self, error: &BlockError) {
+        let Self { backend, kind, .. } = *self;
         let now = backend.clock.now_in_step();
-        backend.stats.failed(kind, &error, self.began, now);
-        error
+        backend.stats.failed(kind, error, self.began, now);
     }
 }

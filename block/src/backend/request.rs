@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::io::Errno;
 use sluice_aio::{IoBuffer, Token};
 
-use super::{Account, Backend};
+use super::{Account, Backend, Timer};
 use crate::driver::RequestFlags;
 use crate::error::{BlockError, Result, errno_text};
 use crate::event::{BlockEvent, ErrorAction};
@@ -185,22 +185,19 @@ impl Request<'_> {
         bytes: u64,
         operation: Operation,
     ) -> (Result<()>, Option<ErrorAction>) {
-        let backend = &*self.submitter.backend;
-        let began = backend.clock.now_in_step();
-        let result = self.perform(operation).await;
-        let now = backend.clock.now_in_step();
-        let Err(error) = result else {
-            backend.stats.done(kind, bytes, began, now);
+        let timer = Timer::start(&self.submitter.backend, kind, bytes);
+        let Err(error) = self.perform(operation).await else {
+            timer.done();
             return (Ok(()), None);
         };
         let action = self.judge(kind, &error);
         match action {
             ErrorAction::Report => {
-                backend.stats.failed(kind, &error, began, now);
+                timer.failed(&error);
                 (Err(error), Some(action))
             }
             ErrorAction::Ignore => {
-                backend.stats.done(kind, bytes, began, now);
+                timer.done();
                 (Ok(()), Some(action))
             }
             // It has not ended.

@@ -334,39 +334,27 @@ impl Port for KernelPort {
 const POLLIN: u32 = 1;
 
 fn entry_for(request: &Request) -> squeue::Entry {
-    match *request {
+    let entry = match *request {
         Request::Read {
-            fd,
-            offset,
-            waits,
-            memory,
-        } => {
-            let entry = match memory {
-                Memory::One { base, len } => {
-                    opcode::Read::new(Fd(fd), base, len).offset(offset).build()
-                }
-                Memory::Many { vectors, count } => opcode::Readv::new(Fd(fd), vectors, count)
-                    .offset(offset)
-                    .build(),
-            };
-            entry.flags(transfer_flags(waits))
-        }
+            fd, offset, memory, ..
+        } => match memory {
+            Memory::One { base, len } => {
+                opcode::Read::new(Fd(fd), base, len).offset(offset).build()
+            }
+            Memory::Many { vectors, count } => opcode::Readv::new(Fd(fd), vectors, count)
+                .offset(offset)
+                .build(),
+        },
         Request::Write {
-            fd,
-            offset,
-            waits,
-            memory,
-        } => {
-            let entry = match memory {
-                Memory::One { base, len } => {
-                    opcode::Write::new(Fd(fd), base, len).offset(offset).build()
-                }
-                Memory::Many { vectors, count } => opcode::Writev::new(Fd(fd), vectors, count)
-                    .offset(offset)
-                    .build(),
-            };
-            entry.flags(transfer_flags(waits))
-        }
+            fd, offset, memory, ..
+        } => match memory {
+            Memory::One { base, len } => {
+                opcode::Write::new(Fd(fd), base, len).offset(offset).build()
+            }
+            Memory::Many { vectors, count } => opcode::Writev::new(Fd(fd), vectors, count)
+                .offset(offset)
+                .build(),
+        },
         Request::Fsync { fd } => opcode::Fsync::new(Fd(fd)).build(),
         Request::Fdatasync { fd } => opcode::Fsync::new(Fd(fd))
             .flags(FsyncFlags::DATASYNC)
@@ -383,15 +371,17 @@ fn entry_for(request: &Request) -> squeue::Entry {
         // The engine serves none (`Engine::serves`).
         Request::Discard { .. } => opcode::Nop::new().build(),
         Request::Poll { fd } => opcode::PollAdd::new(Fd(fd), POLLIN).build(),
-    }
+    };
+    entry.flags(flags_for(request))
 }
 
-/// Whether the kernel tries a transfer in the call that submits it, before a thread of its own does.
-fn transfer_flags(waits: bool) -> squeue::Flags {
-    if waits {
-        squeue::Flags::ASYNC
-    } else {
-        squeue::Flags::empty()
+/// Whether the kernel tries a request in the call that submits it, before a thread of its own does.
+fn flags_for(request: &Request) -> squeue::Flags {
+    match request {
+        Request::Read { waits: true, .. } | Request::Write { waits: true, .. } => {
+            squeue::Flags::ASYNC
+        }
+        _ => squeue::Flags::empty(),
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 
-use super::super::operation::{MAX_TRIES, Manner, Memory, Request};
+use super::super::operation::{MAX_TRIES, Memory, Request};
+use super::super::{EngineKind, Route};
 use super::*;
 use crate::buffer::IoBuffer;
 
@@ -249,9 +250,11 @@ fn a_file_whose_transfers_wait_is_not_tried_first() {
     for waits in [false, true] {
         for kind in [OperationKind::Read, OperationKind::Write] {
             let (file, buffer) = (Arc::clone(&bench.file), IoBuffer::alloc(LEN));
-            let key = bench
-                .table
-                .insert(kind, Manner { waits, pads: false }, file, 0, buffer);
+            let route = Route {
+                waits,
+                ..EngineKind::IoUring.into()
+            };
+            let key = bench.table.insert(kind, route, file, 0, buffer);
             bench.ring.start(key, &mut bench.table);
             bench.submit();
             bench.kernel.complete(bench.kernel.taken().len() - 1, 512);

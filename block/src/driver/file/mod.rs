@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use sluice_aio::{IoBuffer, Route, current};
+use sluice_aio::current::{self, Transfer};
+use sluice_aio::{IoBuffer, Route};
 
 use super::reopening::{Change, Reopened, Reopening};
 use super::{BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, RequestFlags};
@@ -72,6 +73,15 @@ impl FileDriver {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The end of a transfer that has been begun: so the future, which is copied with each request, holds none of
+/// what that takes.
+fn ended(transfer: Transfer) -> BlockFuture<'static, ()> {
+    BlockFuture::new(async move {
+        transfer.await?;
+        Ok(())
+    })
 }
 
 impl Driver for FileDriver {
@@ -128,12 +138,7 @@ impl Driver for FileDriver {
                 Ok(())
             });
         }
-        // Begun at once: so the future, which is copied with each request, holds none of what it takes.
-        let transfer = opened.read(offset, buffer);
-        BlockFuture::new(async move {
-            transfer.await?;
-            Ok(())
-        })
+        ended(opened.read(offset, buffer))
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
@@ -145,11 +150,12 @@ impl Driver for FileDriver {
                 Ok(())
             });
         }
-        let transfer = current::write_at(opened.route, &opened.file, offset, buffer);
-        BlockFuture::new(async move {
-            transfer.await?;
-            Ok(())
-        })
+        ended(current::write_at(
+            opened.route,
+            &opened.file,
+            offset,
+            buffer,
+        ))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {

@@ -54,7 +54,7 @@ impl Opened {
 
     /// Begins to read. What the file has lost behind our back, by shrinking, reads as zeroes.
     pub(super) fn read(&self, offset: u64, buffer: IoBuffer) -> Transfer {
-        current::read_padded_at(self.route, &self.file, offset, buffer)
+        current::read_at(self.route.padded(), &self.file, offset, buffer)
     }
 
     /// Reads by way of aligned memory, piece by piece: how much a guest asks for at once must not

@@ -34,6 +34,18 @@ fn add_backend(world: &World, node: &str, name: &str) -> Arc<sluice_block::Backe
     world.graph.add_backend(name, &node).unwrap()
 }
 
+/// Adds a disk of an image that is opened as the program `qemu-io` opens its own; returns the image's path too.
+fn add_as_the_program_does(
+    world: &World,
+    client: &mut Client,
+) -> (String, Arc<sluice_block::Backend>) {
+    let path = world.image("d", 1 << 20, 1);
+    let file = json!({"driver": "file", "filename": path});
+    let raw = json!({"driver": "raw", "node-name": "d", "discard": "unmap", "file": file});
+    client.ok("blockdev-add", raw);
+    (path, add_backend(world, "d", "disk"))
+}
+
 #[test]
 fn the_machine_and_its_disks_are_told_of() {
     run(|world| {
@@ -83,12 +95,7 @@ fn the_machine_and_its_disks_are_told_of() {
 fn requests_by_hand_do_and_say_what_qemu_io_does() {
     run(|world| {
         let mut client = world.client();
-        let path = world.image("d", 1 << 20, 1);
-        let file = json!({"driver": "file", "filename": path});
-        // As the program opens its image.
-        let raw = json!({"driver": "raw", "node-name": "d", "discard": "unmap", "file": file});
-        client.ok("blockdev-add", raw);
-        add_backend(world, "d", "disk");
+        let (path, _) = add_as_the_program_does(world, &mut client);
         let copy = world.image("copy", 1 << 20, 1);
         let is_there = Command::new("qemu-io").arg("--version").output().is_ok();
         for command in [
@@ -160,11 +167,7 @@ fn requests_by_hand_do_and_say_what_qemu_io_does() {
 fn requests_by_hand_say_what_they_did() {
     run(|world| {
         let mut client = world.client();
-        let path = world.image("d", 1 << 20, 1);
-        let file = json!({"driver": "file", "filename": path});
-        let raw = json!({"driver": "raw", "node-name": "d", "discard": "unmap", "file": file});
-        client.ok("blockdev-add", raw);
-        let disk = add_backend(world, "d", "disk");
+        let (path, disk) = add_as_the_program_does(world, &mut client);
         let mut say = |command: &str| without_times(&qemu_io(&mut client, "disk", command));
         let wrote = |len: &str, at: u32| {
             let bytes: u32 = len.split(' ').next().unwrap().parse().unwrap();
@@ -238,13 +241,7 @@ fn asynchronous_requests_do_and_say_what_qemu_io_does() {
             return println!("SKIPPED: there is no qemu-io here");
         }
         let mut client = world.client();
-        let path = world.image("d", 1 << 20, 1);
-        let file = json!({"driver": "file", "filename": path});
-        client.ok(
-            "blockdev-add",
-            json!({"driver": "raw", "node-name": "d", "file": file}),
-        );
-        add_backend(world, "d", "disk");
+        let (path, _) = add_as_the_program_does(world, &mut client);
         let copy = world.image("copy", 1 << 20, 1);
         for command in [
             "aio_write -P 5 0 64k",

@@ -106,7 +106,6 @@ fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
     let mut read = engines.start(
         EngineKind::IoUring.into(),
         OperationKind::Read,
-        false,
         file,
         0,
         buffer,
@@ -149,14 +148,7 @@ fn what_a_retired_ring_left_is_done_by_workers() {
         let buffer = IoBuffer::alloc(LEN);
         let kind = OperationKind::Read;
         let file = Arc::clone(&file);
-        let read = engines.start(
-            EngineKind::IoUring.into(),
-            kind,
-            false,
-            file,
-            0,
-            buffer.clone(),
-        );
+        let read = engines.start(EngineKind::IoUring.into(), kind, file, 0, buffer.clone());
         (read, buffer)
     };
     kernel.answer([Err(libc::ENXIO)]);

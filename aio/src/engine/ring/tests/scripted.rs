@@ -12,7 +12,8 @@ use super::super::*;
 use vm_memory::GuestAddress;
 
 use crate::buffer::{GuestRam, IoBuffer};
-use crate::engine::operation::{Manner, Memory};
+use crate::engine::EngineKind;
+use crate::engine::operation::Memory;
 
 /// What the scripted kernel is and has seen.
 #[derive(Default)]
@@ -209,7 +210,7 @@ impl Bench {
         let file = Arc::clone(&self.file);
         let key = self
             .table
-            .insert(kind, Manner::default(), file, offset, buffer);
+            .insert(kind, EngineKind::IoUring.into(), file, offset, buffer);
         self.ring.start(key, &mut self.table);
         key
     }
