@@ -13,14 +13,15 @@ use sluice_aio::{EventLoop, IoBuffer, IoThread, LoopConfig, current};
 use crate::disk::{BLOCK, Disk, Medium, SIZE, Until, add_disk};
 use crate::random_read::{confine, test_file};
 use crate::report::{Row, Target};
-use crate::timing::{Effort, in_turns, median};
+use crate::timing::{Effort, difference, in_turns, median};
 
 /// Processor time that a node which only passes requests on adds to each.
 ///
 /// # Errors
 /// A disk's.
 pub fn filter(effort: Effort) -> Result<Vec<Row>> {
-    let (rounds, requests) = (effort.of(41, 1), effort.of(20_000, 200));
+    // A difference needs some rounds even to have the right sign.
+    let (rounds, requests) = (effort.of(41, 21), effort.of(20_000, 500));
     let mut bare = Disk::open(&Medium::Null)?;
     let mut rows = Vec::new();
     for (name, medium) in [
@@ -38,12 +39,12 @@ pub fn filter(effort: Effort) -> Result<Vec<Row>> {
             let run = disk.read(1, Until::Requests(requests))?;
             Ok::<f64, anyhow::Error>(run.computed_each())
         };
-        let (with, without) = in_turns(rounds, || time(&mut filtered), || time(&mut bare))?;
+        let added = difference(rounds, || time(&mut filtered), || time(&mut bare))?;
         rows.push(Row {
             benchmark: "filter",
             what: format!("{name} over null: what it adds to a read"),
             unit: "ns",
-            ours: with - without,
+            ours: added,
             reference: None,
             target: Target::AtMost(300.0),
         });
