@@ -12,6 +12,7 @@
 mod halted;
 mod medium;
 mod policy;
+mod reading;
 mod request;
 mod size;
 mod stats;
@@ -290,9 +291,18 @@ impl Backend {
     /// # Errors
     /// No medium, out of range, or the medium's.
     pub async fn read(&self, token: &Token, offset: u64, buffer: IoBuffer) -> Result<()> {
-        let node = self.root_for(token)?;
-        let timer = self.admit(Account::Read, buffer.len() as u64).await?;
-        timer.ended(node.read(offset, buffer).await)
+        let bytes = buffer.len() as u64;
+        let timer = Timer::start(self, Account::Read, bytes);
+        if self.throttling.limits() {
+            let turn = self.root_in_turn(token, Account::Read, bytes, || false);
+            if let Err(error) = turn.await {
+                return timer.ended(Err(error));
+            }
+        }
+        timer.ended(match self.begin_read(token, offset, buffer) {
+            Ok(reading) => reading.await,
+            Err(error) => Err(error),
+        })
     }
 
     /// Writes `buffer` at byte `offset`.
@@ -352,15 +362,40 @@ impl Backend {
         Ok(node)
     }
 
+    /// The root, once a request's turn has come that somebody else counts; it waits no longer than
+    /// `given_up` lets it, and not at all for a medium that is not there.
+    async fn root_in_turn(
+        &self,
+        token: &Token,
+        kind: Account,
+        bytes: u64,
+        given_up: impl Fn() -> bool,
+    ) -> Result<Arc<Node>> {
+        let root = match kind {
+            Account::Read | Account::Flush => self.root_for(token)?,
+            Account::Write | Account::Unmap => self.writable_root_for(token)?,
+        };
+        self.throttling.admit(kind, bytes, given_up).await?;
+        Ok(root)
+    }
+
     fn root_for(&self, token: &Token) -> Result<Arc<Node>> {
+        self.on_root(token, Arc::clone)
+    }
+
+    /// Makes a call with the root of a request that has entered.
+    ///
+    /// # Errors
+    /// No medium.
+    fn on_root<T>(&self, token: &Token, call: impl FnOnce(&Arc<Node>) -> T) -> Result<T> {
         debug_assert!(
             token.is_of(&self.gate),
             "a request entered another disk's gate"
         );
-        self.node().ok_or_else(|| {
-            let error = std::io::Error::from_raw_os_error(libc::ENOMEDIUM);
-            BlockError::Io(error)
-        })
+        match &*self.root.load() {
+            Some(root) => Ok(call(root)),
+            None => Err(std::io::Error::from_raw_os_error(libc::ENOMEDIUM).into()),
+        }
     }
 
     /// Counts a request that the device has refused by itself, such as one beyond the disk's end.

@@ -210,25 +210,26 @@ impl Request<'_> {
         let Some(token) = &self.token else {
             return Err(BlockError::Cancelled(sluice_aio::Cancelled));
         };
-        let node = match operation {
-            Operation::Read(..) | Operation::Flush => backend.root_for(token)?,
-            _ => backend.writable_root_for(token)?,
-        };
         let (kind, bytes) = (operation.account(), operation.bytes());
-        let given_up = || self.was_settled();
-        backend.throttling.admit(kind, bytes, given_up).await?;
+        let root = || backend.root_in_turn(token, kind, bytes, || self.was_settled());
         match operation {
-            Operation::Read(offset, buffer) => node.read(offset, buffer).await,
+            Operation::Read(offset, buffer) => {
+                if backend.throttling.limits() {
+                    root().await?;
+                }
+                backend.begin_read(token, offset, buffer)?.await
+            }
             Operation::Write(offset, buffer) => {
-                node.write(offset, buffer, backend.write_flags()).await
+                let flags = backend.write_flags();
+                root().await?.write(offset, buffer, flags).await
             }
             Operation::Zero { offset, len, unmap } => {
                 let mut flags = backend.write_flags();
                 flags.set(RequestFlags::MAY_UNMAP, unmap);
-                node.write_zeroes(offset, len, flags).await
+                root().await?.write_zeroes(offset, len, flags).await
             }
-            Operation::Discard { offset, len } => node.discard(offset, len).await,
-            Operation::Flush => node.flush().await,
+            Operation::Discard { offset, len } => root().await?.discard(offset, len).await,
+            Operation::Flush => root().await?.flush().await,
         }
     }
 

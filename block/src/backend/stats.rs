@@ -2,7 +2,7 @@
 //! for them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -37,6 +37,8 @@ pub struct Counters {
     /// Time from submission to completion, summed, in nanoseconds.
     pub total_time_ns: AtomicU64,
     latencies: ArcSwapOption<Latencies>,
+    /// Whether there are any: most requests look no further. Changes with them.
+    has_latencies: AtomicBool,
 }
 
 impl Counters {
@@ -56,7 +58,9 @@ impl Counters {
     fn took(&self, took: Duration) {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.total_time_ns.fetch_add(took, Ordering::Relaxed);
-        if let Some(latencies) = &*self.latencies.load() {
+        if self.has_latencies.load(Ordering::Acquire)
+            && let Some(latencies) = &*self.latencies.load()
+        {
             latencies.count(took);
         }
     }
@@ -69,7 +73,9 @@ impl Counters {
 
     /// Begins a new histogram, or ends what there was.
     pub fn set_latencies(&self, latencies: Option<Latencies>) {
+        let has_latencies = latencies.is_some();
         self.latencies.store(latencies.map(Arc::new));
+        self.has_latencies.store(has_latencies, Ordering::Release);
     }
 }
 

@@ -37,6 +37,8 @@ fn direction(kind: Account) -> Option<Direction> {
 #[derive(Debug, Default)]
 pub(super) struct Throttling {
     member: ArcSwapOption<ThrottleMember>,
+    /// Whether there is a member: most requests look no further. Changes with it.
+    limits: AtomicBool,
     /// How many sections have lifted the limits. Held while the member is exchanged.
     lifted: Mutex<usize>,
     /// The disk goes away: nobody is to wait any more.
@@ -44,6 +46,11 @@ pub(super) struct Throttling {
 }
 
 impl Throttling {
+    /// Whether requests may have to wait.
+    pub(super) fn limits(&self) -> bool {
+        self.limits.load(Ordering::Acquire)
+    }
+
     /// Waits for the turn of a request of `bytes`. It is cancelled if the disk goes away, or if
     /// `given_up` says so when [`wake`](Self::wake) makes it look.
     ///
@@ -55,7 +62,7 @@ impl Throttling {
         bytes: u64,
         given_up: impl Fn() -> bool,
     ) -> Result<()> {
-        let Some(direction) = direction(kind) else {
+        let Some(direction) = direction(kind).filter(|_| self.limits()) else {
             return Ok(());
         };
         let Some(member) = self.member.load_full() else {
@@ -111,7 +118,9 @@ impl Throttling {
         {
             member.set_unlimited();
         }
+        let limits = member.is_some();
         let old = self.member.swap(member.map(Arc::new));
+        self.limits.store(limits, Ordering::Release);
         drop(lifted);
         // The last to let go of it leaves the group.
         drop(old);

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use sluice_aio::IoBuffer;
+use sluice_aio::current::Transfer;
 
 use crate::node::Node;
 
@@ -89,6 +91,11 @@ impl Edge {
     /// The size in bytes of the node below, now.
     pub(crate) fn len(&self) -> u64 {
         self.target.load().len()
+    }
+
+    /// [`Node::transfer`] of the node below, of which nobody holds on to anything then.
+    pub(crate) fn transfer(&self, offset: u64, buffer: IoBuffer) -> Result<Transfer, IoBuffer> {
+        self.target.load().transfer(offset, buffer)
     }
 
     pub(crate) fn set(&self, target: Arc<Node>) {

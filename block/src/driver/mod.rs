@@ -27,6 +27,7 @@ use std::io;
 use std::sync::Arc;
 
 use bitflags::bitflags;
+use sluice_aio::current::Transfer;
 use sluice_aio::{IoBuffer, PooledFuture};
 
 use crate::error::{BlockError, Result};
@@ -177,6 +178,20 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         BlockFuture::new(async move { child_of(self)?.layer_status(offset, len).await })
     }
 
+    /// Begins the read and gives it to the caller, if it is one transfer of the loop's engine and nothing
+    /// else: then neither the driver nor its node is needed until it ends, and the layers above cost next
+    /// to nothing. A driver that has more to do gives the buffer back, and is asked to
+    /// [`read`](Self::read).
+    ///
+    /// Unlike a read, it may lie outside of the driver's size: then, too, the buffer is given back. So a
+    /// driver that is as long as its child leaves that question to the child.
+    ///
+    /// # Errors
+    /// The buffer.
+    fn transfer(&self, _offset: u64, buffer: IoBuffer) -> std::result::Result<Transfer, IoBuffer> {
+        Err(buffer)
+    }
+
     /// The medium, for queries.
     fn info(&self) -> ImageInfo {
         self.filtered()
@@ -261,6 +276,21 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn background(&self) -> Option<&Arc<Background>> {
         None
     }
+}
+
+/// Whether `len` bytes from byte `offset` lie within `size` bytes.
+pub(crate) fn holds(size: u64, offset: u64, len: usize) -> bool {
+    let end = offset.checked_add(len as u64);
+    end.is_some_and(|end| end <= size)
+}
+
+/// The end of a transfer that has been begun: so the future, which is copied with each request, holds none of
+/// what that takes.
+pub(crate) fn ended(transfer: Transfer) -> BlockFuture<'static, ()> {
+    BlockFuture::new(async move {
+        transfer.await?;
+        Ok(())
+    })
 }
 
 /// The node below a filter.

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_aio::IoBuffer;
+use sluice_aio::current::Transfer;
 
 use super::limits::MAX_SIZE;
 use super::reopening::{Change, Reopened, Reopening};
-use super::{BlockFuture, BlockStatus, Driver, Edge, RequestFlags};
+use super::{BlockFuture, BlockStatus, Driver, Edge, RequestFlags, holds};
 use crate::error::{BlockError, Result};
 use crate::options::BlockdevOptions;
 
@@ -130,6 +131,14 @@ impl Driver for Raw {
         BlockFuture::new(async move { node.read(offset + self.offset(), buffer).await })
     }
 
+    fn transfer(&self, offset: u64, buffer: IoBuffer) -> std::result::Result<Transfer, IoBuffer> {
+        let size = self.fixed_size().unwrap_or(u64::MAX);
+        match offset.checked_add(self.offset()) {
+            Some(inside) if holds(size, offset, buffer.len()) => self.file.transfer(inside, buffer),
+            _ => Err(buffer),
+        }
+    }
+
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
         let node = self.file.node();
         BlockFuture::new(async move { node.write(offset + self.offset(), buffer, flags).await })
@@ -149,6 +158,7 @@ impl Driver for Raw {
         let node = self.file.node();
         BlockFuture::new(async move { node.block_status(offset + self.offset(), len).await })
     }
+
     fn changeable_options(&self) -> &'static [&'static str] {
         &["offset", "size"]
     }

@@ -34,11 +34,6 @@ impl Bounds {
             max_discard: most(limits.max_discard, discard_alignment, alignment),
         }
     }
-
-    /// Whether the driver takes a read of `len` bytes from `offset` as it is.
-    pub(super) fn takes(&self, offset: u64, len: u64) -> bool {
-        (offset | len) & (self.alignment - 1) == 0 && len <= self.max_transfer
-    }
 }
 
 /// Bounds that change when the driver's limits do, which no request meets: each is a word of its own.
@@ -66,6 +61,12 @@ impl BoundsCell {
 
     pub(super) fn alignment(&self) -> u64 {
         self.alignment.load(Ordering::Relaxed)
+    }
+
+    /// Whether the driver takes a read of `len` bytes from `offset` as it is.
+    pub(super) fn takes(&self, offset: u64, len: u64) -> bool {
+        let blocks = (offset | len) & (self.alignment() - 1) == 0;
+        blocks && len <= self.max_transfer.load(Ordering::Relaxed)
     }
 
     pub(super) fn get(&self) -> Bounds {

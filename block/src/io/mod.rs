@@ -21,8 +21,9 @@ mod zeroes;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_aio::IoBuffer;
+use sluice_aio::current::Transfer;
 
-use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags};
+use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags, ended};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use bounds::{Bounds, BoundsCell};
@@ -72,17 +73,37 @@ impl Node {
 
     /// Reads `buffer.len()` bytes from byte `offset`.
     ///
-    /// Most reads are the driver's as they are: then its future is the caller's, and the node costs no
-    /// state of its own.
-    ///
     /// # Errors
     /// Out of range, or the medium's.
     pub fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
+        match self.transfer(offset, buffer) {
+            Ok(transfer) => ended(transfer),
+            Err(buffer) => self.read_by_driver(offset, buffer),
+        }
+    }
+
+    /// Begins a read that is but one transfer of the loop's engine all the way down, and gives it to the
+    /// caller, who needs no node until it ends. Whatever else a read may be, an error included, gets
+    /// its buffer back and is to go [`by the driver`](Self::read_by_driver).
+    pub(crate) fn transfer(
+        &self,
+        offset: u64,
+        buffer: IoBuffer,
+    ) -> std::result::Result<Transfer, IoBuffer> {
+        if self.io.bounds.takes(offset, buffer.len() as u64) {
+            return self.driver().transfer(offset, buffer);
+        }
+        Err(buffer)
+    }
+
+    /// [`Node::read`] of what is no mere [`transfer`](Self::transfer). Most such reads are the driver's as
+    /// they are: then its future is the caller's, and the node costs no state of its own.
+    pub(crate) fn read_by_driver(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
         let len = buffer.len() as u64;
         if let Err(error) = self.check_range(offset, len) {
             return BlockFuture::new(std::future::ready(Err(error)));
         }
-        if self.io.bounds.get().takes(offset, len) {
+        if self.io.bounds.takes(offset, len) {
             return self.driver().read(offset, buffer);
         }
         BlockFuture::new(self.read_blocks(offset, buffer))

@@ -25,7 +25,9 @@ use sluice_aio::current::{self, Transfer};
 use sluice_aio::{IoBuffer, Route};
 
 use super::reopening::{Change, Reopened, Reopening};
-use super::{BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, RequestFlags};
+use super::{
+    BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, RequestFlags, ended, holds,
+};
 use crate::error::{BlockError, Result};
 use crate::options::{BlockdevOptions, Locking};
 use crate::permission::Access;
@@ -75,15 +77,6 @@ impl FileDriver {
     }
 }
 
-/// The end of a transfer that has been begun: so the future, which is copied with each request, holds none of
-/// what that takes.
-fn ended(transfer: Transfer) -> BlockFuture<'static, ()> {
-    BlockFuture::new(async move {
-        transfer.await?;
-        Ok(())
-    })
-}
-
 impl Driver for FileDriver {
     #[cfg(test)]
     fn as_file(&self) -> Option<&FileDriver> {
@@ -130,15 +123,21 @@ impl Driver for FileDriver {
     }
 
     fn read(&self, offset: u64, buffer: IoBuffer) -> BlockFuture<'_, ()> {
-        let opened = self.opened.load();
-        if opened.needs_bounce(&buffer) {
-            let opened = Arc::clone(&opened);
-            return BlockFuture::new(async move {
-                opened.read_bounced(offset, &buffer).await?;
+        match self.transfer(offset, buffer) {
+            Ok(transfer) => ended(transfer),
+            Err(buffer) => BlockFuture::new(async move {
+                self.opened().read_bounced(offset, &buffer).await?;
                 Ok(())
-            });
+            }),
         }
-        ended(opened.read(offset, buffer))
+    }
+
+    fn transfer(&self, offset: u64, buffer: IoBuffer) -> std::result::Result<Transfer, IoBuffer> {
+        let opened = self.opened.load();
+        if opened.needs_bounce(&buffer) || !holds(self.size(), offset, buffer.len()) {
+            return Err(buffer);
+        }
+        Ok(opened.read(offset, buffer))
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {

@@ -12,6 +12,7 @@ mod names;
 mod operations;
 mod permissions;
 mod random;
+mod reads;
 mod reopen;
 mod reopen_options;
 mod resize;
