@@ -1,14 +1,11 @@
 //! File I/O through both engines: shapes, sizes, errors, and many operations at once.
 
 use std::fs::{File, OpenOptions};
-use std::future::Future;
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::pin::Pin;
 use std::process::Command;
-use std::sync::{Arc, Weak, mpsc};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -17,16 +14,14 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
-use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, Polling, Route, current};
+use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig, Polling, Route, current};
 use vm_memory::GuestAddress;
 use vmm_sys_util::signal::Killable as _;
 
 use crate::support::{
-    ENDLESS, ENGINES, event_loop, has_ring, pipe, settle, thread_id, turn_until, until_asleep,
-    within,
+    ENDLESS, ENGINES, PAGE, alone_loop, event_loop, has_ring, pipe, ram, thread_id, until_asleep,
+    ways,
 };
-
-const PAGE: usize = 4096;
 
 fn file(content: &[u8]) -> Arc<File> {
     let file = tempfile::tempfile().unwrap();
@@ -34,22 +29,8 @@ fn file(content: &[u8]) -> Arc<File> {
     Arc::new(file)
 }
 
-/// Every engine with a loop of each kind that uses it in a way of its own: a ring may be entered
-/// otherwise where one thread alone does so.
-fn ways() -> [(EngineKind, EventLoop); 3] {
-    [
-        (EngineKind::IoUring, event_loop()),
-        (EngineKind::IoUring, alone_loop(Polling::OFF)),
-        (EngineKind::Threads, event_loop()),
-    ]
-}
-
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect()
-}
-
-fn ram(pages: usize) -> Arc<GuestRam> {
-    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), pages * PAGE)]).unwrap())
 }
 
 #[test]
@@ -284,16 +265,6 @@ fn completions_that_overflow_their_queue_are_not_lost() {
         .unwrap();
 }
 
-/// A loop as an iothread's.
-fn alone_loop(polling: Polling) -> EventLoop {
-    let config = LoopConfig {
-        alone: true,
-        polling,
-        ..LoopConfig::default()
-    };
-    EventLoop::new("test", &config).unwrap()
-}
-
 /// Few enough to be handed over by the call that sleeps, and too many for it.
 #[test]
 fn a_loop_that_is_alone_hears_of_completions_however_it_sleeps() {
@@ -369,77 +340,6 @@ fn a_loop_without_a_ring_serves_ring_files_with_threads() {
         })
         .unwrap();
     assert_eq!(count.unwrap(), 50);
-}
-
-/// The memory of a guest whose every owner but the kernel is gone.
-fn read_in_flight(event_loop: &mut EventLoop) -> (Weak<GuestRam>, File) {
-    let (reader, writer) = pipe();
-    let ram = ram(1);
-    let watch = Arc::downgrade(&ram);
-    let buffer = IoBuffer::from_guest(&ram, &[(GuestAddress(0), 1)]).unwrap();
-    drop(ram);
-    let task = within(event_loop, move || {
-        current::spawn_local(async move {
-            current::read_at(EngineKind::IoUring, &reader, 0, buffer).await
-        })
-    });
-    settle(event_loop);
-    task.cancel();
-    settle(event_loop);
-    (watch, writer)
-}
-
-#[test]
-fn a_dropped_operation_keeps_its_memory_until_the_kernel_is_done() {
-    if !has_ring() {
-        return;
-    }
-    let mut event_loop = event_loop();
-    let (memory, mut writer) = read_in_flight(&mut event_loop);
-    assert!(memory.upgrade().is_some(), "freed under the kernel's feet");
-    writer.write_all(&[7]).unwrap();
-    turn_until(&mut event_loop, || memory.strong_count() == 0);
-}
-
-#[test]
-fn the_end_of_a_loop_cancels_what_would_never_end() {
-    if !has_ring() {
-        return;
-    }
-    for mut event_loop in [event_loop(), alone_loop(Polling::OFF)] {
-        // Nobody ever writes: the pipe's other end is open to the last.
-        let (memory, writer) = read_in_flight(&mut event_loop);
-        assert!(memory.upgrade().is_some(), "freed under the kernel's feet");
-        drop(event_loop);
-        assert!(memory.upgrade().is_none(), "leaked");
-        drop(writer);
-    }
-}
-
-#[test]
-fn an_operation_that_outlives_its_loop_ends_with_an_error() {
-    if !has_ring() {
-        return;
-    }
-    let mut event_loop = event_loop();
-    let (reader, _writer) = pipe();
-    let byte = IoBuffer::alloc(1);
-    let read = async move { current::read_at(EngineKind::IoUring, &reader, 0, byte).await };
-    let mut read: Pin<Box<dyn Future<Output = io::Result<usize>>>> = Box::pin(read);
-    let started = event_loop.run_until(std::future::poll_fn(move |cx| {
-        let started = read.as_mut().poll(cx).is_pending();
-        let taken = std::mem::replace(&mut read, Box::pin(std::future::pending()));
-        Poll::Ready((started, taken))
-    }));
-    let (started, mut read) = started.unwrap();
-    assert!(started);
-    settle(&mut event_loop);
-    drop(event_loop);
-    let mut cx = Context::from_waker(Waker::noop());
-    let Poll::Ready(Err(error)) = read.as_mut().poll(&mut cx) else {
-        panic!("waits for a loop that is gone");
-    };
-    assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
 }
 
 /// A number that no other thread of this process is given meanwhile.

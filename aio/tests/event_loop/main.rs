@@ -13,6 +13,8 @@ mod fairness;
 #[cfg(test)]
 mod fds;
 #[cfg(test)]
+mod in_flight;
+#[cfg(test)]
 mod io;
 #[cfg(test)]
 mod joining;

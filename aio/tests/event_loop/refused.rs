@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig, current};
 
@@ -91,8 +93,13 @@ impl tracing::Subscriber for Log {
 /// What a loop says that is made where `call` is answered with `errno`, and then reads twice by each
 /// of `engines`.
 fn said_of(call: i64, errno: i32, engines: &'static [EngineKind]) -> String {
+    said_where(move || refuse(call, errno), engines)
+}
+
+/// The same, of a loop in a thread that was prepared.
+fn said_where(prepare: impl FnOnce() + Send + 'static, engines: &'static [EngineKind]) -> String {
     let moved = thread::spawn(move || {
-        refuse(call, errno);
+        prepare();
         let log = Log::default();
         tracing::subscriber::with_default(log.clone(), || {
             let mut event_loop = EventLoop::new("refused", &LoopConfig::default()).unwrap();
@@ -122,7 +129,7 @@ fn the_log_says_who_refuses_the_ring_and_what_to_do() {
     ] {
         for errno in [libc::EPERM, libc::ENOSYS] {
             let said = said_of(call, errno, &[EngineKind::IoUring]);
-            let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+            let disabled = std::fs::read_to_string(SYSCTL);
             let by_sysctl = errno == libc::EPERM && disabled.is_ok_and(|value| value.trim() != "0");
             let cause = if by_sysctl { "sysctl" } else { "seccomp" };
             for words in ["loop_name=\"refused\"", cause, "use aio=threads"] {
@@ -131,6 +138,43 @@ fn the_log_says_who_refuses_the_ring_and_what_to_do() {
         }
         let said = said_of(call, libc::ENOMEM, &[EngineKind::IoUring]);
         assert!(said.contains("RLIMIT_MEMLOCK"), "{said}");
+    }
+}
+
+const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+
+/// Has the calling thread, and no other, read `value` where the kernel says whether it has switched
+/// rings off.
+#[expect(unsafe_code, reason = "the thread leaves what it shares with others")]
+fn show_sysctl(value: &str) -> io::Result<()> {
+    let shown = tempfile::NamedTempFile::new()?;
+    std::fs::write(&shown, value)?;
+    // SAFETY: no descriptors and no memory are left, only the mounts.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private)?;
+    mount_bind(shown.path(), SYSCTL)?;
+    Ok(())
+}
+
+/// The machine's sysctl is not a test's to change; so it is the message that is tested, from the file
+/// to the log.
+#[test]
+fn the_log_names_the_sysctl_that_forbids_the_ring() {
+    for (value, remedy) in [("1", "kernel.io_uring_group"), ("2", "set it to 0")] {
+        let (sender, shown) = mpsc::channel();
+        let prepare = move || {
+            sender.send(show_sysctl(value)).unwrap();
+            refuse(libc::SYS_io_uring_setup, libc::EPERM);
+        };
+        let said = said_where(prepare, &[EngineKind::IoUring]);
+        if let Err(error) = shown.recv().unwrap() {
+            return println!("SKIPPED: no file can be shown in another's place: {error}");
+        }
+        let cause = format!("sysctl kernel.io_uring_disabled is {value}");
+        for words in [&*cause, remedy] {
+            assert_eq!(said.matches(words).count(), 1, "{said}");
+        }
     }
 }
 

@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use sluice_aio::{Clock, EngineKind, EventLoop, LoopConfig, Polling};
+use sluice_aio::{Clock, EngineKind, EventLoop, GuestRam, LoopConfig, Polling};
+use vm_memory::GuestAddress;
 
 /// Both engines; every I/O test runs with each.
 pub(crate) const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
+
+/// A page of memory, in bytes.
+pub(crate) const PAGE: usize = 4096;
 
 /// A window that is open for ever once work came twice within it.
 pub(crate) const ENDLESS: Polling = Polling {
@@ -32,6 +36,26 @@ pub(crate) fn event_loop() -> EventLoop {
     EventLoop::new("test", &LoopConfig::default()).unwrap()
 }
 
+/// A loop as an iothread's.
+pub(crate) fn alone_loop(polling: Polling) -> EventLoop {
+    let config = LoopConfig {
+        alone: true,
+        polling,
+        ..LoopConfig::default()
+    };
+    EventLoop::new("test", &config).unwrap()
+}
+
+/// Every engine with a loop of each kind that uses it in a way of its own: a ring may be entered
+/// otherwise where one thread alone does so.
+pub(crate) fn ways() -> [(EngineKind, EventLoop); 3] {
+    [
+        (EngineKind::IoUring, event_loop()),
+        (EngineKind::IoUring, alone_loop(Polling::OFF)),
+        (EngineKind::Threads, event_loop()),
+    ]
+}
+
 /// A loop whose time only moves by hand.
 pub(crate) fn manual_loop() -> (EventLoop, Clock) {
     let clock = Clock::manual();
@@ -40,6 +64,11 @@ pub(crate) fn manual_loop() -> (EventLoop, Clock) {
         ..LoopConfig::default()
     };
     (EventLoop::new("test", &config).unwrap(), clock)
+}
+
+/// Guest memory of so many pages.
+pub(crate) fn ram(pages: usize) -> Arc<GuestRam> {
+    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), pages * PAGE)]).unwrap())
 }
 
 /// Runs `inside` in the loop at once.
