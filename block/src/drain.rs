@@ -233,6 +233,14 @@ impl SectionInner {
         busy.collect::<Vec<_>>().join(", ")
     }
 
+    /// Gives the bitmaps of nodes that are of another size that size.
+    fn fit_bitmaps(&self) {
+        let held = self.held.lock();
+        for node in &held.nodes {
+            node.io.bitmaps.fit(node);
+        }
+    }
+
     /// Tells the devices above of another size, each once.
     fn tell_sizes(&self) {
         let backends = {
@@ -385,6 +393,7 @@ impl Section {
 impl Drop for Section {
     /// Devices show the new size before the first request for it comes in.
     fn drop(&mut self) {
+        self.inner.fit_bitmaps();
         self.inner.tell_sizes();
     }
 }

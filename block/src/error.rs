@@ -97,6 +97,9 @@ pub enum BlockError {
     /// One user of a node does what another does not allow.
     #[error(transparent)]
     Conflict(#[from] Box<PermissionConflict>),
+    /// A dirty bitmap can't be used, or not like this.
+    #[error(transparent)]
+    Bitmap(#[from] crate::dirty::NamedBitmapError),
     /// The edge would close a circle.
     #[error("Making '{child}' a child of '{parent}' would create a cycle")]
     Cycle {

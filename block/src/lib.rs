@@ -48,6 +48,7 @@ pub mod mirror;
 pub mod node;
 pub mod options;
 pub mod permission;
+pub mod transaction;
 
 pub use backend::Backend;
 pub use drain::Section;

@@ -7,6 +7,8 @@ use std::iter;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
+use sha2::{Digest, Sha256};
+
 use super::geometry::{BitmapError, Geometry, Granularity};
 
 /// Bits in one word of either level.
@@ -226,12 +228,49 @@ impl DirtyBitmap {
     pub fn resized(&self, size: u64) -> Result<Self, BitmapError> {
         let copy = Self::new(size, self.geometry.granularity)?;
         copy.set_recording(self.is_recording());
+        copy.merge(self);
+        Ok(copy)
+    }
+
+    /// A clean bitmap like this one.
+    ///
+    /// # Errors
+    /// [`BitmapError::OutOfMemory`].
+    pub fn emptied(&self) -> Result<Self, BitmapError> {
+        let empty = Self::new(self.size(), self.geometry.granularity)?;
+        empty.set_recording(self.is_recording());
+        Ok(empty)
+    }
+
+    /// Marks all that `other` has marked, rounded outward where the granularities differ; what lies
+    /// beyond this disk's end is ignored.
+    pub fn merge(&self, other: &Self) {
         let mut from = 0;
-        while let Some(run) = self.next_dirty(from, u64::MAX) {
-            copy.set_dirty(run.start, run.end - run.start);
+        while let Some(run) = other.next_dirty(from, u64::MAX) {
+            self.set_dirty(run.start, run.end - run.start);
             from = run.end;
         }
-        Ok(copy)
+    }
+
+    /// Bytes of memory that a bitmap of this size takes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        memory_of(self.geometry.chunks as u64)
+    }
+
+    /// The marks as QEMU hashes them: one bit a chunk in words of 64, the first in the lowest, each word
+    /// little-endian, at least one.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for word in &self.words {
+            hash.update(word.load(SeqCst).to_le_bytes());
+        }
+        if self.words.is_empty() {
+            hash.update(0_u64.to_le_bytes());
+        }
+        let digest = hash.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn chunk_is_dirty(&self, chunk: usize) -> bool {
@@ -321,6 +360,12 @@ impl fmt::Debug for DirtyBitmap {
             .field("recording", &self.is_recording())
             .finish()
     }
+}
+
+/// Bytes of memory for a bitmap of `chunks`, the upper level included.
+pub(super) fn memory_of(chunks: u64) -> u64 {
+    let words = chunks.div_ceil(u64::BITS.into());
+    words.saturating_add(words.div_ceil(u64::BITS.into())) * 8
 }
 
 /// The bit of item `index` in its word.

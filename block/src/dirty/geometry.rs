@@ -15,6 +15,9 @@ pub enum BitmapError {
     /// The granularity is not a power of two.
     #[error("Parameter 'granularity' expects a power of 2")]
     GranularityPower,
+    /// The granularity is none that a named bitmap can have.
+    #[error("Granularity must be power of 2 and at least 512")]
+    NamedGranularity,
     /// There is no memory for a bitmap of so many chunks.
     #[error("No memory for a dirty bitmap of {chunks} chunks")]
     OutOfMemory {
@@ -23,7 +26,8 @@ pub enum BitmapError {
     },
 }
 
-/// How many bytes of disk one bit stands for: a power of two from 512 bytes to 64 MiB.
+/// How many bytes of disk one bit stands for: a power of two from 512 bytes to 64 MiB, or to 2 GiB in a
+/// bitmap with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granularity {
     shift: u32,
@@ -34,6 +38,8 @@ impl Granularity {
     pub const MIN: u64 = 512;
     /// The largest granularity in bytes.
     pub const MAX: u64 = 64 << 20;
+    /// The largest granularity of a bitmap with a name.
+    const MAX_NAMED: u64 = 2 << 30;
 
     /// A granularity of `bytes`.
     ///
@@ -45,6 +51,19 @@ impl Granularity {
         }
         if !bytes.is_power_of_two() {
             return Err(BitmapError::GranularityPower);
+        }
+        Ok(Self {
+            shift: bytes.trailing_zeros(),
+        })
+    }
+
+    /// That of a bitmap with a name: a power of two from 512 bytes to 2 GiB.
+    ///
+    /// # Errors
+    /// [`BitmapError::NamedGranularity`].
+    pub fn of_named(bytes: u64) -> Result<Self, BitmapError> {
+        if !(Self::MIN..=Self::MAX_NAMED).contains(&bytes) || !bytes.is_power_of_two() {
+            return Err(BitmapError::NamedGranularity);
         }
         Ok(Self {
             shift: bytes.trailing_zeros(),

@@ -5,9 +5,13 @@
 
 mod bitmap;
 mod geometry;
+mod named;
+mod nodes;
 
 pub use bitmap::DirtyBitmap;
 pub use geometry::{BitmapError, Granularity};
+pub use named::{BitmapInfo, NamedBitmap, NamedBitmapError};
+pub(crate) use nodes::{NewBitmap, NodeBitmaps};
 
 #[cfg(test)]
 mod tests;

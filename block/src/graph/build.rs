@@ -17,9 +17,7 @@ use crate::driver::{Blkdebug, Driver, Edge, Role};
 use crate::error::{BlockError, Result};
 use crate::io::IoPolicy;
 use crate::node::{Node, Owner};
-use crate::options::{
-    BitmapRef, BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode,
-};
+use crate::options::{BlockdevOptions, CacheOptions, ChildRef, Common, Discard, FileNode};
 
 /// The longest node name (QEMU: 31 characters).
 const MAX_NAME: usize = 31;
@@ -147,10 +145,9 @@ impl Graph {
                         ..settings
                     };
                     let target = self.child(&copy.target, writable, opened).await?;
-                    if let Some(bitmap) = &copy.bitmap {
-                        return Err(self.no_bitmap(bitmap));
-                    }
-                    Box::new(CopyBeforeWrite::new(child, target, copy)?)
+                    let bitmap = copy.bitmap.as_ref();
+                    let marks = bitmap.map(|bitmap| self.marks_of(bitmap)).transpose()?;
+                    Box::new(CopyBeforeWrite::new(child, target, copy, marks.as_deref())?)
                 }
                 BlockdevOptions::CopyOnRead(copy) => {
                     let child = self.child(&copy.file, settings, opened).await?;
@@ -202,15 +199,6 @@ impl Graph {
                 self.open(options, Owner::Implicit, settings, opened).await
             }
         }
-    }
-
-    /// Why there is no such dirty bitmap: nothing here gives one a name.
-    fn no_bitmap(&self, bitmap: &BitmapRef) -> BlockError {
-        let BitmapRef { node, name } = bitmap;
-        BlockError::Refused(match self.device_or_node(node) {
-            Ok(_) => format!("Dirty bitmap '{name}' not found"),
-            Err(_) => format!("Node '{node}' not found"),
-        })
     }
 
     fn choose_name(&self, given: Option<&str>, opened: &Opened) -> Result<String> {

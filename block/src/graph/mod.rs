@@ -4,6 +4,7 @@
 //! running disks; the request path reads edges without it. No drain is awaited under the lock
 //! (rule 9): drain, then lock, change, unlock, then end.
 
+pub(crate) mod bitmaps;
 mod build;
 mod change;
 pub(crate) mod home;
@@ -12,11 +13,14 @@ pub(crate) mod parent;
 pub mod query;
 mod reopen;
 mod resize;
-mod snapshot;
+pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
 mod throttle;
 pub(crate) mod transaction;
+
+pub use bitmaps::{BitmapAction, BitmapAdd, BitmapMerge, BitmapSource};
+pub use snapshot::Snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

@@ -4,12 +4,23 @@
 use std::sync::Arc;
 
 use super::Graph;
+use super::parent::ParentEdge;
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::permission::Permissions;
 
 /// Whose section it is.
 const HOLDER: &str = "blockdev-snapshot";
+
+/// A snapshot that was made.
+#[derive(Debug)]
+pub struct Snapshot {
+    node: Arc<Node>,
+    overlay: Arc<Node>,
+    /// What stood above the node.
+    moved: Vec<ParentEdge>,
+    was_read_only: bool,
+}
 
 impl Graph {
     /// Makes `node` the backing image of `overlay`, and moves the disks and nodes above `node` to
@@ -22,7 +33,7 @@ impl Graph {
     /// A job has one of them; the overlay shows its contents to somebody, is a filter, has a
     /// backing image or can't have one; a flush that fails; a conflict of permissions. Then nothing
     /// has changed.
-    pub async fn snapshot(&self, node: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
+    pub async fn snapshot(&self, node: &Arc<Node>, overlay: &Arc<Node>) -> Result<Snapshot> {
         let sections = [
             self.drain(node, HOLDER).await,
             self.drain(overlay, HOLDER).await,
@@ -36,12 +47,38 @@ impl Graph {
             node.check_not_blocked()?;
         }
         check_overlay(overlay)?;
+        let moved = node.edges_above();
         change.move_parents(node, overlay)?;
         change.set_backing(overlay, node)?;
         change.commit()?;
+        let was_read_only = node.is_read_only();
         self.rest(node);
         drop(sections);
-        Ok(())
+        Ok(Snapshot {
+            node: Arc::clone(node),
+            overlay: Arc::clone(overlay),
+            moved,
+            was_read_only,
+        })
+    }
+
+    /// As if there had never been a snapshot. Inside sections of both nodes that have been open since it
+    /// was made.
+    pub(crate) fn undo_snapshot(&self, snapshot: Snapshot) {
+        let Snapshot {
+            node,
+            overlay,
+            moved,
+            was_read_only,
+        } = snapshot;
+        let mut change = self.transaction();
+        change.set_read_only(&node, was_read_only);
+        change.clear_backing(&overlay);
+        let moved = change.move_edges(&overlay, &node, moved);
+        if let Err(error) = moved.and_then(|()| change.commit()) {
+            let (node, overlay) = (node.name(), overlay.name());
+            tracing::error!(node, overlay, %error, "a snapshot can't be undone");
+        }
     }
 
     /// Makes a backing image read-only. That somebody writes to it all the same is no reason to

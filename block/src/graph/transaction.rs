@@ -193,7 +193,20 @@ impl Transaction<'_> {
     /// # Errors
     /// [`BlockError::Cycle`].
     pub(crate) fn move_parents(&mut self, from: &Arc<Node>, to: &Arc<Node>) -> Result<()> {
-        for edge in from.edges_above() {
+        self.move_edges(from, to, from.edges_above())
+    }
+
+    /// The same for some of the edges above `from`.
+    ///
+    /// # Errors
+    /// [`BlockError::Cycle`].
+    pub(crate) fn move_edges(
+        &mut self,
+        from: &Arc<Node>,
+        to: &Arc<Node>,
+        edges: Vec<ParentEdge>,
+    ) -> Result<()> {
+        for edge in edges {
             if !edge.parent.follows() {
                 continue;
             }
@@ -262,6 +275,24 @@ impl Transaction<'_> {
         // What it does with the image follows from what is done with it.
         self.touched.push(Arc::clone(overlay));
         Ok(())
+    }
+
+    /// Takes the backing image off an overlay, if it has one.
+    ///
+    /// The caller holds sections of both.
+    pub(super) fn clear_backing(&mut self, overlay: &Arc<Node>) {
+        let Some(edge) = overlay.driver().backing() else {
+            return;
+        };
+        let Some(image) = edge.node() else { return };
+        edge.set(None);
+        let (again, below) = (Arc::clone(overlay), Arc::clone(&image));
+        self.undo.push(Box::new(move |_| {
+            if let Some(edge) = again.driver().backing() {
+                edge.set(Some(below));
+            }
+        }));
+        self.detach(&image, &Parent::node(overlay), Role::Backing.name());
     }
 
     /// Marks a node as read-only or not; what its parents do is checked against that.

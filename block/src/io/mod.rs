@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sluice_aio::IoBuffer;
 use sluice_aio::current::Transfer;
 
+use crate::dirty::NodeBitmaps;
 use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags, ended};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
@@ -41,6 +42,8 @@ pub(crate) struct NodeIo {
     serialiser: Serialiser,
     /// The end of the highest byte that was written.
     highest_write: AtomicU64,
+    /// The dirty bitmaps that have a name.
+    pub(crate) bitmaps: NodeBitmaps,
 }
 
 impl NodeIo {
@@ -50,6 +53,7 @@ impl NodeIo {
             policy: PolicyCell::new(IoPolicy::PASS),
             serialiser: Serialiser::default(),
             highest_write: AtomicU64::new(0),
+            bitmaps: NodeBitmaps::default(),
         }
     }
 }
@@ -119,13 +123,21 @@ impl Node {
         self.check_write(offset, len)?;
         let bounds = self.io.bounds.get();
         let fits = bounds.alignment == 1 && len <= bounds.max_transfer;
-        if fits && flags.is_empty() && !self.policy().detects() {
-            self.driver().write(offset, buffer, flags).await?;
+        let written = if fits && flags.is_empty() && !self.policy().detects() {
+            self.driver().write(offset, buffer, flags).await
         } else {
-            BlockFuture::new(self.write_general(offset, buffer, flags)).await?;
-        }
+            BlockFuture::new(self.write_general(offset, buffer, flags)).await
+        };
+        self.note_changed(offset, len);
+        written?;
         self.note_written(offset + len);
         Ok(())
+    }
+
+    /// A change has ended, well or not: what failed may have changed some of its bytes. Whoever
+    /// changes the medium calls it *after* that; see [`DirtyBitmap`](crate::dirty::DirtyBitmap).
+    fn note_changed(&self, offset: u64, len: u64) {
+        self.io.bitmaps.record(offset, len);
     }
 
     /// The end of the highest byte that was written to the node since it was opened, zeroes
@@ -186,21 +198,29 @@ impl Node {
         }
         let durable = flags.contains(RequestFlags::FUA);
         flags.remove(RequestFlags::FUA);
-        let span = Span::new(offset, len);
-        let bounds = self.io.bounds.get();
-        if bounds.zero_alignment > 1 || len > bounds.max_zeroes {
-            BlockFuture::new(self.zero_blocks(span, flags)).await?;
-        } else {
-            match self.driver().write_zeroes(offset, len, flags).await {
-                Err(error) if error.is_unsupported() => {
-                    BlockFuture::new(self.write_zeroes_as_data(span, flags)).await?;
-                }
-                result => result?,
-            }
-        }
+        let zeroed = self.zero_span(Span::new(offset, len), flags).await;
+        self.note_changed(offset, len);
+        zeroed?;
         self.flush_if(durable).await?;
         self.note_written(offset + len);
         Ok(())
+    }
+
+    async fn zero_span(&self, span: Span, flags: RequestFlags) -> Result<()> {
+        let bounds = self.io.bounds.get();
+        if bounds.zero_alignment > 1 || span.len() > bounds.max_zeroes {
+            return BlockFuture::new(self.zero_blocks(span, flags)).await;
+        }
+        match self
+            .driver()
+            .write_zeroes(span.start, span.len(), flags)
+            .await
+        {
+            Err(error) if error.is_unsupported() => {
+                BlockFuture::new(self.write_zeroes_as_data(span, flags)).await
+            }
+            result => result,
+        }
     }
 
     /// Gives up the contents of `len` bytes from `offset`; nothing with `discard=ignore`.
@@ -213,14 +233,17 @@ impl Node {
             return Ok(());
         }
         let bounds = self.io.bounds.get();
-        if bounds.discard_alignment > 1 || len > bounds.max_discard {
-            return BlockFuture::new(self.discard_blocks(Span::new(offset, len))).await;
-        }
-        match self.driver().discard(offset, len).await {
-            // A hint that can't be taken is no error.
-            Err(error) if error.is_unsupported() => Ok(()),
-            result => result,
-        }
+        let discarded = if bounds.discard_alignment > 1 || len > bounds.max_discard {
+            BlockFuture::new(self.discard_blocks(Span::new(offset, len))).await
+        } else {
+            match self.driver().discard(offset, len).await {
+                // A hint that can't be taken is no error.
+                Err(error) if error.is_unsupported() => Ok(()),
+                result => result,
+            }
+        };
+        self.note_changed(offset, len);
+        discarded
     }
 
     /// Makes durable what was written before.

@@ -65,11 +65,17 @@ struct Copier {
 }
 
 impl CopyBeforeWrite {
-    /// A filter over `file` that saves old data to `target`, which may be larger.
+    /// A filter over `file` that saves old data to `target`, which may be larger: all of it, or what
+    /// `marks` says now.
     ///
     /// # Errors
     /// The target is too small, or an option makes no sense.
-    pub fn new(file: Arc<Node>, target: Arc<Node>, options: &CopyBeforeWriteNode) -> Result<Self> {
+    pub fn new(
+        file: Arc<Node>,
+        target: Arc<Node>,
+        options: &CopyBeforeWriteNode,
+        marks: Option<&DirtyBitmap>,
+    ) -> Result<Self> {
         let wanted = options.min_cluster_size.unwrap_or(CLUSTER);
         if !wanted.is_power_of_two() {
             return Err(BlockError::Refused(
@@ -88,7 +94,17 @@ impl CopyBeforeWrite {
         let refused = |error: crate::dirty::BitmapError| BlockError::Refused(error.to_string());
         let granularity = Granularity::new(wanted.max(CLUSTER)).map_err(refused)?;
         let to_copy = DirtyBitmap::new(size, granularity).map_err(refused)?;
-        to_copy.set_all();
+        match marks {
+            None => to_copy.set_all(),
+            Some(marks) if marks.size() == size => to_copy.merge(marks),
+            Some(marks) => {
+                return Err(BlockError::Refused(format!(
+                    "the bitmap is for a disk of {} bytes, '{}' has {size}",
+                    marks.size(),
+                    file.name()
+                )));
+            }
+        }
         let seconds = options.cbw_timeout.filter(|seconds| *seconds > 0);
         Ok(Self {
             copier: Arc::new(Copier {

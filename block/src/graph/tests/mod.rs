@@ -1,6 +1,7 @@
 //! Drained sections over graphs of all shapes, and the rules of names, parents and permissions.
 
 mod bench;
+mod bitmaps;
 mod changes;
 mod drain;
 mod homes;

@@ -83,8 +83,8 @@ fn find(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BlockdevSnapshot {
-    node: String,
-    overlay: String,
+    pub(super) node: String,
+    pub(super) overlay: String,
 }
 
 pub(super) async fn blockdev_snapshot(

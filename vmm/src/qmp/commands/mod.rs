@@ -4,6 +4,7 @@
 //! read by [`crate::qmp::input`], so a command's type is its whole syntax. Commands run in the main
 //! context and must not block it.
 
+mod bitmaps;
 mod block;
 mod debug;
 mod drains;
@@ -19,6 +20,7 @@ mod objects;
 mod records;
 mod stats;
 mod throttle;
+mod transaction;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -72,6 +74,12 @@ macro_rules! commands {
 }
 
 commands! {
+    "block-dirty-bitmap-add" => bitmaps::add;
+    "block-dirty-bitmap-clear" => bitmaps::clear;
+    "block-dirty-bitmap-disable" => bitmaps::disable;
+    "block-dirty-bitmap-enable" => bitmaps::enable;
+    "block-dirty-bitmap-merge" => bitmaps::merge;
+    "block-dirty-bitmap-remove" => bitmaps::remove;
     "block-job-cancel" => jobs::block_job_cancel;
     "block-job-complete" => jobs::block_job_complete;
     "block-job-dismiss" => jobs::block_job_dismiss;
@@ -121,7 +129,9 @@ commands! {
     "stop" => general::stop;
     "system_powerdown" => general::system_powerdown;
     "system_reset" => general::system_reset;
+    "transaction" => transaction::transaction;
     "x-blockdev-set-iothread" => graph::set_iothread;
+    "x-debug-block-dirty-bitmap-sha256" => bitmaps::sha256;
     "x-debug-break" => debug::set_break;
     "x-debug-query-block-graph" => graph::query_block_graph;
     "x-debug-resume" => debug::resume;

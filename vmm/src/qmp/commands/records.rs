@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use sluice_block::dirty::BitmapInfo;
 use sluice_block::driver::ImageInfo;
 use sluice_block::job::IoStatus;
 use sluice_block::{Backend, Node};
@@ -33,6 +34,36 @@ pub(super) struct NodeRecord {
     image: ImageRecord,
     pub(super) cache: CacheRecord,
     write_threshold: u64,
+    #[serde(rename = "dirty-bitmaps", skip_serializing_if = "Vec::is_empty")]
+    dirty_bitmaps: Vec<BitmapRecord>,
+}
+
+/// QEMU's `BlockDirtyInfo`.
+#[derive(Debug, Serialize)]
+struct BitmapRecord {
+    name: String,
+    count: u64,
+    granularity: u64,
+    recording: bool,
+    busy: bool,
+    /// No driver here stores one.
+    persistent: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inconsistent: Option<bool>,
+}
+
+impl From<BitmapInfo> for BitmapRecord {
+    fn from(info: BitmapInfo) -> Self {
+        Self {
+            name: info.name,
+            count: info.count,
+            granularity: info.granularity,
+            recording: info.recording,
+            busy: info.busy,
+            persistent: false,
+            inconsistent: info.inconsistent.then_some(true),
+        }
+    }
 }
 
 /// QEMU's `ImageInfo`.
@@ -108,6 +139,7 @@ impl NodeRecord {
                 no_flush: info.no_flush,
             },
             write_threshold: 0,
+            dirty_bitmaps: node.dirty_bitmaps().into_iter().map(Into::into).collect(),
             file: info.filename,
         }
     }

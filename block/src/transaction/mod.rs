@@ -1,0 +1,158 @@
+//! Transactions of commands: several actions happen at one instant, or none does.
+//!
+//! Every node that an action is about is drained before the first is prepared, until the last is final or
+//! undone: to the guest all of them happen between two of its requests, on all of its disks. Each
+//! action does its part when it is prepared, so later ones see it. If one fails, those before it are
+//! undone, the last first, and everything is as it was.
+
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::drain::Section;
+use crate::error::{BlockError, Result};
+use crate::graph::{BitmapAction, BitmapSource, Graph};
+use crate::node::Node;
+use step::Step;
+
+/// Whose sections they are.
+const HOLDER: &str = "transaction";
+
+/// One action of a transaction.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Fails, and with it the transaction.
+    Abort,
+    /// A command on dirty bitmaps.
+    Bitmap(BitmapAction),
+    /// `blockdev-snapshot`.
+    Snapshot {
+        /// The node, or a disk.
+        node: String,
+        /// What is put above it.
+        overlay: String,
+    },
+}
+
+impl Action {
+    /// Its type in QMP.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Abort => "abort",
+            Self::Bitmap(BitmapAction::Add(_)) => "block-dirty-bitmap-add",
+            Self::Bitmap(BitmapAction::Remove(_)) => "block-dirty-bitmap-remove",
+            Self::Bitmap(BitmapAction::Clear(_)) => "block-dirty-bitmap-clear",
+            Self::Bitmap(BitmapAction::Enable(_)) => "block-dirty-bitmap-enable",
+            Self::Bitmap(BitmapAction::Disable(_)) => "block-dirty-bitmap-disable",
+            Self::Bitmap(BitmapAction::Merge(_)) => "block-dirty-bitmap-merge",
+            Self::Snapshot { .. } => "blockdev-snapshot",
+        }
+    }
+
+    /// The names of the nodes that it is about, or of their disks.
+    fn nodes(&self) -> Vec<&str> {
+        match self {
+            Self::Abort => Vec::new(),
+            Self::Bitmap(bitmap) => {
+                let mut nodes = vec![bitmap.node()];
+                if let BitmapAction::Merge(merge) = bitmap {
+                    nodes.extend(merge.bitmaps.iter().filter_map(|source| match source {
+                        BitmapSource::Local(_) => None,
+                        BitmapSource::External(source) => Some(source.node.as_str()),
+                    }));
+                }
+                nodes
+            }
+            Self::Snapshot { node, overlay } => vec![node, overlay],
+        }
+    }
+
+    /// Whether it begins a job, which can be grouped with others.
+    fn begins_job(&self) -> bool {
+        false
+    }
+}
+
+/// Whether the jobs of a transaction succeed together (QMP's `ActionCompletionMode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CompletionMode {
+    /// Each ends by itself.
+    #[default]
+    Individual,
+    /// If one fails or is cancelled, all are cancelled.
+    Grouped,
+}
+
+impl CompletionMode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Individual => "individual",
+            Self::Grouped => "grouped",
+        }
+    }
+}
+
+/// Does all actions, or none. Call it from a task that holds no token of a disk.
+///
+/// # Errors
+/// The first that an action met; then everything is as it was.
+pub async fn transact(graph: &Arc<Graph>, actions: &[Action], mode: CompletionMode) -> Result<()> {
+    if mode == CompletionMode::Grouped {
+        check_groupable(actions, mode)?;
+    }
+    let sections = drain(graph, actions).await;
+    let mut steps = Vec::new();
+    for action in actions {
+        match Step::prepare(graph, action).await {
+            Ok(step) => steps.push(step),
+            Err(error) => {
+                for step in steps.into_iter().rev() {
+                    step.undo(graph);
+                }
+                return Err(error);
+            }
+        }
+    }
+    for step in steps {
+        step.commit();
+    }
+    drop(sections);
+    Ok(())
+}
+
+/// # Errors
+/// An action has nothing that could complete with others.
+fn check_groupable(actions: &[Action], mode: CompletionMode) -> Result<()> {
+    match actions.iter().find(|action| !action.begins_job()) {
+        None => Ok(()),
+        Some(action) => Err(BlockError::Refused(format!(
+            "Action '{}' does not support transaction property completion-mode = {}",
+            action.name(),
+            mode.name()
+        ))),
+    }
+}
+
+/// Sections over all nodes that the actions are about. A name that means nothing is the action's to
+/// complain of.
+async fn drain(graph: &Graph, actions: &[Action]) -> Vec<Section> {
+    let mut nodes: Vec<Arc<Node>> = Vec::new();
+    for name in actions.iter().flat_map(Action::nodes) {
+        if let Ok(node) = graph.device_or_node(name)
+            && !nodes.iter().any(|known| Arc::ptr_eq(known, &node))
+        {
+            nodes.push(node);
+        }
+    }
+    let mut sections = Vec::new();
+    for node in nodes {
+        sections.push(graph.drain(&node, HOLDER).await);
+    }
+    sections
+}

@@ -1,0 +1,97 @@
+//! `transaction`: several commands at one instant, or none.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sluice_block::graph::BitmapAction;
+use sluice_block::transaction::{self, Action, CompletionMode};
+
+use super::graph::BlockdevSnapshot;
+use super::{Done, Monitor, NoArguments};
+use crate::qmp::error::QmpError;
+use crate::qmp::input::{self, Scalars};
+
+/// Arguments of `transaction`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Transaction {
+    actions: Vec<RawAction>,
+    #[serde(default)]
+    properties: Properties,
+}
+
+/// An action whose data is not understood yet.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAction {
+    #[serde(rename = "type")]
+    kind: String,
+    data: Value,
+}
+
+/// QMP's `TransactionProperties`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Properties {
+    #[serde(default)]
+    completion_mode: CompletionMode,
+}
+
+pub(super) async fn transaction(
+    monitor: Arc<Monitor>,
+    arguments: Transaction,
+) -> Result<Done, QmpError> {
+    let actions = arguments.actions.into_iter().enumerate();
+    let actions = actions
+        .map(|(index, raw)| read(&format!("actions[{index}]"), raw))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mode = arguments.properties.completion_mode;
+    transaction::transact(&monitor.graph, &actions, mode).await?;
+    Ok(Done {})
+}
+
+fn read(path: &str, raw: RawAction) -> Result<Action, QmpError> {
+    let data = Data {
+        path: format!("{path}.data"),
+        value: raw.data,
+    };
+    Ok(match raw.kind.as_str() {
+        "abort" => {
+            let NoArguments {} = data.read()?;
+            Action::Abort
+        }
+        "block-dirty-bitmap-add" => Action::Bitmap(BitmapAction::Add(data.read()?)),
+        "block-dirty-bitmap-remove" => Action::Bitmap(BitmapAction::Remove(data.read()?)),
+        "block-dirty-bitmap-clear" => Action::Bitmap(BitmapAction::Clear(data.read()?)),
+        "block-dirty-bitmap-enable" => Action::Bitmap(BitmapAction::Enable(data.read()?)),
+        "block-dirty-bitmap-disable" => Action::Bitmap(BitmapAction::Disable(data.read()?)),
+        "block-dirty-bitmap-merge" => Action::Bitmap(BitmapAction::Merge(data.read()?)),
+        "blockdev-snapshot" => {
+            let BlockdevSnapshot { node, overlay } = data.read()?;
+            Action::Snapshot { node, overlay }
+        }
+        other => {
+            return Err(QmpError::generic(format!(
+                "Parameter '{path}.type' does not accept value '{other}'"
+            )));
+        }
+    })
+}
+
+/// The `data` of an action, and where it stands.
+struct Data {
+    path: String,
+    value: Value,
+}
+
+impl Data {
+    fn read<T: DeserializeOwned>(self) -> Result<T, QmpError> {
+        Ok(input::from_value_at(
+            self.value,
+            &self.path,
+            Scalars::Typed,
+        )?)
+    }
+}
