@@ -50,6 +50,11 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// What this thread has allocated so far.
+pub(crate) fn so_far() -> u64 {
+    ALLOCATIONS.get()
+}
+
 /// What this thread allocates during `call`.
 pub(crate) fn during(call: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();

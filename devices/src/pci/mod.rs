@@ -119,7 +119,7 @@ pub enum PciError {
     /// The address window for BARs of this kind is used up.
     #[error("no room for a BAR of {0} bytes")]
     WindowFull(u64),
-    /// More message-signalled vectors than the MSI-X table can have, or none.
+    /// More message-signalled vectors than the MSI-X table can have.
     #[error("{0} MSI-X vectors cannot be had")]
     VectorCount(usize),
     /// The interrupt controller refused a vector.

@@ -72,9 +72,10 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// A table of `count` vectors (1 to [`MAX_VECTORS`]), all masked.
+    /// A table of `count` vectors (at most [`MAX_VECTORS`]), all masked. Without any there can be no
+    /// capability.
     pub fn new(controller: &dyn MsiController, count: usize) -> Result<Self, PciError> {
-        if !(1..=MAX_VECTORS).contains(&count) {
+        if count > MAX_VECTORS {
             return Err(PciError::VectorCount(count));
         }
         let entries = (0..count)
@@ -104,7 +105,7 @@ impl Msix {
         self.entries.len()
     }
 
-    /// Whether there are no vectors; there always is one.
+    /// Whether there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -130,7 +131,7 @@ impl Msix {
         let mut body = [0; CAPABILITY_BODY_LEN];
         let mut writable = [0; CAPABILITY_BODY_LEN];
         // `new` checked that the count fits the size field.
-        let last = u16::try_from(self.entries.len() - 1).unwrap_or(u16::MAX);
+        let last = u16::try_from(self.entries.len().saturating_sub(1)).unwrap_or(u16::MAX);
         body[..2].copy_from_slice(&last.to_le_bytes());
         body[2..6].copy_from_slice(&(table_offset | u32::from(bar.number())).to_le_bytes());
         body[6..10].copy_from_slice(&(pending_offset | u32::from(bar.number())).to_le_bytes());

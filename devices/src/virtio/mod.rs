@@ -22,7 +22,7 @@ mod ring;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use blk::{VirtioBlk, VirtioBlkConfig};
+pub use blk::{Geometry, VirtioBlk, VirtioBlkConfig};
 pub use device::{ActiveQueue, DeviceId, Interrupts, Settling, VirtioDevice};
 pub use kick::Kick;
 pub use pci::{VirtioPci, VirtioPciParts};
@@ -58,9 +58,17 @@ bitflags::bitflags! {
         const EVENT_IDX = 1 << 29;
         /// Not a legacy device.
         const VERSION_1 = 1 << 32;
+        /// The device reaches memory by the platform's ways, such as through an IOMMU, if there is
+        /// one; a driver that does not care may not use it.
+        const ACCESS_PLATFORM = 1 << 33;
         /// Queues can be reset one by one.
         const RING_RESET = 1 << 40;
     }
+}
+
+impl RingFeatures {
+    /// What is offered unless somebody wants it otherwise.
+    pub const USUAL: Self = Self::all().difference(Self::ACCESS_PLATFORM);
 }
 
 /// Why a virtio device could not be made. Only the machine builder meets these.
@@ -81,6 +89,26 @@ pub enum VirtioError {
     /// A block size that is not a power of two from 512 up, or does not fit the device.
     #[error("a virtio disk cannot have blocks of {0} bytes")]
     BlockSize(u32),
+    /// A property in bytes that is not a number of logical blocks; its name.
+    #[error("{0} must be a multiple of logical_block_size")]
+    NotInBlocks(&'static str),
+    /// `min_io_size` has 16 bits for a number of blocks.
+    #[error("min_io_size must not exceed 65535 logical blocks, but is {0} bytes")]
+    MinIoSize(u32),
+    /// A geometry with nothing in it.
+    #[error(
+        "cyls, heads and secs must be at least 1, but are {}, {} and {}",
+        .0.cylinders, .0.heads, .0.sectors
+    )]
+    Geometry(Geometry),
+    /// A limit of a range to discard or zero that is none, or more than a request can have.
+    #[error("invalid {name} property ({value}), must be between 1 and {most}", most = blk::MAX_DISCARD_SECTORS)]
+    SectorLimit {
+        /// The property.
+        name: &'static str,
+        /// What it was to be, in sectors.
+        value: u32,
+    },
     /// A serial number that does not fit.
     #[error("the serial number {0:?} has more than 20 bytes")]
     Serial(String),

@@ -53,6 +53,15 @@ pub(crate) const RING_LEN: u16 = 8;
 
 impl Guest {
     pub(crate) fn new(device: Arc<dyn VirtioDevice>) -> Self {
+        Self::with(device, None, RingFeatures::USUAL)
+    }
+
+    /// With so many MSI-X vectors, and these features offered besides the device's.
+    pub(crate) fn with(
+        device: Arc<dyn VirtioDevice>,
+        vectors: Option<usize>,
+        features: RingFeatures,
+    ) -> Self {
         let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap());
         let msi = RecordedMsi::new();
         let line = RecordedLine::new();
@@ -60,7 +69,8 @@ impl Guest {
         let parts = VirtioPciParts {
             memory: Arc::clone(&memory),
             msi: &*msi,
-            vectors: None,
+            vectors,
+            features,
             doorbells: Arc::clone(&doorbells) as _,
             intx: Some((Arc::clone(&line) as _, 11)),
         };

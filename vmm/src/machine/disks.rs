@@ -12,7 +12,9 @@ use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeError, IdeVa
 use sluice_devices::irq::IrqLine;
 use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::pci::{Address, PciError};
-use sluice_devices::virtio::{VirtioBlk, VirtioBlkConfig, VirtioError, VirtioPci, VirtioPciParts};
+use sluice_devices::virtio::{
+    RingFeatures, VirtioBlk, VirtioBlkConfig, VirtioError, VirtioPci, VirtioPciParts,
+};
 use thiserror::Error;
 
 use super::MachineBuilder;
@@ -267,6 +269,7 @@ fn add_virtio(
         memory: Arc::clone(builder.ram()),
         msi: msi.as_ref(),
         vectors: None,
+        features: RingFeatures::USUAL,
         doorbells: builder.doorbells(),
         intx: Some((line, pci_gsi(address.device(), pin))),
     };

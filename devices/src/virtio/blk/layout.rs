@@ -10,6 +10,8 @@ bitflags::bitflags! {
         const SIZE_MAX = 1 << 1;
         /// `seg_max` is valid.
         const SEG_MAX = 1 << 2;
+        /// `geometry` is valid.
+        const GEOMETRY = 1 << 4;
         /// Read-only.
         const RO = 1 << 5;
         /// `blk_size` is valid.
@@ -84,12 +86,20 @@ pub mod config {
     pub const SIZE_MAX: usize = 8;
     /// `seg_max`, 32 bits.
     pub const SEG_MAX: usize = 12;
+    /// `geometry.cylinders`, 16 bits.
+    pub const CYLINDERS: usize = 16;
+    /// `geometry.heads`, 8 bits.
+    pub const HEADS: usize = 18;
+    /// `geometry.sectors`, 8 bits.
+    pub const SECTORS: usize = 19;
     /// `blk_size` in bytes, 32 bits.
     pub const BLK_SIZE: usize = 20;
     /// `physical_block_exp`, 8 bits.
     pub const PHYSICAL_BLOCK_EXP: usize = 24;
     /// `min_io_size` in blocks, 16 bits.
     pub const MIN_IO_SIZE: usize = 26;
+    /// `opt_io_size` in blocks, 32 bits.
+    pub const OPT_IO_SIZE: usize = 28;
     /// `writeback`, 8 bits, writable with CONFIG_WCE.
     pub const WRITEBACK: usize = 32;
     /// `num_queues`, 16 bits.

@@ -18,8 +18,8 @@ use super::layout::{
 };
 use crate::virtio::{Chain, RingError};
 
-/// Most sectors of a discard or write zeroes segment.
-pub(super) const MAX_DISCARD_SECTORS: u32 = (1 << 31) / 512 - 1;
+/// Most sectors that a discard or write zeroes segment can be allowed to have.
+pub const MAX_DISCARD_SECTORS: u32 = (1 << 31) / 512 - 1;
 /// Most segments of a discard or write zeroes request.
 pub(super) const MAX_DISCARD_SEGMENTS: usize = 32;
 
@@ -122,6 +122,10 @@ pub(super) struct Disk {
     pub(super) serial: [u8; SERIAL_LEN],
     /// Bytes; a multiple of the sector.
     pub(super) block_size: u32,
+    /// Most sectors of a discard segment.
+    pub(super) max_discard_sectors: u32,
+    /// Most sectors of a write zeroes segment.
+    pub(super) max_write_zeroes_sectors: u32,
 }
 
 /// Splits a chain into what it asks and where the answer goes.
@@ -286,14 +290,13 @@ impl Disk {
         {
             return RequestStatus::Unsupported;
         }
-        let kind = if allowed.is_empty() {
-            Account::Unmap
+        let (kind, most) = if allowed.is_empty() {
+            (Account::Unmap, self.max_discard_sectors)
         } else {
-            Account::Write
+            (Account::Write, self.max_write_zeroes_sectors)
         };
         let within = |segment: &Segment| {
-            segment.sectors <= MAX_DISCARD_SECTORS
-                && self.range(segment.sector, segment.len()).is_some()
+            segment.sectors <= most && self.range(segment.sector, segment.len()).is_some()
         };
         if !segments.0.iter().all(within) || self.backend.is_read_only() {
             return self.refuse(kind);

@@ -21,11 +21,7 @@ const MSIX_BAR_LEAST: u64 = 0x1000;
 pub(super) fn configuration(
     device_id: u16,
     msix: &Msix,
-) -> Result<(PciConfig, usize, usize), VirtioError> {
-    let pending = msix.table_len();
-    let msix_size = (pending + msix.pending_len())
-        .next_power_of_two()
-        .max(MSIX_BAR_LEAST);
+) -> Result<(PciConfig, Option<usize>, usize), VirtioError> {
     let mut builder = ConfigBuilder::new(Identity {
         vendor: layout::VENDOR,
         device: layout::DEVICE_BASE + device_id,
@@ -34,13 +30,20 @@ pub(super) fn configuration(
     })
     .subsystem(layout::VENDOR, layout::SUBSYSTEM)
     .interrupt_pin(InterruptPin::A)
-    .bar(STRUCTURES_BAR, BarKind::Memory64, STRUCTURES_LEN)?
-    .bar(MSIX_BAR, BarKind::Memory32, msix_size)?;
+    .bar(STRUCTURES_BAR, BarKind::Memory64, STRUCTURES_LEN)?;
 
-    // The table has at most 2048 entries of 16 bytes.
-    let pending = u32::try_from(pending).unwrap_or(u32::MAX);
-    let (body, writable) = msix.capability(MSIX_BAR, 0, pending);
-    let msix_capability = builder.capability(CapabilityId::MsiX, &body, &writable)?;
+    let mut msix_capability = None;
+    if !msix.is_empty() {
+        let pending = msix.table_len();
+        let size = (pending + msix.pending_len())
+            .next_power_of_two()
+            .max(MSIX_BAR_LEAST);
+        builder = builder.bar(MSIX_BAR, BarKind::Memory32, size)?;
+        // The table has at most 2048 entries of 16 bytes.
+        let pending = u32::try_from(pending).unwrap_or(u32::MAX);
+        let (body, writable) = msix.capability(MSIX_BAR, 0, pending);
+        msix_capability = Some(builder.capability(CapabilityId::MsiX, &body, &writable)?);
+    }
     for structure in Structure::IN_BAR {
         let body = virtio_capability(structure);
         let extra: &[u8] = match structure {
@@ -80,11 +83,11 @@ fn virtio_capability(structure: Structure) -> [u8; CAPABILITY_BODY_LEN] {
 impl VirtioPci {
     /// MSI-X and INTx follow the registers that configuration writes can change.
     pub(super) fn update_interrupts(&self) {
-        let control = self
-            .pci
-            .read_u16(self.msix_capability + msix::CONTROL_OFFSET);
-        let control = MessageControl::from_bits_truncate(control);
-        self.msix.update(control, self.pci.is_bus_master());
+        if let Some(capability) = self.msix_capability {
+            let control = self.pci.read_u16(capability + msix::CONTROL_OFFSET);
+            let control = MessageControl::from_bits_truncate(control);
+            self.msix.update(control, self.pci.is_bus_master());
+        }
         self.vectors.drive_line(&self.msix, &self.pci);
     }
 

@@ -38,8 +38,11 @@ pub struct VirtioPciParts<'a> {
     pub memory: Arc<GuestRam>,
     /// Where MSI-X vectors come from.
     pub msi: &'a dyn MsiController,
-    /// Number of MSI-X vectors; `None`: one for each queue and one for configuration changes.
+    /// Number of MSI-X vectors; `None`: one for each queue and one for configuration changes. With
+    /// none at all the function has no MSI-X.
     pub vectors: Option<usize>,
+    /// What is offered besides the device's own features; VERSION_1 is always.
+    pub features: RingFeatures,
     /// Binds the queues' doorbells.
     pub doorbells: Arc<dyn Doorbells>,
     /// The end of the INTx wire for pin A, and the number for the interrupt line register.
@@ -52,8 +55,8 @@ pub struct VirtioPci {
     this: Weak<Self>,
     pci: PciConfig,
     msix: Msix,
-    /// Offset of the MSI-X capability.
-    msix_capability: usize,
+    /// Offset of the MSI-X capability, if there is one.
+    msix_capability: Option<usize>,
     /// Offset of the PCI access capability.
     access_capability: usize,
     vectors: Vectors,
@@ -89,7 +92,8 @@ impl VirtioPci {
         if let Some((line, number)) = parts.intx {
             pci.connect_intx(line, number);
         }
-        let offered = device.features() | RingFeatures::all().bits();
+        let features = parts.features | RingFeatures::VERSION_1;
+        let offered = device.features() | features.bits();
         let registers = Mutex::new(Registers::new(offered, device.queue_sizes()));
         let function = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),

@@ -131,7 +131,9 @@ impl Registers {
 
     /// Whether the driver's features are ones that the device can work with.
     pub(super) fn features_are_acceptable(&self) -> bool {
-        self.accepted & !self.offered == 0 && self.accepted & RingFeatures::VERSION_1.bits() != 0
+        // Whoever is offered ACCESS_PLATFORM has to take it (VIRTIO 1.2, section 6.1).
+        let must = (RingFeatures::VERSION_1 | RingFeatures::ACCESS_PLATFORM).bits() & self.offered;
+        self.accepted & !self.offered == 0 && self.accepted & must == must
     }
 
     pub(super) fn has(&self, feature: RingFeatures) -> bool {

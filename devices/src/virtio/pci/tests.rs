@@ -7,7 +7,7 @@ use virtio_queue::QueueT;
 
 use super::layout::{NO_VECTOR, STRUCTURES_LEN, common};
 use super::*;
-use crate::pci::layout::{Command, offset};
+use crate::pci::layout::{CapabilityId, Command, offset};
 use crate::virtio::testing::{Driver, Guest, RING_LEN};
 use crate::virtio::{ActiveQueue, DeviceId, Settling, Status};
 
@@ -96,7 +96,7 @@ fn a_guest_finds_the_structures() {
 #[test]
 fn negotiation_follows_the_rules() {
     let (fake, guest) = guest();
-    assert_eq!(guest.offered(), 0b110 | RingFeatures::all().bits());
+    assert_eq!(guest.offered(), 0b110 | RingFeatures::USUAL.bits());
     guest.negotiate(0b110);
     assert!(
         !guest.status().contains(Status::FEATURES_OK),
@@ -113,6 +113,25 @@ fn negotiation_follows_the_rules() {
     assert!(guest.status().contains(Status::FEATURES_OK));
     guest.set_status(Status::DRIVER_OK);
     assert!(fake.started.lock().is_empty(), "no queue was enabled");
+}
+
+#[test]
+fn who_is_offered_the_platforms_access_must_take_it() {
+    let features = RingFeatures::ACCESS_PLATFORM | RingFeatures::EVENT_IDX;
+    let guest = Guest::with(Arc::<Fake>::default(), None, features);
+    let version_1 = RingFeatures::VERSION_1;
+    assert_eq!(guest.offered(), 0b110 | (features | version_1).bits());
+    guest.negotiate(version_1.bits());
+    assert!(!guest.status().contains(Status::FEATURES_OK));
+    guest.negotiate((version_1 | RingFeatures::ACCESS_PLATFORM).bits());
+    assert!(guest.status().contains(Status::FEATURES_OK));
+}
+
+#[test]
+fn a_ring_feature_that_is_not_offered_is_not_negotiated() {
+    let guest = Guest::with(Arc::<Fake>::default(), None, RingFeatures::INDIRECT_DESC);
+    guest.negotiate((RingFeatures::VERSION_1 | RingFeatures::EVENT_IDX).bits());
+    assert!(!guest.status().contains(Status::FEATURES_OK));
 }
 
 #[test]
@@ -245,6 +264,29 @@ fn without_msix_the_line_and_the_status_register_speak() {
 }
 
 #[test]
+fn a_function_without_vectors_speaks_by_its_line_alone() {
+    let guest = Guest::with(Arc::<Fake>::default(), Some(0), RingFeatures::USUAL);
+    let msix = CapabilityId::MsiX as u8;
+    assert!(capabilities(&guest).iter().all(|(id, _)| *id != msix));
+    assert_eq!(guest.function.config().bar(BarIndex::BAR1), None);
+    guest.common(common::QUEUE_MSIX_VECTOR, &[0, 0]);
+    assert_eq!(guest.read_u16(common::QUEUE_MSIX_VECTOR), NO_VECTOR);
+    guest.function.queue(0);
+    assert!(guest.line.level());
+    let off = Command::MEMORY | Command::BUS_MASTER | Command::INTX_DISABLE;
+    let write = |command: Command| {
+        let bits = command.bits().to_le_bytes();
+        guest.function.write_config(offset::COMMAND, &bits);
+    };
+    write(off);
+    assert!(!guest.line.level(), "the driver wants no line");
+    write(off - Command::INTX_DISABLE);
+    assert!(guest.line.level(), "the cause is still there");
+    assert_eq!(guest.read(Structure::Isr, 0), [1]);
+    assert!(!guest.line.level());
+}
+
+#[test]
 fn vectors_that_do_not_exist_are_refused() {
     let (_fake, guest) = guest();
     guest.common(common::QUEUE_MSIX_VECTOR, &[2, 0]);
@@ -338,6 +380,7 @@ fn a_device_needs_queues() {
     let parts = VirtioPciParts {
         memory: Arc::new(GuestRam::default()),
         msi: &*crate::pci::testing::RecordedMsi::new(),
+        features: RingFeatures::USUAL,
         vectors: Option::None,
         doorbells: Arc::new(crate::virtio::testing::RecordedDoorbells::default()),
         intx: Option::None,

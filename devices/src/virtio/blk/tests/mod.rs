@@ -5,6 +5,7 @@ mod bench;
 mod drain;
 mod errors;
 mod hostile;
+mod queues;
 mod requests;
 mod reset;
 mod resize;

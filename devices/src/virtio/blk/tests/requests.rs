@@ -9,11 +9,12 @@ use sluice_block::driver::DebugEvent;
 use super::bench::{
     Bench, IO_ERROR, OK, SECTOR, SECTORS, Slot, UNSUPPORTED, add, add_write, run, stamp,
 };
+use crate::virtio::blk::SEG_MAX;
 use crate::virtio::blk::layout::{Features, config, request_type};
 use crate::virtio::blk::request::MAX_TRANSFER;
 use crate::virtio::pci::layout::Structure;
 use crate::virtio::testing::{Driver, Guest, INDIRECT, MEMORY_LEN, NEXT, RING_LEN, WRITE};
-use crate::virtio::{RingFeatures, Status, VirtioBlk, VirtioBlkConfig, VirtioError};
+use crate::virtio::{Geometry, RingFeatures, Status, VirtioBlk, VirtioBlkConfig, VirtioError};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -380,6 +381,9 @@ fn the_configuration_tells_the_disk() {
         settings.num_queues = 2;
         settings.logical_block_size = 1024;
         settings.physical_block_size = 4096;
+        settings.opt_io_size = 64 << 10;
+        settings.max_discard_sectors = 128;
+        settings.max_write_zeroes_sectors = 64;
     });
     let structure = Structure::Device;
     let field32 = |at: usize| u32::from_le_bytes(guest.read(structure, at as u64));
@@ -393,7 +397,16 @@ fn the_configuration_tells_the_disk() {
         guest.read(structure, config::PHYSICAL_BLOCK_EXP as u64),
         [2]
     );
+    assert_eq!(field16(config::MIN_IO_SIZE), 4, "a physical block");
+    assert_eq!(field32(config::OPT_IO_SIZE), 64);
+    assert_eq!(
+        guest.read(structure, config::CYLINDERS as u64),
+        [2, 0, 16, 63]
+    );
     assert_eq!(field16(config::NUM_QUEUES), 2);
+    assert_eq!(field32(config::MAX_DISCARD_SECTORS), 128);
+    assert_eq!(field32(config::DISCARD_SECTOR_ALIGNMENT), 8);
+    assert_eq!(field32(config::MAX_WRITE_ZEROES_SECTORS), 64);
     assert_eq!(guest.read(structure, config::WRITEBACK as u64), [1]);
     assert_eq!(guest.read(structure, 60), [0; 4], "beyond the end");
     guest.write(structure, 0, &[0xff; 8]);
@@ -405,6 +418,56 @@ fn the_configuration_tells_the_disk() {
         "not without CONFIG_WCE being negotiated"
     );
     assert_eq!(bench.backend.len(), SECTORS * SECTOR as u64);
+}
+
+#[test]
+fn the_configuration_says_what_was_asked_for() {
+    let (_bench, guest) = Bench::with("", |settings| {
+        settings.queue_size = 256;
+        settings.seg_max_adjust = false;
+        settings.min_io_size = 8192;
+        settings.discard_granularity = Some(64 << 10);
+        settings.geometry = Some(Geometry {
+            cylinders: 300,
+            heads: 4,
+            sectors: 17,
+        });
+        settings.config_wce = false;
+        settings.write_cache = false;
+    });
+    let structure = Structure::Device;
+    let field32 = |at: usize| u32::from_le_bytes(guest.read(structure, at as u64));
+    assert_eq!(field32(config::SEG_MAX), u32::from(SEG_MAX));
+    assert_eq!(
+        guest.read(structure, config::MIN_IO_SIZE as u64),
+        16_u16.to_le_bytes()
+    );
+    assert_eq!(field32(config::DISCARD_SECTOR_ALIGNMENT), 128);
+    assert_eq!(
+        guest.read(structure, config::CYLINDERS as u64),
+        [44, 1, 4, 17]
+    );
+    let cache = (Features::FLUSH | Features::CONFIG_WCE).bits();
+    assert_eq!(guest.offered() & cache, 0, "there is no cache to flush");
+}
+
+#[test]
+fn a_range_beyond_the_limit_fails() {
+    for (kind, within) in [
+        (request_type::DISCARD, 128),
+        (request_type::WRITE_ZEROES, 64),
+    ] {
+        let (mut bench, guest) = Bench::with("", |settings| {
+            settings.max_discard_sectors = 128;
+            settings.max_write_zeroes_sectors = 64;
+        });
+        let mut driver = up(&guest);
+        for (sectors, status) in [(within, OK), (within + 1, IO_ERROR)] {
+            let ranges = [segment(0, sectors, 0)];
+            let answer = run_segments(&mut bench, &mut driver, kind, &ranges);
+            assert_eq!(answer.0, status, "{kind}: {sectors} sectors");
+        }
+    }
 }
 
 #[test]
@@ -445,6 +508,34 @@ fn settings_that_cannot_be_are_refused() {
         Some(VirtioError::Serial(_))
     ));
     assert!(refused(|s| s.serial = "x".repeat(20)).is_none());
+    let text = |change| refused(change).unwrap().to_string();
+    assert_eq!(
+        text(|s| s.max_discard_sectors = 0),
+        "invalid max-discard-sectors property (0), must be between 1 and 4194303"
+    );
+    assert_eq!(
+        text(|s| s.max_write_zeroes_sectors = 1 << 22),
+        "invalid max-write-zeroes-sectors property (4194304), must be between 1 and 4194303"
+    );
+    assert_eq!(
+        text(|s| s.opt_io_size = 1000),
+        "opt_io_size must be a multiple of logical_block_size"
+    );
+    assert_eq!(
+        text(|s| s.min_io_size = 512 << 16),
+        "min_io_size must not exceed 65535 logical blocks, but is 33554432 bytes"
+    );
+    let none = Geometry {
+        cylinders: 1,
+        heads: 0,
+        sectors: 1,
+    };
+    let mut flat = settings();
+    flat.geometry = Some(none);
+    assert!(matches!(
+        VirtioBlk::new(flat).err(),
+        Some(VirtioError::Geometry(found)) if found == none
+    ));
 }
 
 #[test]
