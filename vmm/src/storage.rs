@@ -112,6 +112,8 @@ pub struct DiskConfig {
     pub write_cache: bool,
     /// What is done about its I/O errors.
     pub errors: ErrorPolicy,
+    /// `share-rw`: others may write to its node too.
+    pub share_rw: bool,
     /// The limits of its reads and writes, if it has any.
     pub limits: Option<DiskLimits>,
     /// The serial number shown to the guest, if given; at most 20 bytes of ASCII.
@@ -143,12 +145,87 @@ pub enum Attachment {
     /// A CD-ROM drive on one of the two IDE channels.
     IdeCd(IdePosition),
     /// A virtio-blk function of its own on the PCI bus.
-    VirtioPci {
-        /// `iothread=`: who serves its queues; the main loop if absent.
-        iothread: Option<String>,
-        /// `addr=`: its place on bus 0; the first free slot if absent.
-        address: Option<PciAddress>,
-    },
+    VirtioPci(VirtioDiskConfig),
+}
+
+/// `--device virtio-blk-pci`, as far as it is the device's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct VirtioDiskConfig {
+    /// `iothread=`, `iothread-vq-mapping=`: queue N is served by thread N modulo their number, or by the
+    /// main loop if there is none.
+    pub iothreads: Vec<String>,
+    /// `addr=`: its place on bus 0; the first free slot if absent.
+    pub address: Option<PciAddress>,
+    /// `num-queues=`, at least 1.
+    pub num_queues: u16,
+    /// The others.
+    pub properties: VirtioBlkProperties,
+}
+
+/// Properties of a virtio disk, with QEMU's names and defaults; the device judges them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct VirtioBlkProperties {
+    /// Entries of each queue.
+    pub queue_size: u16,
+    /// Whether a request may have as many buffers as the queue's size allows.
+    pub seg_max_adjust: bool,
+    /// Bytes.
+    pub logical_block_size: u32,
+    /// Bytes.
+    pub physical_block_size: u32,
+    /// Bytes; 0: a physical block.
+    pub min_io_size: u32,
+    /// Bytes; 0: not known.
+    pub opt_io_size: u32,
+    /// Bytes; a physical block if absent.
+    pub discard_granularity: Option<u32>,
+    /// `cyls`, `heads`, `secs`.
+    pub geometry: Option<(u16, u8, u8)>,
+    /// Whether the driver may switch the write cache.
+    pub config_wce: bool,
+    /// Whether discards are offered.
+    pub discard: bool,
+    /// Whether writes of zeroes are offered.
+    pub write_zeroes: bool,
+    /// The most that a discard can have if absent.
+    pub max_discard_sectors: Option<u32>,
+    /// The most that a write of zeroes can have if absent.
+    pub max_write_zeroes_sectors: Option<u32>,
+    /// Whether EVENT_IDX is offered.
+    pub event_idx: bool,
+    /// Whether INDIRECT_DESC is offered.
+    pub indirect_desc: bool,
+    /// Whether RING_RESET is offered.
+    pub queue_reset: bool,
+    /// Whether ACCESS_PLATFORM is offered.
+    pub iommu_platform: bool,
+    /// MSI-X vectors; one for each queue and one more if absent.
+    pub vectors: Option<u32>,
+}
+
+impl Default for VirtioBlkProperties {
+    fn default() -> Self {
+        Self {
+            queue_size: 256,
+            seg_max_adjust: true,
+            logical_block_size: 512,
+            physical_block_size: 512,
+            min_io_size: 0,
+            opt_io_size: 0,
+            discard_granularity: None,
+            geometry: None,
+            config_wce: true,
+            discard: true,
+            write_zeroes: true,
+            max_discard_sectors: None,
+            max_write_zeroes_sectors: None,
+            event_idx: true,
+            indirect_desc: true,
+            queue_reset: true,
+            iommu_platform: false,
+            vectors: None,
+        }
+    }
 }
 
 /// A place on the IDE channels.

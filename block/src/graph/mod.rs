@@ -37,7 +37,7 @@ use crate::event::EventSink;
 use crate::job::{Job, JobRegistry};
 use crate::node::{Node, Owner};
 use crate::options::BlockdevOptions;
-use crate::permission::Access;
+use crate::permission::{Access, Permissions};
 use parent::Parent;
 use transaction::ROOT;
 
@@ -258,6 +258,16 @@ impl Graph {
     /// The name is taken; the node has gone, or a job holds it; somebody else writes to it.
     pub fn add_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
         let access = Access::of_device(root.is_read_only());
+        self.add_user(name, Some(root), access)
+    }
+
+    /// The same for a device that lets others write to the node too.
+    ///
+    /// # Errors
+    /// The name is taken; the node has gone, or a job holds it.
+    pub fn add_sharing_backend(&self, name: &str, root: &Arc<Node>) -> Result<Arc<Backend>> {
+        let mut access = Access::of_device(root.is_read_only());
+        access.shared |= Permissions::WRITE;
         self.add_user(name, Some(root), access)
     }
 

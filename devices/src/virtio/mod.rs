@@ -83,8 +83,8 @@ pub enum VirtioError {
     /// More queues than the registers can address, or none.
     #[error("a virtio device cannot have {0} queues")]
     QueueCount(usize),
-    /// A queue size that is not a power of two from 2 to 32768.
-    #[error("a virtqueue cannot have {0} entries")]
+    /// A queue size that is not a power of two from 4 to 1024.
+    #[error("invalid queue-size property ({0}), must be a power of 2 from 4 to 1024")]
     QueueSize(u16),
     /// A block size that is not a power of two from 512 up, or does not fit the device.
     #[error("a virtio disk cannot have blocks of {0} bytes")]

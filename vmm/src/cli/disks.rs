@@ -4,6 +4,7 @@
 //! two devices in one place, a device on a drive or thread that was never declared.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU8;
 
 use serde_json::Value;
 use sluice_aio::LoopConfig;
@@ -16,10 +17,10 @@ use super::error::CliError;
 use super::media;
 use super::options::{
     DebugExitOptions, DriveInterface, DriveMedia, DriveOptions, IdeCdOptions, IdeDiskOptions, Raw,
-    VirtioBlkOptions,
 };
 use super::places::{Places, ide_place};
 use super::throttling;
+use super::virtio::{self, VirtioBlkOptions};
 use crate::machine::config::DebugExitConfig;
 use crate::qmp::blockdev;
 use crate::qmp::object::{self, ObjectOptions};
@@ -47,9 +48,12 @@ pub(super) struct Devices {
     pub(super) debug_exit: Option<DebugExitConfig>,
 }
 
-/// Reads all disk options of `arguments`.
-pub(super) fn parse(arguments: &Arguments) -> Result<Devices, CliError> {
-    let mut builder = Builder::default();
+/// Reads all disk options of `arguments`, for a machine with so many processors.
+pub(super) fn parse(arguments: &Arguments, cpus: NonZeroU8) -> Result<Devices, CliError> {
+    let mut builder = Builder {
+        cpus: Some(cpus),
+        ..Builder::default()
+    };
     for text in &arguments.object {
         builder.object(text)?;
     }
@@ -93,6 +97,8 @@ struct Drive {
 
 #[derive(Default)]
 struct Builder {
+    /// One if absent.
+    cpus: Option<NonZeroU8>,
     storage: StorageConfig,
     debug_exit: Option<DebugExitConfig>,
     node_names: BTreeSet<String>,
@@ -199,10 +205,7 @@ impl Builder {
         let wanted = ide_place(&options, text)?;
         let attachment = match options.interface {
             DriveInterface::None => None,
-            DriveInterface::Virtio => Some(Attachment::VirtioPci {
-                iothread: None,
-                address: None,
-            }),
+            DriveInterface::Virtio => Some(Attachment::VirtioPci(virtio::plain(self.cpus()))),
             DriveInterface::Ide => {
                 let place = self.places.claim_ide(DRIVE, text, wanted, None)?;
                 Some(match options.media {
@@ -253,6 +256,7 @@ impl Builder {
                 root: root_of(drive.medium.as_ref()),
                 write_cache: drive.write_cache,
                 errors: ErrorPolicy::new(drive.rerror, drive.werror),
+                share_rw: false,
                 limits: drive.limits.clone(),
                 serial: drive.serial.clone(),
                 attachment,
@@ -268,7 +272,7 @@ impl Builder {
     /// QEMU's names for disks without one, which are also the ids of the jobs on them.
     fn default_id(&self, attachment: &Attachment) -> String {
         match attachment {
-            Attachment::VirtioPci { .. } => self.numbered("virtio"),
+            Attachment::VirtioPci(_) => self.numbered("virtio"),
             Attachment::Ide(place) => format!("ide{}-hd{}", place.channel, place.unit),
             Attachment::IdeCd(place) => format!("ide{}-cd{}", place.channel, place.unit),
         }
@@ -296,8 +300,12 @@ impl Builder {
         }
     }
 
+    fn cpus(&self) -> NonZeroU8 {
+        self.cpus.unwrap_or(NonZeroU8::MIN)
+    }
+
     fn virtio_blk(&mut self, options: VirtioBlkOptions, text: &str) -> Result<(), CliError> {
-        if let Some(bus) = options.bus.filter(|bus| bus != "pci.0") {
+        if let Some(bus) = options.bus.as_ref().filter(|bus| *bus != "pci.0") {
             let problem = format!("Bus '{bus}' not found");
             return Err(CliError::new(
                 DEVICE,
@@ -306,23 +314,26 @@ impl Builder {
                 "the only PCI bus is pci.0",
             ));
         }
-        if let Some(id) = &options.iothread
-            && !self.storage.iothreads.iter().any(|known| known.id == *id)
-        {
-            let problem = format!("Cannot find iothread '{id}'");
-            let remedy = format!("declare it: --object iothread,id={id}");
-            return Err(CliError::new(DEVICE, text, problem, remedy));
+        if options.drive.is_none() {
+            let remedy = "add drive=NAME, of a --blockdev or a --drive if=none";
+            return Err(CliError::new(
+                DEVICE,
+                text,
+                "drive property not set",
+                remedy,
+            ));
         }
         let address = options
             .addr
-            .map(|addr| self.places.claim_pci(DEVICE, &addr, text))
+            .as_ref()
+            .map(|addr| self.places.claim_pci(DEVICE, addr, text))
             .transpose()?;
-        let attachment = Attachment::VirtioPci {
-            iothread: options.iothread,
-            address,
-        };
+        let threads = &self.storage.iothreads;
+        let device = options.device(text, self.cpus(), threads, address)?;
+        let attachment = Attachment::VirtioPci(device);
         let drive = DeviceDrive {
-            drive: Some(options.drive),
+            drive: options.drive,
+            share_rw: options.share_rw,
             id: options.id,
             serial: options.serial,
             write_cache: options.write_cache,
@@ -338,6 +349,7 @@ impl Builder {
         let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
         let drive = DeviceDrive {
             drive: Some(options.drive),
+            share_rw: false,
             id: options.id,
             serial: options.serial,
             write_cache: options.write_cache,
@@ -353,6 +365,7 @@ impl Builder {
         let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
         let drive = DeviceDrive {
             drive: options.drive,
+            share_rw: false,
             id: options.id,
             serial: options.serial,
             write_cache: None,
@@ -486,6 +499,7 @@ impl Builder {
             root,
             write_cache: device.write_cache.unwrap_or(default_cache),
             errors: ErrorPolicy::new(rerror, werror),
+            share_rw: device.share_rw,
             limits,
             serial: check_serial(DEVICE, text, serial)?,
             attachment,
@@ -587,6 +601,7 @@ impl Drive {
 struct DeviceDrive {
     /// None for an empty CD-ROM drive without a `--drive`.
     drive: Option<String>,
+    share_rw: bool,
     id: Option<String>,
     serial: Option<String>,
     write_cache: Option<bool>,

@@ -15,6 +15,7 @@ mod places;
 #[cfg(test)]
 mod tests;
 mod throttling;
+mod virtio;
 
 pub use error::CliError;
 
@@ -153,7 +154,8 @@ fn help_footer() -> String {
 }
 
 fn interpret(arguments: Arguments) -> Result<CommandLine, CliError> {
-    let devices = disks::parse(&arguments)?;
+    let cpus = cpus(arguments.smp.as_deref())?;
+    let devices = disks::parse(&arguments, cpus)?;
     let machine_options = match &arguments.machine {
         Some(text) => options::parse("--machine", text, Some("type"))?,
         None => MachineOptions::default(),
@@ -166,7 +168,7 @@ fn interpret(arguments: Arguments) -> Result<CommandLine, CliError> {
     let machine = MachineConfig {
         accelerator: accelerator(&arguments)?,
         memory: memory(arguments.memory.as_deref())?,
-        cpus: cpus(arguments.smp.as_deref())?,
+        cpus,
         boot,
         serial: serial(arguments.serial.as_deref(), arguments.nodefaults)?,
         name: arguments.name,

@@ -313,21 +313,6 @@ impl DiscardMode {
     }
 }
 
-/// `--device virtio-blk-pci`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct VirtioBlkOptions {
-    pub(super) drive: String,
-    pub(super) id: Option<String>,
-    pub(super) iothread: Option<String>,
-    pub(super) serial: Option<String>,
-    pub(super) bus: Option<String>,
-    pub(super) addr: Option<String>,
-    pub(super) write_cache: Option<bool>,
-    pub(super) rerror: Option<OnError>,
-    pub(super) werror: Option<OnError>,
-}
-
 /// `--device ide-hd`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

@@ -11,6 +11,7 @@ use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
 use crate::storage::{
     Attachment, DiskRoot, EmptyDriveConfig, IdePosition, IoThreadConfig, PciAddress,
+    VirtioBlkProperties, VirtioDiskConfig,
 };
 
 /// Splits at blanks; none of the tests needs a blank in an argument.
@@ -22,17 +23,27 @@ fn accepted(line: &str) -> CommandLine {
     parse(words(line)).unwrap_or_else(|refusal| panic!("{line}: {refusal}"))
 }
 
-fn with_kernel(line: &str) -> CommandLine {
+pub(super) fn with_kernel(line: &str) -> CommandLine {
     accepted(&format!("--kernel k {line}"))
 }
 
-fn refused(line: &str) -> String {
+pub(super) fn refused(line: &str) -> String {
     let refusal = parse(words(line)).expect_err(line);
     assert_eq!(refusal.status(), ExitStatus::Usage);
     refusal.to_string()
 }
 
-const BLOCKDEV: &str = "--blockdev raw,node-name=d0,file.driver=file,file.filename=/img";
+/// A virtio disk that nothing is said about, on one processor.
+fn one_queue() -> VirtioDiskConfig {
+    VirtioDiskConfig {
+        iothreads: Vec::new(),
+        address: None,
+        num_queues: 1,
+        properties: VirtioBlkProperties::default(),
+    }
+}
+
+pub(super) const BLOCKDEV: &str = "--blockdev raw,node-name=d0,file.driver=file,file.filename=/img";
 
 #[test]
 fn one_dash_and_two_mean_the_same() {
@@ -126,10 +137,7 @@ fn a_drive_is_a_node_and_a_device() {
     );
     assert!(ide.write_cache);
     assert_eq!(virtio.backend, "vd");
-    let anywhere = Attachment::VirtioPci {
-        iothread: None,
-        address: None,
-    };
+    let anywhere = Attachment::VirtioPci(one_queue());
     assert_eq!(virtio.attachment, anywhere);
     assert!(parsed.storage.nodes.is_empty(), "a drive's node is its own");
 }
@@ -190,10 +198,11 @@ fn devices_stand_on_nodes_and_drives() {
         slot: 5,
         function: 0,
     };
-    let place = Attachment::VirtioPci {
-        iothread: Some("io0".into()),
+    let place = Attachment::VirtioPci(VirtioDiskConfig {
+        iothreads: vec!["io0".into()],
         address: Some(address),
-    };
+        ..one_queue()
+    });
     assert_eq!(virtio.attachment, place);
     assert_eq!(ide.backend, "x");
     assert_eq!(

@@ -10,16 +10,13 @@ use sluice_block::{Backend, BlockError, Graph, Node};
 use sluice_devices::bus::BusError;
 use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeError, IdeVariant};
 use sluice_devices::irq::IrqLine;
-use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::pci::{Address, PciError};
-use sluice_devices::virtio::{
-    RingFeatures, VirtioBlk, VirtioBlkConfig, VirtioError, VirtioPci, VirtioPciParts,
-};
+use sluice_devices::virtio::VirtioError;
 use thiserror::Error;
 
 use super::MachineBuilder;
-use super::builder::FIRST_FREE_DEVICE;
-use super::routing::{IDE_IRQS, pci_gsi};
+use super::routing::IDE_IRQS;
+use super::virtio;
 use crate::cli::PiixModel;
 use crate::iothreads::{IoThreadError, IoThreads};
 use crate::storage::{Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, StorageConfig};
@@ -168,25 +165,9 @@ pub async fn add(
                 }
                 drives[usize::from(*channel)][usize::from(*unit)] = Some(drive);
             }
-            Attachment::VirtioPci { iothread, address } => {
-                let context = match iothread {
-                    None => parts.main.clone(),
-                    Some(id) => {
-                        let thread =
-                            parts
-                                .iothreads
-                                .get(id)
-                                .ok_or_else(|| DiskError::NoIoThread {
-                                    disk: disk.backend.clone(),
-                                    id: id.clone(),
-                                })?;
-                        let context = thread.context().clone();
-                        builder.keep(thread);
-                        context
-                    }
-                };
-                let address = address.map(|place| Address::new(place.slot, place.function));
-                add_virtio(builder, disk, backend, context, address)?;
+            Attachment::VirtioPci(device) => {
+                let contexts = virtio::contexts(builder, disk, device, &parts)?;
+                virtio::add(builder, disk, device, backend, contexts)?;
             }
         }
     }
@@ -208,8 +189,13 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
         DiskRoot::Empty => None,
     };
     let backend = match (&disk.attachment, &root) {
-        (Attachment::Ide(_) | Attachment::VirtioPci { .. }, Some(root)) => {
-            graph.add_backend(&disk.backend, root).map_err(failed)?
+        (Attachment::Ide(_) | Attachment::VirtioPci(_), Some(root)) => {
+            let added = if disk.share_rw {
+                graph.add_sharing_backend(&disk.backend, root)
+            } else {
+                graph.add_backend(&disk.backend, root)
+            };
+            added.map_err(failed)?
         }
         // Whatever the first medium allows, a CD-ROM drive never writes, and takes media that forbid it.
         _ => {
@@ -234,47 +220,6 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
         })?;
     }
     Ok(backend)
-}
-
-fn add_virtio(
-    builder: &MachineBuilder,
-    disk: &DiskConfig,
-    backend: Arc<Backend>,
-    context: AioContext,
-    address: Option<Address>,
-) -> Result<(), DiskError> {
-    let virtio = |source| DiskError::Virtio {
-        disk: disk.backend.clone(),
-        source,
-    };
-    let pci = |source| DiskError::Pci {
-        disk: disk.backend.clone(),
-        source,
-    };
-    let mut settings = VirtioBlkConfig::new(backend, context);
-    settings.serial = disk.serial.clone().unwrap_or_default();
-    settings.write_cache = disk.write_cache;
-    let blk = VirtioBlk::new(settings).map_err(virtio)?;
-    let address = match address {
-        Some(address) => address,
-        None => Address::new(
-            builder.pci().free_device(FIRST_FREE_DEVICE).map_err(pci)?,
-            0,
-        ),
-    };
-    let pin = InterruptPin::A;
-    let line = builder.pci_line(address.device(), pin);
-    let msi = builder.msi();
-    let parts = VirtioPciParts {
-        memory: Arc::clone(builder.ram()),
-        msi: msi.as_ref(),
-        vectors: None,
-        features: RingFeatures::USUAL,
-        doorbells: builder.doorbells(),
-        intx: Some((line, pci_gsi(address.device(), pin))),
-    };
-    let function = VirtioPci::new(blk, parts).map_err(virtio)?;
-    builder.pci().add(address, function).map_err(pci)
 }
 
 fn add_ide(

@@ -7,6 +7,7 @@ pub mod disks;
 mod engine;
 mod requests;
 pub mod routing;
+mod virtio;
 
 pub use builder::{BuildError, Machine, MachineBuilder};
 pub use controller::{Chore, Controller, Notice};
