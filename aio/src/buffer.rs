@@ -402,6 +402,18 @@ impl IoBuffer {
         bytes
     }
 
+    /// A buffer of its own with the same bytes, in one piece: they were looked at once.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        let copy = Self::alloc(self.len);
+        self.for_range(0, self.len, |segment, at| {
+            copy.for_range(at, segment.len(), |to, _| {
+                volatile(&segment).copy_to_volatile_slice(volatile(&to));
+            });
+        });
+        copy
+    }
+
     /// Calls `visit(segment, offset from the range's start)` for the pieces of a range; returns the
     /// bytes visited.
     fn for_range(&self, offset: usize, len: usize, mut visit: impl FnMut(Segment, usize)) -> usize {

@@ -7,7 +7,7 @@
 
 use sluice_aio::IoBuffer;
 
-use super::serialise::{Claim, ClaimKind};
+use super::serialise::{Claim, ClaimKind, Serialiser};
 use super::span::Span;
 use crate::driver::{DebugEvent, RequestFlags};
 use crate::error::Result;
@@ -27,7 +27,7 @@ const AFTER_READ: [DebugEvent; 2] = [
 
 impl Node {
     /// Claims the blocks that a change of `span` touches; nothing if the driver has none.
-    pub(super) async fn claim_blocks(&self, span: Span) -> Option<Claim<'_>> {
+    pub(super) async fn claim_blocks(&self, span: Span) -> Option<Claim<&Serialiser>> {
         let alignment = self.io.bounds.alignment();
         if alignment == 1 || span.is_empty() {
             return None;

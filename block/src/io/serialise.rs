@@ -10,7 +10,8 @@
 //! may claim. Do not claim twice for one request: the second would wait for the first.
 
 use std::future::poll_fn;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
@@ -65,24 +66,21 @@ pub(crate) struct Serialiser {
 impl Serialiser {
     /// Waits until nothing earlier is in the way of `range`; dropping the future gives up the
     /// place.
-    pub(crate) async fn claim(&self, range: Range<u64>, kind: ClaimKind) -> Claim<'_> {
-        let claim = self.register(range, kind);
-        poll_fn(|cx| {
-            let mut entries = self.entries.lock();
-            let position = entries.position(claim.id);
-            match position.and_then(|index| entries.list.get_mut(index)) {
-                Some(entry) if entry.blockers > 0 => {
-                    entry.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-                _ => Poll::Ready(()),
-            }
-        })
-        .await;
-        claim
+    pub(crate) async fn claim(&self, range: Range<u64>, kind: ClaimKind) -> Claim<&Self> {
+        claim(self, range, kind).await
     }
 
-    fn register(&self, range: Range<u64>, kind: ClaimKind) -> Claim<'_> {
+    /// As [`claim`](Self::claim), for a claim that may outlive the request which made it.
+    pub(crate) async fn claim_owned(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        kind: ClaimKind,
+    ) -> Claim<Arc<Self>> {
+        claim(Arc::clone(self), range, kind).await
+    }
+
+    /// Puts a claim behind those that are there; its number.
+    fn register(&self, range: Range<u64>, kind: ClaimKind) -> u64 {
         let mut entries = self.entries.lock();
         let id = entries.next;
         entries.next += 1;
@@ -98,10 +96,7 @@ impl Serialiser {
             blockers,
             waker: None,
         });
-        Claim {
-            serialiser: self,
-            id,
-        }
+        id
     }
 
     fn end(&self, id: u64) {
@@ -126,15 +121,37 @@ impl Serialiser {
     }
 }
 
+async fn claim<S: Deref<Target = Serialiser>>(
+    serialiser: S,
+    range: Range<u64>,
+    kind: ClaimKind,
+) -> Claim<S> {
+    let id = serialiser.register(range, kind);
+    let claim = Claim { serialiser, id };
+    poll_fn(|cx| {
+        let mut entries = claim.serialiser.entries.lock();
+        let position = entries.position(claim.id);
+        match position.and_then(|index| entries.list.get_mut(index)) {
+            Some(entry) if entry.blockers > 0 => {
+                entry.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    })
+    .await;
+    claim
+}
+
 /// A range that was claimed; dropping it lets the next ones go on.
 #[derive(Debug)]
 #[must_use = "dropping the claim ends it"]
-pub(crate) struct Claim<'a> {
-    serialiser: &'a Serialiser,
+pub(crate) struct Claim<S: Deref<Target = Serialiser>> {
+    serialiser: S,
     id: u64,
 }
 
-impl Drop for Claim<'_> {
+impl<S: Deref<Target = Serialiser>> Drop for Claim<S> {
     fn drop(&mut self) {
         self.serialiser.end(self.id);
     }

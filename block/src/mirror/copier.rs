@@ -7,16 +7,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use rustix::io::Errno;
-use sluice_aio::{Clock, Gate, IoBuffer, Token, current};
+use sluice_aio::{IoBuffer, Token, current};
 
-use crate::dirty::DirtyBitmap;
+use super::ledger::{CopyError, Ledger};
 use crate::driver::{Allocation, RequestFlags};
-use crate::error::BlockError;
 use crate::event::IoOperation;
+use crate::io::serialise::ClaimKind;
 use crate::job::JobKicker;
 use crate::node::Node;
 
@@ -28,30 +27,6 @@ const MIN_DATA: u64 = 4 << 10;
 const MAX_ZEROES: u64 = 1 << 30;
 /// The most copies at once.
 const MAX_IN_FLIGHT: usize = 16;
-
-/// Why a copy failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CopyError {
-    pub(super) operation: IoOperation,
-    pub(super) errno: Errno,
-}
-
-impl CopyError {
-    fn new(operation: IoOperation, error: &BlockError) -> Self {
-        Self {
-            operation,
-            errno: Errno::from_raw_os_error(error.errno()),
-        }
-    }
-}
-
-/// What the copies have done so far, in bytes; for reports.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) copied: AtomicU64,
-    pub(super) zeroed: AtomicU64,
-    pub(super) retried: AtomicU64,
-}
 
 /// What the next step found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,14 +47,11 @@ pub(super) enum Step {
 pub(super) struct Copier {
     source: Arc<Node>,
     target: Arc<Node>,
-    dirty: Arc<DirtyBitmap>,
+    ledger: Arc<Ledger>,
     unmap: bool,
     /// Bytes that one copy moves at once: its share of the operator's `buf-size`.
     piece: u64,
-    /// Counts the copies in flight; `settle` waits for it.
-    running: Gate,
     state: Mutex<State>,
-    tally: Tally,
 }
 
 #[derive(Debug, Default)]
@@ -87,37 +59,28 @@ struct State {
     ranges: Vec<Range<u64>>,
     /// Where the next search begins, so that a hot chunk does not starve the others.
     cursor: u64,
-    errors: Vec<CopyError>,
-    finished: u64,
 }
 
 impl Copier {
     pub(super) fn new(
         source: Arc<Node>,
         target: Arc<Node>,
-        dirty: Arc<DirtyBitmap>,
+        ledger: Arc<Ledger>,
         unmap: bool,
         buf_size: u64,
-        clock: Clock,
     ) -> Self {
         let share = (buf_size / MAX_IN_FLIGHT as u64).clamp(MIN_DATA, MAX_DATA);
         Self {
             source,
             target,
-            dirty,
+            ledger,
             unmap,
             piece: share / MIN_DATA * MIN_DATA,
-            running: Gate::new("mirror copies", clock),
             state: Mutex::default(),
-            tally: Tally::default(),
         }
     }
 
-    pub(super) fn tally(&self) -> &Tally {
-        &self.tally
-    }
-
-    /// Bytes that are dirty or being copied.
+    /// Bytes that are dirty, being copied, or being written to both sides.
     pub(super) fn remaining(&self) -> u64 {
         let in_flight: u64 = self
             .state
@@ -126,26 +89,17 @@ impl Copier {
             .iter()
             .map(|range| range.end - range.start)
             .sum();
-        self.dirty.count().saturating_add(in_flight)
+        let twofold = self.ledger.on_their_way.load(Ordering::Relaxed);
+        self.ledger
+            .dirty
+            .count()
+            .saturating_add(in_flight)
+            .saturating_add(twofold)
     }
 
     /// Whether nothing is dirty and no copy runs.
     pub(super) fn is_converged(&self) -> bool {
-        self.running.in_flight() == 0 && self.dirty.is_clean()
-    }
-
-    /// Bytes finished since the last call, and the errors met.
-    pub(super) fn take_results(&self) -> (u64, Vec<CopyError>) {
-        let mut state = self.state.lock();
-        (
-            std::mem::take(&mut state.finished),
-            std::mem::take(&mut state.errors),
-        )
-    }
-
-    /// Waits until no copy runs.
-    pub(super) async fn settle(&self) {
-        self.running.wait_idle().await;
+        self.ledger.copies.in_flight() == 0 && self.ledger.dirty.is_clean()
     }
 
     /// Starts one copy of what is dirty next, if there is any and it may run now.
@@ -153,13 +107,13 @@ impl Copier {
     /// The job is kicked when the copy has ended.
     pub(super) async fn step(self: &Arc<Self>, kicker: &JobKicker) -> Step {
         let Some(run) = self.next_run() else {
-            return if self.dirty.is_clean() {
+            return if self.ledger.dirty.is_clean() {
                 Step::Clean
             } else {
                 Step::Busy
             };
         };
-        let Some(token) = self.running.try_enter().filter(|_| self.has_room()) else {
+        let Some(token) = self.ledger.copies.try_enter().filter(|_| self.has_room()) else {
             return Step::Busy;
         };
         let (range, data) = self.sized(run).await;
@@ -192,7 +146,7 @@ impl Copier {
     fn free_run(&self, busy: &[Range<u64>], from: u64, until: u64) -> Option<Range<u64>> {
         let mut from = from;
         while from < until {
-            let mut run = self.dirty.next_dirty(from, MAX_ZEROES)?;
+            let mut run = self.ledger.dirty.next_dirty(from, MAX_ZEROES)?;
             if run.start >= until {
                 return None;
             }
@@ -217,7 +171,7 @@ impl Copier {
     /// marks were cleared.
     async fn sized(&self, run: Range<u64>) -> (Range<u64>, u64) {
         let len = run.end - run.start;
-        let granularity = self.dirty.granularity();
+        let granularity = self.ledger.dirty.granularity();
         let zeroes = match self.source.block_status(run.start, len).await {
             Ok(status) if status.allocation == Allocation::Zero => status.len,
             _ => 0,
@@ -233,21 +187,28 @@ impl Copier {
     }
 
     async fn run(&self, range: Range<u64>, token: Token) {
-        self.dirty.clear(range.start, range.end - range.start);
-        let result = self.copy(range.clone()).await;
+        let ledger = &self.ledger;
+        let len = range.end - range.start;
+        let claim = ledger
+            .claims
+            .claim(range.clone(), ClaimKind::Exclusive)
+            .await;
+        let marks = ledger.dirty.clear(range.start, len);
+        let result = match marks {
+            // A guest's write to both sides was here meanwhile.
+            0 => Ok(()),
+            _ => self.copy(range.clone()).await,
+        };
         if result.is_err() {
-            self.dirty.set_dirty(range.start, range.end - range.start);
-            self.tally
-                .retried
-                .fetch_add(range.end - range.start, Ordering::Relaxed);
+            ledger.dirty.set_dirty(range.start, len);
+            ledger.tally.retried.fetch_add(len, Ordering::Relaxed);
         }
-        let mut state = self.state.lock();
-        state.ranges.retain(|other| *other != range);
+        drop(claim);
+        self.state.lock().ranges.retain(|other| *other != range);
         match result {
-            Ok(()) => state.finished += range.end - range.start,
-            Err(error) => state.errors.push(error),
+            Ok(()) => ledger.add_finished(len),
+            Err(error) => ledger.report(error),
         }
-        drop(state);
         drop(token);
     }
 
@@ -283,7 +244,7 @@ impl Copier {
             .write_zeroes(offset, len, flags)
             .await
             .map_err(|error| CopyError::new(IoOperation::Write, &error))?;
-        self.tally.zeroed.fetch_add(len, Ordering::Relaxed);
+        self.ledger.tally.zeroed.fetch_add(len, Ordering::Relaxed);
         Ok(())
     }
 
@@ -300,7 +261,7 @@ impl Copier {
             .write(offset, buffer, RequestFlags::empty())
             .await
             .map_err(|error| CopyError::new(IoOperation::Write, &error))?;
-        self.tally.copied.fetch_add(len, Ordering::Relaxed);
+        self.ledger.tally.copied.fetch_add(len, Ordering::Relaxed);
         Ok(len)
     }
 }

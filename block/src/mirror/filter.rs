@@ -3,42 +3,42 @@
 //! A write goes to the source and is recorded in the dirty bitmap *after* it has ended, whether it
 //! succeeded or failed (a failed write may have changed some of its bytes): the copier clears a
 //! chunk's mark before it reads, so whatever the order, the last write is copied or still marked.
-//! Recording is on from the moment the filter is in place, before anything is copied.
+//! Recording is on from the moment the filter is in place, before anything is copied. In the mode
+//! `write-blocking` it goes [to both sides](super::twofold) instead.
 
 use std::sync::Arc;
 
 use sluice_aio::IoBuffer;
 
-use crate::dirty::DirtyBitmap;
+use super::ledger::Ledger;
+use super::twofold::{Change, write_both_boxed, write_recorded};
 use crate::driver::{BlockFuture, Driver, Edge, RequestFlags, Role};
-use crate::error::Result;
 use crate::node::Node;
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct MirrorTop {
     source: Edge,
-    dirty: Arc<DirtyBitmap>,
+    ledger: Arc<Ledger>,
 }
 
 impl MirrorTop {
-    pub(super) fn new(source: Arc<Node>, dirty: Arc<DirtyBitmap>) -> Self {
+    pub(super) fn new(source: Arc<Node>, ledger: Arc<Ledger>) -> Self {
         Self {
             source: Edge::new(Role::Filtered, source),
-            dirty,
+            ledger,
         }
     }
 
-    /// Does a change and records it when it has ended.
-    async fn recorded(
-        &self,
-        offset: u64,
-        len: u64,
-        change: impl Future<Output = Result<()>>,
-    ) -> Result<()> {
-        let result = change.await;
-        self.dirty.record(offset, len);
-        result
+    fn change(&self, offset: u64, len: u64, change: Change) -> BlockFuture<'_, ()> {
+        let (source, range) = (self.source.node(), offset..offset + len);
+        BlockFuture::new(async move {
+            if self.ledger.writes_both() && len > 0 {
+                write_both_boxed(&self.ledger, &source, range, change).await
+            } else {
+                write_recorded(&self.ledger, &source, range, change).await
+            }
+        })
     }
 }
 
@@ -52,27 +52,19 @@ impl Driver for MirrorTop {
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        let source = self.source.node();
         let len = buffer.len() as u64;
-        BlockFuture::new(async move {
-            self.recorded(offset, len, source.write(offset, buffer, flags))
-                .await
-        })
+        self.change(offset, len, Change::Data(buffer, flags))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        let source = self.source.node();
-        BlockFuture::new(async move {
-            self.recorded(offset, len, source.write_zeroes(offset, len, flags))
-                .await
-        })
+        self.change(offset, len, Change::Zeroes(flags))
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
-        let source = self.source.node();
-        BlockFuture::new(async move {
-            self.recorded(offset, len, source.discard(offset, len))
-                .await
-        })
+        if !self.source.node().policy().unmaps() {
+            // It would be ignored: nothing changes, so there is nothing to copy.
+            return BlockFuture::new(async { Ok(()) });
+        }
+        self.change(offset, len, Change::Discard)
     }
 }

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use super::copier::{Copier, CopyError, Step};
+use super::balance::{Balance, Counts};
+use super::copier::{Copier, Step};
+use super::ledger::{CopyError, Ledger};
+use super::options::CopyMode;
 use super::start::{FILTER_ROLE, TARGET_ROLE};
-use crate::dirty::DirtyBitmap;
 use crate::drain::Section;
 use crate::driver::DebugEvent;
 use crate::event::IoOperation;
@@ -47,17 +50,20 @@ pub(super) struct MirrorJob {
     pub(super) source: Arc<Node>,
     pub(super) filter: Arc<Node>,
     pub(super) target: Arc<Node>,
-    pub(super) dirty: Arc<DirtyBitmap>,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) copier: Arc<Copier>,
     pub(super) copy_everything: bool,
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
+    pub(super) balance: Mutex<Balance>,
     pub(super) outcome: Outcome,
 }
 
 /// What the end of the job has to tell.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
+    /// It was ready: the first copy is complete.
+    was_ready: AtomicBool,
     pivoted: AtomicBool,
     pause_us: AtomicU64,
     postponed: AtomicU64,
@@ -98,7 +104,7 @@ impl MirrorJob {
                 (Step::Clean | Step::Busy, Pace::Background) => {
                     job.sleep(IDLE_SLICE).await;
                 }
-                (Step::Clean | Step::Busy, Pace::Pivot) => self.copier.settle().await,
+                (Step::Clean | Step::Busy, Pace::Pivot) => self.ledger.copies.wait_idle().await,
             }
         }
     }
@@ -133,7 +139,7 @@ impl MirrorJob {
         if !errors.is_empty() {
             // Copies run side by side, and what ails one ails all: let them all end and judge
             // their error once, or the operator would have to resume the job for each of them.
-            self.copier.settle().await;
+            self.settle_copies().await;
             errors.extend(self.account(job));
         }
         self.judge(job, errors, pace).await
@@ -141,13 +147,30 @@ impl MirrorJob {
 
     /// Moves the job's progress; returns the errors that copies met since the last time.
     fn account(&self, job: &JobContext) -> Vec<CopyError> {
-        let (finished, errors) = self.copier.take_results();
+        let (finished, errors) = self.ledger.take_news();
+        let left = self.copier.remaining();
         job.progress().add_done(finished);
-        job.progress().set_remaining(self.copier.remaining());
+        job.progress().set_remaining(left);
         if finished > 0 && errors.is_empty() {
             job.io_success();
         }
+        self.weigh(left);
         errors
+    }
+
+    /// What an automatic mirror decides about the guest's writes, by what was counted up to now.
+    fn weigh(&self, left: u64) {
+        if self.ledger.mode() != CopyMode::Automatic {
+            return;
+        }
+        let tally = &self.ledger.tally;
+        let counts = Counts {
+            copied: tally.copied.load(Ordering::Relaxed) + tally.zeroed.load(Ordering::Relaxed),
+            left,
+            written: tally.twofold.load(Ordering::Relaxed),
+        };
+        let twofold = self.balance.lock().decide(counts);
+        self.ledger.set_twofold(twofold);
     }
 
     /// Applies the operator's policy; returns if the job is to go on (what failed is dirty again).
@@ -157,6 +180,9 @@ impl MirrorJob {
         errors: Vec<CopyError>,
         pace: Pace,
     ) -> Result<(), JobError> {
+        if errors.is_empty() {
+            return Ok(());
+        }
         let mut judged: Vec<CopyError> = Vec::new();
         let mut wait = Duration::ZERO;
         let mut stopped = false;
@@ -182,7 +208,13 @@ impl MirrorJob {
         } else if !wait.is_zero() {
             job.back_off(wait).await;
         }
+        self.ledger.resume();
         Ok(())
+    }
+
+    /// Waits until no copy is on its way.
+    async fn settle_copies(&self) {
+        self.ledger.copies.wait_idle().await;
     }
 
     /// Makes the target durable, as far as it was written before.
@@ -213,7 +245,7 @@ impl MirrorJob {
                 continue;
             }
             // The last chance for an error to be judged by the operator's policy.
-            self.copier.settle().await;
+            self.settle_copies().await;
             let errors = self.account(job);
             if errors.is_empty() {
                 return job.check_cancelled();
@@ -300,22 +332,33 @@ impl MirrorJob {
             .map_err(failed)
     }
 
-    fn report_map(&self) -> Map<String, Value> {
+    /// What the pivot cost.
+    fn pivot_report(&self) -> Map<String, Value> {
         let outcome = &self.outcome;
-        let tally = self.copier.tally();
-        let load = |counter: &AtomicU64| Value::from(counter.load(Ordering::Relaxed));
-        [
-            ("x-pivot-pause-us", load(&outcome.pause_us)),
-            ("x-postponed-requests", load(&outcome.postponed)),
-            ("x-longest-wait-us", load(&outcome.longest_wait_us)),
-            ("x-bytes-copied", load(&tally.copied)),
-            ("x-bytes-zeroed", load(&tally.zeroed)),
-            ("x-bytes-retried", load(&tally.retried)),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+        figures([
+            ("x-pivot-pause-us", &outcome.pause_us),
+            ("x-postponed-requests", &outcome.postponed),
+            ("x-longest-wait-us", &outcome.longest_wait_us),
+        ])
     }
+
+    /// What was done up to now.
+    fn work_report(&self) -> Map<String, Value> {
+        let tally = &self.ledger.tally;
+        figures([
+            ("x-bytes-copied", &tally.copied),
+            ("x-bytes-zeroed", &tally.zeroed),
+            ("x-bytes-retried", &tally.retried),
+            ("x-bytes-written-to-both", &tally.twofold),
+        ])
+    }
+}
+
+fn figures<const N: usize>(counters: [(&str, &AtomicU64); N]) -> Map<String, Value> {
+    let figure = |(name, counter): (&str, &AtomicU64)| {
+        (name.to_owned(), counter.load(Ordering::Relaxed).into())
+    };
+    counters.into_iter().map(figure).collect()
 }
 
 fn failed(error: impl std::fmt::Display) -> JobError {
@@ -353,22 +396,27 @@ impl JobDriver for MirrorJob {
 
     fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
+            self.ledger.set_kicker(job.kicker());
             if self.copy_everything {
-                self.dirty.set_all();
+                self.ledger.dirty.set_all();
             }
             let result = async {
                 self.synchronise(job).await?;
+                self.outcome.was_ready.store(true, Ordering::Relaxed);
                 job.transition_to_ready()?;
                 self.keep_in_sync(job).await
             }
             .await;
-            self.copier.settle().await;
+            if result.is_err() {
+                self.ledger.give_up();
+            }
+            self.settle_copies().await;
             result
         })
     }
 
     fn settle<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
-        Box::pin(self.copier.settle())
+        Box::pin(self.settle_copies())
     }
 
     fn prepare<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
@@ -377,7 +425,8 @@ impl JobDriver for MirrorJob {
 
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
-            self.copier.settle().await;
+            self.ledger.give_up();
+            self.ledger.settle().await;
             if self.outcome.pivoted.load(Ordering::Relaxed) {
                 return;
             }
@@ -409,21 +458,41 @@ impl JobDriver for MirrorJob {
         true
     }
 
+    fn on_cancel(&self, force: bool) {
+        if force {
+            self.ledger.give_up();
+        }
+    }
+
+    fn on_change(&self, options: &Map<String, Value>) -> Result<(), VerbError> {
+        let mode = options.get("copy-mode").cloned().unwrap_or_default();
+        let mode = serde_json::from_value(mode);
+        let refused = |error: serde_json::Error| VerbError::Refused(error.to_string());
+        self.ledger.set_mode(mode.map_err(refused)?);
+        Ok(())
+    }
+
     fn on_complete(&self, _job: &Job) -> Result<(), VerbError> {
         // Nothing to prepare: the work sees the request at its next look.
         Ok(())
     }
 
     fn query(&self) -> Map<String, Value> {
-        let mut members = Map::new();
-        members.insert("actively-synced".to_owned(), Value::Bool(false));
+        let mut members = self.work_report();
+        let synced = self.outcome.was_ready.load(Ordering::Relaxed) && self.ledger.is_in_sync();
+        members.insert("actively-synced".to_owned(), synced.into());
+        members.insert("x-copy-mode".to_owned(), self.ledger.mode().name().into());
+        let twofold = self.ledger.is_twofold();
+        members.insert("x-writes-to-both".to_owned(), twofold.into());
         if self.outcome.pivoted.load(Ordering::Relaxed) {
-            members.extend(self.report_map());
+            members.extend(self.pivot_report());
         }
         members
     }
 
     fn report(&self) -> Map<String, Value> {
-        self.report_map()
+        let mut report = self.work_report();
+        report.extend(self.pivot_report());
+        report
     }
 }

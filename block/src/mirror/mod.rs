@@ -19,14 +19,16 @@
 //!
 //! On a cancel or a failure the filter is taken out, in a section too, and the source stays.
 
+mod balance;
 mod copier;
 mod filter;
 mod job;
+mod ledger;
+mod options;
 mod start;
 #[cfg(test)]
 mod tests;
+mod twofold;
 
-pub use start::{
-    BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, NewImageMode, SyncMode, blockdev_mirror,
-    drive_mirror,
-};
+pub use options::{BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
+pub use start::{blockdev_mirror, drive_mirror};

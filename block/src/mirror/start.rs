@@ -1,124 +1,27 @@
 //! The commands `blockdev-mirror` and `drive-mirror`: everything that can be wrong is found here,
 //! before the guest's disk is touched.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use parking_lot::Mutex;
 use sluice_aio::{AioContext, current};
 
+use super::balance::Balance;
 use super::copier::Copier;
 use super::filter::MirrorTop;
 use super::job::{MirrorJob, Outcome};
+use super::ledger::Ledger;
+use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::home::Home;
-use crate::job::{CreateError, JobId, JobOptions, OnError};
+use crate::job::{CreateError, JobId, JobOptions};
 use crate::node::Node;
 use crate::options::{BlockdevOptions, Discard};
 use crate::permission::{Access, Permissions};
-
-/// What is copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SyncMode {
-    /// Everything, then every write.
-    Full,
-    /// What the top image holds; without a backing image that is everything.
-    Top,
-    /// Only what is written from now on.
-    None,
-}
-
-/// How guest writes reach the target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CopyMode {
-    /// They are recorded and copied later.
-    #[default]
-    Background,
-    /// They go to both at once.
-    WriteBlocking,
-}
-
-/// Whether `drive-mirror` makes its target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NewImageMode {
-    /// It exists already.
-    Existing,
-    /// It is created, or emptied if it exists.
-    #[default]
-    AbsolutePaths,
-}
-
-/// What both commands take.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct MirrorCommon {
-    /// The job's name; the device's if not given.
-    #[serde(default)]
-    pub job_id: Option<String>,
-    /// The source: a device or a node.
-    pub device: String,
-    /// What to copy.
-    pub sync: SyncMode,
-    /// Bytes per second; 0: no limit.
-    #[serde(default)]
-    pub speed: Option<i64>,
-    /// Bytes per bit of the dirty bitmap.
-    #[serde(default)]
-    pub granularity: Option<u64>,
-    /// Bytes in flight at most.
-    #[serde(default)]
-    pub buf_size: Option<i64>,
-    /// What to do when the source can't be read.
-    #[serde(default)]
-    pub on_source_error: OnError,
-    /// What to do when the target can't be written.
-    #[serde(default)]
-    pub on_target_error: OnError,
-    /// How guest writes reach the target.
-    #[serde(default)]
-    pub copy_mode: CopyMode,
-    /// Pivot without `job-finalize`.
-    #[serde(default)]
-    pub auto_finalize: Option<bool>,
-    /// Go away without `job-dismiss`.
-    #[serde(default)]
-    pub auto_dismiss: Option<bool>,
-}
-
-/// Arguments of `blockdev-mirror` beyond the common ones.
-#[derive(Clone, Debug)]
-pub struct BlockdevMirror {
-    /// What both commands take.
-    pub common: MirrorCommon,
-    /// The target node's name.
-    pub target: String,
-    /// A name for the filter; made up if not given.
-    pub filter_node_name: Option<String>,
-}
-
-/// Arguments of `drive-mirror` beyond the common ones.
-#[derive(Clone, Debug)]
-pub struct DriveMirror {
-    /// What both commands take.
-    pub common: MirrorCommon,
-    /// The target's path.
-    pub target: PathBuf,
-    /// The target's format; only `raw`.
-    pub format: Option<String>,
-    /// A name for the target node.
-    pub node_name: Option<String>,
-    /// Whether to create the target.
-    pub mode: NewImageMode,
-    /// Carry zeroes as holes.
-    pub unmap: bool,
-}
 
 /// Granularity if none is asked for, in bytes (QEMU: 64 KiB where no cluster size is known).
 const DEFAULT_GRANULARITY: u64 = 64 << 10;
@@ -243,11 +146,6 @@ fn settings(common: &MirrorCommon, source: &Node) -> Result<Settings> {
         0 => DEFAULT_BUF_SIZE,
         size => u64::try_from(size).map_err(|_| refused("Invalid parameter 'buf-size'"))?,
     };
-    if common.copy_mode == CopyMode::WriteBlocking {
-        return Err(refused(
-            "Parameter 'copy-mode' does not accept value 'write-blocking' yet; use 'background'",
-        ));
-    }
     job_options(common, source)?;
     Ok(Settings {
         granularity,
@@ -340,12 +238,14 @@ async fn start(
     let options = job_options(common, &source)?;
     let id = options.id.to_string();
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
-    let dirty =
-        Arc::new(bitmap.map_err(|error| refused(format!("{error}; choose a larger granularity")))?);
+    let bitmap =
+        bitmap.map_err(|error| refused(format!("{error}; choose a larger granularity")))?;
+    let clock = graph.clock().clone();
+    let ledger = Ledger::new(bitmap, Arc::clone(&target), common.copy_mode, clock);
     let claim = Claim::take(graph, &source, &target, &id)?;
 
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
-    let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&dirty)));
+    let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&ledger)));
     let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
     // Until it goes, with the job.
     filter.block(&blocker_text(&id))?;
@@ -361,18 +261,18 @@ async fn start(
         source: Arc::clone(&source),
         filter: Arc::clone(&filter),
         target: Arc::clone(&target),
-        dirty: Arc::clone(&dirty),
         copier: Arc::new(Copier::new(
             Arc::clone(&source),
             Arc::clone(&target),
-            dirty,
+            Arc::clone(&ledger),
             unmap,
             settings.buf_size,
-            graph.clock().clone(),
         )),
+        ledger,
         copy_everything: common.sync != SyncMode::None,
         on_source_error: common.on_source_error,
         on_target_error: common.on_target_error,
+        balance: Mutex::new(Balance::new()),
         outcome: Outcome::default(),
     };
     let home = home.unwrap_or_else(|| main.into());

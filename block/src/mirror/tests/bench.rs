@@ -125,6 +125,17 @@ pub(super) fn common(device: &str) -> MirrorCommon {
     }
 }
 
+/// The options by which a running job gets another mode.
+pub(super) fn copy_mode(mode: CopyMode) -> serde_json::Map<String, Value> {
+    let options = json!({"copy-mode": mode.name()});
+    options.as_object().unwrap().clone()
+}
+
+/// Whether source and target are the same and stay so.
+pub(super) fn is_synced(job: &Job) -> bool {
+    job.block_job_info().details["actively-synced"] == true
+}
+
 impl Bench {
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(format!("{name}.img"))

@@ -9,3 +9,4 @@ mod pivot;
 mod random;
 mod refusals;
 mod rules;
+mod twofold;

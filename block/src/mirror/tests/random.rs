@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use sluice_aio::{AioContext, Clock, IoBuffer, current};
 
-use super::bench::{Bench, SIZE, Serving, common, pattern, run_with};
+use super::bench::{Bench, SIZE, Serving, common, copy_mode, pattern, run_with};
 use crate::backend::Backend;
 use crate::graph::Graph;
 use crate::job::{Job, JobState};
+use crate::mirror::CopyMode;
 
 /// Bytes that a request's offset and length are multiples of.
 const UNIT: u64 = 512;
@@ -114,9 +115,16 @@ async fn sections(graph: Arc<Graph>, seed: u64, stop: Rc<RefCell<bool>>) {
     }
 }
 
+const MODES: [CopyMode; 3] = [
+    CopyMode::Background,
+    CopyMode::WriteBlocking,
+    CopyMode::Automatic,
+];
+
 /// Gives the job one of the verbs, or nothing; refusals are part of life.
 fn meddle(job: &Job, dice: &mut Dice) {
-    drop(match dice.roll(6) {
+    drop(match dice.roll(8) {
+        5 | 6 => job.change(&copy_mode(MODES[usize::try_from(dice.roll(3)).unwrap()])),
         0 => job.pause(),
         1 => job.resume(),
         2 => job.set_speed(i64::try_from(dice.roll(1 << 30)).unwrap()),
@@ -131,6 +139,7 @@ async fn one_mirror(bench: &Bench, target: &str, dice: &mut Dice) -> bool {
     let mut arguments = common("disk");
     arguments.granularity = Some(512 << dice.roll(8));
     arguments.auto_finalize = Some(dice.roll(2) == 0);
+    arguments.copy_mode = MODES[usize::try_from(dice.roll(3)).unwrap()];
     let job = bench.mirror_with(target, arguments).await;
     for _ in 0..dice.roll(30) {
         meddle(&job, dice);

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use sluice_block::job::{BlockJobInfo, Job, JobInfo, VerbError};
+use sluice_block::mirror::CopyMode;
 
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::error::QmpError;
@@ -59,6 +61,32 @@ pub(super) async fn block_job_cancel(
     block_job(&monitor, &arguments.device, |job| {
         job.cancel_unless_paused(force)
     })
+}
+
+/// The kinds of jobs with options that can change.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Changeable {
+    Mirror,
+}
+
+/// Arguments of `block-job-change`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Change {
+    id: String,
+    r#type: Changeable,
+    copy_mode: CopyMode,
+}
+
+pub(super) async fn block_job_change(
+    monitor: Arc<Monitor>,
+    arguments: Change,
+) -> Result<Done, QmpError> {
+    let Changeable::Mirror = arguments.r#type;
+    let mode = Value::from(arguments.copy_mode.name());
+    let options = Map::from_iter([("copy-mode".to_owned(), mode)]);
+    block_job(&monitor, &arguments.id, |job| job.change(&options))
 }
 
 /// Arguments of `block-job-set-speed`.

@@ -81,6 +81,7 @@ commands! {
     "block-dirty-bitmap-merge" => bitmaps::merge;
     "block-dirty-bitmap-remove" => bitmaps::remove;
     "block-job-cancel" => jobs::block_job_cancel;
+    "block-job-change" => jobs::block_job_change;
     "block-job-complete" => jobs::block_job_complete;
     "block-job-dismiss" => jobs::block_job_dismiss;
     "block-job-finalize" => jobs::block_job_finalize;

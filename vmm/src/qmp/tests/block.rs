@@ -147,6 +147,48 @@ fn a_mirror_from_start_to_pivot() {
 }
 
 #[test]
+fn the_copy_mode_of_a_mirror_changes_while_it_runs() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "src", 1, 1);
+        add_disk(world, &mut client, "dst", 1, 2);
+        let mut arguments = mirror("j", "src", "dst");
+        arguments["copy-mode"] = "write-blocking".into();
+        client.ok("blockdev-mirror", arguments);
+        client.wait_event("BLOCK_JOB_READY");
+        let job = |client: &mut Client| client.ok("query-block-jobs", json!({}))[0].clone();
+        assert_eq!(job(&mut client)["actively-synced"], true);
+        for mode in ["background", "automatic", "write-blocking"] {
+            let change = json!({"id": "j", "type": "mirror", "copy-mode": mode});
+            client.ok("block-job-change", change);
+            let job = job(&mut client);
+            assert_eq!(job["x-copy-mode"], mode);
+            assert_eq!(job["actively-synced"], mode == "write-blocking");
+        }
+        for (arguments, expected) in [
+            (
+                json!({"id": "j", "type": "mirror"}),
+                "Parameter 'copy-mode' is missing",
+            ),
+            (
+                json!({"id": "j", "type": "commit", "copy-mode": "background"}),
+                "Parameter 'type' does not accept value 'commit'",
+            ),
+            (
+                json!({"id": "j", "type": "mirror", "copy-mode": "sideways"}),
+                "Parameter 'copy-mode' does not accept value 'sideways'",
+            ),
+        ] {
+            let text = client.generic("block-job-change", arguments);
+            assert_eq!(text, expected);
+        }
+        let change = json!({"id": "k", "type": "mirror", "copy-mode": "background"});
+        let (class, _) = client.fails("block-job-change", change);
+        assert_eq!(class, "DeviceNotActive");
+    });
+}
+
+#[test]
 fn drive_mirror_makes_its_target() {
     run(|world| {
         let mut client = world.client();

@@ -1,0 +1,287 @@
+//! [`Ledger`]: what the filter and the copier of one mirror both go by.
+//!
+//! The filter runs in the loops of the guest's requests, the copier in the job's. They meet in the
+//! dirty bitmap, in the claims that keep copies and twofold writes of one place apart, and here.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use event_listener::Event;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use sluice_aio::{Clock, Gate};
+
+use super::options::CopyMode;
+use crate::dirty::DirtyBitmap;
+use crate::driver::Background;
+use crate::error::BlockError;
+use crate::event::IoOperation;
+use crate::io::serialise::Serialiser;
+use crate::job::JobKicker;
+use crate::node::Node;
+
+/// Why a copy failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CopyError {
+    pub(super) operation: IoOperation,
+    pub(super) errno: Errno,
+}
+
+impl CopyError {
+    pub(super) fn new(operation: IoOperation, error: &BlockError) -> Self {
+        Self {
+            operation,
+            errno: Errno::from_raw_os_error(error.errno()),
+        }
+    }
+}
+
+/// What has been done so far, in bytes; for reports.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Read from the source and written to the target by the job.
+    pub(super) copied: AtomicU64,
+    /// Made zeroes at the target by the job.
+    pub(super) zeroed: AtomicU64,
+    /// Had to be copied again because something failed.
+    pub(super) retried: AtomicU64,
+    /// Written to both sides by the guest.
+    pub(super) twofold: AtomicU64,
+}
+
+/// What the job has not taken notice of yet.
+#[derive(Debug, Default)]
+struct News {
+    errors: Vec<CopyError>,
+    finished: u64,
+}
+
+/// See the [module](self). Any thread.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) dirty: DirtyBitmap,
+    pub(super) target: Arc<Node>,
+    /// Places at which the target is being changed: only one change of a place at a time.
+    pub(super) claims: Arc<Serialiser>,
+    pub(super) tally: Tally,
+    /// Twofold writes that have not ended at the target, those included for which nobody waits.
+    pub(super) at_target: Arc<Background>,
+    /// Bytes of guest writes that are on their way to both sides.
+    pub(super) on_their_way: AtomicU64,
+    /// Memory of twofold writes.
+    pub(super) memory: Memory,
+    /// What the operator wants.
+    mode: Mutex<CopyMode>,
+    /// Guest writes go to both sides.
+    twofold: AtomicBool,
+    /// The target has failed a guest's write, and the job has not judged that yet.
+    suspended: AtomicBool,
+    /// The job has come to its end without a pivot: no guest waits for the target any more.
+    over: AtomicBool,
+    ended: Event,
+    news: Mutex<News>,
+    kicker: OnceLock<JobKicker>,
+    /// Counts copies in flight.
+    pub(super) copies: Gate,
+}
+
+impl Ledger {
+    pub(super) fn new(
+        dirty: DirtyBitmap,
+        target: Arc<Node>,
+        mode: CopyMode,
+        clock: Clock,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            dirty,
+            target,
+            claims: Arc::default(),
+            tally: Tally::default(),
+            at_target: Arc::default(),
+            on_their_way: AtomicU64::new(0),
+            memory: Memory::new(),
+            mode: Mutex::new(mode),
+            twofold: AtomicBool::new(mode == CopyMode::WriteBlocking),
+            suspended: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            ended: Event::new(),
+            news: Mutex::default(),
+            kicker: OnceLock::new(),
+            copies: Gate::new("mirror copies", clock),
+        })
+    }
+
+    /// Whom to wake when a guest's write has met an error.
+    pub(super) fn set_kicker(&self, kicker: JobKicker) {
+        // A job runs once.
+        let _ = self.kicker.set(kicker);
+    }
+
+    /// What the operator wants.
+    pub(super) fn mode(&self) -> CopyMode {
+        *self.mode.lock()
+    }
+
+    /// Begins another mode, for the writes that come from now on. One that is on its way marks what it
+    /// changed when it ends, or has claimed its place: either way nothing is lost.
+    pub(super) fn set_mode(&self, mode: CopyMode) {
+        let mut asked = self.mode.lock();
+        *asked = mode;
+        if mode != CopyMode::Automatic {
+            let twofold = mode == CopyMode::WriteBlocking;
+            self.twofold.store(twofold, Ordering::Release);
+        }
+    }
+
+    /// Follows a decision of an automatic mirror, unless the operator has decided otherwise meanwhile.
+    pub(super) fn set_twofold(&self, twofold: bool) {
+        let asked = self.mode.lock();
+        if *asked == CopyMode::Automatic {
+            self.twofold.store(twofold, Ordering::Release);
+        }
+    }
+
+    /// Whether guest writes are meant to go to both sides.
+    pub(super) fn is_twofold(&self) -> bool {
+        self.twofold.load(Ordering::Acquire)
+    }
+
+    /// Whether a guest's write that comes now goes to both sides.
+    pub(super) fn writes_both(&self) -> bool {
+        self.is_twofold()
+            && !self.suspended.load(Ordering::Acquire)
+            && !self.over.load(Ordering::Acquire)
+    }
+
+    /// From now on no guest waits for the target.
+    pub(super) fn give_up(&self) {
+        self.over.store(true, Ordering::Release);
+        self.ended.notify(usize::MAX);
+    }
+
+    /// Completes when the job has given up.
+    pub(super) async fn given_up(&self) {
+        while !self.over.load(Ordering::Acquire) {
+            let ended = self.ended.listen();
+            if !self.over.load(Ordering::Acquire) {
+                ended.await;
+            }
+        }
+    }
+
+    /// Waits until nothing of the mirror is on its way to the target.
+    pub(super) async fn settle(&self) {
+        self.copies.wait_idle().await;
+        self.at_target.wait_idle().await;
+    }
+
+    /// The part of a guest's change that the target gets at once: all but the ends that lie in chunks which
+    /// are dirty and will be copied as a whole. The caller has claimed the range, so the chunks stay dirty.
+    pub(super) fn shared_part(&self, range: &Range<u64>) -> Range<u64> {
+        let (granularity, size) = (self.dirty.granularity(), self.dirty.size());
+        let (mut start, mut end) = (range.start, range.end);
+        if !start.is_multiple_of(granularity) && self.dirty.is_dirty(start) {
+            start = start.next_multiple_of(granularity).min(end);
+        }
+        if !end.is_multiple_of(granularity) && end < size && self.dirty.is_dirty(end) {
+            end = (end / granularity * granularity).max(start);
+        }
+        start..end
+    }
+
+    /// Notes that the target has failed; the guest need not know. Until the job has judged it, the guest's
+    /// writes are only recorded.
+    pub(super) fn report(&self, error: CopyError) {
+        let mut news = self.news.lock();
+        if !news.errors.contains(&error) {
+            news.errors.push(error);
+        }
+        drop(news);
+        if let Some(kicker) = self.kicker.get() {
+            kicker.kick();
+        }
+    }
+
+    /// As [`report`](Self::report), by a guest's write.
+    pub(super) fn suspend(&self, error: CopyError) {
+        self.suspended.store(true, Ordering::Release);
+        self.report(error);
+    }
+
+    /// The job goes on after an error.
+    pub(super) fn resume(&self) {
+        self.suspended.store(false, Ordering::Release);
+    }
+
+    /// Counts bytes that reached the target.
+    pub(super) fn add_finished(&self, bytes: u64) {
+        self.news.lock().finished += bytes;
+    }
+
+    /// Bytes finished since the last call, and the errors met.
+    pub(super) fn take_news(&self) -> (u64, Vec<CopyError>) {
+        let news = std::mem::take(&mut *self.news.lock());
+        (news.finished, news.errors)
+    }
+
+    /// Whether source and target hold the same, and will do so after every write that ends.
+    pub(super) fn is_in_sync(&self) -> bool {
+        self.writes_both() && self.copies.in_flight() == 0 && self.dirty.is_clean()
+    }
+}
+
+/// Memory for guests' data on its way to both sides, bounded for all requests together.
+#[derive(Debug)]
+pub(super) struct Memory {
+    left: Mutex<u64>,
+    freed: Event,
+}
+
+impl Memory {
+    /// The most bytes of one piece of a guest's write.
+    pub(super) const PIECE: usize = 1 << 20;
+    /// The most bytes of all pieces.
+    const ALL: u64 = 8 << 20;
+
+    fn new() -> Self {
+        Self {
+            left: Mutex::new(Self::ALL),
+            freed: Event::new(),
+        }
+    }
+
+    /// Waits until `bytes` more may be used; they are given back when what is returned is dropped.
+    pub(super) async fn take(&self, bytes: usize) -> Taken<'_> {
+        let bytes = (bytes as u64).min(Self::ALL);
+        loop {
+            let freed = self.freed.listen();
+            {
+                let mut left = self.left.lock();
+                if *left >= bytes {
+                    *left -= bytes;
+                    return Taken {
+                        memory: self,
+                        bytes,
+                    };
+                }
+            }
+            freed.await;
+        }
+    }
+}
+
+/// See [`Memory::take`].
+#[derive(Debug)]
+pub(super) struct Taken<'a> {
+    memory: &'a Memory,
+    bytes: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.memory.left.lock() += self.bytes;
+        self.memory.freed.notify(usize::MAX);
+    }
+}
