@@ -1,6 +1,7 @@
 //! The wire: command codes, SET FEATURES codes and transfer modes, without behaviour.
 //!
-//! Source: ATA/ATAPI-6 (T13/1410D) section 8; DATA SET MANAGEMENT from ACS-2 section 7.10.
+//! Sources: ATA/ATAPI-6 (T13/1410D) section 8; single word DMA from ATA-2; the commands that force unit access from
+//! ATA/ATAPI-7; DATA SET MANAGEMENT from ACS-2 section 7.10.
 
 /// The largest number of sectors in a block of READ/WRITE MULTIPLE.
 pub(super) const MAX_MULTIPLE: u8 = 16;
@@ -53,6 +54,8 @@ pub(super) enum Command {
     Read(Protocol, Width),
     /// WRITE SECTORS, WRITE VERIFY, WRITE MULTIPLE, WRITE DMA.
     Write(Protocol, Width),
+    /// WRITE DMA FUA EXT (3D), WRITE MULTIPLE FUA EXT (CE): durable when they end, cache or not.
+    WriteDurably(Protocol),
     /// READ VERIFY SECTORS (40, 41, 42).
     Verify(Width),
     /// READ NATIVE MAX ADDRESS (27, F8).
@@ -63,6 +66,8 @@ pub(super) enum Command {
     Diagnostic,
     /// INITIALIZE DEVICE PARAMETERS (91).
     InitializeParameters,
+    /// SMART (B0).
+    Smart,
     /// CHECK POWER MODE (98, E5).
     CheckPower,
     /// SET MULTIPLE MODE (C6).
@@ -94,6 +99,7 @@ impl Command {
             0x34 => Self::Write(Sectors, Lba48),
             0x35 => Self::Write(Dma, Lba48),
             0x39 => Self::Write(Multiple, Lba48),
+            0x3d => Self::WriteDurably(Dma),
             0x40 | 0x41 => Self::Verify(Lba28),
             0x42 => Self::Verify(Lba48),
             0x70 => Self::Seek,
@@ -103,11 +109,13 @@ impl Command {
             0x94..=0x97 | 0x99 | 0xe0..=0xe3 | 0xe6 => Self::SetPower,
             0xa0 => Self::Packet,
             0xa1 => Self::IdentifyPacket,
+            0xb0 => Self::Smart,
             0xc4 => Self::Read(Multiple, Lba28),
             0xc5 => Self::Write(Multiple, Lba28),
             0xc6 => Self::SetMultiple,
             0xc8 | 0xc9 => Self::Read(Dma, Lba28),
             0xca | 0xcb => Self::Write(Dma, Lba28),
+            0xce => Self::WriteDurably(Multiple),
             0xe7 | 0xea => Self::Flush,
             0xec => Self::Identify,
             0xef => Self::SetFeatures,
@@ -181,6 +189,8 @@ impl Feature {
 pub(super) enum TransferMode {
     /// A PIO mode; no DMA mode is selected any more than before.
     Pio,
+    /// Single word DMA mode 0 to 2, which ATA-3 dropped and old drivers set.
+    SinglewordDma(u8),
     /// Multiword DMA mode 0 to 2.
     MultiwordDma(u8),
     /// Ultra DMA mode 0 to 5.
@@ -188,6 +198,8 @@ pub(super) enum TransferMode {
 }
 
 impl TransferMode {
+    /// The highest single word DMA mode.
+    pub const MAX_SINGLEWORD: u8 = 2;
     /// The highest multiword DMA mode.
     pub const MAX_MULTIWORD: u8 = 2;
     /// The highest Ultra DMA mode.
@@ -197,13 +209,13 @@ impl TransferMode {
     /// The highest code for "PIO default mode".
     const MAX_PIO_DEFAULT: u8 = 1;
 
-    /// Decodes the Count register: type in bits 7:3, mode in bits 2:0. `None` is aborted; so is single word DMA, which
-    /// ATA-3 dropped.
+    /// Decodes the Count register: type in bits 7:3, mode in bits 2:0. `None` is aborted.
     pub fn decode(count: u8) -> Option<Self> {
         let mode = count & 0b111;
         match count >> 3 {
             0b00000 if mode <= Self::MAX_PIO_DEFAULT => Some(Self::Pio),
             0b00001 if mode <= Self::MAX_PIO => Some(Self::Pio),
+            0b00010 if mode <= Self::MAX_SINGLEWORD => Some(Self::SinglewordDma(mode)),
             0b00100 if mode <= Self::MAX_MULTIWORD => Some(Self::MultiwordDma(mode)),
             0b01000 if mode <= Self::MAX_ULTRA => Some(Self::UltraDma(mode)),
             _ => None,

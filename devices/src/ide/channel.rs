@@ -188,6 +188,7 @@ impl Channel {
             generation,
             drive,
             operation,
+            durable,
         } = request;
         let Some(target) = &self.targets[drive] else {
             return;
@@ -219,6 +220,7 @@ impl Channel {
             memory: &self.memory,
             config: &self.config,
             scratch,
+            durable,
         };
         let span = tracing::trace_span!("request", drive, operation = %operation.summary());
         ticket.outcome = server.run(operation).instrument(span).await;

@@ -17,6 +17,9 @@ const SERIAL_MAX: usize = 20;
 const MODEL_MAX: usize = 40;
 const FIRMWARE_MAX: usize = 8;
 
+/// The least that a medium writes at once, in bytes: a sector.
+const LEAST_BLOCK: u32 = 512;
+
 const DEFAULT_MODEL: &str = "SLUICE HARDDISK";
 const DEFAULT_CD_MODEL: &str = "SLUICE DVD-ROM";
 const DEFAULT_FIRMWARE: &str = env!("CARGO_PKG_VERSION");
@@ -51,6 +54,13 @@ pub struct DriveConfig {
     pub write_cache: bool,
     /// Rotation rate in revolutions a minute, 1 for a disk that does not rotate.
     pub rotation_rate: Option<u16>,
+    /// The name that no other drive in the world has (NAA, as 64 bits); none if zero.
+    pub wwn: u64,
+    /// Bytes that the medium writes at once: a power of two from 512 to 16 MiB. Addresses count 512 bytes
+    /// whatever it is.
+    pub physical_block_size: u32,
+    /// The native translation, in place of the customary one for the capacity.
+    pub geometry: Option<Geometry>,
     /// Whether TRIM is offered.
     pub discard: bool,
     /// Whether requests wait while the disk is drained. Switched off only by the negative control,
@@ -70,6 +80,9 @@ impl DriveConfig {
             firmware: None,
             write_cache: true,
             rotation_rate: None,
+            wwn: 0,
+            physical_block_size: LEAST_BLOCK,
+            geometry: None,
             discard: true,
             #[cfg(feature = "test-hooks")]
             postpone: true,
@@ -120,6 +133,11 @@ pub(super) struct Disk {
     /// Capacity in sectors; a last fraction of a sector is not reachable.
     pub sectors: u64,
     pub rotation_rate: Option<u16>,
+    pub wwn: u64,
+    /// Sectors that the medium writes at once, as a power of two.
+    pub physical_exponent: u8,
+    /// The native translation, if it is not the customary one.
+    pub asked_for: Option<Geometry>,
     pub discard: bool,
     pub write_cache: bool,
 }
@@ -127,10 +145,16 @@ pub(super) struct Disk {
 impl Disk {
     /// Checks a configuration; `place` (1 to 4) numbers the default serial.
     pub fn new(config: &DriveConfig, place: usize) -> Result<Self, IdeError> {
+        if let Some(geometry) = config.geometry.filter(|geometry| !geometry.makes_sense()) {
+            return Err(IdeError::Geometry(geometry));
+        }
         Ok(Self {
             identity: DriveIdentity::new(config, place)?,
             sectors: config.backend.len() / SECTOR_SIZE as u64,
             rotation_rate: config.rotation_rate,
+            wwn: config.wwn,
+            physical_exponent: physical_exponent(config.physical_block_size)?,
+            asked_for: config.geometry,
             discard: config.discard,
             write_cache: config.write_cache,
         })
@@ -151,7 +175,8 @@ impl Disk {
 
     /// The native translation.
     pub fn geometry(&self) -> Geometry {
-        Geometry::for_capacity(self.sectors)
+        let customary = || Geometry::for_capacity(self.sectors);
+        self.asked_for.unwrap_or_else(customary)
     }
 
     /// Whether `count` sectors from `sector` exist.
@@ -160,6 +185,15 @@ impl Disk {
             .checked_add(u64::from(count))
             .is_some_and(|end| end <= self.sectors)
     }
+}
+
+/// How many times a sector has to be doubled for a physical block.
+fn physical_exponent(bytes: u32) -> Result<u8, IdeError> {
+    /// What word 106 of IDENTIFY DEVICE has room for.
+    const MAX: u8 = 15;
+    (0..=MAX)
+        .find(|exponent| LEAST_BLOCK << exponent == bytes)
+        .ok_or(IdeError::PhysicalBlock(bytes))
 }
 
 fn text(

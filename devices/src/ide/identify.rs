@@ -6,6 +6,7 @@
 use super::ata::{MAX_MULTIPLE, MAX_TRIM_BLOCKS, TransferMode};
 use super::disk::{Disk, DriveIdentity, Settings};
 use super::regs::SECTOR_SIZE;
+use super::smart::Smart;
 
 const WORDS: usize = SECTOR_SIZE / 2;
 
@@ -31,6 +32,7 @@ mod word {
     pub(super) const CURRENT_CAPACITY: usize = 57;
     pub(super) const MULTIPLE: usize = 59;
     pub(super) const LBA28_CAPACITY: usize = 60;
+    pub(super) const SINGLEWORD: usize = 62;
     pub(super) const MULTIWORD: usize = 63;
     pub(super) const PIO: usize = 64;
     pub(super) const CYCLE_TIMES: std::ops::Range<usize> = 65..69;
@@ -44,6 +46,7 @@ mod word {
     pub(super) const LBA48_CAPACITY: usize = 100;
     pub(super) const TRIM_BLOCKS: usize = 105;
     pub(super) const SECTOR: usize = 106;
+    pub(super) const WORLD_WIDE_NAME: std::ops::Range<usize> = 108..112;
     pub(super) const DATA_SET: usize = 169;
     pub(super) const ROTATION: usize = 217;
 }
@@ -62,7 +65,8 @@ const LBA_AND_DMA: u16 = 0x0f00;
 const ALL_VALID: u16 = 0x0007;
 /// Word 59: the setting of SET MULTIPLE MODE is valid.
 const MULTIPLE_VALID: u16 = 0x0100;
-/// Modes 0 to 2 of multiword DMA, 3 and 4 of PIO.
+/// Modes 0 to 2 of single word and of multiword DMA, 3 and 4 of PIO.
+const SINGLEWORD_MODES: u16 = 0x0007;
 const MULTIWORD_MODES: u16 = 0x0007;
 const PIO_MODES: u16 = 0x0003;
 /// Nanoseconds of a cycle.
@@ -73,6 +77,16 @@ const DETERMINISTIC_TRIM: u16 = 1 << 14;
 const MAJOR_VERSIONS: u16 = 0x00f0;
 /// ATA/ATAPI-5 T13/1321D revision 1, the revision QEMU reports.
 const MINOR_VERSION: u16 = 0x0016;
+/// Words 82 and 85: SMART.
+const SMART: u16 = 1 << 0;
+/// Words 84 and 87: SMART error log and self-tests.
+const SMART_LOG_AND_TESTS: u16 = (1 << 0) | (1 << 1);
+/// Words 84 and 87: the writes that are durable when they end.
+const WRITE_FUA: u16 = 1 << 6;
+/// Words 84 and 87: words 108 to 111 are valid.
+const HAS_WORLD_WIDE_NAME: u16 = 1 << 8;
+/// Word 106: a physical block has more than one sector.
+const SECTORS_PER_BLOCK: u16 = 1 << 13;
 /// Word 82: write cache.
 const WRITE_CACHE: u16 = 1 << 5;
 /// Words 82 and 85 of a packet device: PACKET, DEVICE RESET.
@@ -120,13 +134,13 @@ impl Words {
 }
 
 /// The 512 bytes that IDENTIFY DEVICE returns.
-pub(super) fn identify(disk: &Disk, settings: &Settings) -> Vec<u8> {
+pub(super) fn identify(disk: &Disk, settings: &Settings, smart: &Smart) -> Vec<u8> {
     let mut words = Words([0; WORDS]);
     words.set(word::CONFIGURATION, FIXED_DEVICE);
     texts(&mut words, &disk.identity);
     capacity(&mut words, disk, settings);
     transfers(&mut words, settings);
-    features(&mut words, disk, settings);
+    features(&mut words, disk, settings, smart);
     words.bytes()
 }
 
@@ -166,7 +180,13 @@ fn capacity(words: &mut Words, disk: &Disk, settings: &Settings) {
     words.number(word::CURRENT_CAPACITY, current.capacity().into(), 2);
     words.number(word::LBA28_CAPACITY, disk.sectors.min(LBA28_MAX), 2);
     words.number(word::LBA48_CAPACITY, disk.sectors, 4);
-    words.set(word::SECTOR, WORD_VALID);
+    words.set(
+        word::SECTOR,
+        match disk.physical_exponent {
+            0 => WORD_VALID,
+            exponent => WORD_VALID | SECTORS_PER_BLOCK | u16::from(exponent),
+        },
+    );
     if let Some(rate) = disk.rotation_rate {
         words.set(word::ROTATION, rate);
     }
@@ -187,11 +207,13 @@ fn transfers(words: &mut Words, settings: &Settings) {
 fn modes(words: &mut Words, settings: &Settings) {
     words.set(word::VALID, ALL_VALID);
     let selected = |mode: u8| 1 << (8 + mode);
-    let (multiword, ultra) = match settings.mode {
-        TransferMode::Pio => (0, 0),
-        TransferMode::MultiwordDma(mode) => (selected(mode), 0),
-        TransferMode::UltraDma(mode) => (0, selected(mode)),
+    let (singleword, multiword, ultra) = match settings.mode {
+        TransferMode::Pio => (0, 0, 0),
+        TransferMode::SinglewordDma(mode) => (selected(mode), 0, 0),
+        TransferMode::MultiwordDma(mode) => (0, selected(mode), 0),
+        TransferMode::UltraDma(mode) => (0, 0, selected(mode)),
     };
+    words.set(word::SINGLEWORD, SINGLEWORD_MODES | singleword);
     words.set(word::MULTIWORD, MULTIWORD_MODES | multiword);
     words.set(word::ULTRA, ULTRA_MODES | ultra);
     words.set(word::PIO, PIO_MODES);
@@ -201,16 +223,25 @@ fn modes(words: &mut Words, settings: &Settings) {
     words.set(word::RESET_RESULT, HARDWARE_RESET);
 }
 
-fn features(words: &mut Words, disk: &Disk, settings: &Settings) {
+fn features(words: &mut Words, disk: &Disk, settings: &Settings, smart: &Smart) {
     words.set(word::MAJOR, MAJOR_VERSIONS);
     words.set(word::MINOR, MINOR_VERSION);
     let cache = if settings.write_cache { WRITE_CACHE } else { 0 };
-    words.set(word::SUPPORTED, NOP | WRITE_CACHE);
-    words.set(word::ENABLED, NOP | cache);
+    let watched = if smart.is_enabled() { SMART } else { 0 };
+    words.set(word::SUPPORTED, NOP | WRITE_CACHE | SMART);
+    words.set(word::ENABLED, NOP | cache | watched);
     words.set(word::SUPPORTED + 1, WORD_VALID | ADDRESS_48_AND_FLUSH);
     words.set(word::ENABLED + 1, ADDRESS_48_AND_FLUSH);
-    words.set(word::SUPPORTED + 2, WORD_VALID);
-    words.set(word::ENABLED + 2, WORD_VALID);
+    let mut more = WORD_VALID | SMART_LOG_AND_TESTS | WRITE_FUA;
+    if disk.wwn != 0 {
+        more |= HAS_WORLD_WIDE_NAME;
+        // The only number of several words that begins with the most significant.
+        for (word, part) in word::WORLD_WIDE_NAME.zip(disk.wwn.to_be_bytes().chunks_exact(2)) {
+            words.set(word, u16::from_be_bytes([part[0], part[1]]));
+        }
+    }
+    words.set(word::SUPPORTED + 2, more);
+    words.set(word::ENABLED + 2, more);
     if disk.discard {
         words.set(word::ADDITIONAL, DETERMINISTIC_TRIM);
         words.set(word::TRIM_BLOCKS, MAX_TRIM_BLOCKS);
@@ -231,6 +262,9 @@ mod tests {
             },
             sectors: 0x1_2345_6789,
             rotation_rate: Some(1),
+            wwn: 0,
+            physical_exponent: 0,
+            asked_for: None,
             discard: true,
             write_cache: true,
         }
@@ -243,7 +277,7 @@ mod tests {
     #[test]
     fn text_is_swapped_and_padded() {
         let disk = disk();
-        let bytes = identify(&disk, &Settings::power_on(&disk));
+        let bytes = identify(&disk, &Settings::power_on(&disk), &Smart::new());
         assert_eq!(&bytes[20..40], b"MQ0000 1            ");
         assert_eq!(&bytes[46..54], b".1 0    ");
         assert_eq!(&bytes[54..62], b"LSIUECH ");
@@ -252,7 +286,7 @@ mod tests {
     #[test]
     fn capacities_of_a_large_disk() {
         let disk = disk();
-        let bytes = identify(&disk, &Settings::power_on(&disk));
+        let bytes = identify(&disk, &Settings::power_on(&disk), &Smart::new());
         assert_eq!(word_of(&bytes, 60), 0xffff);
         assert_eq!(word_of(&bytes, 61), 0x0fff);
         assert_eq!(&bytes[200..208], &0x1_2345_6789u64.to_le_bytes());
@@ -266,7 +300,7 @@ mod tests {
         settings.mode = TransferMode::UltraDma(2);
         settings.write_cache = false;
         settings.multiple = 8;
-        let bytes = identify(&disk, &settings);
+        let bytes = identify(&disk, &settings, &Smart::new());
         assert_eq!(word_of(&bytes, 88), 0x043f);
         assert_eq!(word_of(&bytes, 63), 0x0007);
         assert_eq!(word_of(&bytes, 85) & WRITE_CACHE, 0);
@@ -280,7 +314,7 @@ mod tests {
     fn a_disk_without_discard_offers_no_trim() {
         let mut disk = disk();
         disk.discard = false;
-        let bytes = identify(&disk, &Settings::power_on(&disk));
+        let bytes = identify(&disk, &Settings::power_on(&disk), &Smart::new());
         assert_eq!(word_of(&bytes, 169), 0);
         assert_eq!(word_of(&bytes, 69), 0);
     }

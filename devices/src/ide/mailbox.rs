@@ -102,6 +102,7 @@ mod tests {
             generation: Generation::default(),
             drive,
             operation: Operation::Flush,
+            durable: false,
         }
     }
 

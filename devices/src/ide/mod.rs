@@ -12,7 +12,7 @@
 //! | module | |
 //! |---|---|
 //! | `regs`, `ata` | the wire: registers, bits, command codes |
-//! | `taskfile`, `disk`, `identify`, `prd` | data: addresses, properties, tables |
+//! | `taskfile`, `disk`, `identify`, `smart`, `prd` | data: addresses, properties, tables |
 //! | `atapi` | a CD-ROM drive: packet commands, tray, what is told of the medium |
 //! | `core` | one channel's state machine: synchronous, without I/O |
 //! | `request`, `serve` | a request as a value, and carrying it out |
@@ -37,6 +37,7 @@ mod regs;
 mod removable;
 mod request;
 mod serve;
+mod smart;
 mod stats;
 mod taskfile;
 #[cfg(test)]
@@ -44,6 +45,7 @@ mod tests;
 
 pub use controller::{IdeConfig, IdeController, IdeVariant};
 pub use disk::{DriveConfig, DriveKind};
+pub use taskfile::Geometry;
 
 use crate::pci::PciError;
 
@@ -62,6 +64,15 @@ pub enum IdeError {
         /// How many characters fit.
         limit: usize,
     },
+    /// A physical block that cannot be told of.
+    #[error(
+        "an IDE disk cannot have physical blocks of {0} bytes: a power of two from 512 to 16777216"
+    )]
+    PhysicalBlock(u32),
+    /// A translation that addresses nothing, or more than the registers can.
+    #[error("an IDE disk has 1 to 65535 cylinders, 1 to 16 heads, 1 to 255 sectors a track, not {}, {}, {}",
+        .0.cylinders, .0.heads, .0.sectors)]
+    Geometry(Geometry),
     /// The disk cannot be written; an ATA disk has no way to say so.
     #[error("IDE disk on {place} is read-only, which an ATA disk cannot be")]
     ReadOnly {

@@ -93,6 +93,8 @@ pub(super) struct Request {
     /// 0 or 1.
     pub drive: usize,
     pub operation: Operation,
+    /// What it writes is durable before it ends, whatever the write cache is set to.
+    pub durable: bool,
 }
 
 /// How an operation ended.

@@ -25,6 +25,8 @@ pub(super) struct Server<'a> {
     /// The PCI function's, for its bus master bit, which is looked at when the transfer begins.
     pub config: &'a PciConfig,
     pub scratch: &'a mut Scratch,
+    /// What is written is durable before the operation ends, whatever the write cache is set to.
+    pub durable: bool,
 }
 
 /// What a channel's requests use one after the other, so that none allocates.
@@ -101,7 +103,7 @@ impl Server<'_> {
             Operation::WriteBlock { offset, block } => {
                 let buffer = self.scratch.block(block.len());
                 buffer.copy_from_slice(0, &block);
-                self.request.write(offset, buffer).await?;
+                self.write(offset, buffer).await?;
                 Ok(Outcome::Block(block))
             }
             Operation::ReadDma {
@@ -123,7 +125,7 @@ impl Server<'_> {
                 table,
             } => {
                 let dma = self.map(table, length)?;
-                self.request.write(offset, dma.buffer.clone()).await?;
+                self.write(offset, dma.buffer.clone()).await?;
                 Ok(dma.done())
             }
             Operation::Trim { length, table } => {
@@ -159,6 +161,15 @@ impl Server<'_> {
                 Ok(dma.done())
             }
         }
+    }
+
+    async fn write(&mut self, offset: u64, buffer: IoBuffer) -> Result<(), BlockError> {
+        self.request.write(offset, buffer).await?;
+        // Without a write cache it is durable already.
+        if self.durable && self.request.backend().write_cache() {
+            self.request.flush().await?;
+        }
+        Ok(())
     }
 
     /// Reads the descriptor table, once, and takes hold of the memory it names.

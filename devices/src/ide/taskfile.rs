@@ -31,7 +31,7 @@ impl Fifo {
 
 /// The translation of cylinder, head and sector numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Geometry {
+pub struct Geometry {
     /// Number of cylinders.
     pub cylinders: u16,
     /// Heads per cylinder, 1 to 16.
@@ -47,8 +47,13 @@ impl Geometry {
     const MAX_CYLINDERS: u16 = 16383;
     const MIN_CYLINDERS: u16 = 2;
 
+    /// Whether a disk can be addressed by it.
+    pub(super) fn makes_sense(self) -> bool {
+        self.cylinders > 0 && (1..=Self::HEADS).contains(&self.heads) && self.sectors > 0
+    }
+
     /// The customary translation for a disk of `sectors` sectors.
-    pub fn for_capacity(sectors: u64) -> Self {
+    pub(super) fn for_capacity(sectors: u64) -> Self {
         let track = u64::from(Self::HEADS) * u64::from(Self::SECTORS);
         let cylinders = u16::try_from(sectors / track).unwrap_or(Self::MAX_CYLINDERS);
         Self {
@@ -60,7 +65,7 @@ impl Geometry {
 
     /// The same capacity under another translation, as INITIALIZE DEVICE PARAMETERS asks for.
     /// `None` if it makes no sense.
-    pub fn translated(capacity: u64, heads: u8, sectors: u8) -> Option<Self> {
+    pub(super) fn translated(capacity: u64, heads: u8, sectors: u8) -> Option<Self> {
         let track = u64::from(heads) * u64::from(sectors);
         let cylinders = capacity.checked_div(track)?;
         Some(Self {
@@ -71,7 +76,7 @@ impl Geometry {
     }
 
     /// Sectors reachable under this translation.
-    pub fn capacity(self) -> u32 {
+    pub(super) fn capacity(self) -> u32 {
         u32::from(self.cylinders) * u32::from(self.heads) * u32::from(self.sectors)
     }
 }
@@ -155,7 +160,12 @@ impl TaskFile {
         self.count.current = value;
     }
 
-    /// The Byte Count of a packet command, which LBA mid and LBA high are then.
+    /// The LBA Low register, as a parameter.
+    pub fn lba_low(&self) -> u8 {
+        self.lba_low.current
+    }
+
+    /// The Byte Count of a packet command, or the key of a SMART command, which LBA mid and LBA high are then.
     pub fn byte_count(&self) -> u16 {
         u16::from_le_bytes([self.lba_mid.current, self.lba_high.current])
     }

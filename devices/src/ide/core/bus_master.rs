@@ -194,8 +194,9 @@ impl Core {
                 None => return,
             },
         };
+        let durable = matches!(command, DmaCommand::Write(transfer) if transfer.durable);
         self.phase = Phase::Busy(Work::Dma(command));
-        self.launch(operation);
+        self.submit(operation, durable);
     }
 
     /// `sense` is what a packet device says.

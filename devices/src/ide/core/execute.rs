@@ -10,6 +10,7 @@ use super::super::disk::{Disk, Settings};
 use super::super::identify::{identify, identify_packet};
 use super::super::regs::{Error, SECTOR_SIZE};
 use super::super::request::Operation;
+use super::super::smart::{self, Smart, Subcommand};
 use super::super::stats::DriveStats;
 use super::super::taskfile::{Addressing, Geometry};
 use super::pio::Next;
@@ -78,7 +79,18 @@ impl Core {
             Command::NoOperation | Command::SetPower | Command::DeviceReset => Ok(()),
             Command::Packet => self.packet_command(),
             Command::Read(protocol, width) => self.read_command(protocol, width),
-            Command::Write(protocol, width) => self.write_command(protocol, width),
+            Command::Write(protocol, width) => {
+                let transfer = self.transfer(width, self.block_of(protocol)?)?;
+                self.write_command(protocol, transfer);
+                Ok(())
+            }
+            Command::WriteDurably(protocol) => {
+                let mut transfer = self.transfer(Width::Lba48, self.block_of(protocol)?)?;
+                transfer.durable = true;
+                self.write_command(protocol, transfer);
+                Ok(())
+            }
+            Command::Smart => self.smart(),
             Command::DataSetManagement => self.data_set_management(),
             Command::Verify(width) => self.verify(width),
             Command::Seek => self.seek(),
@@ -152,6 +164,7 @@ impl Core {
             remaining: task.sector_count(width),
             block,
             addressing,
+            durable: false,
         })
     }
 
@@ -175,15 +188,13 @@ impl Core {
         Ok(())
     }
 
-    fn write_command(&mut self, protocol: Protocol, width: Width) -> Immediate {
-        let transfer = self.transfer(width, self.block_of(protocol)?)?;
+    fn write_command(&mut self, protocol: Protocol, transfer: Transfer) {
         if protocol == Protocol::Dma {
             self.await_bus_master(DmaCommand::Write(transfer));
         } else {
             // The first block is asked for without an interrupt (ATA/ATAPI-6, section 9.6).
             self.expect_block(transfer);
         }
-        Ok(())
     }
 
     fn data_set_management(&mut self) -> Immediate {
@@ -278,10 +289,42 @@ impl Core {
     fn identify(&mut self) -> Immediate {
         let drive = self.slot().drive.as_ref().ok_or(Abort)?;
         let block = match &drive.unit {
-            Unit::Disk(disk) => identify(disk, &drive.settings),
+            Unit::Disk(disk) => identify(disk, &drive.settings, &drive.smart),
             Unit::CdRom(cd_rom) => identify_packet(cd_rom.identity(), &drive.settings),
         };
         self.offer_block(block, Next::Nothing);
+        Ok(())
+    }
+
+    /// SMART (ATA/ATAPI-6, section 8.41). Its logs are of one sector each.
+    fn smart(&mut self) -> Immediate {
+        const SECTORS: u8 = 1;
+        let task = &self.slot().task;
+        let (feature, count, low) = (task.features(), task.count_byte(), task.lba_low());
+        let subcommand = Subcommand::decode(feature).ok_or(Abort)?;
+        if task.byte_count() != smart::KEY {
+            return Err(Abort);
+        }
+        let smart = &mut self.slot_mut().drive.as_mut().ok_or(Abort)?.smart;
+        if !smart.is_enabled() && subcommand != Subcommand::Enable {
+            return Err(Abort);
+        }
+        let data = match subcommand {
+            Subcommand::Enable | Subcommand::Disable => {
+                smart.set_enabled(subcommand == Subcommand::Enable);
+                return Ok(());
+            }
+            Subcommand::AutoSave if Smart::takes_auto_save(count) => return Ok(()),
+            Subcommand::ExecuteOffline if smart.execute_offline(low) => return Ok(()),
+            Subcommand::AutoSave | Subcommand::ExecuteOffline => return Err(Abort),
+            // The key, left in its registers, says that no threshold is exceeded.
+            Subcommand::SaveValues | Subcommand::ReturnStatus => return Ok(()),
+            Subcommand::ReadData => smart.data(),
+            Subcommand::ReadThresholds => Smart::thresholds(),
+            Subcommand::ReadLog if count == SECTORS => smart.log(low).ok_or(Abort)?,
+            Subcommand::ReadLog => return Err(Abort),
+        };
+        self.offer_block(data, Next::Nothing);
         Ok(())
     }
 

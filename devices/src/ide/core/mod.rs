@@ -29,6 +29,7 @@ use super::atapi::CdRom;
 use super::atapi::wire::PACKET_LEN;
 use super::disk::{Disk, Settings};
 use super::regs::{Control, Device, Error, Register, Signature, Status};
+use super::smart::Smart;
 use super::stats::{ChannelStats, DriveStats};
 use super::taskfile::{Addressing, TaskFile};
 use crate::irq::IrqLine;
@@ -64,6 +65,7 @@ impl Unit {
 struct Drive {
     unit: Unit,
     settings: Settings,
+    smart: Smart,
     stats: DriveStats,
 }
 
@@ -85,6 +87,7 @@ impl Slot {
         let drive = unit.map(|unit| Drive {
             settings: unit.power_on_settings(),
             unit,
+            smart: Smart::new(),
             stats: DriveStats::default(),
         });
         let mut slot = Self {
@@ -131,6 +134,8 @@ struct Transfer {
     block: u32,
     /// How to write the address back.
     addressing: Addressing,
+    /// What is written is durable before the command ends, whatever the write cache is set to.
+    durable: bool,
 }
 
 impl Transfer {

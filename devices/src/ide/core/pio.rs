@@ -158,10 +158,11 @@ impl Core {
         }
         self.count(|stats| stats.written_sectors += u64::from(sectors));
         self.phase = Phase::Busy(Work::Write(transfer));
-        self.launch(Operation::WriteBlock {
+        let operation = Operation::WriteBlock {
             offset: offset(transfer.sector),
             block,
-        });
+        };
+        self.submit(operation, transfer.durable);
     }
 
     /// The disk has read a block.

@@ -121,6 +121,11 @@ impl Requests {
 impl Core {
     /// Submits an operation on the selected drive.
     pub(super) fn launch(&mut self, operation: Operation) {
+        self.submit(operation, false);
+    }
+
+    /// The same of a write, which may have to be durable before it ends.
+    pub(super) fn submit(&mut self, operation: Operation, durable: bool) {
         let generation = self.requests.generation;
         self.requests.in_flight = Some(InFlight {
             generation,
@@ -132,6 +137,7 @@ impl Core {
             generation,
             drive: self.selected,
             operation,
+            durable,
         });
     }
 

@@ -4,6 +4,7 @@ use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
 use crate::bus::PioDevice;
+use crate::ide::Geometry;
 
 fn identify(bench: &mut Bench) -> Vec<u16> {
     assert_eq!(bench.simple(0xec) & (DRQ | ERR), DRQ);
@@ -155,7 +156,7 @@ fn transfer_modes_show_in_identify() {
         let words = identify(&mut bench);
         assert_eq!((words[63], words[88]), (multiword, ultra), "mode {mode:#x}");
     }
-    for mode in [0x46, 0x23, 0x0d, 0x10, 0xff] {
+    for mode in [0x46, 0x23, 0x0d, 0x13, 0xff] {
         bench.outb(FEATURES, 0x03);
         bench.outb(COUNT, mode);
         assert_eq!(bench.simple(0xef), DRDY | ERR, "mode {mode:#x}");
@@ -334,4 +335,188 @@ fn texts_that_do_not_fit_are_refused() {
     config.model = Some("tab\t".into());
     let error = Disk::new(&config, 1).unwrap_err().to_string();
     assert!(error.contains("'model'"), "{error}");
+}
+
+#[test]
+fn a_write_that_forces_unit_access_ends_after_a_flush() {
+    for (command, by_dma) in [(0x3d, true), (0xce, false)] {
+        let mut bench = Bench::new();
+        bench.address48(50, 1);
+        bench.hold(DebugEvent::FlushToDisk);
+        if by_dma {
+            bench.fill_memory(BUFFER, &[0xab; SECTOR]);
+            bench.set_table(&[(BUFFER, 0x200 | EOT)]);
+            bench.start_dma(command);
+        } else {
+            bench.outb(COMMAND, command);
+            bench.write_block(&[0xab; SECTOR]);
+        }
+        bench.wait_held();
+        assert_eq!(bench.status(), BSY | DRDY, "{command:#x}");
+        assert_eq!(bench.disks[0].sector(50), vec![0xab; SECTOR]);
+        bench.release();
+        bench.wait_ready();
+        assert_eq!(bench.inb(STATUS), DRDY | DSC, "{command:#x}");
+    }
+}
+
+#[test]
+fn a_flush_that_a_write_needs_and_that_fails_fails_the_write() {
+    let errors = r#""inject-error": [{ "event": "flush_to_disk", "once": true }],"#;
+    let mut bench = Bench::with(1, errors, |_| {});
+    bench.address48(50, 1);
+    bench.outb(COMMAND, 0xce);
+    bench.write_block(&[0xab; SECTOR]);
+    bench.wait_ready();
+    assert_eq!((bench.inb(STATUS), bench.inb(ERROR)), (DRDY | ERR, ABRT));
+}
+
+/// Gives a SMART command.
+fn smart(bench: &mut Bench, feature: u8, count: u8, low: u8) -> u8 {
+    bench.outb(FEATURES, feature);
+    bench.outb(COUNT, count);
+    bench.outb(LBA_LOW, low);
+    bench.outb(LBA_MID, 0x4f);
+    bench.outb(LBA_HIGH, 0xc2);
+    bench.simple(0xb0)
+}
+
+#[test]
+fn smart_says_that_nothing_is_wrong() {
+    let mut bench = Bench::new();
+    for (feature, count, low) in [
+        (0xd0, 0, 0),
+        (0xd1, 0, 0),
+        (0xd5, 1, 0),
+        (0xd5, 1, 1),
+        (0xd5, 1, 6),
+    ] {
+        assert_eq!(
+            smart(&mut bench, feature, count, low),
+            DRDY | DSC | DRQ,
+            "{feature:#x} {low}"
+        );
+        assert_eq!(bench.read_block(1)[0], 1);
+        assert_eq!(bench.status(), DRDY | DSC);
+    }
+    // A short self-test, then the log that has it.
+    assert_eq!(smart(&mut bench, 0xd4, 0, 1), DRDY | DSC);
+    smart(&mut bench, 0xd5, 1, 6);
+    let log = bench.read_block(1);
+    assert_eq!((log[2], log[3], log[508]), (1, 0, 1));
+    assert_eq!(smart(&mut bench, 0xda, 0, 0), DRDY | DSC);
+    assert_eq!(
+        [LBA_MID, LBA_HIGH].map(|port| bench.inb(port)),
+        [0x4f, 0xc2]
+    );
+    for (feature, count, low) in [(0xd2, 0xf1, 0), (0xd2, 0, 0), (0xd3, 0, 0)] {
+        assert_eq!(
+            smart(&mut bench, feature, count, low),
+            DRDY | DSC,
+            "{feature:#x} {count:#x}"
+        );
+    }
+}
+
+#[test]
+fn smart_aborts_what_it_has_not() {
+    let mut bench = Bench::new();
+    for (feature, count, low) in [
+        (0xd2, 0x77, 0),
+        (0xd4, 0, 0x33),
+        (0xd5, 1, 0x09),
+        (0xd5, 0, 0),
+        (0xd5, 2, 6),
+        (0xd6, 1, 0x80),
+        (0x00, 0, 0),
+    ] {
+        assert_eq!(
+            smart(&mut bench, feature, count, low),
+            DRDY | ERR,
+            "{feature:#x} {count} {low}"
+        );
+    }
+    // Without the key.
+    bench.outb(FEATURES, 0xd0);
+    bench.outb(LBA_MID, 0xc2);
+    assert_eq!(bench.simple(0xb0), DRDY | ERR);
+}
+
+#[test]
+fn smart_can_be_switched_off_and_stays_off_over_a_reset() {
+    let mut bench = Bench::new();
+    assert_eq!(identify(&mut bench)[85] & 1, 1);
+    assert_eq!(smart(&mut bench, 0xd9, 0, 0), DRDY | DSC);
+    bench.outb(CONTROL, SRST);
+    bench.outb(CONTROL, 0);
+    let words = identify(&mut bench);
+    assert_eq!((words[82] & 1, words[85] & 1), (1, 0));
+    assert_eq!(smart(&mut bench, 0xd0, 0, 0), DRDY | ERR);
+    assert_eq!(smart(&mut bench, 0xd8, 0, 0), DRDY | DSC);
+    assert_eq!(smart(&mut bench, 0xda, 0, 0), DRDY | DSC);
+}
+
+#[test]
+fn properties_show_in_identify() {
+    let mut bench = Bench::with(1, "", |drive| {
+        drive.wwn = 0x5000_c500_1234_5678;
+        drive.physical_block_size = 4096;
+        drive.rotation_rate = Some(7200);
+        drive.discard = false;
+        drive.geometry = Some(Geometry {
+            cylinders: 64,
+            heads: 2,
+            sectors: 32,
+        });
+    });
+    let words = identify(&mut bench);
+    assert_eq!(words[108..112], [0x5000, 0xc500, 0x1234, 0x5678]);
+    assert_eq!((words[84] & 0x100, words[87] & 0x100), (0x100, 0x100));
+    assert_eq!((words[106], words[217], words[169]), (0x6003, 7200, 0));
+    assert_eq!((words[1], words[3], words[6]), (64, 2, 32));
+    assert_eq!((words[54], words[55], words[56]), (64, 2, 32));
+    // Without them: no name, and blocks of a sector.
+    let words = identify(&mut Bench::new());
+    assert_eq!((words[84] & 0x100, words[106]), (0, 0x4000));
+    assert_eq!((words[62], words[84]), (0x0007, 0x4043));
+}
+
+#[test]
+fn a_given_geometry_translates_addresses() {
+    let mut bench = Bench::with(1, "", |drive| {
+        drive.geometry = Some(Geometry {
+            cylinders: 64,
+            heads: 2,
+            sectors: 32,
+        });
+    });
+    // Cylinder 3, head 1, sector 5: (3 * 2 + 1) * 32 + 4.
+    bench.outb(DEVICE, 1);
+    for (port, value) in [(COUNT, 1), (LBA_LOW, 5), (LBA_MID, 3), (LBA_HIGH, 0)] {
+        bench.outb(port, value);
+    }
+    assert_eq!(bench.simple(0x20), DRDY | DSC | DRQ);
+    assert_eq!(bench.read_block(1), stamp(228));
+}
+
+#[test]
+fn shapes_that_no_disk_has_are_refused() {
+    use crate::ide::disk::Disk;
+    let bench = Bench::new();
+    let mut config = crate::ide::DriveConfig::new(bench.disks[0].backend.clone());
+    for bytes in [0, 1, 256, 513, 3072, 1 << 25, u32::MAX] {
+        config.physical_block_size = bytes;
+        let error = Disk::new(&config, 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("{bytes} bytes")), "{error}");
+    }
+    config.physical_block_size = 1 << 24;
+    assert!(Disk::new(&config, 1).is_ok());
+    for (cylinders, heads, sectors) in [(0, 1, 1), (1, 0, 1), (1, 17, 1), (1, 1, 0)] {
+        config.geometry = Some(Geometry {
+            cylinders,
+            heads,
+            sectors,
+        });
+        assert!(Disk::new(&config, 1).is_err());
+    }
 }

@@ -7,6 +7,7 @@ mod commands;
 mod dma;
 mod drain;
 mod errors;
+mod every_command;
 mod fuzz;
 mod pio;
 mod reset;
