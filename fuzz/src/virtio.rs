@@ -94,7 +94,7 @@ pub(crate) fn function(world: &World, disk: usize, line: &Arc<Line>) -> Arc<Virt
         memory: Arc::clone(&world.memory),
         msi: &Vectors,
         vectors: None,
-        features: RingFeatures::all(),
+        features: RingFeatures::USUAL,
         doorbells: Arc::new(NoDoorbells),
         intx: Some((Arc::clone(line) as _, 11)),
     };
