@@ -35,6 +35,8 @@ pub(crate) struct NodeState {
     pub(crate) past_sections: PastSections,
     /// What all parents together do with the node, as far as it was granted.
     pub(crate) access: Access,
+    /// What others do with the node and its image is not this node's business, whatever its parents ask.
+    pub(crate) force_share: bool,
     /// The loop for work on the node, if it is not the main one.
     pub(crate) home: Option<Home>,
     /// As the node was opened or last reopened; none for a filter that a job has put in.

@@ -133,6 +133,13 @@ macro_rules! node_options {
             /// If write access is refused by the medium, go on without it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub auto_read_only: Option<bool>,
+            /// Others may do with the node and its image what they like; inherited from the parent if not
+            /// given. Only for nodes that are read-only.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub force_share: Option<bool>,
+            /// Whether the node can be used, which all nodes here can.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub active: Option<bool>,
             /// What to do with discards; inherited from the parent if not given.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub discard: Option<Discard>,
@@ -151,6 +158,8 @@ macro_rules! node_options {
                     node_name: self.node_name.as_deref(),
                     read_only: self.read_only,
                     auto_read_only: self.auto_read_only,
+                    force_share: self.force_share,
+                    active: self.active,
                     discard: self.discard,
                     detect_zeroes: self.detect_zeroes,
                     cache: self.cache,
@@ -322,6 +331,8 @@ pub(crate) struct Common<'a> {
     pub(crate) node_name: Option<&'a str>,
     pub(crate) read_only: Option<bool>,
     pub(crate) auto_read_only: Option<bool>,
+    pub(crate) force_share: Option<bool>,
+    pub(crate) active: Option<bool>,
     pub(crate) discard: Option<Discard>,
     pub(crate) detect_zeroes: Option<DetectZeroes>,
     pub(crate) cache: Option<CacheOptions>,
@@ -365,6 +376,8 @@ impl BlockdevOptions {
             node_name: None,
             read_only: None,
             auto_read_only: None,
+            force_share: None,
+            active: None,
             discard: None,
             detect_zeroes: None,
             cache: None,
@@ -376,6 +389,8 @@ impl BlockdevOptions {
             node_name,
             read_only: None,
             auto_read_only: None,
+            force_share: None,
+            active: None,
             discard: None,
             detect_zeroes: None,
             cache: None,

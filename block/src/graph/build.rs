@@ -27,6 +27,7 @@ const MAX_NAME: usize = 31;
 pub(super) struct Inherited {
     pub(super) read_only: bool,
     pub(super) auto_read_only: bool,
+    force_share: bool,
     pub(super) discard: Discard,
     cache: CacheOptions,
 }
@@ -47,12 +48,28 @@ impl Inherited {
         Self {
             read_only: common.read_only.unwrap_or(self.read_only),
             auto_read_only: common.auto_read_only.unwrap_or(self.auto_read_only),
+            force_share: common.force_share.unwrap_or(self.force_share),
             discard: common.discard.unwrap_or(self.discard),
             cache: CacheOptions {
                 direct: cache.direct.or(self.cache.direct),
                 no_flush: cache.no_flush.or(self.cache.no_flush),
             },
         }
+    }
+}
+
+impl Inherited {
+    /// # Errors
+    /// Options of a node that can't stand together, or that no node here can have.
+    pub(super) fn check(self, common: Common<'_>) -> Result<()> {
+        let refused = |text: &str| Err(BlockError::Refused(text.to_owned()));
+        if self.force_share && !self.read_only {
+            return refused("force-share=on can only be used with read-only images");
+        }
+        if common.active == Some(false) {
+            return refused("Inactive nodes are not supported: nothing here hands a node over");
+        }
+        Ok(())
     }
 }
 
@@ -105,6 +122,7 @@ impl Graph {
         Box::pin(async move {
             let common = options.common();
             let settings = inherited.overridden_by(common);
+            settings.check(common)?;
             let name = self.choose_name(common.node_name, opened)?;
             let detect_zeroes = common.detect_zeroes.unwrap_or_default();
             let policy = IoPolicy::new(settings.discard, detect_zeroes)?;
@@ -142,6 +160,7 @@ impl Graph {
                     // It is written although the disk may not be.
                     let writable = Inherited {
                         read_only: false,
+                        force_share: false,
                         ..settings
                     };
                     let target = self.child(&copy.target, writable, opened).await?;
@@ -176,7 +195,11 @@ impl Graph {
             };
             let node = Node::new(name, driver, read_only, owner);
             node.set_policy(policy);
-            node.state.lock().options = Some(Box::new(options.clone()));
+            {
+                let mut state = node.state.lock();
+                state.options = Some(Box::new(options.clone()));
+                state.force_share = settings.force_share;
+            }
             opened.0.push(Arc::clone(&node));
             Ok(node)
         })

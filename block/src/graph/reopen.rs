@@ -25,6 +25,7 @@ const COMMON: &[&str] = &[
     "node-name",
     "read-only",
     "auto-read-only",
+    "active",
     "cache",
     "discard",
     "detect-zeroes",
@@ -94,6 +95,7 @@ impl Graph {
             };
             check_fixed(&before, options, node.driver().changeable_options())?;
             let settings = inherited.overridden_by(options.common());
+            settings.check(options.common())?;
             let child = match options.child() {
                 None => None,
                 Some((role, child)) => {

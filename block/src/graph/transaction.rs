@@ -417,7 +417,8 @@ impl Transaction<'_> {
         for node in parents_first(&self.touched) {
             let (before, access) = {
                 let state = node.state.lock();
-                (state.access, cumulative(node.name(), &state.parents)?)
+                let sum = cumulative(node.name(), &state.parents)?;
+                (state.access, sum)
             };
             if node.is_read_only() && access.used.intersects(Permissions::CHANGES) {
                 let name = node.name().to_owned();
@@ -431,6 +432,15 @@ impl Transaction<'_> {
                 let below = node.driver().child_access(role, access);
                 self.pass_down(&node, role, &child, below);
             }
+            // Whatever those above ask, a disk that stands on this very node included.
+            let access = if node.state.lock().force_share {
+                Access {
+                    shared: Permissions::all(),
+                    ..access
+                }
+            } else {
+                access
+            };
             plan.push(Planned {
                 node,
                 before,
@@ -440,10 +450,13 @@ impl Transaction<'_> {
         Ok(plan)
     }
 
-    fn pass_down(&mut self, node: &Arc<Node>, role: Role, child: &Arc<Node>, access: Access) {
+    fn pass_down(&mut self, node: &Arc<Node>, role: Role, child: &Arc<Node>, mut access: Access) {
         let parent = Parent::node(node);
         let index = {
             let state = child.state.lock();
+            if state.force_share {
+                access.shared = Permissions::all();
+            }
             state.parents.iter().position(|other| {
                 other.parent.is_same(&parent) && other.role == role.name() && other.access != access
             })

@@ -136,6 +136,29 @@ fn access_is_passed_down_and_summed_up() {
     });
 }
 
+/// `force-share` gives up what those above ask of others, for the nodes opened with it; one that is only
+/// named keeps to its own word.
+#[test]
+fn what_is_shared_by_force_is_shared_whatever_those_above_ask() {
+    run(|bench| async move {
+        let options = json!({"driver": "raw", "node-name": "raw", "read-only": true,
+            "force-share": true, "file": {"driver": "null-co", "node-name": "file"}});
+        let raw = bench.add(options).await.unwrap();
+        bench.graph.add_backend("disk", &raw).unwrap();
+        let shared = access(Permissions::CONSISTENT_READ, Permissions::all());
+        for name in ["raw", "file"] {
+            assert_eq!(bench.graph.node(name).unwrap().access(), shared, "{name}");
+        }
+        let (named, _) = bench.probe("named", true);
+        let options = json!({"driver": "raw", "node-name": "above", "read-only": true,
+            "force-share": true, "file": "named"});
+        let above = bench.add(options).await.unwrap();
+        bench.graph.add_backend("other", &above).unwrap();
+        assert_eq!(above.access(), shared);
+        assert_eq!(named.access(), Access::of_device(true));
+    });
+}
+
 #[test]
 fn a_read_only_node_takes_no_writer() {
     run(|bench| async move {

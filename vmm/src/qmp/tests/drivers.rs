@@ -66,6 +66,54 @@ fn copy_before_write_keeps_what_was_there() {
 }
 
 #[test]
+fn an_image_is_shared_by_force_for_reading_only() {
+    run(|world| {
+        let mut client = world.client();
+        let writer = file(world, "d", 1);
+        client.ok(
+            "blockdev-add",
+            json!({"driver": "raw", "node-name": "writer", "file": writer}),
+        );
+        add_backend(world, "writer");
+        let path = json!({"driver": "file", "filename": world.path("d")});
+        let reader = |more: Value| {
+            let mut options = json!({"driver": "raw", "node-name": "reader", "read-only": true,
+                                     "file": path});
+            let more = more.as_object().unwrap().clone();
+            options.as_object_mut().unwrap().extend(more);
+            options
+        };
+        let refused = client.generic(
+            "blockdev-add",
+            reader(json!({"read-only": false, "force-share": true})),
+        );
+        assert_eq!(
+            refused,
+            "force-share=on can only be used with read-only images"
+        );
+        let inactive = client.generic("blockdev-add", reader(json!({"active": false})));
+        assert!(inactive.starts_with("Inactive nodes"), "{inactive}");
+        // Each disk is in the other's way, unless one says that it does not mind.
+        client.ok("blockdev-add", reader(json!({"active": true})));
+        let node = world.graph.node("reader").unwrap();
+        let error = world.graph.add_backend("other", &node).unwrap_err();
+        assert!(error.to_string().contains("lock"), "{error}");
+        drop(node);
+        let option = client.generic(
+            "blockdev-reopen",
+            json!({"options": [reader(json!({"force-share": true}))]}),
+        );
+        assert_eq!(option, "Cannot change the option 'force-share'");
+        client.ok("blockdev-del", json!({"node-name": "reader"}));
+        client.ok("blockdev-add", reader(json!({"force-share": true})));
+        let node = world.graph.node("reader").unwrap();
+        world.graph.add_backend("other", &node).unwrap();
+        quietly(&mut client, "disk", "write -q -P 9 64k 64k");
+        quietly(&mut client, "other", "read -q -P 9 64k 64k");
+    });
+}
+
+#[test]
 fn copy_on_read_passes_on_what_needs_no_copy() {
     run(|world| {
         let mut client = world.client();

@@ -212,3 +212,24 @@ fn an_image_that_qemu_uses_is_refused() {
         current::blocking(move || drop(reader)).await.unwrap();
     });
 }
+
+#[test]
+fn who_shares_by_force_reads_beside_a_writer() {
+    if !has("qemu-io") {
+        return;
+    }
+    run(|graph, path| async move {
+        let opened = path.clone();
+        let writer = current::blocking(move || Holder::open(&opened, false));
+        let writer = writer.await.unwrap();
+        let file = json!({"driver": "file", "filename": path, "locking": "on"});
+        let shared = json!({"driver": "raw", "node-name": "raw", "file": file,
+                            "read-only": true, "force-share": true});
+        let shared = serde_json::from_value(shared).unwrap();
+        let raw = graph.add_node(&shared).await.unwrap();
+        graph.add_backend("disk", &raw).unwrap();
+        current::blocking(move || drop(writer)).await.unwrap();
+        // Nor does it keep one out that comes later.
+        may_write(&path).await.unwrap();
+    });
+}
