@@ -118,6 +118,8 @@ pub struct DiskConfig {
     pub limits: Option<DiskLimits>,
     /// The serial number shown to the guest, if given; at most 20 bytes of ASCII.
     pub serial: Option<String>,
+    /// What an IDE drive says of itself besides.
+    pub ide: IdeProperties,
     /// The controller it hangs on.
     pub attachment: Attachment,
     /// Whether requests wait while the disk is drained; false only in the negative control, which
@@ -224,6 +226,39 @@ impl Default for VirtioBlkProperties {
             queue_reset: true,
             iommu_platform: false,
             vectors: None,
+        }
+    }
+}
+
+/// What an IDE drive says of itself (`ide-hd`, `ide-cd`). What is not given is the drive's to choose.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IdeProperties {
+    /// `model=`.
+    pub model: Option<String>,
+    /// `ver=`: the firmware's version.
+    pub version: Option<String>,
+    /// `wwn=`: the world wide name; none if zero.
+    pub wwn: u64,
+    /// `rotation_rate=`, in revolutions a minute; 1: it does not rotate, 0: it does not tell.
+    pub rotation_rate: u16,
+    /// `physical_block_size=`, in bytes.
+    pub physical_block_size: Option<u32>,
+    /// `cyls=`, `heads=`, `secs=`: the native translation.
+    pub geometry: Option<(u16, u8, u8)>,
+    /// `discard_granularity=` is not 0: TRIM is offered.
+    pub discard: bool,
+}
+
+impl Default for IdeProperties {
+    fn default() -> Self {
+        Self {
+            model: None,
+            version: None,
+            wwn: 0,
+            rotation_rate: 0,
+            physical_block_size: None,
+            geometry: None,
+            discard: true,
         }
     }
 }

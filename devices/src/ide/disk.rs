@@ -98,12 +98,14 @@ impl DriveConfig {
     }
 }
 
-/// The texts by which a drive is told from others.
+/// By what a drive is told from others.
 #[derive(Clone, Debug)]
 pub(super) struct DriveIdentity {
     pub serial: String,
     pub model: String,
     pub firmware: String,
+    /// The name that no other drive in the world has, if not zero.
+    pub wwn: u64,
 }
 
 impl DriveIdentity {
@@ -122,6 +124,7 @@ impl DriveIdentity {
             firmware: text("ver", firmware, FIRMWARE_MAX, || {
                 DEFAULT_FIRMWARE.to_owned()
             })?,
+            wwn: config.wwn,
         })
     }
 }
@@ -133,7 +136,6 @@ pub(super) struct Disk {
     /// Capacity in sectors; a last fraction of a sector is not reachable.
     pub sectors: u64,
     pub rotation_rate: Option<u16>,
-    pub wwn: u64,
     /// Sectors that the medium writes at once, as a power of two.
     pub physical_exponent: u8,
     /// The native translation, if it is not the customary one.
@@ -152,7 +154,6 @@ impl Disk {
             identity: DriveIdentity::new(config, place)?,
             sectors: config.backend.len() / SECTOR_SIZE as u64,
             rotation_rate: config.rotation_rate,
-            wwn: config.wwn,
             physical_exponent: physical_exponent(config.physical_block_size)?,
             asked_for: config.geometry,
             discard: config.discard,

@@ -157,9 +157,22 @@ pub(super) fn identify_packet(identity: &DriveIdentity, settings: &Settings) -> 
     words.set(word::SUPPORTED, PACKET_AND_RESET);
     words.set(word::ENABLED, PACKET_AND_RESET);
     words.set(word::SUPPORTED + 1, WORD_VALID);
-    words.set(word::SUPPORTED + 2, WORD_VALID);
-    words.set(word::ENABLED + 2, WORD_VALID);
+    let more = WORD_VALID | world_wide_name(&mut words, identity);
+    words.set(word::SUPPORTED + 2, more);
+    words.set(word::ENABLED + 2, more);
     words.bytes()
+}
+
+/// Writes the world wide name, and returns the bit that says so.
+fn world_wide_name(words: &mut Words, identity: &DriveIdentity) -> u16 {
+    if identity.wwn == 0 {
+        return 0;
+    }
+    // The only number of several words that begins with the most significant.
+    for (word, part) in word::WORLD_WIDE_NAME.zip(identity.wwn.to_be_bytes().chunks_exact(2)) {
+        words.set(word, u16::from_be_bytes([part[0], part[1]]));
+    }
+    HAS_WORLD_WIDE_NAME
 }
 
 fn texts(words: &mut Words, identity: &DriveIdentity) {
@@ -232,14 +245,8 @@ fn features(words: &mut Words, disk: &Disk, settings: &Settings, smart: &Smart) 
     words.set(word::ENABLED, NOP | cache | watched);
     words.set(word::SUPPORTED + 1, WORD_VALID | ADDRESS_48_AND_FLUSH);
     words.set(word::ENABLED + 1, ADDRESS_48_AND_FLUSH);
-    let mut more = WORD_VALID | SMART_LOG_AND_TESTS | WRITE_FUA;
-    if disk.wwn != 0 {
-        more |= HAS_WORLD_WIDE_NAME;
-        // The only number of several words that begins with the most significant.
-        for (word, part) in word::WORLD_WIDE_NAME.zip(disk.wwn.to_be_bytes().chunks_exact(2)) {
-            words.set(word, u16::from_be_bytes([part[0], part[1]]));
-        }
-    }
+    let more =
+        WORD_VALID | SMART_LOG_AND_TESTS | WRITE_FUA | world_wide_name(words, &disk.identity);
     words.set(word::SUPPORTED + 2, more);
     words.set(word::ENABLED + 2, more);
     if disk.discard {
@@ -259,10 +266,10 @@ mod tests {
                 serial: "QM00001".into(),
                 model: "SLUICE HARDDISK".into(),
                 firmware: "1.0".into(),
+                wwn: 0,
             },
             sectors: 0x1_2345_6789,
             rotation_rate: Some(1),
-            wwn: 0,
             physical_exponent: 0,
             asked_for: None,
             discard: true,

@@ -14,10 +14,9 @@ use sluice_block::job::OnError;
 
 use super::arguments::Arguments;
 use super::error::CliError;
+use super::ide::{IdeCdOptions, IdeDiskOptions};
 use super::media;
-use super::options::{
-    DebugExitOptions, DriveInterface, DriveMedia, DriveOptions, IdeCdOptions, IdeDiskOptions, Raw,
-};
+use super::options::{DebugExitOptions, DriveInterface, DriveMedia, DriveOptions, Raw};
 use super::places::{Places, ide_place};
 use super::throttling;
 use super::virtio::{self, VirtioBlkOptions};
@@ -25,8 +24,8 @@ use crate::machine::config::DebugExitConfig;
 use crate::qmp::blockdev;
 use crate::qmp::object::{self, ObjectOptions};
 use crate::storage::{
-    Attachment, DiskConfig, DiskLimits, DiskRoot, EmptyDriveConfig, IdePosition, StorageConfig,
-    ThrottleGroupConfig,
+    Attachment, DiskConfig, DiskLimits, DiskRoot, EmptyDriveConfig, IdePosition, IdeProperties,
+    StorageConfig, ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -259,6 +258,7 @@ impl Builder {
                 share_rw: false,
                 limits: drive.limits.clone(),
                 serial: drive.serial.clone(),
+                ide: IdeProperties::default(),
                 attachment,
                 #[cfg(feature = "test-hooks")]
                 postpone: true,
@@ -315,13 +315,7 @@ impl Builder {
             ));
         }
         if options.drive.is_none() {
-            let remedy = "add drive=NAME, of a --blockdev or a --drive if=none";
-            return Err(CliError::new(
-                DEVICE,
-                text,
-                "drive property not set",
-                remedy,
-            ));
+            return Err(no_drive(text, "drive property not set"));
         }
         let address = options
             .addr
@@ -336,6 +330,7 @@ impl Builder {
             share_rw: options.share_rw,
             id: options.id,
             serial: options.serial,
+            ide: IdeProperties::default(),
             write_cache: options.write_cache,
             rerror: options.rerror.unwrap_or(OnError::Auto),
             werror: options.werror.unwrap_or(OnError::Auto),
@@ -346,12 +341,17 @@ impl Builder {
     }
 
     fn ide_disk(&mut self, options: IdeDiskOptions, text: &str) -> Result<(), CliError> {
+        let ide = options.properties(text)?;
+        if options.drive.is_none() {
+            return Err(no_drive(text, "No drive specified"));
+        }
         let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
         let drive = DeviceDrive {
-            drive: Some(options.drive),
-            share_rw: false,
+            drive: options.drive,
+            share_rw: options.share_rw,
             id: options.id,
             serial: options.serial,
+            ide,
             write_cache: options.write_cache,
             rerror: options.rerror.unwrap_or(OnError::Auto),
             werror: options.werror.unwrap_or(OnError::Auto),
@@ -364,8 +364,9 @@ impl Builder {
     fn ide_cd(&mut self, options: IdeCdOptions, text: &str) -> Result<(), CliError> {
         let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
         let drive = DeviceDrive {
+            ide: options.properties(),
             drive: options.drive,
-            share_rw: false,
+            share_rw: options.share_rw,
             id: options.id,
             serial: options.serial,
             write_cache: None,
@@ -502,6 +503,7 @@ impl Builder {
             share_rw: device.share_rw,
             limits,
             serial: check_serial(DEVICE, text, serial)?,
+            ide: device.ide,
             attachment,
             #[cfg(feature = "test-hooks")]
             postpone: device.postpone,
@@ -604,11 +606,18 @@ struct DeviceDrive {
     share_rw: bool,
     id: Option<String>,
     serial: Option<String>,
+    ide: IdeProperties,
     write_cache: Option<bool>,
     rerror: OnError,
     werror: OnError,
     #[cfg(feature = "test-hooks")]
     postpone: bool,
+}
+
+/// A device that needs a drive, without one.
+fn no_drive(text: &str, problem: &str) -> CliError {
+    let remedy = "add drive=NAME, of a --blockdev or a --drive if=none";
+    CliError::new(DEVICE, text, problem, remedy)
 }
 
 /// What a drive's device stands on.

@@ -8,6 +8,7 @@ mod arguments;
 mod dashes;
 mod disks;
 mod error;
+mod ide;
 pub mod keyval;
 mod media;
 mod options;

@@ -313,35 +313,6 @@ impl DiscardMode {
     }
 }
 
-/// `--device ide-hd`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct IdeDiskOptions {
-    pub(super) drive: String,
-    pub(super) id: Option<String>,
-    pub(super) bus: Option<String>,
-    pub(super) unit: Option<u8>,
-    pub(super) serial: Option<String>,
-    pub(super) write_cache: Option<bool>,
-    pub(super) rerror: Option<OnError>,
-    pub(super) werror: Option<OnError>,
-    #[cfg(feature = "test-hooks")]
-    pub(super) x_postpone: Option<bool>,
-}
-
-/// `--device ide-cd`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct IdeCdOptions {
-    pub(super) drive: Option<String>,
-    pub(super) id: Option<String>,
-    pub(super) bus: Option<String>,
-    pub(super) unit: Option<u8>,
-    pub(super) serial: Option<String>,
-    pub(super) rerror: Option<OnError>,
-    pub(super) werror: Option<OnError>,
-}
-
 /// `--device isa-debug-exit`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

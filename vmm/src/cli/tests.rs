@@ -582,7 +582,7 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
         ),
         (
             format!("{node} --device ide-hd"),
-            &["--device", "'drive' is missing"],
+            &["--device", "No drive specified"],
         ),
         (
             format!("{node} --device ide-hd,drive=x"),

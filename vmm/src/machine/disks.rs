@@ -8,7 +8,7 @@ use sluice_aio::AioContext;
 use sluice_block::driver::throttle::ThrottleError;
 use sluice_block::{Backend, BlockError, Graph, Node};
 use sluice_devices::bus::BusError;
-use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeError, IdeVariant};
+use sluice_devices::ide::{DriveConfig, Geometry, IdeConfig, IdeController, IdeError, IdeVariant};
 use sluice_devices::irq::IrqLine;
 use sluice_devices::pci::{Address, PciError};
 use sluice_devices::virtio::VirtioError;
@@ -153,17 +153,7 @@ pub async fn add(
             Attachment::Ide(IdePosition { channel, unit })
             | Attachment::IdeCd(IdePosition { channel, unit }) => {
                 backend.set_context(parts.main);
-                let mut drive = match &disk.attachment {
-                    Attachment::IdeCd(_) => DriveConfig::cd_rom(backend),
-                    _ => DriveConfig::new(backend),
-                };
-                drive.serial.clone_from(&disk.serial);
-                drive.write_cache = disk.write_cache;
-                #[cfg(feature = "test-hooks")]
-                {
-                    drive.postpone = disk.postpone;
-                }
-                drives[usize::from(*channel)][usize::from(*unit)] = Some(drive);
+                drives[usize::from(*channel)][usize::from(*unit)] = Some(ide_drive(disk, backend));
             }
             Attachment::VirtioPci(device) => {
                 let contexts = virtio::contexts(builder, disk, device, &parts)?;
@@ -172,6 +162,35 @@ pub async fn add(
         }
     }
     add_ide(builder, drives, &parts)
+}
+
+/// An IDE disk or CD-ROM drive on `backend`.
+fn ide_drive(disk: &DiskConfig, backend: Arc<Backend>) -> DriveConfig {
+    let usual = match &disk.attachment {
+        Attachment::IdeCd(_) => DriveConfig::cd_rom(backend),
+        _ => DriveConfig::new(backend),
+    };
+    let properties = &disk.ide;
+    let geometry = |(cylinders, heads, sectors)| Geometry {
+        cylinders,
+        heads,
+        sectors,
+    };
+    let physical_block_size = properties.physical_block_size;
+    DriveConfig {
+        serial: disk.serial.clone(),
+        model: properties.model.clone(),
+        firmware: properties.version.clone(),
+        wwn: properties.wwn,
+        write_cache: disk.write_cache,
+        rotation_rate: (properties.rotation_rate != 0).then_some(properties.rotation_rate),
+        physical_block_size: physical_block_size.unwrap_or(usual.physical_block_size),
+        geometry: properties.geometry.map(geometry),
+        discard: properties.discard,
+        #[cfg(feature = "test-hooks")]
+        postpone: disk.postpone,
+        ..usual
+    }
 }
 
 /// The node a disk stands on, with a backend over it.
