@@ -240,3 +240,100 @@ impl Drop for Table {
         std::mem::forget(std::mem::take(&mut self.slots));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::buffer::GuestRam;
+    use crate::engine::EngineKind;
+
+    const PAGE: usize = 4096;
+
+    /// A read into the first halves of these pages of `ram`.
+    fn read(table: &mut Table, ram: &Arc<GuestRam>, pages: &[u64]) -> Key {
+        let range = |page: &u64| (GuestAddress(page * PAGE as u64), PAGE / 2);
+        let ranges: Vec<_> = pages.iter().map(range).collect();
+        let buffer = IoBuffer::from_guest(ram, &ranges).unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let route = Route::from(EngineKind::Threads);
+        table.insert(OperationKind::Read, route, file, 0, buffer)
+    }
+
+    fn ram() -> Arc<GuestRam> {
+        Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 2 * PAGE)]).unwrap())
+    }
+
+    #[test]
+    fn a_result_that_nobody_wants_keeps_no_place() {
+        let mut table = Table::default();
+        let ram = ram();
+        let early = read(&mut table, &ram, &[0]);
+        table.finish(early, Ok(0));
+        drop(table.abandon(early));
+        let late = read(&mut table, &ram, &[0]);
+        drop(table.abandon(late));
+        table.finish(late, Ok(0));
+        let lent = read(&mut table, &ram, &[0]);
+        let operation = table.lend(lent).unwrap();
+        drop(table.abandon(lent));
+        table.give_back(lent, operation);
+        table.finish(lent, Ok(0));
+        assert!(table.slots.is_empty());
+        assert_eq!(table.running(), 0);
+        assert_eq!(Arc::strong_count(&ram), 1, "a buffer was kept");
+    }
+
+    #[test]
+    fn what_a_worker_keeps_has_ended_for_its_owner_and_is_the_workers() {
+        let mut table = Table::default();
+        let (hanging, other) = (ram(), ram());
+        let memory = Arc::downgrade(&hanging);
+        let kept = read(&mut table, &hanging, &[0]);
+        drop(hanging);
+        let with_a_ring = read(&mut table, &other, &[0]);
+        let operation = table.lend(kept).unwrap();
+        for key in [kept, with_a_ring] {
+            assert!(table.poll(key, Waker::noop()).0.is_pending());
+        }
+        table.forget_lent();
+        assert_eq!(table.woken().len(), 1, "nobody tells its owner");
+        let Poll::Ready(Err(error)) = table.poll(kept, Waker::noop()).0 else {
+            panic!("waits for a worker that hangs");
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
+        assert!(table.poll(with_a_ring, Waker::noop()).0.is_pending());
+        table.finish(with_a_ring, Ok(0));
+        drop(table);
+        assert_eq!(memory.strong_count(), 1, "freed under the worker's feet");
+        drop(operation);
+        assert_eq!(memory.strong_count(), 0);
+    }
+
+    #[test]
+    fn lists_of_segments_are_used_again_and_not_hoarded() {
+        let mut table = Table::default();
+        let ram = ram();
+        let scattered: Vec<_> = (0..SPARE_VECTORS + 10)
+            .map(|_| {
+                let key = read(&mut table, &ram, &[0, 1]);
+                assert!(table.request(key).is_some());
+                key
+            })
+            .collect();
+        for key in scattered {
+            table.finish(key, Ok(0));
+        }
+        assert_eq!(table.spare.len(), SPARE_VECTORS);
+        // One piece of memory needs no list, and leaves none.
+        let one = read(&mut table, &ram, &[0]);
+        assert_eq!(table.spare.len(), SPARE_VECTORS);
+        let two = read(&mut table, &ram, &[0, 1]);
+        assert_eq!(table.spare.len(), SPARE_VECTORS - 1);
+        table.finish(one, Ok(0));
+        assert_eq!(table.spare.len(), SPARE_VECTORS - 1);
+        table.finish(two, Ok(0));
+        assert_eq!(table.spare.len(), SPARE_VECTORS);
+    }
+}

@@ -128,6 +128,41 @@ fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
     engines.finish();
 }
 
+#[test]
+fn who_waits_for_a_worker_that_hangs_is_told_at_the_end() {
+    let engines = engines(&Scripted::new(256));
+    let (file, ram) = (Arc::new(tempfile::tempfile().unwrap()), ram());
+    let memory = Arc::downgrade(&ram);
+    let buffer = IoBuffer::from_guest(&ram, &[(GuestAddress(0), LEN)]).unwrap();
+    drop(ram);
+    let route = EngineKind::Threads.into();
+    let mut core = engines.core.borrow_mut();
+    let key = core
+        .table
+        .insert(OperationKind::Read, route, file, 0, buffer);
+    // As one that a worker has, which never gives it back.
+    let lent = core.table.lend(key).unwrap();
+    drop(core);
+    let mut read = Completion {
+        core: Rc::clone(&engines.core),
+        key: Some(key),
+    };
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = std::task::Context::from_waker(&waker);
+    assert!(Pin::new(&mut read).poll(&mut cx).is_pending());
+    engines.finish();
+    assert!(woken.0.load(Ordering::Relaxed), "waits for ever");
+    let Poll::Ready(Err(error)) = Pin::new(&mut read).poll(&mut cx) else {
+        panic!("it was never done");
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
+    drop((read, engines));
+    assert_eq!(memory.strong_count(), 1, "freed under the worker's feet");
+    drop(lent);
+    assert_eq!(memory.strong_count(), 0, "leaked");
+}
+
 /// Whether a waker was used.
 #[derive(Default)]
 struct Woken(AtomicBool);
