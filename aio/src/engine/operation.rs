@@ -245,8 +245,11 @@ impl Operation {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestAddress;
+
     use super::super::EngineKind;
     use super::*;
+    use crate::buffer::GuestRam;
 
     fn operation(kind: OperationKind, len: usize) -> Operation {
         let file = Arc::new(tempfile::tempfile().unwrap());
@@ -285,6 +288,35 @@ mod tests {
             assert_eq!((base as usize - start as usize, len), (30, 70));
             let end = operation.advance(Ok(70));
             assert!(matches!(end, Verdict::Finished(Ok(100))), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_longer_than_one_call_moves_is_asked_for_in_whole_pages() {
+        const LEN: usize = 5 << 30;
+        const PAGE: usize = 4096;
+        // Memory that nobody touches takes up none.
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), LEN)]).unwrap();
+        let buffer = IoBuffer::from_guest(&Arc::new(ram), &[(GuestAddress(0), LEN)]).unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let route = Route::from(EngineKind::IoUring);
+        let mut write = Operation::new(OperationKind::Write, route, file, 0, buffer, Vec::new());
+        let mut done = 0;
+        loop {
+            let Request::Write { offset, memory, .. } = write.request() else {
+                panic!("the kind of request changed");
+            };
+            let Memory::One { len, .. } = memory else {
+                panic!("one piece of memory became many");
+            };
+            let len = len as usize;
+            assert_eq!(offset, done as u64);
+            // Direct I/O takes nothing else.
+            assert!(len > 0 && len.is_multiple_of(PAGE), "{len}");
+            done += len;
+            if let Verdict::Finished(result) = write.advance(Ok(len)) {
+                return assert_eq!((result.unwrap(), done), (LEN, LEN));
+            }
         }
     }
 

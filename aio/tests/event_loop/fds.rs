@@ -160,6 +160,41 @@ fn removing_a_handler_that_owns_another_removes_both() {
     settle(&mut event_loop);
 }
 
+/// Two handlers whose descriptors are ready at once: whichever is called removes the other, of which the
+/// loop has heard already, and puts one of a descriptor that is not ready in its place.
+#[test]
+fn an_event_of_a_handler_that_is_gone_is_not_its_successors() {
+    let mut event_loop = event_loop();
+    let fds = [event_fd(), event_fd()];
+    let quiet = event_fd();
+    let calls = Rc::new(Cell::new(0));
+    let handlers: Rc<RefCell<Vec<Option<FdHandler>>>> = Rc::default();
+    for (index, fd) in fds.iter().enumerate() {
+        let (fd, quiet) = (fd.clone(), quiet.clone());
+        let (calls, inside) = (Rc::clone(&calls), Rc::clone(&handlers));
+        let handler = within(&mut event_loop, move || {
+            let read = fd.clone();
+            current::add_fd(&fd, Source::Internal, move || {
+                consume(&read);
+                calls.set(calls.get() + 1);
+                let other = inside.borrow_mut()[1 - index].take();
+                drop(other);
+                let called = || panic!("called for its predecessor");
+                let successor = current::add_fd(&quiet, Source::Internal, called);
+                inside.borrow_mut()[1 - index] = Some(successor.unwrap());
+            })
+            .unwrap()
+        });
+        handlers.borrow_mut().push(Some(handler));
+    }
+    fds.iter().for_each(|fd| signal(fd));
+    let served = event_loop.context().stats().fd_dispatches;
+    settle(&mut event_loop);
+    assert_eq!(calls.get(), 1);
+    assert_eq!(event_loop.context().stats().fd_dispatches, served + 1);
+    handlers.borrow_mut().clear();
+}
+
 #[test]
 fn a_refused_handler_that_owns_another_removes_that() {
     let mut event_loop = event_loop();
