@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use futures_util::FutureExt as _;
 use sluice_aio::{
-    Cancelled, EventLoop, FdHandler, IoBuffer, IoThread, LoopConfig, Source, current,
+    AioContext, Cancelled, EventLoop, FdHandler, IoBuffer, IoThread, LoopConfig, Source, current,
 };
 
 use crate::support::{ENGINES, canary, event_fd, event_loop, settle, thread_id, within};
@@ -291,6 +291,27 @@ fn an_iothread_ends_in_the_middle_of_heavy_io() {
         }
         assert_eq!(Arc::strong_count(&file), 1, "an operation was leaked");
     }
+}
+
+/// Has something to ask of a loop when it is dropped.
+struct Asking(AioContext, mpsc::Sender<()>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.schedule(|| panic!("the loop has ended"));
+        self.1.send(()).unwrap();
+    }
+}
+
+#[test]
+fn what_an_ended_loop_refuses_may_ask_something_of_it() {
+    let event_loop = event_loop();
+    let context = event_loop.context();
+    drop(event_loop);
+    let (sender, dropped) = mpsc::channel();
+    let asking = Asking(context.clone(), sender);
+    context.schedule(move || drop(asking));
+    dropped.try_recv().expect("dropped at once");
 }
 
 #[test]

@@ -32,3 +32,5 @@ mod support;
 mod tasks;
 #[cfg(test)]
 mod timers;
+#[cfg(test)]
+mod wakers;
