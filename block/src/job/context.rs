@@ -199,6 +199,37 @@ impl JobContext {
         verdict
     }
 
+    /// Judges errors that were met together, each kind once, by the operator's policy for its direction;
+    /// returns when what failed is to be tried again.
+    ///
+    /// # Errors
+    /// The job has to end.
+    pub async fn judge_errors(
+        &self,
+        errors: &[(IoOperation, Errno)],
+        policy: impl Fn(IoOperation) -> OnError,
+    ) -> Result<(), JobError> {
+        let mut wait = Duration::ZERO;
+        let mut stopped = false;
+        for (index, error) in errors.iter().enumerate() {
+            if errors[..index].contains(error) {
+                continue;
+            }
+            let (operation, errno) = *error;
+            match self.io_error(policy(operation), operation, errno) {
+                ErrorVerdict::Fail => return Err(JobError::Errno(errno)),
+                ErrorVerdict::RetryAfter(delay) => wait = wait.max(delay),
+                ErrorVerdict::Stopped => stopped = true,
+            }
+        }
+        if stopped {
+            self.pause_point().await;
+        } else if !wait.is_zero() {
+            self.back_off(wait).await;
+        }
+        Ok(())
+    }
+
     /// A transfer has succeeded: the next ignored error waits but shortly again.
     pub fn io_success(&self) {
         self.job.lock().ignored.reset();

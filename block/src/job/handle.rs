@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use sluice_aio::AioContext;
 
 use super::driver::JobDriver;
+use super::group::{JobGroup, Stage};
 use super::id::JobId;
 use super::inner::Core;
 use super::progress::Progress;
@@ -27,6 +28,8 @@ pub struct Job {
     id: JobId,
     auto_finalize: bool,
     auto_dismiss: bool,
+    /// Those that it succeeds with, itself among them.
+    pub(super) group: Arc<JobGroup>,
     pub(super) driver: Box<dyn JobDriver>,
     home: AioContext,
     /// What keeps the loop's thread, until the job has ended.
@@ -55,6 +58,7 @@ impl Job {
             id: options.id,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
+            group: options.group.unwrap_or_default(),
             driver,
             home,
             keeper: Mutex::new(keeper),
@@ -118,14 +122,17 @@ impl Job {
 
     /// Lets the created job begin.
     pub fn start(&self) {
-        self.lock().start_requested = true;
-        self.wake();
+        let before = std::mem::replace(&mut self.lock().start_requested, true);
+        if !before {
+            self.group.reach(Stage::Started);
+        }
     }
 
     /// Drops a job that was created but will not be started, because something else failed. Neither
     /// the driver's `abort` nor `clean` is called. Without effect once it was started or cancelled.
     pub fn discard(&self) {
         self.lock().discarded = true;
+        self.group.leave(self);
         self.wake();
     }
 

@@ -47,7 +47,6 @@ pub(super) struct Core {
     pub(super) quiescers: u32,
     pub(super) cancel: CancelRequest,
     pub(super) complete_requested: bool,
-    pub(super) finalize_requested: bool,
     /// The last steps have begun: too late to cancel.
     pub(super) finalizing: bool,
     pub(super) rate: RateLimit,
@@ -68,7 +67,6 @@ impl Core {
             quiescers: 0,
             cancel: CancelRequest::None,
             complete_requested: false,
-            finalize_requested: false,
             finalizing: false,
             rate: RateLimit::new(speed, now),
             io_status: IoStatus::Ok,

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::context::JobContext;
 use super::error::JobError;
+use super::group::Stage;
 use super::handle::Job;
-use super::inner::{Activity, Core};
+use super::inner::{Activity, CancelRequest, Core};
 use super::state::JobState;
 use crate::event::BlockEvent;
 
@@ -49,6 +50,7 @@ impl Drop for Life {
         job.report_mistake(job.transition(&mut core, JobState::Aborting));
         core.error = Some(JobError::Failed("The job was interrupted".to_owned()));
         drop(core);
+        job.group.fail(job);
         conclude(job);
     }
 }
@@ -73,6 +75,7 @@ async fn live(job: &Arc<Job>) {
     match &result {
         Ok(()) => job.driver.commit(&context).await,
         Err(error) => {
+            job.group.fail(job);
             job.wait(|core| begin_abort(job, core, error)).await;
             job.driver.abort(&context).await;
         }
@@ -88,7 +91,7 @@ fn launch(job: &Job, core: &mut Core) -> Option<Launch> {
     if core.discarded {
         return Some(Launch::Discarded);
     }
-    if !core.start_requested {
+    if !core.start_requested || !job.group.have_all_reached(Stage::Started) {
         return None;
     }
     job.report_mistake(job.transition(core, JobState::Running));
@@ -109,7 +112,7 @@ async fn work(context: &JobContext) -> Result<(), JobError> {
 async fn finish(context: &JobContext) -> Result<(), JobError> {
     let job = context.job();
     advance(job, JobState::Waiting)?;
-    // A job alone has no sibling to wait for here.
+    reach_together(job, Stage::Waiting).await?;
     advance(job, JobState::Pending)?;
     if !job.auto_finalize() {
         let mut core = job.lock();
@@ -126,15 +129,45 @@ async fn finish(context: &JobContext) -> Result<(), JobError> {
         if core.is_cancelled() {
             return Some(Err(JobError::Cancelled));
         }
-        let wanted = job.auto_finalize() || core.finalize_requested;
-        if !wanted || !core.begin_work() {
+        if !job.group.may_finalize() {
+            // Others may have to be finalised where this one need not.
+            rest(job, core);
+            return None;
+        }
+        if !core.begin_work() {
             return None;
         }
         core.finalizing = true;
         Some(Ok(()))
     })
     .await?;
-    job.driver.prepare(context).await
+    job.driver.prepare(context).await?;
+    reach_together(job, Stage::Prepared).await
+}
+
+/// Tells the others of the group that this one is that far, and rests until all are.
+async fn reach_together(job: &Job, stage: Stage) -> Result<(), JobError> {
+    job.group.reach(stage);
+    job.wait(|core| {
+        if job.group.have_all_reached(stage) {
+            return core.begin_work().then_some(Ok(()));
+        }
+        if core.is_cancelled() || job.group.has_failed() {
+            core.cancel = CancelRequest::Force;
+            return Some(Err(JobError::Cancelled));
+        }
+        rest(job, core);
+        None
+    })
+    .await
+}
+
+/// The job waits for others, and no section has to wait for it.
+fn rest(job: &Job, core: &mut Core) {
+    if core.is_busy() {
+        core.activity = Activity::Idle;
+        job.wake();
+    }
 }
 
 /// Takes one step towards the end, unless the job was cancelled.

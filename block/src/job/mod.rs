@@ -8,6 +8,7 @@
 mod context;
 mod driver;
 mod error;
+mod group;
 mod handle;
 mod id;
 mod info;
@@ -24,6 +25,7 @@ mod verbs;
 pub use context::{JobContext, Wakeup};
 pub use driver::JobDriver;
 pub use error::{CreateError, ErrorClass, JobError, VerbError};
+pub use group::JobGroup;
 pub use handle::{Job, JobKicker};
 pub use id::JobId;
 pub use info::{BlockJobInfo, JobInfo};

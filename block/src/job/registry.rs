@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::driver::JobDriver;
 use super::error::{CreateError, VerbError};
+use super::group::JobGroup;
 use super::handle::Job;
 use super::id::JobId;
 use super::info::{BlockJobInfo, JobInfo};
@@ -29,6 +30,8 @@ pub struct JobOptions {
     pub auto_dismiss: bool,
     /// Bytes per second; 0: no limit.
     pub speed: u64,
+    /// The jobs that it succeeds with; it is alone if none is given.
+    pub group: Option<Arc<JobGroup>>,
 }
 
 impl JobOptions {
@@ -40,6 +43,7 @@ impl JobOptions {
             auto_finalize: true,
             auto_dismiss: true,
             speed: 0,
+            group: None,
         }
     }
 
@@ -125,6 +129,7 @@ impl JobRegistry {
         ));
         let created = job.transition(&mut job.lock(), JobState::Created);
         debug_assert!(created.is_ok());
+        job.group.join(&job);
         jobs.all.push(Arc::clone(&job));
         drop(jobs);
         let life = Life::new(&job);

@@ -87,6 +87,21 @@ impl Job {
         Ok(())
     }
 
+    /// Another job of its group has failed: it ends by force, too, if it is not final yet.
+    pub(super) fn cancel_with_sibling(&self) {
+        let mut core = self.lock();
+        if !JobVerb::Cancel.allowed_in(core.state) {
+            return;
+        }
+        core.cancel = CancelRequest::Force;
+        if core.user_paused {
+            core.end_user_pause();
+        }
+        drop(core);
+        self.driver.on_cancel(true);
+        self.wake();
+    }
+
     /// Cancels the job as `block-job-cancel` does, which spares a job that the operator has paused.
     ///
     /// # Errors
@@ -119,16 +134,13 @@ impl Job {
         Ok(())
     }
 
-    /// Makes the pending job final.
+    /// Makes the pending job final, and with it all of its group.
     ///
     /// # Errors
     /// [`VerbError::WrongState`].
     pub fn finalize(&self) -> Result<(), VerbError> {
-        let mut core = self.lock();
-        self.check_verb(&core, JobVerb::Finalize)?;
-        core.finalize_requested = true;
-        drop(core);
-        self.wake();
+        self.check_verb(&self.lock(), JobVerb::Finalize)?;
+        self.group.finalize();
         Ok(())
     }
 

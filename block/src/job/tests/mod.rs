@@ -1,6 +1,7 @@
 //! Tests of the job engine: its tables, its pure parts, and jobs living in a real event loop.
 
 mod errors;
+mod groups;
 mod life;
 mod parts;
 mod quiesce;
