@@ -35,6 +35,7 @@
 //! ```
 
 pub mod backend;
+pub mod backup;
 pub mod dirty;
 pub mod drain;
 pub mod driver;

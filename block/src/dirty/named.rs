@@ -174,7 +174,6 @@ impl NamedBitmap {
     ///
     /// # Errors
     /// [`check_usable`](Self::check_usable)'s, or no memory.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the backup job is on its way"))]
     pub(crate) fn freeze(&self) -> Result<Arc<DirtyBitmap>, NamedBitmapError> {
         self.check_usable()?;
         let fresh = Arc::new(self.bits.load().emptied()?);
@@ -187,7 +186,6 @@ impl NamedBitmap {
 
     /// Ends what [`freeze`](Self::freeze) has begun: what was recorded since stays, and with it the marks
     /// of `back`. From any thread, sections or not.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the backup job is on its way"))]
     pub(crate) fn thaw(&self, back: Option<&DirtyBitmap>) {
         let mut usage = self.usage.lock();
         if let Some(back) = back {

@@ -12,12 +12,14 @@ mod tests;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use sluice_aio::AioContext;
 
+use crate::backup::{self, BlockdevBackup, DriveBackup};
 use crate::drain::Section;
 use crate::error::{BlockError, Result};
 use crate::graph::{BitmapAction, BitmapSource, Graph};
 use crate::node::Node;
-use step::Step;
+use step::{Step, World};
 
 /// Whose sections they are.
 const HOLDER: &str = "transaction";
@@ -36,6 +38,10 @@ pub enum Action {
         /// What is put above it.
         overlay: String,
     },
+    /// `blockdev-backup`.
+    BlockdevBackup(Box<BlockdevBackup>),
+    /// `drive-backup`. The target's file is made before anything else, and stays if the transaction fails.
+    DriveBackup(Box<DriveBackup>),
 }
 
 impl Action {
@@ -51,6 +57,8 @@ impl Action {
             Self::Bitmap(BitmapAction::Disable(_)) => "block-dirty-bitmap-disable",
             Self::Bitmap(BitmapAction::Merge(_)) => "block-dirty-bitmap-merge",
             Self::Snapshot { .. } => "blockdev-snapshot",
+            Self::BlockdevBackup(_) => "blockdev-backup",
+            Self::DriveBackup(_) => "drive-backup",
         }
     }
 
@@ -69,12 +77,14 @@ impl Action {
                 nodes
             }
             Self::Snapshot { node, overlay } => vec![node, overlay],
+            Self::BlockdevBackup(backup) => vec![&backup.common.device],
+            Self::DriveBackup(backup) => vec![&backup.common.device],
         }
     }
 
     /// Whether it begins a job, which can be grouped with others.
     fn begins_job(&self) -> bool {
-        false
+        matches!(self, Self::BlockdevBackup(_) | Self::DriveBackup(_))
     }
 }
 
@@ -98,22 +108,37 @@ impl CompletionMode {
     }
 }
 
-/// Does all actions, or none. Call it from a task that holds no token of a disk.
+/// Does all actions, or none; jobs run in `main` if no loop serves their disks. Call it from a task that
+/// holds no token of a disk.
 ///
 /// # Errors
 /// The first that an action met; then everything is as it was.
-pub async fn transact(graph: &Arc<Graph>, actions: &[Action], mode: CompletionMode) -> Result<()> {
+pub async fn transact(
+    graph: &Arc<Graph>,
+    actions: &[Action],
+    mode: CompletionMode,
+    main: &AioContext,
+) -> Result<()> {
+    let mut group = None;
     if mode == CompletionMode::Grouped {
         check_groupable(actions, mode)?;
+        group = Some(Arc::default());
     }
+    // Opening files takes time, for which no guest is to be held.
+    let targets = Targets::open(graph, actions).await?;
     let sections = drain(graph, actions).await;
+    let world = World {
+        graph,
+        group: group.as_ref(),
+        main,
+    };
     let mut steps = Vec::new();
-    for action in actions {
-        match Step::prepare(graph, action).await {
+    for (action, target) in actions.iter().zip(&targets.nodes) {
+        match Step::prepare(&world, action, target.as_ref()).await {
             Ok(step) => steps.push(step),
             Err(error) => {
                 for step in steps.into_iter().rev() {
-                    step.undo(graph);
+                    step.undo(graph).await;
                 }
                 return Err(error);
             }
@@ -124,6 +149,36 @@ pub async fn transact(graph: &Arc<Graph>, actions: &[Action], mode: CompletionMo
     }
     drop(sections);
     Ok(())
+}
+
+/// The files that actions make or open, in the order of the actions. Those that nobody uses in the end
+/// are closed.
+struct Targets<'a> {
+    graph: &'a Graph,
+    nodes: Vec<Option<Arc<Node>>>,
+}
+
+impl<'a> Targets<'a> {
+    async fn open(graph: &'a Arc<Graph>, actions: &[Action]) -> Result<Self> {
+        let nodes = Vec::new();
+        let mut targets = Self { graph, nodes };
+        for action in actions {
+            let node = match action {
+                Action::DriveBackup(backup) => Some(backup::open_target(graph, backup).await?),
+                _ => None,
+            };
+            targets.nodes.push(node);
+        }
+        Ok(targets)
+    }
+}
+
+impl Drop for Targets<'_> {
+    fn drop(&mut self) {
+        for node in self.nodes.iter().flatten() {
+            self.graph.remove_if_unused(node);
+        }
+    }
 }
 
 /// # Errors

@@ -2,24 +2,43 @@
 
 use std::sync::Arc;
 
+use sluice_aio::AioContext;
+
 use super::Action;
+use crate::backup;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::bitmaps::BitmapChange;
 use crate::graph::snapshot::Snapshot;
+use crate::job::JobGroup;
+use crate::node::Node;
+
+/// Where the actions of one transaction are done.
+pub(super) struct World<'a> {
+    pub(super) graph: &'a Arc<Graph>,
+    /// The jobs that it begins succeed together.
+    pub(super) group: Option<&'a Arc<JobGroup>>,
+    pub(super) main: &'a AioContext,
+}
 
 /// See the [module](self).
 pub(super) enum Step {
     Bitmap(BitmapChange),
     Snapshot(Snapshot),
+    Backup(backup::Prepared),
 }
 
 impl Step {
-    /// Does the action.
+    /// Does the action; `target` is the file that was opened for it.
     ///
     /// # Errors
     /// Why it can't be done; then it has changed nothing.
-    pub(super) async fn prepare(graph: &Arc<Graph>, action: &Action) -> Result<Self> {
+    pub(super) async fn prepare(
+        world: &World<'_>,
+        action: &Action,
+        target: Option<&Arc<Node>>,
+    ) -> Result<Self> {
+        let World { graph, group, main } = *world;
         Ok(match action {
             Action::Abort => {
                 let text = "Transaction aborted using Abort action";
@@ -31,6 +50,17 @@ impl Step {
                 let overlay = graph.device_or_node(overlay)?;
                 Self::Snapshot(graph.snapshot(&node, &overlay).await?)
             }
+            Action::BlockdevBackup(backup) => {
+                let target = graph.device_or_node(&backup.target)?;
+                let prepared = backup::prepare(graph, &backup.common, &target, group, main)?;
+                Self::Backup(prepared)
+            }
+            Action::DriveBackup(backup) => {
+                let path = || backup.target.display().to_string();
+                let target = target.ok_or_else(|| BlockError::NodeNotFound(path()))?;
+                let prepared = backup::prepare(graph, &backup.common, target, group, main)?;
+                Self::Backup(prepared)
+            }
         })
     }
 
@@ -39,14 +69,16 @@ impl Step {
         match self {
             Self::Bitmap(change) => change.commit(),
             Self::Snapshot(_) => {}
+            Self::Backup(prepared) => prepared.start(),
         }
     }
 
     /// As if it had never been. What was done after it has been undone before.
-    pub(super) fn undo(self, graph: &Graph) {
+    pub(super) async fn undo(self, graph: &Graph) {
         match self {
             Self::Bitmap(change) => change.undo(),
             Self::Snapshot(snapshot) => graph.undo_snapshot(snapshot),
+            Self::Backup(prepared) => prepared.undo().await,
         }
     }
 }

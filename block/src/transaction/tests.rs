@@ -55,7 +55,13 @@ fn merge(node: &str, target: &str, source: &str) -> Action {
 }
 
 async fn transact(graph: &Arc<Graph>, actions: &[Action]) -> Result<()> {
-    super::transact(graph, actions, CompletionMode::Individual).await
+    super::transact(
+        graph,
+        actions,
+        CompletionMode::Individual,
+        &current::context(),
+    )
+    .await
 }
 
 async fn write(disk: &Backend, offset: u64) {
@@ -230,14 +236,15 @@ fn only_jobs_are_grouped() {
     run(async |graph| {
         let (_, node) = disk(&graph, "d").await;
         let actions = [add("d", "b")];
-        let error = super::transact(&graph, &actions, CompletionMode::Grouped);
+        let main = current::context();
+        let error = super::transact(&graph, &actions, CompletionMode::Grouped, &main);
         assert_eq!(
             error.await.unwrap_err().to_string(),
             "Action 'block-dirty-bitmap-add' does not support transaction property completion-mode = \
              grouped"
         );
         assert_eq!(seen(&node), []);
-        super::transact(&graph, &[], CompletionMode::Grouped)
+        super::transact(&graph, &[], CompletionMode::Grouped, &current::context())
             .await
             .unwrap();
     });

@@ -5,9 +5,6 @@
 //! cluster is copied once, by the first request that changes it; others that change it wait until
 //! the copy has ended, and go on together then.
 //!
-//! A mark per cluster says what is still to be copied. It is cleared when the copy *has ended*: who
-//! finds it cleared may write without looking further.
-//!
 //! With `cbw-timeout` a copy that takes too long counts as failed for those who wait for it. It goes
 //! on by itself all the same, and sections of the node wait for its end.
 
@@ -15,29 +12,26 @@ use std::io;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use sluice_aio::{IoBuffer, current};
 
-use super::{Allocation, Background, BlockFuture, Driver, Edge, RequestFlags, Role};
+use super::{Background, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::error::{BlockError, Result};
-use crate::io::serialise::{ClaimKind, Serialiser};
 use crate::node::Node;
 use crate::options::{CopyBeforeWriteNode, OnCbwError};
 use crate::permission::{Access, Permissions};
 
+pub(crate) use copier::{Copier, CopyError};
+
+mod copier;
 #[cfg(test)]
 mod tests;
 
 /// Bytes of a cluster, unless a larger one is asked for.
-const CLUSTER: u64 = 64 << 10;
-
-/// The most bytes copied at once: what a guest changes at once must not decide how much memory the
-/// copy takes.
-const MAX_COPY: u64 = 1 << 20;
+pub(crate) const CLUSTER: u64 = 64 << 10;
 
 /// See the [module](self). Any thread.
 #[derive(Debug)]
@@ -48,20 +42,6 @@ pub struct CopyBeforeWrite {
     timeout: Option<Duration>,
     /// Copies that may be longer on their way than the requests that began them.
     background: Arc<Background>,
-}
-
-/// What copies; it stays until the last copy has ended.
-#[derive(Debug)]
-struct Copier {
-    file: Edge,
-    target: Edge,
-    /// What is still to be copied.
-    to_copy: DirtyBitmap,
-    /// Clusters that are being copied.
-    copying: Serialiser,
-    /// A copy has failed, and the guest's writes went on: the old data is not whole any more, and
-    /// nothing more is saved.
-    broken: AtomicBool,
 }
 
 impl CopyBeforeWrite {
@@ -107,17 +87,21 @@ impl CopyBeforeWrite {
         }
         let seconds = options.cbw_timeout.filter(|seconds| *seconds > 0);
         Ok(Self {
-            copier: Arc::new(Copier {
-                file: Edge::new(Role::File, file),
-                target: Edge::new(Role::Target, target),
-                to_copy,
-                copying: Serialiser::default(),
-                broken: AtomicBool::new(false),
-            }),
+            copier: Arc::new(Copier::new(file, target, to_copy)),
             on_error: options.on_cbw_error,
             timeout: seconds.map(|seconds| Duration::from_secs(seconds.into())),
             background: Arc::default(),
         })
+    }
+
+    /// The filter of a job, which works its way through the same copier.
+    pub(crate) fn of_job(copier: Arc<Copier>, on_error: OnCbwError) -> Self {
+        Self {
+            copier,
+            on_error,
+            timeout: None,
+            background: Arc::default(),
+        }
     }
 
     /// Saves the old data of a range that is about to change.
@@ -131,7 +115,7 @@ impl CopyBeforeWrite {
             return Ok(());
         }
         let saved = match self.timeout {
-            None => copier.save(&clusters).await,
+            None => copier.save(&clusters).await.map_err(|failed| failed.error),
             Some(timeout) => self.save_within(clusters, timeout).await,
         };
         let Err(error) = saved else { return Ok(()) };
@@ -154,83 +138,10 @@ impl CopyBeforeWrite {
             saved
         });
         match select(saving, pin!(current::sleep(timeout))).await {
-            Either::Left((saved, _)) => saved?,
+            Either::Left((saved, _)) => saved?.map_err(|failed| failed.error),
             // Its handle goes, the task does not.
             Either::Right(_) => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT).into()),
         }
-    }
-}
-
-impl Copier {
-    /// The clusters around a range, as far as there were any when the node was made.
-    fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
-        let cluster = self.to_copy.granularity();
-        let end = offset.saturating_add(len).min(self.to_copy.size());
-        let start = offset.min(end) / cluster * cluster;
-        start..end.next_multiple_of(cluster).min(self.to_copy.size())
-    }
-
-    /// The first run of clusters in `range` that are still to be copied.
-    fn next_run(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let run = self.to_copy.next_dirty(range.start, MAX_COPY)?;
-        (run.start < range.end).then(|| run.start..run.end.min(range.end))
-    }
-
-    /// Whether nothing of these clusters is to be copied any more.
-    fn is_saved(&self, clusters: &Range<u64>) -> bool {
-        clusters.is_empty()
-            || self.broken.load(Ordering::Acquire)
-            || self.next_run(clusters).is_none()
-    }
-
-    /// Copies what is left of these clusters, once nobody else is about to.
-    ///
-    /// # Errors
-    /// The copy failed.
-    async fn save(&self, clusters: &Range<u64>) -> Result<()> {
-        let _claim = self
-            .copying
-            .claim(clusters.clone(), ClaimKind::Exclusive)
-            .await;
-        while let Some(run) = self.next_run(clusters) {
-            if self.broken.load(Ordering::Acquire) {
-                return Ok(());
-            }
-            self.copy(&run).await?;
-            self.to_copy.clear(run.start, run.end - run.start);
-        }
-        Ok(())
-    }
-
-    /// From now on the old data is not whole.
-    fn give_up(&self, error: &BlockError) {
-        self.broken.store(true, Ordering::Release);
-        let target = self.target.node();
-        let target = target.name();
-        tracing::warn!(target, %error, "old data is lost: the copy before a write failed");
-    }
-
-    async fn copy(&self, run: &Range<u64>) -> Result<()> {
-        let (file, target) = (self.file.node(), self.target.node());
-        let mut at = run.start;
-        while at < run.end {
-            let status = file.block_status(at, run.end - at).await?;
-            match status.allocation {
-                Allocation::Zero => {
-                    let flags = RequestFlags::MAY_UNMAP;
-                    target.write_zeroes(at, status.len, flags).await?;
-                }
-                // All that is below is looked through: there is data somewhere.
-                Allocation::Data | Allocation::Below => {
-                    // A run is bounded, so this is no more than memory has.
-                    let buffer = IoBuffer::alloc(usize::try_from(status.len).unwrap_or(usize::MAX));
-                    file.read(at, buffer.clone()).await?;
-                    target.write(at, buffer, RequestFlags::empty()).await?;
-                }
-            }
-            at += status.len;
-        }
-        Ok(())
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) async fn drive_mirror(
 
 /// Splits arguments into those that are among `names` and the others. (A flattened struct would do
 /// the same, but could not refuse unknown members by name.)
-fn split(mut arguments: Map<String, Value>, names: &[&str]) -> (Value, Value) {
+pub(super) fn split(mut arguments: Map<String, Value>, names: &[&str]) -> (Value, Value) {
     let own = names
         .iter()
         .filter_map(|name| arguments.remove_entry(*name));

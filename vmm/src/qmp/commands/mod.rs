@@ -4,6 +4,7 @@
 //! read by [`crate::qmp::input`], so a command's type is its whole syntax. Commands run in the main
 //! context and must not block it.
 
+mod backup;
 mod bitmaps;
 mod block;
 mod debug;
@@ -92,6 +93,7 @@ commands! {
     "block_resize" => graph::block_resize;
     "block_set_io_throttle" => throttle::block_set_io_throttle;
     "blockdev-add" => block::blockdev_add;
+    "blockdev-backup" => backup::blockdev_backup;
     "blockdev-change-medium" => media::blockdev_change_medium;
     "blockdev-close-tray" => media::blockdev_close_tray;
     "blockdev-del" => block::blockdev_del;
@@ -102,6 +104,7 @@ commands! {
     "blockdev-reopen" => graph::blockdev_reopen;
     "blockdev-snapshot" => graph::blockdev_snapshot;
     "cont" => general::cont;
+    "drive-backup" => backup::drive_backup;
     "drive-mirror" => mirror::drive_mirror;
     "eject" => media::eject;
     "human-monitor-command" => human::human_monitor_command;

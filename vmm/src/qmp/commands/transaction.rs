@@ -8,6 +8,7 @@ use serde_json::Value;
 use sluice_block::graph::BitmapAction;
 use sluice_block::transaction::{self, Action, CompletionMode};
 
+use super::backup;
 use super::graph::BlockdevSnapshot;
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::error::QmpError;
@@ -45,14 +46,14 @@ pub(super) async fn transaction(
 ) -> Result<Done, QmpError> {
     let actions = arguments.actions.into_iter().enumerate();
     let actions = actions
-        .map(|(index, raw)| read(&format!("actions[{index}]"), raw))
+        .map(|(index, raw)| read(&monitor, &format!("actions[{index}]"), raw))
         .collect::<Result<Vec<_>, _>>()?;
     let mode = arguments.properties.completion_mode;
-    transaction::transact(&monitor.graph, &actions, mode).await?;
+    transaction::transact(&monitor.graph, &actions, mode, &monitor.main).await?;
     Ok(Done {})
 }
 
-fn read(path: &str, raw: RawAction) -> Result<Action, QmpError> {
+fn read(monitor: &Monitor, path: &str, raw: RawAction) -> Result<Action, QmpError> {
     let data = Data {
         path: format!("{path}.data"),
         value: raw.data,
@@ -72,6 +73,14 @@ fn read(path: &str, raw: RawAction) -> Result<Action, QmpError> {
             let BlockdevSnapshot { node, overlay } = data.read()?;
             Action::Snapshot { node, overlay }
         }
+        "blockdev-backup" => {
+            let backup = backup::read_blockdev(monitor, data.read()?, &data.path)?;
+            Action::BlockdevBackup(Box::new(backup))
+        }
+        "drive-backup" => {
+            let backup = backup::read_drive(monitor, data.read()?, &data.path)?;
+            Action::DriveBackup(Box::new(backup))
+        }
         other => {
             return Err(QmpError::generic(format!(
                 "Parameter '{path}.type' does not accept value '{other}'"
@@ -87,9 +96,9 @@ struct Data {
 }
 
 impl Data {
-    fn read<T: DeserializeOwned>(self) -> Result<T, QmpError> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, QmpError> {
         Ok(input::from_value_at(
-            self.value,
+            self.value.clone(),
             &self.path,
             Scalars::Typed,
         )?)

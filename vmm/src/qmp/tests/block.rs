@@ -28,7 +28,7 @@ fn mirror(job: &str, source: &str, target: &str) -> Value {
 }
 
 /// Reads events until the job `job` has gone; returns their names (states for status changes).
-fn story(client: &mut Client, job: &str) -> Vec<String> {
+pub(super) fn story(client: &mut Client, job: &str) -> Vec<String> {
     let mut story = Vec::new();
     loop {
         let event = client.event();

@@ -1,5 +1,6 @@
 //! Tests of the server over real sockets, without a machine.
 
+mod backup;
 mod bitmaps;
 mod block;
 mod drivers;

@@ -1,0 +1,257 @@
+//! The backup's work: lap after lap over what is still to be copied, many copies at once.
+//!
+//! A lap starts every copy that is left, in order, and ends when all of them have; what failed is
+//! still marked, and the next lap tries it again if the operator's policy says so.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::future::LocalBoxFuture;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use sluice_aio::current;
+
+use super::arguments::{BackupSync, Shape};
+use super::bitmap::End;
+use super::start::Ends;
+use crate::driver::copy_before_write::{Copier, CopyError};
+use crate::driver::{Allocation, Background};
+use crate::event::IoOperation;
+use crate::graph::Graph;
+use crate::job::{JobContext, JobDriver, JobError, JobKind, OnError};
+
+/// The most bytes of zeroes that one copy covers.
+const MAX_ZEROES: u64 = 1 << 30;
+
+/// Everything the job needs; made by [`super::start`].
+pub(super) struct BackupJob {
+    pub(super) graph: Arc<Graph>,
+    pub(super) ends: Ends,
+    pub(super) copier: Arc<Copier>,
+    pub(super) shape: Shape,
+    pub(super) sync: BackupSync,
+    pub(super) on_source_error: OnError,
+    pub(super) on_target_error: OnError,
+    pub(super) state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    running: Arc<Background>,
+    errors: Mutex<Vec<(IoOperation, Errno)>>,
+}
+
+impl BackupJob {
+    /// Leaves out what the top image does not hold.
+    async fn leave_out_what_is_below(&self, job: &JobContext) -> Result<(), JobError> {
+        let size = self.copier.to_copy().size();
+        let mut at = 0;
+        while at < size {
+            job.pause_point().await;
+            job.check_cancelled()?;
+            let end = size.min(at + MAX_ZEROES);
+            match self.copier.leave_out_below(at..end).await {
+                Ok(len) => at += len,
+                Err(error) => {
+                    let error = (IoOperation::Read, errno(error.errno()));
+                    self.judge(job, vec![error]).await?;
+                }
+            }
+            self.account(job);
+            current::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Copies until nothing is left to be copied.
+    async fn copy_all(&self, job: &JobContext) -> Result<(), JobError> {
+        while !self.copier.to_copy().is_clean() {
+            self.lap(job).await?;
+            self.look(job).await?;
+        }
+        Ok(())
+    }
+
+    async fn lap(&self, job: &JobContext) -> Result<(), JobError> {
+        let mut cursor = 0;
+        while let Some(run) = self.copier.to_copy().next_dirty(cursor, MAX_ZEROES) {
+            self.look(job).await?;
+            let delay = job.rate_delay();
+            if !delay.is_zero() {
+                job.sleep(delay).await;
+                continue;
+            }
+            if self.state.running.running() >= self.shape.workers {
+                job.sleep_until_kicked().await;
+                continue;
+            }
+            let (range, data) = self.sized(run).await;
+            cursor = range.end;
+            job.charge(data);
+            self.begin(job, range);
+        }
+        while self.state.running.running() > 0 {
+            self.look(job).await?;
+            if self.state.running.running() > 0 {
+                job.sleep_until_kicked().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rests if that is wanted, and says whether and why the job has to end.
+    async fn look(&self, job: &JobContext) -> Result<(), JobError> {
+        job.pause_point().await;
+        job.check_cancelled()?;
+        if let Some(errno) = self.copier.broken() {
+            return Err(JobError::Errno(errno));
+        }
+        self.account(job);
+        let errors = std::mem::take(&mut *self.state.errors.lock());
+        if errors.is_empty() {
+            return Ok(());
+        }
+        // Copies run side by side, and what ails one ails all: they are judged together.
+        self.state.running.wait_idle().await;
+        let mut errors = errors;
+        errors.append(&mut self.state.errors.lock());
+        self.judge(job, errors).await
+    }
+
+    async fn judge(
+        &self,
+        job: &JobContext,
+        errors: Vec<(IoOperation, Errno)>,
+    ) -> Result<(), JobError> {
+        let policy = |operation| match operation {
+            IoOperation::Read => self.on_source_error,
+            IoOperation::Write => self.on_target_error,
+        };
+        job.judge_errors(&errors, policy).await
+    }
+
+    fn account(&self, job: &JobContext) {
+        let progress = job.progress();
+        let done = self.copier.done();
+        let new = done.saturating_sub(progress.current());
+        progress.set_remaining(self.copier.to_copy().count());
+        if new > 0 {
+            progress.add_done(new);
+            job.io_success();
+        }
+    }
+
+    /// Cuts a run to what one copy does, and says how much of that is data.
+    async fn sized(&self, run: Range<u64>) -> (Range<u64>, u64) {
+        let len = run.end - run.start;
+        let zeroes = match self.ends.source.block_status(run.start, len).await {
+            Ok(status) if status.allocation == Allocation::Zero => status.len,
+            _ => 0,
+        };
+        let whole = match zeroes >= len {
+            true => len,
+            false => zeroes / self.shape.cluster * self.shape.cluster,
+        };
+        if whole > 0 {
+            return (run.start..run.start + whole, 0);
+        }
+        let data = len.min(self.shape.chunk);
+        (run.start..run.start + data, data)
+    }
+
+    /// Begins to copy one range; the job is kicked when that has ended.
+    fn begin(&self, job: &JobContext, range: Range<u64>) {
+        let (copier, state, kicker) = (
+            Arc::clone(&self.copier),
+            Arc::clone(&self.state),
+            job.kicker(),
+        );
+        let running = self.state.running.begin();
+        current::spawn_local(async move {
+            if let Err(CopyError { operation, error }) = copier.save(&range).await {
+                state.errors.lock().push((operation, errno(error.errno())));
+            }
+            drop(running);
+            kicker.kick();
+        })
+        .detach();
+    }
+
+    /// Makes the target durable.
+    async fn flush(&self, job: &JobContext) -> Result<(), JobError> {
+        loop {
+            self.look(job).await?;
+            let Err(error) = self.ends.target.flush().await else {
+                return Ok(());
+            };
+            let error = (IoOperation::Write, errno(error.errno()));
+            self.judge(job, vec![error]).await?;
+        }
+    }
+
+    async fn work(&self, job: &JobContext) -> Result<(), JobError> {
+        self.copier.tell(job.kicker());
+        job.progress().set_remaining(self.copier.to_copy().count());
+        match self.sync {
+            BackupSync::None => loop {
+                self.look(job).await?;
+                job.sleep_until_kicked().await;
+            },
+            BackupSync::Top => self.leave_out_what_is_below(job).await?,
+            BackupSync::Full | BackupSync::Incremental | BackupSync::Bitmap => {}
+        }
+        self.copy_all(job).await?;
+        self.flush(job).await
+    }
+
+    fn end_bitmap(&self, end: End<'_>) {
+        if let Some(bitmap) = &self.ends.bitmap {
+            bitmap.end(end);
+        }
+    }
+}
+
+fn errno(raw: i32) -> Errno {
+    Errno::from_raw_os_error(raw)
+}
+
+impl JobDriver for BackupJob {
+    fn kind(&self) -> JobKind {
+        JobKind::Backup
+    }
+
+    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+        Box::pin(async move {
+            let result = self.work(job).await;
+            self.state.running.wait_idle().await;
+            self.account(job);
+            result
+        })
+    }
+
+    fn settle<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(self.state.running.wait_idle())
+    }
+
+    fn commit<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async { self.end_bitmap(End::Success) })
+    }
+
+    fn abort<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async { self.end_bitmap(End::Failure(self.copier.to_copy())) })
+    }
+
+    fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async move {
+            let own = job.job();
+            let holder = format!("end of job '{}'", own.id());
+            let section = self
+                .graph
+                .drain_by_job(&self.ends.filter, &holder, own)
+                .await;
+            self.ends.take_filter_out(&self.graph);
+            self.ends.let_go(&self.graph, own);
+            drop(section);
+        })
+    }
+}

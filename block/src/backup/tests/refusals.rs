@@ -1,0 +1,181 @@
+//! What can't be backed up, and that trying changes nothing.
+
+use serde_json::{Value, json};
+use sluice_aio::current;
+
+use super::bench::*;
+use crate::backup::{DriveBackup, drive_backup};
+use crate::mirror::NewImageMode;
+
+async fn refused(bench: &Bench, target: &str, sync: &str, more: &Value) -> String {
+    let before = bench.graph.nodes().len();
+    let common = arguments("disk-disk", sync, more);
+    let error = bench.start(common, target).await.unwrap_err();
+    assert_eq!(bench.graph.nodes().len(), before);
+    assert!(bench.graph.jobs().jobs().is_empty());
+    bench.check_clean();
+    error.to_string()
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_qemus_words() {
+    run(|bench| async move {
+        let disk = bench.disk("disk").await;
+        bench.target("target").await;
+        bench.add_bitmap("b");
+        let small = json!({"driver": "null-co", "node-name": "small", "size": 512});
+        let small = serde_json::from_value(small).unwrap();
+        bench.graph.add_node(&small).await.unwrap();
+        let full = |more: Value| ("full", more);
+        let cases = [
+            (
+                full(json!({"device": "x"})),
+                "Cannot find device='x' nor node-name='x'",
+            ),
+            (full(json!({"job-id": "0"})), "Invalid job ID '0'"),
+            (
+                full(json!({"speed": -1})),
+                "Parameter 'speed' expects a non-negative value",
+            ),
+            (
+                full(json!({"compress": true})),
+                "Compression is not supported for this drive target",
+            ),
+            (
+                full(json!({"discard-source": true})),
+                "Parameter 'discard-source' does not accept value 'true' yet",
+            ),
+            (
+                full(json!({"bitmap": "b"})),
+                "Bitmap sync mode must be given when providing a bitmap",
+            ),
+            (
+                full(json!({"bitmap": "x", "bitmap-mode": "always"})),
+                "Bitmap 'x' could not be found",
+            ),
+            (
+                full(json!({"bitmap-mode": "always"})),
+                "Cannot specify bitmap sync mode without a bitmap",
+            ),
+            (
+                full(json!({"bitmap": "b", "bitmap-mode": "never"})),
+                "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode \
+                 'full'",
+            ),
+            (
+                ("none", json!({"bitmap": "b", "bitmap-mode": "always"})),
+                "sync mode 'none' does not produce meaningful bitmap outputs",
+            ),
+            (
+                ("incremental", json!({})),
+                "must provide a valid bitmap name for 'incremental' sync mode",
+            ),
+            (
+                ("bitmap", json!({})),
+                "must provide a valid bitmap name for 'bitmap' sync mode",
+            ),
+            (
+                (
+                    "incremental",
+                    json!({"bitmap": "b", "bitmap-mode": "always"}),
+                ),
+                "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'",
+            ),
+            (
+                full(json!({"x-perf": {"max-workers": 0}})),
+                "max-workers must be between 1 and 2147483647",
+            ),
+            (
+                full(json!({"x-perf": {"max-chunk": -1}})),
+                "max-chunk must be zero (which means no limit) or positive",
+            ),
+            (
+                full(json!({"x-perf": {"max-chunk": 4096}})),
+                "Required max-chunk (4096) is less than backup cluster size (65536)",
+            ),
+            (
+                full(json!({"x-perf": {"min-cluster-size": 3}})),
+                "Cannot create block-copy-state: min-cluster-size needs to be a power of 2",
+            ),
+            (
+                full(json!({"filter-node-name": "target"})),
+                "Duplicate nodes with node-name='target'",
+            ),
+        ];
+        for ((sync, more), text) in cases {
+            assert_eq!(refused(&bench, "target", sync, &more).await, text);
+        }
+        let none = json!({});
+        let same = refused(&bench, "disk", "full", &none).await;
+        assert_eq!(same, "Source and target cannot be the same");
+        let size = refused(&bench, "small", "full", &none).await;
+        assert!(
+            size.starts_with("Source and target image have different sizes"),
+            "{size}"
+        );
+        let missing = refused(&bench, "y", "full", &none).await;
+        assert_eq!(missing, "Cannot find device='y' nor node-name='y'");
+        let info = bench.graph.node("disk").unwrap().dirty_bitmaps();
+        assert!(!info[0].busy);
+        bench.write(&disk, 0, 512, 1).await;
+    });
+}
+
+#[test]
+fn a_disk_that_has_a_job_is_refused() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.target("target").await;
+        bench.target("other").await;
+        let job = bench.backup("none", &json!({})).await;
+        let again = arguments("disk-disk", "full", &json!({"job-id": "job1"}));
+        let error = bench.start(again, "other").await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "Node 'disk-disk' is busy: block device is in use by block job: backup 'job0'"
+        );
+        let node = bench.graph.node("disk").unwrap();
+        let error = bench
+            .graph
+            .resize(&node, 512)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("is busy"), "{error}");
+        job.cancel(true).unwrap();
+        end(&job).await;
+    });
+}
+
+#[test]
+fn a_file_is_made_only_when_nothing_else_is_wrong() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        let drive = |more: &Value, format: Option<&str>| DriveBackup {
+            common: arguments("disk-disk", "full", more),
+            target: bench.path("new"),
+            format: format.map(str::to_owned),
+            mode: NewImageMode::AbsolutePaths,
+        };
+        let main = current::context();
+        let wrong = drive(&json!({"speed": -1}), None);
+        drive_backup(&bench.graph, &wrong, &main).await.unwrap_err();
+        let wrong = drive(&json!({}), Some("qcow2"));
+        let error = drive_backup(&bench.graph, &wrong, &main).await.unwrap_err();
+        assert!(
+            error.to_string().starts_with("Unknown driver 'qcow2'"),
+            "{error}"
+        );
+        assert!(!bench.path("new").exists());
+        let before = bench.graph.nodes().len();
+        let right = drive(&json!({}), Some("raw"));
+        drive_backup(&bench.graph, &right, &main).await.unwrap();
+        assert_eq!(end(&bench.job("job0")).await, None);
+        assert!(bench.bytes("new") == pattern());
+        assert_eq!(
+            bench.graph.nodes().len(),
+            before,
+            "the target's node went with the job"
+        );
+    });
+}

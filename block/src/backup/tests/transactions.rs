@@ -1,0 +1,222 @@
+//! Backups in transactions: one instant, all or none, and jobs that succeed together.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sluice_aio::{IoBuffer, current};
+
+use super::bench::*;
+use crate::backend::Backend;
+use crate::backup::{BlockdevBackup, DriveBackup};
+use crate::driver::DebugEvent;
+use crate::graph::{BitmapAction, BitmapAdd};
+use crate::mirror::NewImageMode;
+use crate::transaction::{Action, CompletionMode, transact};
+
+fn backup(device: &str, target: &str, more: &Value) -> Action {
+    let mut common = arguments(device, "full", more);
+    common.job_id = Some(format!("of-{device}"));
+    Action::BlockdevBackup(Box::new(BlockdevBackup {
+        common,
+        target: target.to_owned(),
+    }))
+}
+
+async fn two_disks(bench: &Bench) -> [Arc<Backend>; 2] {
+    let disks = [bench.disk("journal").await, bench.disk("data").await];
+    for name in ["journal-copy", "data-copy"] {
+        bench.target(name).await;
+    }
+    disks
+}
+
+fn both(more: &Value) -> [Action; 2] {
+    [
+        backup("journal-disk", "journal-copy", more),
+        backup("data-disk", "data-copy", more),
+    ]
+}
+
+async fn act(bench: &Bench, actions: &[Action], mode: CompletionMode) -> Result<(), String> {
+    let done = transact(&bench.graph, actions, mode, &current::context()).await;
+    done.map_err(|error| error.to_string())
+}
+
+async fn write_record(disk: &Backend, record: u32) {
+    let token = disk.enter().await.unwrap();
+    let buffer = IoBuffer::alloc(512);
+    buffer.copy_from_slice(0, &record.to_le_bytes());
+    disk.write(&token, 0, buffer).await.unwrap();
+}
+
+/// A guest that writes each record to its journal, and when that has ended to its data: what a
+/// database does. On the copies there may be one record that is in the journal alone, and none that
+/// is in the data alone.
+#[test]
+fn copies_of_several_disks_are_of_one_instant() {
+    for in_thread in [false, true] {
+        run_with(in_thread, sluice_aio::Clock::real(), |bench| async move {
+            let [journal, data] = two_disks(&bench).await;
+            let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let stopped = Arc::clone(&stop);
+            let guest = bench.context.call(move || async move {
+                let mut record = 0;
+                while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
+                    record += 1;
+                    write_record(&journal, record).await;
+                    write_record(&data, record).await;
+                    current::yield_now().await;
+                }
+                record
+            });
+            let mut last = 0;
+            for round in 0..20 {
+                settle().await;
+                let mode = CompletionMode::Grouped;
+                act(&bench, &both(&json!({})), mode).await.unwrap();
+                for id in ["of-journal-disk", "of-data-disk"] {
+                    let job = bench.job(id);
+                    assert_eq!(end(&job).await, None);
+                    job.dismiss().unwrap();
+                }
+                let record = |name: &str| {
+                    let bytes = bench.bytes(name);
+                    u32::from_le_bytes(bytes[..4].try_into().unwrap())
+                };
+                let (first, second) = (record("journal-copy"), record("data-copy"));
+                assert!(
+                    first == second || first == second + 1,
+                    "round {round}: {first} in the journal, {second} in the data"
+                );
+                assert!(first >= last);
+                last = first;
+            }
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert!(guest.await.unwrap() > last);
+            bench.check_clean();
+        });
+    }
+}
+
+#[test]
+fn a_transaction_waits_for_what_runs() {
+    run(|bench| async move {
+        let [journal, _] = two_disks(&bench).await;
+        let node = bench.graph.node("journal").unwrap();
+        debug(&node)
+            .set_break(DebugEvent::WriteAio, "write")
+            .unwrap();
+        let writing = current::spawn_local(bench.begin_write(&journal, 0, 512, 0xaa));
+        debug(&node).wait_break("write").await.unwrap();
+        let graph = Arc::clone(&bench.graph);
+        let acting = current::spawn_local(async move {
+            let actions = both(&json!({}));
+            let mode = CompletionMode::Individual;
+            transact(&graph, &actions, mode, &current::context()).await
+        });
+        settle().await;
+        assert!(
+            bench.graph.jobs().jobs().is_empty(),
+            "a write is on its way"
+        );
+        debug(&node).resume("write").unwrap();
+        writing.await.unwrap().unwrap();
+        acting.await.unwrap().unwrap();
+        assert_eq!(end(&bench.job("of-journal-disk")).await, None);
+        assert_eq!(bench.bytes("journal-copy")[0], 0xaa);
+    });
+}
+
+#[test]
+fn if_one_of_a_group_fails_the_other_is_cancelled() {
+    for grouped in [false, true] {
+        run_both(move |bench| async move {
+            let [journal, _] = two_disks(&bench).await;
+            let add = json!({"node": "journal", "name": "b"});
+            let add: BitmapAdd = serde_json::from_value(add).unwrap();
+            bench.graph.change_bitmap(&BitmapAction::Add(add)).unwrap();
+            bench.write(&journal, 0, 512, 0xaa).await;
+            let copy = bench.graph.node("data-copy").unwrap();
+            inject(&copy, DebugEvent::WriteAio, libc::EIO);
+            let with_bitmap = json!({"bitmap": "b", "bitmap-mode": "on-success"});
+            let actions = [
+                backup("journal-disk", "journal-copy", &with_bitmap),
+                backup("data-disk", "data-copy", &json!({})),
+            ];
+            let mode = match grouped {
+                true => CompletionMode::Grouped,
+                false => CompletionMode::Individual,
+            };
+            act(&bench, &actions, mode).await.unwrap();
+            let failed = end(&bench.job("of-data-disk")).await;
+            assert_eq!(failed.as_deref(), Some("Input/output error"));
+            let other = end(&bench.job("of-journal-disk")).await;
+            let expected = grouped.then_some("Operation canceled");
+            assert_eq!(other.as_deref(), expected);
+            let info = &bench.graph.node("journal").unwrap().dirty_bitmaps()[0];
+            assert_eq!(info.count, if grouped { CLUSTER as u64 } else { 0 });
+            assert!(!info.busy);
+            bench.check_clean();
+        });
+    }
+}
+
+#[test]
+fn backups_that_were_prepared_are_taken_back() {
+    run_both(|bench| async move {
+        let [journal, _] = two_disks(&bench).await;
+        let add = json!({"node": "journal", "name": "b"});
+        let add: BitmapAdd = serde_json::from_value(add).unwrap();
+        bench.graph.change_bitmap(&BitmapAction::Add(add)).unwrap();
+        bench.write(&journal, 0, 512, 0xaa).await;
+        let before = bench.graph.picture();
+        let with_bitmap = json!({"bitmap": "b", "bitmap-mode": "on-success"});
+        let mut drive = arguments("data-disk", "full", &json!({}));
+        drive.job_id = Some("drive".to_owned());
+        let actions = [
+            backup("journal-disk", "journal-copy", &with_bitmap),
+            Action::DriveBackup(Box::new(DriveBackup {
+                common: drive,
+                target: bench.path("new"),
+                format: None,
+                mode: NewImageMode::AbsolutePaths,
+            })),
+            Action::Abort,
+        ];
+        let error = act(&bench, &actions, CompletionMode::Individual).await;
+        assert_eq!(error.unwrap_err(), "Transaction aborted using Abort action");
+        assert_eq!(bench.graph.picture(), before);
+        assert!(bench.graph.jobs().jobs().is_empty());
+        let info = &bench.graph.node("journal").unwrap().dirty_bitmaps()[0];
+        assert_eq!((info.count, info.busy), (CLUSTER as u64, false));
+        assert_eq!(bench.events(), ["created", "created", "null", "null"]);
+        bench.check_clean();
+        bench.write(&journal, CLUSTER, 512, 0xaa).await;
+        assert!(
+            bench
+                .bytes("journal-copy")
+                .iter()
+                .all(|byte| *byte == UNTOUCHED)
+        );
+        // Names and nodes are free again.
+        act(&bench, &actions[..2], CompletionMode::Individual)
+            .await
+            .unwrap();
+        assert_eq!(end(&bench.job("of-journal-disk")).await, None);
+        assert_eq!(end(&bench.job("drive")).await, None);
+        assert!(bench.bytes("new") == pattern());
+    });
+}
+
+#[test]
+fn one_disk_is_backed_up_once_in_a_transaction() {
+    run(|bench| async move {
+        two_disks(&bench).await;
+        let mut twice = both(&json!({}));
+        twice[1] = backup("journal-disk", "data-copy", &json!({}));
+        let error = act(&bench, &twice, CompletionMode::Individual).await;
+        assert!(error.unwrap_err().contains("is busy"));
+        assert!(bench.graph.jobs().jobs().is_empty());
+        bench.check_clean();
+    });
+}
