@@ -266,6 +266,15 @@ impl<'a> Driver<'a> {
         head
     }
 
+    /// Makes a chain available that lies in a table of its own; returns its head.
+    pub(crate) fn add_table(&mut self, table: u64, len: u32) -> u16 {
+        let head = self.next_descriptor;
+        self.next_descriptor = (head + 1) % RING_LEN;
+        self.write_descriptor(head, Descriptor::new(table, len, INDIRECT, 0));
+        self.offer(head);
+        head
+    }
+
     /// Puts a head into the available ring.
     pub(crate) fn offer(&mut self, head: u16) {
         let avail = self.areas()[1];

@@ -150,6 +150,11 @@ impl Vm {
         }
     }
 
+    /// Another client of the machine.
+    pub fn connect(&self) -> Qmp {
+        Qmp::connect(&self.directory.path().join("qmp"), LIMIT).unwrap()
+    }
+
     /// A file as the machine sees it.
     pub fn inside(&self, name: &str) -> PathBuf {
         let root = format!("/proc/{}/root", self.process.pid());

@@ -1,6 +1,7 @@
 //! Disks that fail under a guest, with the real binary: the machine stops, tells why, and when it
 //! goes on every write is done once, by the disk that did not know of it. Disks whose size changes
-//! ([`resize`]): what is an error and what is not changes with it.
+//! ([`resize`]): what is an error and what is not changes with it. Disks with several queues ([`queues`]): what is in
+//! flight in any of them counts.
 //!
 //! The test stands where the CPU would (qtest) and is the driver of an IDE disk and of a virtio
 //! disk. Errors are injected by `blkdebug`, or come from a file system that is full.
@@ -12,6 +13,7 @@
 
 mod guest;
 mod machine;
+mod queues;
 mod reads;
 mod resize;
 mod virtio;

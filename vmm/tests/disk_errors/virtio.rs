@@ -6,22 +6,27 @@ use crate::machine::{LIMIT, Qtest, SECTOR};
 
 /// Where the test puts the registers (section 4.1.4).
 const WINDOW: u64 = 0xfe00_0000;
-/// Where the rings are, and the requests behind them.
+/// Where a queue's rings are, and the requests behind them.
 const DESCRIPTORS: u64 = 0x10_0000;
 const AVAILABLE: u64 = 0x10_1000;
 const USED: u64 = 0x10_2000;
 const REQUESTS: u64 = 0x11_0000;
+/// From one queue's memory to the next one's.
+const QUEUE_STRIDE: u64 = 0x10_0000;
 const STRIDE: u64 = 0x1000;
 const QUEUE_SIZE: u64 = 16;
 /// Descriptors of a request: header, data, status.
 const CHAIN: u64 = 3;
 
+/// A disk, or of a disk with several queues one of them.
 pub struct Virtio {
     /// Where the structures are (section 4.1.4).
     common: u64,
     interrupt_status: u64,
     configuration: u64,
     doorbell: u64,
+    /// Of the queue's memory, from that of the first.
+    offset: u64,
     made: u64,
 }
 
@@ -79,6 +84,11 @@ impl Virtio {
 
     /// Makes the disk at this device number of bus 0 ready, with one queue.
     pub fn bring_up(qtest: &mut Qtest, device: u32) -> Self {
+        Self::bring_up_queues(qtest, device, 1).remove(0)
+    }
+
+    /// The same with several queues.
+    pub fn bring_up_queues(qtest: &mut Qtest, device: u32, queues: u64) -> Vec<Self> {
         let mut config = Config { qtest, device };
         let bar = config.bar();
         config.write(0x10 + 4 * bar, u32::try_from(WINDOW).unwrap());
@@ -95,28 +105,60 @@ impl Virtio {
         };
         set("b", 20, 0);
         set("b", 20, 3);
-        // VERSION_1 and nothing else.
+        // VERSION_1 and MQ, if there are queues for it.
+        let multiqueue = if queues > 1 { 1 << 12 } else { 0 };
         set("l", 8, 0);
-        set("l", 12, 0);
+        set("l", 12, multiqueue);
         set("l", 8, 1);
         set("l", 12, 1);
         set("b", 20, 11);
-        set("w", 22, 0);
-        set("w", 24, QUEUE_SIZE);
-        for (at, address) in [(32, DESCRIPTORS), (40, AVAILABLE), (48, USED)] {
-            set("l", at, address);
-            set("l", at + 4, 0);
+        for queue in 0..queues {
+            set("w", 22, queue);
+            set("w", 24, QUEUE_SIZE);
+            for (at, address) in [(32, DESCRIPTORS), (40, AVAILABLE), (48, USED)] {
+                set("l", at, address + queue * QUEUE_STRIDE);
+                set("l", at + 4, 0);
+            }
+            set("w", 28, 1);
         }
-        set("w", 28, 1);
         set("b", 20, 15);
-        let offset = qtest.number(&format!("readw {:#x}", common + 30));
-        Self {
+        let mut doorbell = |queue: u64| {
+            qtest.ask(&format!("writew {:#x} {queue}", common + 22));
+            let offset = qtest.number(&format!("readw {:#x}", common + 30));
+            WINDOW + notify + offset * u64::from(multiplier)
+        };
+        let queues = (0..queues).map(|queue| Self {
             common,
             interrupt_status: WINDOW + interrupt_status,
             configuration: WINDOW + configuration,
-            doorbell: WINDOW + notify + offset * u64::from(multiplier),
+            doorbell: doorbell(queue),
+            offset: queue * QUEUE_STRIDE,
             made: 0,
+        });
+        queues.collect()
+    }
+
+    /// Asks for a reset of the device.
+    pub fn begin_reset(&self, qtest: &mut Qtest) {
+        qtest.ask(&format!("writeb {:#x} 0", self.common + 20));
+    }
+
+    /// Whether nothing of its life before is in flight any more.
+    pub fn is_reset(&self, qtest: &mut Qtest) -> bool {
+        qtest.number(&format!("readb {:#x}", self.common + 20)) == 0
+    }
+
+    /// Waits for that.
+    pub fn wait_reset(&self, qtest: &mut Qtest) {
+        let began = Instant::now();
+        while !self.is_reset(qtest) {
+            assert!(began.elapsed() < LIMIT, "waits for ever");
         }
+    }
+
+    /// `num_queues` of the disk's configuration.
+    pub fn queues(&self, qtest: &mut Qtest) -> u64 {
+        qtest.number(&format!("readw {:#x}", self.configuration + 34))
     }
 
     /// `capacity` in sectors, read by halves as drivers must (section 4.1.3.1).
@@ -149,7 +191,7 @@ impl Virtio {
     /// The data of a request, by the order in which they were made: all its bytes are the same.
     #[track_caller]
     pub fn data(&self, qtest: &mut Qtest, made: u64) -> u8 {
-        let at = REQUESTS + made * STRIDE + 0x200;
+        let at = self.request(made) + 0x200;
         let words: Vec<u64> = (0..SECTOR as u64 / 8)
             .map(|word| qtest.number(&format!("readq {:#x}", at + word * 8)))
             .collect();
@@ -159,7 +201,7 @@ impl Virtio {
     }
 
     fn begin(&mut self, qtest: &mut Qtest, kind: u32, sector: u64, byte: u8) {
-        let request = REQUESTS + self.made * STRIDE;
+        let request = self.request(self.made);
         let (data, status) = (request + 0x200, request + 0x100);
         qtest.ask(&format!("writel {request:#x} {kind}"));
         qtest.ask(&format!("writeq {:#x} {sector:#x}", request + 8));
@@ -175,34 +217,46 @@ impl Virtio {
             (status, 1, writable, 0),
         ];
         for (at, (address, length, flags, next)) in (first..).zip(chain) {
-            let descriptor = DESCRIPTORS + at * 16;
+            let descriptor = DESCRIPTORS + self.offset + at * 16;
             qtest.ask(&format!("writeq {descriptor:#x} {address:#x}"));
             qtest.ask(&format!("writel {:#x} {length:#x}", descriptor + 8));
             qtest.ask(&format!("writew {:#x} {flags:#x}", descriptor + 12));
             qtest.ask(&format!("writew {:#x} {next:#x}", descriptor + 14));
         }
-        let slot = AVAILABLE + 4 + self.made * 2;
+        let available = AVAILABLE + self.offset;
+        let slot = available + 4 + self.made * 2;
         qtest.ask(&format!("writew {slot:#x} {first:#x}"));
         self.made += 1;
-        qtest.ask(&format!("writew {:#x} {:#x}", AVAILABLE + 2, self.made));
+        qtest.ask(&format!("writew {:#x} {:#x}", available + 2, self.made));
     }
 
     pub fn kick(&self, qtest: &mut Qtest) {
         qtest.ask(&format!("writew {:#x} 0", self.doorbell));
     }
 
+    /// How many requests were answered.
+    #[track_caller]
+    pub fn used(&self, qtest: &mut Qtest) -> u64 {
+        qtest.number(&format!("readw {:#x}", USED + self.offset + 2))
+    }
+
     /// Waits until so many requests were answered.
     #[track_caller]
     pub fn wait_used(&self, qtest: &mut Qtest, count: u64) {
         let began = Instant::now();
-        while qtest.number(&format!("readw {:#x}", USED + 2)) != count {
+        while self.used(qtest) != count {
             assert!(began.elapsed() < LIMIT, "waits for ever");
         }
     }
 
+    /// Where a request is.
+    fn request(&self, made: u64) -> u64 {
+        REQUESTS + self.offset + made * STRIDE
+    }
+
     /// The status byte of a request, by the order in which they were made.
     pub fn status(&self, qtest: &mut Qtest, made: u64) -> u8 {
-        let at = REQUESTS + made * STRIDE + 0x100;
+        let at = self.request(made) + 0x100;
         qtest.number(&format!("readb {at:#x}")).to_le_bytes()[0]
     }
 }

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig};
 use sluice_block::driver::DebugEvent;
 use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node, Section};
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::blk::layout::{RequestStatus, request_type};
-use crate::virtio::testing::{Buffer, Driver, Guest};
+use crate::virtio::testing::{Buffer, Driver, Guest, NEXT, WRITE};
 use crate::virtio::{VirtioBlk, VirtioBlkConfig};
 
 /// Sectors of the disk.
@@ -273,6 +274,30 @@ pub(super) fn add(driver: &mut Driver<'_>, slot: Slot, kind: u32, sector: u64, l
 pub(super) fn add_write(driver: &mut Driver<'_>, slot: Slot, sector: u64, data: &[u8]) -> u16 {
     slot.write_data(driver.guest, data);
     add(driver, slot, request_type::OUT, sector, data.len())
+}
+
+/// Makes a request available that takes a single descriptor of the ring, which then has room for as many as
+/// it has entries; without ringing.
+pub(super) fn add_indirect(
+    driver: &mut Driver<'_>,
+    slot: Slot,
+    kind: u32,
+    sector: u64,
+    len: usize,
+) -> u16 {
+    slot.write_header(driver.guest, kind, sector);
+    let to_guest = matches!(kind, request_type::IN | request_type::GET_ID);
+    let buffers = slot.buffers(len, to_guest);
+    let table = slot.header() + 0x800;
+    for (at, &(address, len, writable)) in (0_u16..).zip(&buffers) {
+        let last = usize::from(at) + 1 == buffers.len();
+        let flags = if last { 0 } else { NEXT } | if writable { WRITE } else { 0 };
+        let descriptor = Descriptor::new(address, len, flags, at + 1);
+        let place = GuestAddress(table + 16 * u64::from(at));
+        driver.guest.memory.write_obj(descriptor, place).unwrap();
+    }
+    let len = u32::try_from(16 * buffers.len()).unwrap();
+    driver.add_table(table, len)
 }
 
 /// Runs one request to its end; returns its status and the used length.

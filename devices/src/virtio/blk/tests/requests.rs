@@ -7,13 +7,14 @@ use sluice_block::backend::Account;
 use sluice_block::driver::DebugEvent;
 
 use super::bench::{
-    Bench, IO_ERROR, OK, SECTOR, SECTORS, Slot, UNSUPPORTED, add, add_write, run, stamp,
+    Bench, IO_ERROR, OK, SECTOR, SECTORS, Slot, UNSUPPORTED, add, add_indirect, add_write, run,
+    stamp,
 };
 use crate::virtio::blk::SEG_MAX;
 use crate::virtio::blk::layout::{Features, config, request_type};
 use crate::virtio::blk::request::MAX_TRANSFER;
 use crate::virtio::pci::layout::Structure;
-use crate::virtio::testing::{Driver, Guest, INDIRECT, MEMORY_LEN, NEXT, RING_LEN, WRITE};
+use crate::virtio::testing::{Driver, Guest, INDIRECT, MEMORY_LEN, RING_LEN};
 use crate::virtio::{Geometry, RingFeatures, Status, VirtioBlk, VirtioBlkConfig, VirtioError};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
@@ -553,24 +554,46 @@ fn a_batch_makes_one_interrupt() {
     assert_eq!(guest.interrupts(0), 1);
 }
 
+/// As many requests as the ring has room for: one system call hands them to the kernel, one message
+/// tells the driver.
+#[test]
+fn a_batch_is_submitted_at_once() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = guest.bring_up(RingFeatures::INDIRECT_DESC, 0, 1).remove(0);
+    // What is new to the loop comes first.
+    let slot = Slot(0);
+    add_indirect(&mut driver, slot, request_type::IN, 0, SECTOR);
+    driver.kick();
+    bench.until("a read", || driver.take_used().is_some());
+    bench.quiesce();
+    let before = bench.event_loop.context().stats();
+    let interrupts = guest.interrupts(0);
+    for index in 0..RING_LEN {
+        let (slot, sector) = (Slot(u64::from(index)), u64::from(3 * index));
+        add_indirect(&mut driver, slot, request_type::IN, sector, SECTOR);
+    }
+    driver.kick();
+    bench.until("all reads", || driver.used_index() == RING_LEN + 1);
+    bench.quiesce();
+    for index in 0..u64::from(RING_LEN) {
+        assert_eq!(Slot(index).read_data(&guest, SECTOR), stamp(3 * index));
+    }
+    let after = bench.event_loop.context().stats();
+    let operations = after.operations - before.operations;
+    assert_eq!(
+        (after.batches - before.batches, operations),
+        (1, u64::from(RING_LEN))
+    );
+    assert_eq!(guest.interrupts(0) - interrupts, 1);
+}
+
 #[test]
 fn a_full_ring_is_served_and_kicks_are_wanted_again() {
     let (mut bench, guest) = Bench::new();
     let mut driver = guest.bring_up(RingFeatures::INDIRECT_DESC, 0, 1).remove(0);
     for index in 0..RING_LEN {
         let slot = Slot(u64::from(index));
-        slot.write_header(&guest, request_type::GET_ID, 0);
-        let table = 0x8_0000 + 0x100 * u64::from(index);
-        let parts = [(slot.header(), 16, NEXT), (slot.status_address(), 1, WRITE)];
-        for (at, (address, len, flags)) in (0..).zip(parts) {
-            let descriptor = Descriptor::new(address, len, flags, 1);
-            guest
-                .memory
-                .write_obj(descriptor, GuestAddress(table + 16 * at))
-                .unwrap();
-        }
-        driver.write_descriptor(index, Descriptor::new(table, 32, INDIRECT, 0));
-        driver.offer(index);
+        add_indirect(&mut driver, slot, request_type::GET_ID, 0, 0);
     }
     driver.kick();
     bench.until("all answers", || driver.used_index() == RING_LEN);
