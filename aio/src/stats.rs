@@ -13,17 +13,18 @@ pub struct Histogram {
 
 impl Histogram {
     /// How many buckets there are; the last one also counts everything greater.
-    pub(crate) const BUCKETS: usize = 32;
+    pub const BUCKETS: usize = 32;
 
-    /// The bucket that counts `value`.
-    pub(crate) fn bucket(value: u64) -> usize {
+    /// The bucket that counts `value`, for those who count by themselves.
+    #[must_use]
+    pub fn bucket(value: u64) -> usize {
         let magnitude = (u64::BITS - value.leading_zeros()) as usize;
         magnitude.min(Self::BUCKETS - 1)
     }
 
     /// A histogram with these counts.
-    #[cfg(not(loom))]
-    pub(crate) fn from_counts(buckets: [u64; Self::BUCKETS]) -> Self {
+    #[must_use]
+    pub fn from_counts(buckets: [u64; Self::BUCKETS]) -> Self {
         Self { buckets }
     }
 

@@ -8,6 +8,7 @@ mod allocations;
 pub mod bus;
 pub mod clock;
 pub mod doorbell;
+pub mod exits;
 pub mod ide;
 pub mod irq;
 pub mod legacy;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sluice_devices::bus::{MmioBus, PioBus};
+use sluice_devices::clock::HostClock;
 use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeVariant};
 use sluice_devices::pci::layout::{CONFIG_SPACE_LEN, Command, offset};
 use sluice_devices::pci::{
@@ -56,7 +57,11 @@ impl Guest {
         let world = World::new(2);
         let line = Arc::new(Line::default());
         let (pio, mmio) = (Arc::new(PioBus::new()), Arc::new(MmioBus::new()));
-        let bus = PciBus::new(Arc::clone(&pio), Arc::clone(&mmio));
+        let bus = PciBus::new(
+            Arc::clone(&pio),
+            Arc::clone(&mmio),
+            Arc::new(HostClock::new()),
+        );
         pio.insert(CONFIG_PORTS, Arc::clone(&bus) as _).unwrap();
         let ide = IdeController::new(&IdeConfig {
             memory: Arc::clone(&world.memory),

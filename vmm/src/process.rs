@@ -168,6 +168,7 @@ async fn assemble(
         graph: Arc::clone(&graph),
         vm: Arc::clone(controller) as _,
         iothreads,
+        exit_times: machine.exit_times(),
         main,
     };
     let mut qmp = QmpServer::new(monitor, events);

@@ -17,6 +17,8 @@ use parking_lot::Mutex;
 use self::window::BarWindow;
 use super::{Address, BarAllocator, BarIndex, BarKind, ConfigChange, PciError, PciFunction};
 use crate::bus::{BusError, FLOATING, MmioBus, PioBus, PioDevice};
+use crate::clock::Clock;
+use crate::exits::ExitTimes;
 use crate::reset::{ResetHook, Resetting};
 
 /// The ports of configuration mechanism #1.
@@ -39,6 +41,8 @@ struct Slot {
     assigned: Mutex<[Option<u64>; BarIndex::COUNT]>,
     /// Windows in force.
     placed: Mutex<[Option<Window>; BarIndex::COUNT]>,
+    /// How long writes to its windows take.
+    exits: Arc<ExitTimes>,
 }
 
 /// A window in one of the address spaces.
@@ -54,35 +58,48 @@ pub struct PciBus {
     slots: [OnceLock<Arc<Slot>>; SLOTS],
     pio: Arc<PioBus>,
     mmio: Arc<MmioBus>,
+    clock: Arc<dyn Clock>,
     /// Taken to move windows.
     moving: Mutex<()>,
 }
 
 impl PciBus {
-    /// An empty bus whose functions' BARs go into the given address spaces. Whoever makes it puts
-    /// it at its ports, [`CONFIG_PORTS`].
-    pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>) -> Arc<Self> {
+    /// An empty bus whose functions' BARs go into the given address spaces; `clock` tells how long
+    /// writes to them take. Whoever makes it puts it at its ports, [`CONFIG_PORTS`].
+    pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self {
             address: AtomicU32::new(0),
             slots: std::array::from_fn(|_| OnceLock::new()),
             pio,
             mmio,
+            clock,
             moving: Mutex::new(()),
         })
     }
 
-    /// Adds a function. Only at machine build.
-    pub fn add(&self, address: Address, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
+    /// Adds a function. Only at machine build. Returns what times writes to its BARs, for a function
+    /// that answers elsewhere too.
+    ///
+    /// # Errors
+    /// [`PciError::SlotTaken`].
+    pub fn add(
+        &self,
+        address: Address,
+        function: Arc<dyn PciFunction>,
+    ) -> Result<Arc<ExitTimes>, PciError> {
+        let exits = Arc::new(ExitTimes::new(Arc::clone(&self.clock)));
         let slot = Slot {
             address,
             function,
             assigned: Mutex::default(),
             placed: Mutex::default(),
+            exits: Arc::clone(&exits),
         };
         let at = slot_index(address);
         self.slots[at]
             .set(Arc::new(slot))
-            .map_err(|_taken| PciError::SlotTaken(address))
+            .map_err(|_taken| PciError::SlotTaken(address))?;
+        Ok(exits)
     }
 
     /// The first device number at or above `from` without a function 0.
@@ -120,6 +137,15 @@ impl PciBus {
         for slot in self.slots.iter().filter_map(OnceLock::get) {
             slot.function.retire().await;
         }
+    }
+
+    /// How long writes to the functions' BARs have taken, by function, and to what else is timed
+    /// with them. Any thread.
+    pub fn exit_times(&self) -> Vec<(Address, Arc<ExitTimes>)> {
+        let slots = self.slots.iter().filter_map(OnceLock::get);
+        slots
+            .map(|slot| (slot.address, Arc::clone(&slot.exits)))
+            .collect()
     }
 
     /// A configuration read: `data` is all ones where no function is. Any thread.
@@ -208,6 +234,7 @@ impl PciBus {
                 let device = Arc::new(BarWindow {
                     function,
                     bar,
+                    exits: Arc::clone(&slot.exits),
                     range: range_u64(ports),
                 });
                 self.pio.insert(ports.clone(), device).map(|()| base)
@@ -216,6 +243,7 @@ impl PciBus {
                 let device = Arc::new(BarWindow {
                     function,
                     bar,
+                    exits: Arc::clone(&slot.exits),
                     range: range.clone(),
                 });
                 self.mmio

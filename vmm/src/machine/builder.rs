@@ -12,6 +12,7 @@ use sluice_aio::{AioContext, IoThread};
 use sluice_devices::bus::{BusError, MmioBus, PioBus, PioDevice};
 use sluice_devices::clock::Clock;
 use sluice_devices::doorbell::Doorbells;
+use sluice_devices::exits::ExitTimes;
 use sluice_devices::irq::{IrqLine, MsiController};
 use sluice_devices::legacy::{
     CmosRtc, DebugExit, I8042, PmBlock, PvPanic, ResetControl, SerialPort, SerialSink,
@@ -153,6 +154,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// How long the guest's writes to each PCI function have taken. Any thread.
+    pub fn exit_times(&self) -> Vec<(Address, Arc<ExitTimes>)> {
+        self.pci.exit_times()
+    }
+
     /// Ends the disks' controllers for good, when no vCPU runs any more: cancels what the guest
     /// has waiting, awaits what is in flight. Their backends are out of use then. To be awaited in
     /// the main loop.
@@ -195,7 +201,11 @@ impl MachineBuilder {
             pio: Arc::new(PioBus::new()),
             mmio: Arc::new(MmioBus::new()),
         };
-        let pci = PciBus::new(Arc::clone(&buses.pio), Arc::clone(&buses.mmio));
+        let pci = PciBus::new(
+            Arc::clone(&buses.pio),
+            Arc::clone(&buses.mmio),
+            Arc::clone(&clock),
+        );
         let intx = IntxRouter::new(PCI_GSIS.map(|gsi| interrupts.line(gsi)));
         let requests = Requests::new(main.clone());
         let sci = interrupts.line(SCI.into());

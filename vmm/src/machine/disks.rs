@@ -8,6 +8,7 @@ use sluice_aio::AioContext;
 use sluice_block::driver::throttle::ThrottleError;
 use sluice_block::{Backend, BlockError, Graph, Node};
 use sluice_devices::bus::BusError;
+use sluice_devices::exits::TimedPorts;
 use sluice_devices::ide::{DriveConfig, Geometry, IdeConfig, IdeController, IdeError, IdeVariant};
 use sluice_devices::irq::IrqLine;
 use sluice_devices::pci::{Address, PciError};
@@ -258,11 +259,12 @@ fn add_ide(
         drives,
     };
     let controller = IdeController::new(&config)?;
+    let times = builder
+        .pci()
+        .add(IDE_ADDRESS, Arc::clone(&controller) as _)?;
+    let timed = TimedPorts::new(controller, times);
     for ports in IdeController::ports() {
-        builder
-            .buses()
-            .pio
-            .insert(ports, Arc::clone(&controller) as _)?;
+        builder.buses().pio.insert(ports, Arc::clone(&timed) as _)?;
     }
-    Ok(builder.pci().add(IDE_ADDRESS, controller)?)
+    Ok(())
 }

@@ -127,5 +127,6 @@ pub(super) fn add(
         intx: Some((line, pci_gsi(address.device(), pin))),
     };
     let function = VirtioPci::new(blk, parts).map_err(virtio)?;
-    builder.pci().add(address, function).map_err(pci)
+    builder.pci().add(address, function).map_err(pci)?;
+    Ok(())
 }

@@ -5,6 +5,7 @@
     reason = "the whole crate is a test"
 )]
 
+mod exits;
 mod media;
 
 use std::io::{BufRead, BufReader, Write};

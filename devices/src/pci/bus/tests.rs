@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::HostClock;
 use crate::pci::layout::{Command, class, offset};
 use crate::pci::{Bridge, ConfigBuilder, Identity, PciConfig};
 use crate::reset::settled;
@@ -74,7 +75,11 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let (pio, mmio) = (Arc::new(PioBus::new()), Arc::new(MmioBus::new()));
-        let bus = PciBus::new(Arc::clone(&pio), Arc::clone(&mmio));
+        let bus = PciBus::new(
+            Arc::clone(&pio),
+            Arc::clone(&mmio),
+            Arc::new(HostClock::new()),
+        );
         pio.insert(CONFIG_PORTS, Arc::clone(&bus) as _).unwrap();
         bus.add(Address::new(0, 0), Bridge::host()).unwrap();
         Self { pio, mmio, bus }
@@ -307,4 +312,27 @@ proptest! {
             prop_assert!(answers == place.is_some() || collides);
         }
     }
+}
+
+#[test]
+fn writes_to_a_functions_windows_are_timed() {
+    let machine = Machine::new();
+    let times = machine.bus.add(Address::new(3, 0), Probe::new()).unwrap();
+    machine
+        .bus
+        .assign_bars(&mut BarAllocator::default())
+        .unwrap();
+    machine.write32(3, offset::COMMAND, 3);
+    machine.mmio.write(0xe000_0000, &[1]);
+    machine.pio.write(0xc000, &[1]);
+    machine.pio_answers(0xc000);
+    let count = |times: &ExitTimes| times.writes().buckets().map(|(_, count)| count).sum();
+    let counts: Vec<(Address, u64)> = machine
+        .bus
+        .exit_times()
+        .iter()
+        .map(|(address, times)| (*address, count(times)))
+        .collect();
+    assert_eq!(counts, [(Address::new(0, 0), 0), (Address::new(3, 0), 2)]);
+    assert_eq!(count(&times), 2);
 }

@@ -6,12 +6,14 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::bus::{FLOATING, MmioDevice, PioDevice};
+use crate::exits::ExitTimes;
 use crate::pci::{BarIndex, PciFunction};
 
 /// A BAR in an address space: turns absolute addresses into offsets.
 pub(super) struct BarWindow {
     pub(super) function: Arc<dyn PciFunction>,
     pub(super) bar: BarIndex,
+    pub(super) exits: Arc<ExitTimes>,
     pub(super) range: RangeInclusive<u64>,
 }
 
@@ -34,7 +36,8 @@ impl BarWindow {
 
     fn write_at(&self, address: u64, data: &[u8]) {
         let (offset, len) = self.clip(address, data.len());
-        self.function.bar_write(self.bar, offset, &data[..len]);
+        let write = || self.function.bar_write(self.bar, offset, &data[..len]);
+        self.exits.time(write);
     }
 }
 

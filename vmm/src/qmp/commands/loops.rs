@@ -41,12 +41,12 @@ pub(super) struct LoopRecord {
 
 /// So many values were less than `below`, and at least half of it.
 #[derive(Serialize)]
-struct Bucket {
+pub(super) struct Bucket {
     below: u64,
     count: u64,
 }
 
-fn buckets(histogram: &Histogram) -> Vec<Bucket> {
+pub(super) fn buckets(histogram: &Histogram) -> Vec<Bucket> {
     let buckets = histogram.buckets();
     buckets
         .map(|(below, count)| Bucket { below, count })

@@ -9,6 +9,7 @@ mod bitmaps;
 mod block;
 mod debug;
 mod drains;
+mod exits;
 mod general;
 mod graph;
 mod human;
@@ -31,6 +32,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_aio::AioContext;
 use sluice_block::Graph;
+use sluice_devices::exits::ExitTimes;
+use sluice_devices::pci::Address;
 
 use super::error::QmpError;
 use super::input::{self, Scalars};
@@ -47,6 +50,8 @@ pub struct Monitor {
     pub vm: Arc<dyn VmControl>,
     /// The I/O threads.
     pub iothreads: Arc<IoThreads>,
+    /// How long the guest's writes to PCI functions have taken.
+    pub exit_times: Vec<(Address, Arc<ExitTimes>)>,
     /// Requests made by hand.
     pub qemu_io: Arc<QemuIo>,
     /// The loop that the monitor itself runs in; jobs on disks without an I/O thread run there.
@@ -141,6 +146,7 @@ commands! {
     "x-debug-resume" => debug::resume;
     "x-debug-wait-break" => debug::wait_break;
     "x-query-block-drains" => drains::query_block_drains;
+    "x-query-exit-times" => exits::query_exit_times;
     "x-query-iothread-stats" => loops::query_iothread_stats;
 }
 
