@@ -30,8 +30,8 @@ pub(super) struct NodeRecord {
     pub(super) detect_zeroes: &'static str,
     /// Those of a disk; nodes have none.
     #[serde(flatten)]
-    limits: LimitsRecord,
-    image: ImageRecord,
+    pub(super) limits: LimitsRecord,
+    pub(super) image: ImageRecord,
     pub(super) cache: CacheRecord,
     write_threshold: u64,
     #[serde(rename = "dirty-bitmaps", skip_serializing_if = "Vec::is_empty")]
@@ -69,16 +69,16 @@ impl From<BitmapInfo> for BitmapRecord {
 /// QEMU's `ImageInfo`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct ImageRecord {
-    filename: String,
-    format: &'static str,
-    virtual_size: u64,
+pub(super) struct ImageRecord {
+    pub(super) filename: String,
+    pub(super) format: &'static str,
+    pub(super) virtual_size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    actual_size: Option<u64>,
+    pub(super) actual_size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    backing_filename: Option<String>,
+    pub(super) backing_filename: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    backing_image: Option<Box<ImageRecord>>,
+    pub(super) backing_image: Option<Box<ImageRecord>>,
 }
 
 impl ImageRecord {

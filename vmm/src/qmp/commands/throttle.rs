@@ -94,40 +94,40 @@ pub(super) async fn block_set_io_throttle(
 /// The part of QEMU's `BlockDeviceInfo` that is about limits: bursts only where there are any.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct LimitsRecord {
-    bps: u64,
-    bps_rd: u64,
-    bps_wr: u64,
-    iops: u64,
-    iops_rd: u64,
-    iops_wr: u64,
+    pub(super) bps: u64,
+    pub(super) bps_rd: u64,
+    pub(super) bps_wr: u64,
+    pub(super) iops: u64,
+    pub(super) iops_rd: u64,
+    pub(super) iops_wr: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bps_max: Option<u64>,
+    pub(super) bps_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bps_rd_max: Option<u64>,
+    pub(super) bps_rd_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bps_wr_max: Option<u64>,
+    pub(super) bps_wr_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_max: Option<u64>,
+    pub(super) iops_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_rd_max: Option<u64>,
+    pub(super) iops_rd_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_wr_max: Option<u64>,
+    pub(super) iops_wr_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bps_max_length: Option<u32>,
+    pub(super) bps_max_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bps_rd_max_length: Option<u32>,
+    pub(super) bps_rd_max_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bps_wr_max_length: Option<u32>,
+    pub(super) bps_wr_max_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_max_length: Option<u32>,
+    pub(super) iops_max_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_rd_max_length: Option<u32>,
+    pub(super) iops_rd_max_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_wr_max_length: Option<u32>,
+    pub(super) iops_wr_max_length: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iops_size: Option<u64>,
+    pub(super) iops_size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    group: Option<String>,
+    pub(super) group: Option<String>,
 }
 
 impl LimitsRecord {

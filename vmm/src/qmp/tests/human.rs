@@ -68,6 +68,24 @@ fn the_machine_and_its_disks_are_told_of() {
             nodes,
             format!("d: {path} (raw)\n    Cache mode:       writeback\n")
         );
+        let null = json!({"driver": "null-co", "node-name": "null", "size": 1_572_864});
+        client.ok("blockdev-add", null);
+        assert_eq!(
+            human(&mut client, "info block -n -v null"),
+            "null: null-co:// (null-co)\n    Cache mode:       writeback\n\nImages:\n\
+             image: null-co://\nfile format: null-co\nvirtual size: 1.5 MiB (1572864 bytes)\n\
+             disk size: 0 B\n"
+        );
+        let limits = json!({"id": "ide0-hd0", "bps": 0, "bps_rd": 10, "bps_wr": 20, "iops": 30,
+            "iops_rd": 0, "iops_wr": 0, "bps_wr_max": 40, "iops_size": 512, "group": "g"});
+        client.ok("block_set_io_throttle", limits);
+        assert_eq!(
+            human(&mut client, "info block"),
+            expected
+                + "    I/O throttling:   bps=0 bps_rd=10 bps_wr=20 bps_max=0 bps_rd_max=0 \
+                   bps_wr_max=40 iops=30 iops_rd=0 iops_wr=0 iops_max=0 iops_rd_max=0 \
+                   iops_wr_max=0 iops_size=512 group=g\n"
+        );
         assert_eq!(human(&mut client, "foo 1"), "unknown command: 'foo'\n");
         assert_eq!(
             human(&mut client, "info foo"),

@@ -3,9 +3,11 @@
 use sluice_aio::current;
 use sluice_block::job::IoStatus;
 
+use super::numbers::rounded_size;
 use crate::control::RunState;
 use crate::qmp::commands::Monitor;
-use crate::qmp::commands::records::{DiskRecord, NodeRecord};
+use crate::qmp::commands::records::{DiskRecord, ImageRecord, NodeRecord};
+use crate::qmp::commands::throttle::LimitsRecord;
 
 pub(super) fn status(monitor: &Monitor) -> String {
     match monitor.vm.status() {
@@ -15,15 +17,16 @@ pub(super) fn status(monitor: &Monitor) -> String {
     }
 }
 
-/// `info block [-n] [-v] [device]`: all disks, or with `-n` all nodes; or the one of that name.
+/// `info block [-n] [-v] [device]`: all disks, or with `-n` all nodes; or the one of that name. With `-v`
+/// the images too.
 pub(super) async fn block(monitor: &Monitor, options: &[&str]) -> String {
     let mut nodes = false;
+    let mut verbose = false;
     let mut wanted = None;
     for option in options {
         match *option {
             "-n" => nodes = true,
-            // There is nothing more to tell.
-            "-v" => {}
+            "-v" => verbose = true,
             name if name.starts_with('-') => {
                 return format!("info block: unsupported option '{name}'\n");
             }
@@ -36,13 +39,15 @@ pub(super) async fn block(monitor: &Monitor, options: &[&str]) -> String {
         let is_wanted = |name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
         if nodes {
             let nodes = all.iter().filter(|node| is_wanted(node.name()));
-            return nodes.map(|node| of_node(&NodeRecord::of(node))).collect();
+            return nodes
+                .map(|node| of_node(&NodeRecord::of(node), verbose))
+                .collect();
         }
         let disks = backends
             .iter()
             .filter(|backend| is_wanted(backend.name()) && !backend.name().starts_with('#'));
         disks
-            .map(|backend| of_disk(&DiskRecord::of(backend)))
+            .map(|backend| of_disk(&DiskRecord::of(backend), verbose))
             .collect::<Vec<_>>()
     })
     .await;
@@ -52,11 +57,11 @@ pub(super) async fn block(monitor: &Monitor, options: &[&str]) -> String {
     )
 }
 
-fn of_node(node: &NodeRecord) -> String {
-    format!("{}{}", node.node_name, medium(node, ""))
+fn of_node(node: &NodeRecord, verbose: bool) -> String {
+    format!("{}{}", node.node_name, medium(node, "", verbose))
 }
 
-fn of_disk(disk: &DiskRecord) -> String {
+fn of_disk(disk: &DiskRecord, verbose: bool) -> String {
     let mut drive = String::new();
     if let Some(path) = &disk.qdev {
         drive += &format!("    Attached to:      {path}\n");
@@ -78,14 +83,14 @@ fn of_disk(disk: &DiskRecord) -> String {
     match &disk.inserted {
         Some(node) => {
             let heading = format!("{} ({})", disk.device, node.node_name);
-            format!("{heading}{}", medium(node, &drive))
+            format!("{heading}{}", medium(node, &drive, verbose))
         }
         None => format!("{}: [not inserted]\n{drive}", disk.device),
     }
 }
 
 /// With what there is to tell of the drive in its place.
-fn medium(node: &NodeRecord, drive: &str) -> String {
+fn medium(node: &NodeRecord, drive: &str, verbose: bool) -> String {
     let read_only = if node.ro { ", read-only" } else { "" };
     let cache = &node.cache;
     let mode = if cache.writeback {
@@ -110,8 +115,62 @@ fn medium(node: &NodeRecord, drive: &str) -> String {
         }
         None => String::new(),
     };
+    let limits = limits(&node.limits);
+    let images = match verbose {
+        true => format!("\nImages:\n{}", images(&node.image)),
+        false => String::new(),
+    };
     format!(
-        ": {} ({}{read_only})\n{drive}    Cache mode:       {mode}{direct}{no_flush}\n{backing}{detect}",
+        ": {} ({}{read_only})\n{drive}    Cache mode:       {mode}{direct}{no_flush}\n\
+         {backing}{detect}{limits}{images}",
         node.file, node.drv
+    )
+}
+
+/// Nothing if there are none.
+fn limits(limits: &LimitsRecord) -> String {
+    let Some(group) = &limits.group else {
+        return String::new();
+    };
+    let or_none = Option::unwrap_or_default;
+    let values = [
+        ("bps", limits.bps),
+        ("bps_rd", limits.bps_rd),
+        ("bps_wr", limits.bps_wr),
+        ("bps_max", or_none(limits.bps_max)),
+        ("bps_rd_max", or_none(limits.bps_rd_max)),
+        ("bps_wr_max", or_none(limits.bps_wr_max)),
+        ("iops", limits.iops),
+        ("iops_rd", limits.iops_rd),
+        ("iops_wr", limits.iops_wr),
+        ("iops_max", or_none(limits.iops_max)),
+        ("iops_rd_max", or_none(limits.iops_rd_max)),
+        ("iops_wr_max", or_none(limits.iops_wr_max)),
+        ("iops_size", or_none(limits.iops_size)),
+    ];
+    let values = values.map(|(name, value)| format!("{name}={value}"));
+    format!("    I/O throttling:   {} group={group}\n", values.join(" "))
+}
+
+/// The image and those below it, as `qemu-img info` shows them.
+fn images(top: &ImageRecord) -> String {
+    let chain = std::iter::successors(Some(top), |image| image.backing_image.as_deref());
+    chain.map(image).collect()
+}
+
+fn image(image: &ImageRecord) -> String {
+    let taken = image
+        .actual_size
+        .map_or_else(|| "unavailable".to_owned(), rounded_size);
+    let backing = match &image.backing_filename {
+        Some(below) => format!("backing file: {below}\n"),
+        None => String::new(),
+    };
+    format!(
+        "image: {}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {taken}\n{backing}",
+        image.filename,
+        image.format,
+        rounded_size(image.virtual_size),
+        image.virtual_size
     )
 }

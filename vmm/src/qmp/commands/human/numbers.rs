@@ -81,6 +81,30 @@ pub(super) fn size(bytes: f64) -> String {
     }
 }
 
+/// Three digits, as QEMU writes the sizes of images: `10 MiB`, `1.5 KiB`, `0 B`.
+pub(super) fn rounded_size(bytes: u64) -> String {
+    let mut value = to_float(bytes);
+    let mut prefix = "";
+    for unit in UNITS {
+        if value < 1000.0 {
+            break;
+        }
+        value /= 1024.0;
+        prefix = &unit[..2];
+    }
+    let digits = match value {
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
+    let text = format!("{value:.digits$}");
+    let text = match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.'),
+        false => &text,
+    };
+    format!("{text} {prefix}B")
+}
+
 /// `00.04 sec`, or hours, minutes and seconds from a minute on.
 fn time(took: Duration) -> String {
     let (seconds, hundredths) = (took.as_secs(), took.subsec_millis() / 10);
@@ -137,6 +161,22 @@ mod tests {
         }
         for text in ["16E", "99999999999999999999"] {
             assert!(read_size(text).unwrap_err().contains("too large"), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_images_have_three_digits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "0.98 KiB"),
+            (1536, "1.5 KiB"),
+            (10 << 20, "10 MiB"),
+            (200 << 10, "200 KiB"),
+            ((10 << 20) + (1 << 19), "10.5 MiB"),
+            (u64::MAX >> 1, "8 EiB"),
+        ] {
+            assert_eq!(rounded_size(bytes), text);
         }
     }
 
