@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, BlockError>;
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// The medium below failed.
-    #[error("{0}")]
+    #[error("{}", io_text(.0))]
     Io(#[from] io::Error),
     /// A request reaches past the end or overflows.
     #[error("request of {len} bytes at {offset} is beyond the end of node '{node}' ({size} bytes)")]
@@ -39,7 +39,7 @@ pub enum BlockError {
     #[error("the request was cancelled: {0}")]
     Cancelled(#[from] sluice_aio::Cancelled),
     /// A file can't be opened.
-    #[error("Could not open '{path}': {source}{hint}")]
+    #[error("Could not open '{path}': {}{hint}", io_text(.source))]
     Open {
         /// The file.
         path: String,
@@ -164,6 +164,14 @@ impl BlockError {
             Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
             _ => libc::EINVAL,
         }
+    }
+}
+
+/// The text without the number that the standard library puts behind it.
+fn io_text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => errno_text(rustix::io::Errno::from_raw_os_error(errno)),
+        None => error.to_string(),
     }
 }
 

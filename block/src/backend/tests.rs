@@ -1,5 +1,6 @@
 //! Errors of a guest's requests: what is reported, ignored, and halted until the machine goes on.
 
+mod matrix;
 mod random;
 
 use std::sync::Arc;
