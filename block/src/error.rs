@@ -83,6 +83,9 @@ pub enum BlockError {
     /// The node has users.
     #[error("Block device {0} is in use")]
     InUse(String),
+    /// A disk stands on the node.
+    #[error("Node {0} is in use")]
+    HasDisk(String),
     /// The node was not created by the monitor.
     #[error("Node {0} is not owned by the monitor")]
     NotOwned(String),
@@ -160,7 +163,9 @@ impl BlockError {
             Self::ReadOnly(_) => libc::EROFS,
             Self::NoMedium(_) => libc::ENOMEDIUM,
             Self::Cancelled(_) => libc::ECANCELED,
-            Self::Busy { .. } | Self::InUse(_) | Self::Conflict(_) => libc::EBUSY,
+            Self::Busy { .. } | Self::InUse(_) | Self::HasDisk(_) | Self::Conflict(_) => {
+                libc::EBUSY
+            }
             Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
             _ => libc::EINVAL,
         }

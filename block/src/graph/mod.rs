@@ -228,6 +228,10 @@ impl Graph {
     pub fn del_node(&self, name: &str) -> Result<()> {
         let mut change = self.transaction();
         let node = change.topology().node(name)?;
+        // In QEMU's order: clients match on the words.
+        if !node.backends().is_empty() {
+            return Err(BlockError::HasDisk(name.to_owned()));
+        }
         node.check_not_blocked()?;
         if node.owner() != Owner::Monitor {
             return Err(BlockError::NotOwned(name.to_owned()));
@@ -409,6 +413,9 @@ impl Graph {
         let mut result = Ok(());
         for node in self.nodes() {
             let flushed = node.flush().await;
+            if let Err(error) = &flushed {
+                tracing::warn!(node = node.name(), %error, "a node cannot be flushed");
+            }
             result = result.and(flushed);
         }
         result

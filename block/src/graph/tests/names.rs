@@ -106,9 +106,9 @@ fn nodes_in_use_stay() {
             .unwrap();
         let raw = bench.graph.node("raw").unwrap();
         let disk = bench.graph.add_backend("disk", &raw).unwrap();
-        for name in ["below", "raw"] {
+        for (name, what) in [("below", "Block device below"), ("raw", "Node raw")] {
             let error = bench.graph.del_node(name).unwrap_err().to_string();
-            assert_eq!(error, format!("Block device {name} is in use"));
+            assert_eq!(error, format!("{what} is in use"));
         }
         assert!(bench.graph.del_node("nobody").is_err());
         // There is one writer: neither a second device nor another way to the same bytes.

@@ -9,7 +9,7 @@ use sluice_block::{BlockError, Home, Node};
 
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::blockdev;
-use crate::qmp::error::{ErrorClass, QmpError};
+use crate::qmp::error::QmpError;
 use crate::qmp::input::Scalars;
 
 /// Arguments of `blockdev-reopen`.
@@ -56,27 +56,24 @@ pub(super) async fn block_resize(
     Ok(Done {})
 }
 
-/// The root of a disk, or a node, as commands with both members mean it.
+/// The root of a disk, or else a node, as commands with both members mean it.
 fn find(
     monitor: &Monitor,
     device: Option<&str>,
     node_name: Option<&str>,
 ) -> Result<Arc<Node>, QmpError> {
-    match (device, node_name) {
-        (Some(device), None) => {
-            let backend = monitor.graph.backend(device);
-            let backend = backend.ok_or_else(|| QmpError {
-                class: ErrorClass::DeviceNotFound,
-                desc: format!("Device '{device}' not found"),
-            })?;
-            let medium = backend.node();
-            Ok(medium.ok_or_else(|| BlockError::NoMedium(device.to_owned()))?)
-        }
-        (None, Some(name)) => Ok(monitor.graph.node(name)?),
-        _ => Err(QmpError::generic(
-            "Need exactly one of 'device' and 'node-name'",
-        )),
+    let backend = device.and_then(|device| monitor.graph.backend(device));
+    if let Some(backend) = backend {
+        let name = backend.name().to_owned();
+        return Ok(backend.node().ok_or(BlockError::NoMedium(name))?);
     }
+    let node = node_name.and_then(|name| monitor.graph.node(name).ok());
+    node.ok_or_else(|| {
+        let (device, node) = (device.unwrap_or_default(), node_name.unwrap_or_default());
+        QmpError::generic(format!(
+            "Cannot find device='{device}' nor node-name='{node}'"
+        ))
+    })
 }
 
 /// Arguments of `blockdev-snapshot`.

@@ -103,7 +103,7 @@ fn disks_are_queried_by_backend() {
         assert_eq!(drains[0]["device"], "ide0-hd0");
         assert_eq!(drains[0]["drained"], false);
         let in_use = client.generic("blockdev-del", json!({"node-name": "d"}));
-        assert_eq!(in_use, "Block device d is in use");
+        assert_eq!(in_use, "Node d is in use");
         let taken = json!({"driver": "null-co", "node-name": "ide0-hd0"});
         let taken = client.generic("blockdev-add", taken);
         assert_eq!(taken, "node-name=ide0-hd0 is conflicting with a device id");

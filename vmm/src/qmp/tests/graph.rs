@@ -93,19 +93,23 @@ fn disks_and_nodes_are_resized() {
         assert_eq!(disks[0]["inserted"]["image"]["virtual-size"], 1 << 19);
         let error = client.generic("block_resize", json!({"node-name": "d", "size": -1}));
         assert_eq!(error, "Parameter 'size' expects a >0 size");
-        let error = client.fails("block_resize", json!({"device": "x", "size": 512}));
-        let expected = (
-            "DeviceNotFound".to_owned(),
-            "Device 'x' not found".to_owned(),
-        );
-        assert_eq!(error, expected);
-        for both in [
-            json!({"device": "disk", "node-name": "d", "size": 512}),
-            json!({"size": 512}),
+        for (who, device, node) in [
+            (json!({"device": "x", "size": 512}), "x", ""),
+            (json!({"node-name": "y", "size": 512}), "", "y"),
+            (
+                json!({"device": "x", "node-name": "y", "size": 512}),
+                "x",
+                "y",
+            ),
+            (json!({"size": 512}), "", ""),
         ] {
-            let error = client.generic("block_resize", both);
-            assert_eq!(error, "Need exactly one of 'device' and 'node-name'");
+            let error = client.generic("block_resize", who);
+            let words = format!("Cannot find device='{device}' nor node-name='{node}'");
+            assert_eq!(error, words);
         }
+        // The disk's name is looked for first.
+        let both = json!({"device": "disk", "node-name": "y", "size": 1 << 20});
+        client.ok("block_resize", both);
     });
 }
 

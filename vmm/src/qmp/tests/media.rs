@@ -122,7 +122,7 @@ fn a_medium_is_put_in_and_taken_out_step_by_step() {
         );
         assert_eq!(human(&mut client, "info block cd0"), text);
         let in_use = client.generic("blockdev-del", json!({"node-name": "iso"}));
-        assert_eq!(in_use, "Block device iso is in use");
+        assert_eq!(in_use, "Node iso is in use");
 
         client.ok("eject", id);
         assert_tray_moved(&mut client, true);
