@@ -606,5 +606,13 @@ class StaleSocket(unittest.IsolatedAsyncioTestCase):
         await client.disconnect()
 
 
+def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite, _pattern) -> unittest.TestSuite:
+    sys.modules.setdefault("run", sys.modules[__name__])
+    import phases
+
+    tests.addTest(phases.load(loader))
+    return tests
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)

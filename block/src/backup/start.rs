@@ -49,12 +49,7 @@ pub async fn blockdev_backup(
     main: &AioContext,
 ) -> Result<()> {
     let target = graph.device_or_node(&arguments.target)?;
-    let source = graph.device_or_node(&arguments.common.device)?;
-    let section = graph.drain(&source, "start of a backup").await;
-    let prepared = prepare(graph, &arguments.common, &target, None, main)?;
-    prepared.start();
-    drop(section);
-    Ok(())
+    begin(graph, &arguments.common, &target, main).await
 }
 
 /// Starts a backup onto a raw file, which is created first if `mode` says so.
@@ -69,19 +64,27 @@ pub async fn drive_backup(
     main: &AioContext,
 ) -> Result<()> {
     let target = open_target(graph, arguments).await?;
-    let started = async {
-        let source = graph.device_or_node(&arguments.common.device)?;
-        let section = graph.drain(&source, "start of a backup").await;
-        let prepared = prepare(graph, &arguments.common, &target, None, main)?;
-        prepared.start();
-        drop(section);
-        Ok(())
-    }
-    .await;
+    let started = begin(graph, &arguments.common, &target, main).await;
     if started.is_err() {
         graph.remove_if_unused(&target);
     }
     started
+}
+
+async fn begin(
+    graph: &Arc<Graph>,
+    common: &BackupCommon,
+    target: &Arc<Node>,
+    main: &AioContext,
+) -> Result<()> {
+    let source = graph.device_or_node(&common.device)?;
+    // Who is refused anyway does not wait for another job's pivot first.
+    check_source(&source, &common.device)?;
+    let section = graph.drain(&source, "start of a backup").await;
+    let prepared = prepare(graph, common, target, None, main)?;
+    prepared.start();
+    drop(section);
+    Ok(())
 }
 
 /// Makes the target of `drive-backup` ready: a node that goes with its last user.
