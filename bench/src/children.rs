@@ -29,7 +29,7 @@ pub fn run(command: &mut Command) -> Result<(Vec<u8>, f64)> {
 }
 
 /// Seconds that ended children have computed, their kernel threads' time included.
-fn processor_time() -> f64 {
+pub(crate) fn processor_time() -> f64 {
     let mut usage = MaybeUninit::<libc::rusage>::uninit();
     // SAFETY: the pointer is to memory of the right size, which the kernel fills; it knows this value.
     let answer = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) };

@@ -73,7 +73,7 @@ impl Medium<'_> {
 }
 
 /// Nobody hears what a benchmark's graph has to say.
-struct Quiet;
+pub(crate) struct Quiet;
 
 impl EventSink for Quiet {
     fn emit(&self, _: BlockEvent) {}

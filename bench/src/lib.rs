@@ -11,6 +11,7 @@ pub mod children;
 pub mod confine;
 pub mod disk;
 pub mod gate;
+pub mod mirror;
 pub mod random_read;
 pub mod reads;
 pub mod report;

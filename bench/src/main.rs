@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use sluice_bench::allocations::Counting;
 use sluice_bench::report::{Row, heading};
 use sluice_bench::timing::Effort;
-use sluice_bench::{block, gate, random_read, reads, wake};
+use sluice_bench::{block, gate, mirror, random_read, reads, wake};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -30,6 +30,10 @@ struct Arguments {
     /// What is measured from outside: read FILE at DEPTH for MILLISECONDS, and say how often.
     #[arg(long, hide = true, num_args = 3, value_names = ["FILE", "DEPTH", "MILLISECONDS"])]
     reads: Option<Vec<String>>,
+
+    /// What is measured from outside: mirror SOURCE to TARGET by WAY, and say what it took.
+    #[arg(long, hide = true, num_args = 3, value_names = ["SOURCE", "TARGET", "WAY"])]
+    mirror: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,6 +58,8 @@ enum Name {
     Format,
     /// Drained sections of quiet and of busy disks.
     Drain,
+    /// Full mirrors, beside qemu-storage-daemon and cp.
+    Mirror,
 }
 
 const AIO: [Name; 5] = [
@@ -77,6 +83,7 @@ impl Name {
             Self::Filter => block::filter(effort),
             Self::Format => block::format(effort),
             Self::Drain => block::drain(effort),
+            Self::Mirror => mirror::measure(effort),
         }
     }
 }
@@ -86,6 +93,15 @@ fn main() -> Result<ExitCode> {
     if let Some([file, depth, milliseconds]) = arguments.reads.as_deref() {
         let reads = reads::read(file.as_ref(), depth.parse()?, milliseconds.parse()?)?;
         println!("{}", serde_json::to_string(&reads)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some([source, target, way]) = arguments.mirror.as_deref() {
+        let way = match way.as_str() {
+            "direct" => mirror::Way::Direct,
+            _ => mirror::Way::Buffered,
+        };
+        let report = mirror::ours::mirror(source.as_ref(), target.as_ref(), way)?;
+        println!("{}", serde_json::to_string(&report)?);
         return Ok(ExitCode::SUCCESS);
     }
     let effort = if arguments.smoke {
@@ -99,9 +115,15 @@ fn main() -> Result<ExitCode> {
         let members = members.iter().copied();
         members.filter(move |name| asked(group) || asked(*name))
     });
-    let chosen: Vec<Name> = chosen.collect();
+    let alone = [Name::Mirror].into_iter().filter(|name| asked(*name));
+    let chosen: Vec<Name> = chosen.chain(alone).collect();
     if effort == Effort::Full && chosen.contains(&Name::RandomRead) && !reads::fio_is_installed() {
         anyhow::bail!("fio is needed to compare with; ci/install-deps --bench installs it");
+    }
+    if effort == Effort::Full && chosen.contains(&Name::Mirror) && !mirror::is_installed() {
+        anyhow::bail!(
+            "qemu-storage-daemon is needed to compare with; ci/install-deps --bench installs it"
+        );
     }
     if !arguments.json {
         println!("{}", heading());

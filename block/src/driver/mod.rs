@@ -31,6 +31,7 @@ use sluice_aio::current::Transfer;
 use sluice_aio::{IoBuffer, PooledFuture};
 
 use crate::error::{BlockError, Result};
+use crate::io::Place;
 use crate::node::Node;
 use crate::permission::Access;
 pub use background::Background;
@@ -190,6 +191,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The buffer.
     fn transfer(&self, _offset: u64, buffer: IoBuffer) -> std::result::Result<Transfer, IoBuffer> {
         Err(buffer)
+    }
+
+    /// Where a range's bytes are, if they are just those of a file in the page cache, and requests do nothing
+    /// but move them. The caller has checked that the range lies within the driver's size.
+    fn place(&self, _offset: u64, _len: u64) -> Option<Place> {
+        None
     }
 
     /// The medium, for queries.

@@ -9,6 +9,7 @@ use super::limits::MAX_SIZE;
 use super::reopening::{Change, Reopened, Reopening};
 use super::{BlockFuture, BlockStatus, Driver, Edge, RequestFlags, holds};
 use crate::error::{BlockError, Result};
+use crate::io::{DetectZeroes, Place};
 use crate::options::BlockdevOptions;
 
 /// Bytes of a sector, of which a window must have whole ones.
@@ -157,6 +158,15 @@ impl Driver for Raw {
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         let node = self.file.node();
         BlockFuture::new(async move { node.block_status(offset + self.offset(), len).await })
+    }
+
+    fn place(&self, offset: u64, len: u64) -> Option<Place> {
+        let node = self.file.node();
+        // The file's node sees to writes of zeroes, if it was asked to.
+        let plain = node.policy().detect_zeroes() == DetectZeroes::Off;
+        plain
+            .then(|| node.place(offset + self.offset(), len))
+            .flatten()
     }
 
     fn changeable_options(&self) -> &'static [&'static str] {

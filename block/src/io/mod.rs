@@ -10,6 +10,7 @@
 
 mod blocks;
 mod bounds;
+mod copying;
 mod policy;
 pub(crate) mod serialise;
 mod span;
@@ -28,6 +29,7 @@ use crate::driver::{BlockFuture, DebugEvent, Limits, RequestFlags, ended};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use bounds::{Bounds, BoundsCell};
+pub use copying::Place;
 pub(crate) use policy::PolicyCell;
 pub use policy::{DetectZeroes, IoPolicy};
 use serialise::Serialiser;

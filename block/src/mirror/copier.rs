@@ -19,11 +19,15 @@ use crate::io::serialise::ClaimKind;
 use crate::job::JobKicker;
 use crate::node::Node;
 
+/// So many times more is copied at once where it takes no memory of ours.
+const BY_THE_KERNEL: u64 = 4;
+/// The most copies at once that worker threads make alone: about as many as there are processors for them.
+const MAX_WORKERS: usize = 3;
 /// The most bytes of data that one copy holds in memory.
 const MAX_DATA: u64 = 1 << 20;
 /// The least, however small a buffer the operator wants.
 const MIN_DATA: u64 = 4 << 10;
-/// The most bytes of zeroes one copy covers.
+/// The most bytes of zeroes one copy covers, and of data that is asked about at once.
 const MAX_ZEROES: u64 = 1 << 30;
 /// The most copies at once.
 const MAX_IN_FLIGHT: usize = 16;
@@ -51,14 +55,30 @@ pub(super) struct Copier {
     unmap: bool,
     /// Bytes that one copy moves at once: its share of the operator's `buf-size`.
     piece: u64,
+    /// Worker threads copy from file to file.
+    by_the_kernel: bool,
+    /// Memory of copies that have ended, for those to come.
+    spare: Mutex<Vec<IoBuffer>>,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     ranges: Vec<Range<u64>>,
     /// Where the next search begins, so that a hot chunk does not starve the others.
     cursor: u64,
+    /// What the source said last to be data. To ask it for each copy anew would be quadratic: some file systems
+    /// look through all of the data to its end. Zeroes are never taken from here: that something is data
+    /// stays true enough when a guest zeroes it, the reverse would lose a write.
+    data: Range<u64>,
+}
+
+/// A range to be copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Copy {
+    range: Range<u64>,
+    /// All of it counts as data; the source need not be asked.
+    is_data: bool,
 }
 
 impl Copier {
@@ -69,14 +89,22 @@ impl Copier {
         unmap: bool,
         buf_size: u64,
     ) -> Self {
+        let first = MIN_DATA.min(source.len());
+        let by_the_kernel = source.place(0, first).is_some() && target.place(0, first).is_some();
         let share = (buf_size / MAX_IN_FLIGHT as u64).clamp(MIN_DATA, MAX_DATA);
         Self {
             source,
             target,
             ledger,
             unmap,
+            by_the_kernel,
+            spare: Mutex::default(),
             piece: share / MIN_DATA * MIN_DATA,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                ranges: Vec::new(),
+                cursor: 0,
+                data: 0..0,
+            }),
         }
     }
 
@@ -116,15 +144,17 @@ impl Copier {
         let Some(token) = self.ledger.copies.try_enter().filter(|_| self.has_room()) else {
             return Step::Busy;
         };
-        let (range, data) = self.sized(run).await;
+        let copy = self.sized(run).await;
+        let len = copy.range.end - copy.range.start;
+        let data = if copy.is_data { len } else { 0 };
         let mut state = self.state.lock();
-        state.cursor = range.end;
-        state.ranges.push(range.clone());
+        state.cursor = copy.range.end;
+        state.ranges.push(copy.range.clone());
         drop(state);
         let copier = Arc::clone(self);
         let kicker = kicker.clone();
         current::spawn_local(async move {
-            copier.run(range, token).await;
+            copier.run(copy, token).await;
             kicker.kick();
         })
         .detach();
@@ -132,7 +162,11 @@ impl Copier {
     }
 
     fn has_room(&self) -> bool {
-        self.state.lock().ranges.len() < MAX_IN_FLIGHT
+        let most = match self.by_the_kernel {
+            true => MAX_WORKERS,
+            false => MAX_IN_FLIGHT,
+        };
+        self.state.lock().ranges.len() < most
     }
 
     /// The next dirty run that no running copy touches.
@@ -165,28 +199,45 @@ impl Copier {
         None
     }
 
-    /// Cuts a run to what one copy does, and says how much of that is data.
+    /// Cuts a run to what one copy does.
     ///
-    /// The source is asked only for a hint of the size: what is there is looked at again after the
-    /// marks were cleared.
-    async fn sized(&self, run: Range<u64>) -> (Range<u64>, u64) {
+    /// That there are zeroes is only a hint for the size: what is there is looked at again after the marks
+    /// were cleared.
+    async fn sized(&self, run: Range<u64>) -> Copy {
         let len = run.end - run.start;
         let granularity = self.ledger.dirty.granularity();
-        let zeroes = match self.source.block_status(run.start, len).await {
-            Ok(status) if status.allocation == Allocation::Zero => status.len,
-            _ => 0,
+        if !self.state.lock().data.contains(&run.start) {
+            let ask = MAX_ZEROES.min(self.source.len() - run.start);
+            let (zeroes, data) = match self.source.block_status(run.start, ask).await {
+                Ok(status) if status.allocation == Allocation::Zero => (status.len, 0),
+                Ok(status) => (0, status.len),
+                // Not known counts as data.
+                Err(_) => (0, len),
+            };
+            if zeroes > 0 {
+                // At least a chunk, if only its beginning is zeroes.
+                let whole = (zeroes / granularity).max(1) * granularity;
+                return Copy {
+                    range: run.start..run.start + whole.min(len),
+                    is_data: false,
+                };
+            }
+            self.state.lock().data = run.start..run.start + data;
+        }
+        let until = self.state.lock().data.end.max(run.start + 1) - run.start;
+        let piece = match self.by_the_kernel {
+            true => self.piece * BY_THE_KERNEL,
+            false => self.piece,
         };
-        let whole = if zeroes >= len {
-            len
-        } else {
-            zeroes / granularity * granularity
-        };
-        let data = self.piece.next_multiple_of(granularity).min(len);
-        let (take, data) = if whole > 0 { (whole, 0) } else { (data, data) };
-        (run.start..run.start + take, data)
+        let data = piece.min(until).next_multiple_of(granularity).min(len);
+        Copy {
+            range: run.start..run.start + data,
+            is_data: data <= until,
+        }
     }
 
-    async fn run(&self, range: Range<u64>, token: Token) {
+    async fn run(&self, copy: Copy, token: Token) {
+        let Copy { range, is_data } = copy;
         let ledger = &self.ledger;
         let len = range.end - range.start;
         let claim = ledger
@@ -197,7 +248,7 @@ impl Copier {
         let result = match marks {
             // A guest's write to both sides was here meanwhile.
             0 => Ok(()),
-            _ => self.copy(range.clone()).await,
+            _ => self.copy(range.clone(), is_data).await,
         };
         if result.is_err() {
             ledger.dirty.set_dirty(range.start, len);
@@ -213,11 +264,14 @@ impl Copier {
     }
 
     /// Copies a range piece by piece, zeroes as zeroes.
-    async fn copy(&self, range: Range<u64>) -> Result<(), CopyError> {
+    async fn copy(&self, range: Range<u64>, is_data: bool) -> Result<(), CopyError> {
         let mut at = range.start;
         while at < range.end {
             let left = range.end - at;
-            let status = self.source.block_status(at, left).await.ok();
+            let status = match is_data {
+                true => None,
+                false => self.source.block_status(at, left).await.ok(),
+            };
             let len = match status {
                 Some(status) if status.allocation == Allocation::Zero => {
                     self.zero(at, status.len).await?;
@@ -248,11 +302,18 @@ impl Copier {
         Ok(())
     }
 
-    /// Moves at most one buffer of data and says how much it was.
+    /// Moves data, at most one buffer of it if that is needed, and says how much it was.
     async fn move_data(&self, offset: u64, len: u64) -> Result<u64, CopyError> {
+        let tally = &self.ledger.tally;
+        // What failed it does not tell; the ordinary way will.
+        if self.by_the_kernel && self.target.copy_from(&self.source, offset, len).await {
+            tally.copied.fetch_add(len, Ordering::Relaxed);
+            return Ok(len);
+        }
         let len = len.min(self.piece);
         // A piece is at most 1 MiB.
-        let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or_default());
+        let memory = self.memory(usize::try_from(len).unwrap_or_default());
+        let buffer = memory.slice(0, usize::try_from(len).unwrap_or_default());
         self.source
             .read(offset, buffer.clone())
             .await
@@ -261,7 +322,15 @@ impl Copier {
             .write(offset, buffer, RequestFlags::empty())
             .await
             .map_err(|error| CopyError::new(IoOperation::Write, &error))?;
-        self.ledger.tally.copied.fetch_add(len, Ordering::Relaxed);
+        self.spare.lock().push(memory);
+        tally.copied.fetch_add(len, Ordering::Relaxed);
         Ok(len)
+    }
+
+    /// At least `len` bytes of memory that nothing uses.
+    fn memory(&self, len: usize) -> IoBuffer {
+        let spare = self.spare.lock().pop();
+        let fit = spare.filter(|memory| memory.len() >= len);
+        fit.unwrap_or_else(|| IoBuffer::alloc(len))
     }
 }

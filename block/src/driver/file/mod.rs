@@ -5,6 +5,7 @@
 //! (opening, searching holes) go to worker threads. The file's right to be written is guarded by
 //! [locks](lock) that other programs of this family respect.
 
+pub(crate) mod copying;
 pub mod create;
 mod device;
 pub mod lock;
@@ -29,6 +30,7 @@ use super::{
     BlockFuture, BlockStatus, Driver, FileIdentity, ImageInfo, Limits, RequestFlags, ended, holds,
 };
 use crate::error::{BlockError, Result};
+use crate::io::Place;
 use crate::options::{BlockdevOptions, Locking};
 use crate::permission::Access;
 pub use create::create_image;
@@ -190,6 +192,15 @@ impl Driver for FileDriver {
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         BlockFuture::new(async move { self.opened().search(offset, len).await })
+    }
+
+    fn place(&self, offset: u64, _len: u64) -> Option<Place> {
+        let opened = self.opened();
+        let plain = self.kind == FileKind::Regular && !opened.direct;
+        plain.then(|| Place {
+            file: Arc::clone(&opened.file),
+            offset,
+        })
     }
 
     fn info(&self) -> ImageInfo {

@@ -196,6 +196,15 @@ impl Bench {
         .await
     }
 
+    /// A node `name` over the image of that name, and nothing in between: workers copy to it.
+    pub(super) async fn plain_node(&self, name: &str, more: Value) -> Arc<Node> {
+        let file = json!({"driver": "file", "filename": self.path(name), "discard": "unmap"});
+        let mut options = json!({"driver": "raw", "node-name": name, "file": file});
+        let options_map = options.as_object_mut().unwrap();
+        options_map.extend(more.as_object().unwrap().clone());
+        self.node(options).await
+    }
+
     /// The same over an empty image as large as a disk.
     pub(super) async fn target(&self, name: &str) -> Arc<Node> {
         self.empty_image(name, SIZE);

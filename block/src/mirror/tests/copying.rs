@@ -20,10 +20,20 @@ fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
 }
 
-async fn copies_exactly(bench: &Bench, contents: &[u8], granularity: u64, buf_size: i64) {
+async fn copies_exactly(
+    bench: &Bench,
+    contents: &[u8],
+    granularity: u64,
+    buf_size: i64,
+    by_workers: bool,
+) {
     let disk = bench.disk_with("disk", contents).await;
     bench.empty_image("target", contents.len() as u64);
-    bench.debug_node("target").await;
+    if by_workers {
+        bench.plain_node("target", json!({})).await;
+    } else {
+        bench.debug_node("target").await;
+    }
     let mut arguments = common("disk");
     arguments.granularity = Some(granularity);
     arguments.buf_size = Some(buf_size);
@@ -43,9 +53,11 @@ async fn copies_exactly(bench: &Bench, contents: &[u8], granularity: u64, buf_si
 fn any_size_is_copied_with_any_granularity() {
     for size in [BLOCK, BLOCK + 512, (1 << 20) + 3 * 512, (2 << 20) - 512] {
         for granularity in [512, 4096, 65536, 1 << 20, 64 << 20] {
-            run(|bench| async move {
-                copies_exactly(&bench, &pattern(size), granularity, 0).await;
-            });
+            for by_workers in [false, true] {
+                run(|bench| async move {
+                    copies_exactly(&bench, &pattern(size), granularity, 0, by_workers).await;
+                });
+            }
         }
     }
 }
@@ -53,7 +65,11 @@ fn any_size_is_copied_with_any_granularity() {
 #[test]
 fn any_buffer_size_will_do() {
     for buf_size in [1, 4096, 65537, i64::MAX] {
-        run(|bench| async move { copies_exactly(&bench, &pattern(SIZE), 65536, buf_size).await });
+        for by_workers in [false, true] {
+            run(|bench| async move {
+                copies_exactly(&bench, &pattern(SIZE), 65536, buf_size, by_workers).await;
+            });
+        }
     }
 }
 
@@ -282,6 +298,42 @@ fn a_write_behind_the_copiers_read_is_copied_again() {
         assert_eq!(bench.complete().await, None);
         assert_eq!(bench.bytes("disk"), bench.bytes("target"));
         assert_eq!(block_value(&bench.bytes("target"), 4096), Some(0xf2));
+    });
+}
+
+/// What a target's options ask of a write is asked of a copy as well: workers leave those to the requests.
+#[test]
+fn a_target_that_looks_for_zeroes_gets_to_see_the_bytes() {
+    run(|bench| async move {
+        let size = usize::try_from(SIZE).unwrap();
+        bench.disk_with("disk", &vec![0; size]).await;
+        bench.empty_image("target", SIZE);
+        let looks = json!({"discard": "unmap", "detect-zeroes": "unmap"});
+        bench.plain_node("target", looks).await;
+        bench.mirror("disk", "target").await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.allocated("disk"), SIZE);
+        assert_eq!(bench.allocated("target"), 0);
+    });
+}
+
+/// A worker that fails does not say at which side: the request that follows does.
+#[test]
+fn a_worker_that_fails_is_followed_by_a_request_that_tells_why() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.empty_image("target", SIZE);
+        bench.plain_node("target", json!({})).await;
+        // Shorter than it says: what it has lost reads as zeroes.
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(bench.path("disk"));
+        file.unwrap().set_len(SIZE / 2).unwrap();
+        bench.mirror("disk", "target").await;
+        assert_eq!(bench.complete().await, None);
+        let (copy, half) = (bench.bytes("target"), usize::try_from(SIZE / 2).unwrap());
+        assert_eq!(copy[..half], pattern(SIZE)[..half]);
+        assert!(copy[half..].iter().all(|byte| *byte == 0));
     });
 }
 

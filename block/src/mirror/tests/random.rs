@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use sluice_aio::{AioContext, Clock, IoBuffer, current};
 
 use super::bench::{Bench, SIZE, Serving, common, copy_mode, pattern, run_with};
@@ -198,7 +199,12 @@ fn story(serving: Serving, seed: u64) {
         let mut current_image = "disk".to_owned();
         for round in 0..4 {
             let target = format!("target{round}");
-            bench.target(&target).await;
+            if dice.roll(2) == 0 {
+                bench.target(&target).await;
+            } else {
+                bench.empty_image(&target, SIZE);
+                bench.plain_node(&target, json!({})).await;
+            }
             if one_mirror(&bench, &target, &mut dice).await {
                 current_image = target;
             }

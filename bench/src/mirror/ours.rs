@@ -1,0 +1,93 @@
+//! Our side: one mirror in a process of its own, as `sluice-bench --mirror SOURCE TARGET WAY`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sluice_aio::{Clock, EventLoop, LoopConfig, current};
+use sluice_block::job::JobState;
+use sluice_block::mirror::{BlockdevMirror, blockdev_mirror};
+use sluice_block::{Graph, Node};
+
+use super::{Copied, Way};
+use crate::disk::Quiet;
+
+/// What the process says of itself.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Report {
+    /// The copy's time, in seconds.
+    pub seconds: f64,
+    /// The most memory at once beyond what was in use before, in KiB.
+    pub memory: u64,
+}
+
+impl Report {
+    /// What is compared of it.
+    #[must_use]
+    pub fn copied(&self, computed: f64) -> Copied {
+        Copied {
+            seconds: self.seconds,
+            computed,
+        }
+    }
+}
+
+async fn open(graph: &Arc<Graph>, name: &str, path: &Path, way: Way) -> Result<Arc<Node>> {
+    let cache = json!({"direct": way == Way::Direct});
+    let options = json!({
+        "driver": "raw", "node-name": name, "discard": "unmap", "cache": cache,
+        "file": {"driver": "file", "filename": path, "discard": "unmap", "cache": cache},
+    });
+    let node = graph.add_node(&serde_json::from_value(options)?).await;
+    node.context("can't open an image")
+}
+
+/// Mirrors `source` to `target`, which is there and as large, and measures until the job is ready.
+///
+/// # Errors
+/// The images', or the job's.
+pub fn mirror(source: &Path, target: &Path, way: Way) -> Result<Report> {
+    let mut event_loop = EventLoop::new("bench", &LoopConfig::default())?;
+    let context = event_loop.context();
+    let (source, target) = (source.to_owned(), target.to_owned());
+    event_loop.run_until(async move {
+        let graph = Graph::new(Arc::new(Quiet), Clock::real());
+        let node = open(&graph, "source", &source, way).await?;
+        graph.add_backend("disk", &node)?;
+        open(&graph, "target", &target, way).await?;
+        let common =
+            json!({"device": "disk", "job-id": "job", "sync": "full", "auto-dismiss": false});
+        let mirror = BlockdevMirror {
+            common: serde_json::from_value(common)?,
+            target: "target".to_owned(),
+            filter_node_name: None,
+        };
+        let idle = memory("VmRSS:")?;
+        let began = Instant::now();
+        blockdev_mirror(&graph, mirror, &context).await?;
+        let job = graph.jobs().get("job").context("the job has ended")?;
+        while job.state() != JobState::Ready {
+            if let Some(error) = job.info().error {
+                bail!("the mirror failed: {error}");
+            }
+            // The job tells of its readiness by an event; a look each millisecond is as good here.
+            current::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let memory = memory("VmHWM:")?.saturating_sub(idle);
+        job.cancel(true)?;
+        job.concluded().await;
+        Ok(Report { seconds, memory })
+    })?
+}
+
+/// A figure of this process's memory, in KiB.
+fn memory(name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let figure = line.and_then(|line| line.split_whitespace().next());
+    Ok(figure.context("the kernel does not tell")?.parse()?)
+}

@@ -1,0 +1,52 @@
+//! Copies that never come through our memory as requests: from one file of the page cache to another, by
+//! a worker thread.
+//!
+//! Both nodes must be plain all the way down: formats and files that only move bytes by an offset. A
+//! filter in between, O_DIRECT, `detect-zeroes`, a device, or anything else that wants to see the bytes makes
+//! the caller read and write as usual. So does every error: who reads and writes learns which side failed.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use sluice_aio::current;
+
+use crate::driver::file::copying::copy;
+use crate::node::Node;
+
+/// Where bytes of a node are: what a driver answers that does nothing to them.
+#[derive(Debug)]
+pub struct Place {
+    /// A regular file, not opened with O_DIRECT.
+    pub file: Arc<File>,
+    /// First byte in the file.
+    pub offset: u64,
+}
+
+impl Node {
+    /// Where a range of the node is, if it is nothing but a range of a file in the page cache, and
+    /// requests to it are nothing but transfers of that.
+    pub(crate) fn place(&self, offset: u64, len: u64) -> Option<Place> {
+        let end = offset.checked_add(len)?;
+        let plain = end <= self.len() && self.io.bounds.takes(offset, len);
+        plain.then(|| self.driver().place(offset, len)).flatten()
+    }
+
+    /// Copies a range of `source` to the same place of this node, by the kernel if it can. False: nothing or not
+    /// all of it was copied, and the caller has to do it.
+    ///
+    /// As for a write, the caller sees to it that nobody else works on the range.
+    pub(crate) async fn copy_from(&self, source: &Self, offset: u64, len: u64) -> bool {
+        if self.is_read_only() || self.policy().detects() {
+            return false;
+        }
+        let (Some(from), Some(to)) = (source.place(offset, len), self.place(offset, len)) else {
+            return false;
+        };
+        let copied = current::blocking(move || copy(&from, &to, len)).await;
+        if !matches!(copied, Ok(Ok(()))) {
+            return false;
+        }
+        self.note_written(offset + len);
+        true
+    }
+}
