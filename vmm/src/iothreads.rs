@@ -231,6 +231,8 @@ impl IoThreads {
 
 #[cfg(test)]
 mod tests {
+    use sluice_aio::{EngineKind, IoBuffer, current};
+
     use super::*;
 
     #[test]
@@ -281,6 +283,32 @@ mod tests {
         assert_eq!(thread.context().polling().max, Duration::ZERO);
         assert_eq!(threads.property("io0", "poll-max-ns").unwrap(), 0);
         assert_eq!(threads.property("io0", "poll-grow").unwrap(), 3);
+        if let Some(why) = thread.context().stats().without_ring {
+            return println!("SKIPPED: no ring here: {why}");
+        }
+        assert_eq!(batches(&thread, 5), 1);
+        threads.set_property("io0", "aio-max-batch", 1).unwrap();
+        assert_eq!(batches(&thread, 5), 5);
+    }
+
+    /// The batches in which the ring gets so many reads that are prepared in one step.
+    fn batches(thread: &IoThread, reads: usize) -> u64 {
+        let (sender, done) = std::sync::mpsc::channel();
+        let before = thread.context().stats().batches;
+        thread.context().spawn(move || async move {
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            let begin = || {
+                let buffer = IoBuffer::alloc(512);
+                current::read_at(EngineKind::IoUring, &file, 0, buffer)
+            };
+            let begun: Vec<_> = (0..reads).map(|_| begin()).collect();
+            for read in begun {
+                read.await.unwrap();
+            }
+            sender.send(()).unwrap();
+        });
+        done.recv().unwrap();
+        thread.context().stats().batches - before
     }
 
     #[test]

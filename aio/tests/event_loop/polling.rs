@@ -10,7 +10,9 @@ use sluice_aio::{
     Cause, Clock, EngineKind, EventLoop, IoBuffer, IoThread, LoopConfig, Polling, Source, current,
 };
 
-use crate::support::{ENDLESS, consume, event_fd, event_loop, has_ring, settle, signal, within};
+use crate::support::{
+    ENDLESS, consume, event_fd, event_loop, has_ring, settle, signal, until_asleep, within,
+};
 
 fn polling_thread() -> IoThread {
     let config = LoopConfig {
@@ -317,6 +319,30 @@ fn what_the_loop_does_is_counted() {
     assert!(after.fd_dispatches >= 3);
     assert_eq!(after.timers, 1);
     assert!(after.wakes > before.wakes);
+}
+
+#[test]
+fn who_looks_at_the_figures_stops_no_loop_and_waits_for_none() {
+    let thread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+    let context = thread.context();
+    until_asleep(thread.thread_id());
+    let asleep = context.stats();
+    assert!(asleep.sleeps > 0);
+    let look = || (context.stats(), context.gate().stats());
+    look();
+    let (began, begun) = mpsc::channel();
+    let (go, wait) = mpsc::channel::<()>();
+    context.schedule(move || {
+        began.send(()).unwrap();
+        wait.recv().unwrap();
+    });
+    begun.recv().unwrap();
+    // The loop is in the middle of a turn, which does not end before this.
+    let (held, gate) = look();
+    assert_eq!(held.wakes, asleep.wakes + 1, "somebody else has woken it");
+    assert_eq!(held.bottom_halves, asleep.bottom_halves + 1);
+    assert_eq!(gate.in_flight, 0);
+    go.send(()).unwrap();
 }
 
 #[test]

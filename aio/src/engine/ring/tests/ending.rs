@@ -196,6 +196,10 @@ fn what_a_retired_ring_left_is_done_by_workers() {
         assert_eq!(buffer.to_vec(), [7; LEN]);
     }
     assert_eq!(kernel.submits(), 1);
+    let stats = engines.shared.counters().snapshot();
+    assert_eq!(stats.thread_operations, 3);
+    let why = stats.without_ring.expect("whoever looks is told");
+    assert!(why.contains("takes nothing any more"), "{why}");
     engines.finish();
 }
 
