@@ -293,6 +293,27 @@ fn a_drive_may_copy_what_it_reads() {
 }
 
 #[test]
+fn a_drive_says_which_engine_serves_its_file() {
+    for (given, engine) in [
+        (",aio=threads", "threads"),
+        (",aio=io_uring", "io_uring"),
+        ("", "io_uring"),
+    ] {
+        let parsed = with_kernel(&format!("--drive file=a{given}"));
+        let DiskRoot::Own(root) = &parsed.storage.disks[0].root else {
+            panic!("{:?}", parsed.storage);
+        };
+        let root = serde_json::to_value(root).unwrap();
+        assert_eq!(root["file"]["aio"], engine, "{root}");
+    }
+    let text = refused("--kernel k --drive file=a,aio=native");
+    assert!(
+        text.contains("native") && text.contains("io_uring"),
+        "{text}"
+    );
+}
+
+#[test]
 fn no_read_fails_for_want_of_room() {
     let text = refused("--kernel k --drive file=a,rerror=enospc");
     assert!(

@@ -3,6 +3,7 @@
 
 mod device;
 mod durability;
+mod engines;
 mod qemu;
 
 use std::fs::{File, OpenOptions};
