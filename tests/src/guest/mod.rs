@@ -8,11 +8,13 @@
 //! * `boot`: kernels of both kinds, processors, power-off, panic, restart.
 //! * `operator`: QMP's verbs as a running Linux feels them.
 //! * `disks`: root file systems, transfer modes, contents on both sides.
+//! * `filesystems`: made, stressed and checked while their disks are mirrored and drained.
 //! * `resize`: a disk that grows and shrinks under a guest.
-//! * `zeroes`: what a guest discards or zeroes on a virtio disk.
+//! * `zeroes`: what a guest discards or zeroes.
 
 mod boot;
 mod disks;
+mod filesystems;
 mod lab;
 mod operator;
 mod resize;
@@ -100,6 +102,21 @@ const CASES: &[Case] = &[
         "virtio on an iothread reads and writes",
         disks::virtio_copies,
     ),
+    case("virtio with two queues on two iothreads, MSI-X", |lab| {
+        disks::queues_copy(lab, "")
+    }),
+    case("virtio with two queues on two iothreads, INTx", |lab| {
+        disks::queues_copy(lab, r#","vectors":0"#)
+    }),
+    case(
+        "ext4 root on IDE and another one on virtio, both at once",
+        disks::both_at_once,
+    ),
+    case("a CD-ROM is read", disks::cd_rom),
+    case(
+        "file systems on IDE and virtio survive mirrors and drains",
+        filesystems::survive_mirrors_and_drains,
+    ),
     case(
         "a virtio disk grows and shrinks under Linux",
         resize::virtio_follows,
@@ -108,6 +125,7 @@ const CASES: &[Case] = &[
         "virtio on an iothread discards",
         zeroes::discard_makes_holes,
     ),
+    case("an IDE disk trims", zeroes::trim_makes_holes),
     case(
         "virtio on an iothread writes zeroes",
         zeroes::zeroes_replace_what_was_there,

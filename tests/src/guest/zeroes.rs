@@ -1,4 +1,4 @@
-//! Discarded and zeroed stretches of a virtio disk, checked on the host's file.
+//! Discarded and zeroed stretches of a disk, checked on the host's file.
 
 use std::{os::unix::fs::MetadataExt, path::Path};
 
@@ -35,18 +35,36 @@ fn arguments(image: &Path) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-/// Runs a script in a guest with this disk.
+/// Runs a script in a guest with this virtio disk.
 fn run(lab: &Lab<'_>, image: &Path, script: &str) -> Result<()> {
-    let arguments = arguments(image);
+    run_with(lab, &arguments(image), "/dev/vda", script)
+}
+
+/// Runs a script in a guest with the disk of these arguments, which it calls `device`.
+fn run_with(lab: &Lab<'_>, arguments: &[String], device: &str, script: &str) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let line = command_line(script, "sluice.wait=/dev/vda");
+    let line = command_line(script, &format!("sluice.wait={device}"));
     lab.start(&line, &arguments)?
         .finish_script()
         .map(|_console| ())
 }
 
-/// A discarded stretch reads as zeroes and takes no room in the host's file; its neighbours stay.
+/// A virtio disk's discarded stretch is a hole in the host's file.
 pub fn discard_makes_holes(lab: &Lab<'_>) -> Result<()> {
+    makes_holes(lab, "/dev/vda", arguments)
+}
+
+/// An IDE disk's trimmed stretch is a hole in the host's file.
+pub fn trim_makes_holes(lab: &Lab<'_>) -> Result<()> {
+    makes_holes(lab, "/dev/sda", |image| {
+        let path = image.display();
+        let drive = format!("if=ide,format=raw,discard=unmap,file={path}");
+        vec!["--drive".to_owned(), drive]
+    })
+}
+
+/// A discarded stretch reads as zeroes and takes no room in the host's file; its neighbours stay.
+fn makes_holes(lab: &Lab<'_>, device: &str, arguments: fn(&Path) -> Vec<String>) -> Result<()> {
     const SIZE: usize = 8 * MIB;
     const FROM: usize = 2 * MIB;
     const LENGTH: usize = 3 * MIB;
@@ -55,11 +73,8 @@ pub fn discard_makes_holes(lab: &Lab<'_>) -> Result<()> {
     std::fs::File::open(&image)?.sync_all()?;
     let allocated = || std::fs::metadata(&image).map(|data| data.blocks() * 512);
     let before = allocated()?;
-    run(
-        lab,
-        &image,
-        &format!("blkdiscard -o {FROM} -l {LENGTH} /dev/vda"),
-    )?;
+    let script = format!("blkdiscard -o {FROM} -l {LENGTH} {device}");
+    run_with(lab, &arguments(&image), device, &script)?;
     std::fs::File::open(&image)?.sync_all()?;
     let after = allocated()?;
     let content = std::fs::read(&image)?;
