@@ -545,6 +545,23 @@ mod tests {
     }
 
     #[test]
+    fn only_memory_that_nothing_else_uses_is_unshared() {
+        let mut buffer = IoBuffer::alloc(100);
+        assert!(buffer.is_unshared());
+        let others: [fn(&IoBuffer) -> IoBuffer; 2] = [IoBuffer::clone, |own| own.slice(10, 10)];
+        for share in others {
+            let other = share(&buffer);
+            assert!(!buffer.is_unshared(), "an operation may have it");
+            drop(other);
+            assert!(buffer.is_unshared());
+        }
+        let ram = ram();
+        let mut guests = IoBuffer::from_guest(&ram, &[(GuestAddress(0), 100)]).unwrap();
+        assert!(!guests.is_unshared(), "the guest has it");
+        assert!(!IoBuffer::empty().is_unshared());
+    }
+
+    #[test]
     fn slices_share_the_memory_across_segments() {
         let ram = ram();
         let ranges = [(GuestAddress(0xff0), 0x20), (GuestAddress(0x10), 0x10)];

@@ -1,7 +1,7 @@
 //! File I/O through both engines: shapes, sizes, errors, and many operations at once.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Seek as _, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -419,6 +419,31 @@ fn a_descriptor_closed_under_an_operation_in_flight_does_it_no_harm() {
             std::mem::forget(victim);
         })
         .unwrap();
+}
+
+/// The kernel's log, at its end: one of few files at an offset of which a plain call may not be able to read
+/// without waiting.
+fn log_at_its_end() -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let log = File::from(rustix::fs::open("/dev/kmsg", flags, Mode::empty())?);
+    (&log).seek(SeekFrom::End(0))?;
+    Ok(log)
+}
+
+/// A worker is not to wait for what its file's owner said must not be waited for.
+#[test]
+fn a_worker_that_would_have_to_wait_says_so() {
+    /// No entry of the log is longer.
+    const LONG: usize = 16 * PAGE;
+    let log = match log_at_its_end() {
+        Ok(log) => Arc::new(log),
+        Err(error) => return println!("SKIPPED: the kernel's log can't be read here: {error}"),
+    };
+    let read = event_loop().run_until(async move {
+        let buffer = IoBuffer::alloc(LONG);
+        current::read_at(EngineKind::Threads, &log, 0, buffer).await
+    });
+    assert_eq!(read.unwrap().unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
