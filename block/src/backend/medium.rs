@@ -145,7 +145,9 @@ impl Backend {
     pub fn tray_moved(&self, open: bool) {
         self.events.emit(BlockEvent::DeviceTrayMoved {
             device: self.name.clone(),
-            id: self.device().unwrap_or_default(),
+            id: self
+                .device()
+                .map_or_else(String::new, |device| device.shown()),
             tray_open: open,
         });
     }

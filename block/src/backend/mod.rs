@@ -9,6 +9,7 @@
 //! of [`Backend`] itself are for those who want to know of an error whatever the device's policy
 //! is.
 
+mod device;
 mod halted;
 mod medium;
 mod policy;
@@ -35,6 +36,7 @@ use crate::event::{EventSink, IoOperation};
 use crate::job::IoStatus;
 use crate::node::Node;
 use crate::permission::{Access, Permissions};
+pub use device::DeviceName;
 use halted::Halted;
 use medium::Removable;
 pub use medium::{RemovableDevice, Tray};
@@ -76,7 +78,7 @@ pub struct Backend {
     next_sequence: AtomicU64,
     next_submitter: AtomicU64,
     events: Arc<dyn EventSink>,
-    device: Mutex<Option<String>>,
+    device: Mutex<Option<DeviceName>>,
     context: Mutex<Option<AioContext>>,
 }
 
@@ -129,15 +131,22 @@ impl Backend {
         &self.name
     }
 
-    /// The path of the device that holds it, for queries.
+    /// The device that holds it, if it has a name.
     #[must_use]
-    pub fn device(&self) -> Option<String> {
+    pub fn device(&self) -> Option<DeviceName> {
         self.device.lock().clone()
     }
 
+    /// Whether a command that names a device means this one's.
+    #[must_use]
+    pub fn is_of_device(&self, name: &str) -> bool {
+        let device = self.device.lock();
+        device.as_ref().is_some_and(|device| device.is(name))
+    }
+
     /// Says which device holds it.
-    pub fn set_device(&self, path: &str) {
-        *self.device.lock() = Some(path.to_owned());
+    pub fn set_device(&self, device: impl Into<DeviceName>) {
+        *self.device.lock() = Some(device.into());
     }
 
     /// The loop that serves the device; none until the device has said so.

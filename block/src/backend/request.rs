@@ -256,7 +256,9 @@ impl Request<'_> {
             backend.note_status(IoStatus::from_errno(errno));
         }
         backend.events.emit(BlockEvent::BlockIoError {
-            qom_path: backend.device().unwrap_or_default(),
+            qom_path: backend
+                .device()
+                .map_or_else(String::new, |device| device.path()),
             device: backend.name.clone(),
             node_name: backend.node().map(|node| node.name().to_owned()),
             operation,

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use sluice_aio::AioContext;
+use sluice_block::backend::DeviceName;
 use sluice_block::driver::throttle::ThrottleError;
 use sluice_block::{Backend, BlockError, Graph, Node};
 use sluice_devices::bus::BusError;
@@ -21,6 +22,9 @@ use super::virtio;
 use crate::cli::PiixModel;
 use crate::iothreads::{IoThreadError, IoThreads};
 use crate::storage::{Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, StorageConfig};
+
+/// What holds the disk of a virtio device in QEMU's object tree.
+const VIRTIO_BACKEND: &str = "virtio-backend";
 
 /// The IDE controller's place: function 1 of the device of the ISA bridge.
 const IDE_ADDRESS: Address = Address::new(1, 1);
@@ -229,7 +233,10 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
         }
     };
     if let Some(id) = &disk.id {
-        backend.set_device(id);
+        backend.set_device(match &disk.attachment {
+            Attachment::VirtioPci(_) => DeviceName::with_part(id, VIRTIO_BACKEND),
+            Attachment::Ide(_) | Attachment::IdeCd(_) => DeviceName::of(id),
+        });
     }
     backend.set_policy(disk.errors);
     if let Some(DiskLimits { group, limits }) = &disk.limits {

@@ -103,6 +103,18 @@ fn virtio_writes_are_done_once_and_in_order_after_cont() {
     let error = wait_stopped(&mut vm, "d0");
     assert_eq!(error["nospace"], true);
     assert_eq!(io_status(&mut vm), "nospace");
+    // As in QEMU, a part of the device has the disk, and commands know it by any of its names.
+    let part = "/machine/peripheral/d0/virtio-backend";
+    assert_eq!(error["qom-path"], part);
+    let disks = vm.execute("query-block", &json!({}));
+    assert_eq!(disks[0]["qdev"], part);
+    for name in ["d0", "/machine/peripheral/d0", part] {
+        let histograms = json!({"id": name, "boundaries": [1000]});
+        vm.execute("block-latency-histogram-set", &histograms);
+        let line = json!({"command-line": format!("qemu-io -d {name} length")});
+        let length = vm.execute("human-monitor-command", &line);
+        assert!(length.as_str().unwrap().ends_with("iB\r\n"), "{length}");
+    }
     // A write over the first one: it must come after it.
     disk.begin_write(&mut vm.qtest, 3, 0x35);
     disk.kick(&mut vm.qtest);

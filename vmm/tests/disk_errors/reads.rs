@@ -40,6 +40,9 @@ fn an_ide_read_is_done_once_after_cont() {
     Ide::begin_read(&mut vm.qtest, 7);
     let error = wait_stopped(&mut vm, "d0");
     assert_event(&error, "stop", Some(false));
+    assert_eq!(error["qom-path"], "/machine/peripheral/d0");
+    let disks = vm.execute("query-block", &json!({}));
+    assert_eq!(disks[0]["qdev"], "d0");
     assert_eq!(io_status(&mut vm), "failed");
     assert!(Ide::is_busy(&mut vm.qtest));
     assert_eq!(reads(&mut vm), (0, 0), "it has not ended");

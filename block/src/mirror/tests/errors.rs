@@ -222,7 +222,7 @@ fn a_failed_guest_write_is_recorded_too() {
 fn a_guests_failed_request_is_told_to_the_operator() {
     run(|bench| async move {
         let (disk, node) = bench.debug_disk("disk").await;
-        disk.set_device("/machine/peripheral/disk");
+        disk.set_device("disk");
         let guest = Submitter::new(Arc::clone(&disk));
         let write = async || {
             let token = disk.enter().await.unwrap();

@@ -59,7 +59,7 @@ pub(super) async fn block_latency_histogram_set(
 
 fn disk(monitor: &Monitor, id: &str) -> Result<Arc<Backend>, QmpError> {
     let backends = monitor.graph.backends();
-    let is_meant = |disk: &&Arc<Backend>| disk.name() == id || disk.device().as_deref() == Some(id);
+    let is_meant = |disk: &&Arc<Backend>| disk.name() == id || disk.is_of_device(id);
     let found = backends.iter().find(is_meant).map(Arc::clone);
     found.ok_or_else(|| QmpError {
         class: ErrorClass::DeviceNotFound,

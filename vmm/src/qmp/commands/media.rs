@@ -191,7 +191,7 @@ pub(super) fn disk(
     let found = match id {
         Some(id) => {
             let backends = monitor.graph.backends();
-            let is_meant = |disk: &&Arc<Backend>| disk.device().as_deref() == Some(id);
+            let is_meant = |disk: &&Arc<Backend>| disk.is_of_device(id);
             let found = backends.iter().find(is_meant).map(Arc::clone);
             found.or_else(|| monitor.graph.backend(id))
         }

@@ -170,7 +170,7 @@ impl DiskRecord {
         let drive = backend.removable_device();
         Self {
             device: backend.name().to_owned(),
-            qdev: backend.device(),
+            qdev: backend.device().map(|device| device.shown()),
             kind: "unknown",
             removable: backend.is_removable(),
             locked: drive.as_ref().is_some_and(|drive| drive.is_locked()),

@@ -136,7 +136,7 @@ impl StatsRecord {
             ..DeviceStats::of(disk)
         };
         record.device = Some(disk.name().to_owned());
-        record.qdev = disk.device();
+        record.qdev = disk.device().map(|device| device.shown());
         record
     }
 

@@ -376,7 +376,7 @@ impl Target {
             let backends = graph.backends();
             let backend = backends
                 .into_iter()
-                .find(|backend| backend.device().as_deref() == Some(name));
+                .find(|backend| backend.is_of_device(name));
             return backend
                 .map(Self::Disk)
                 .ok_or_else(|| format!("Error: Device '{name}' not found\n"));
