@@ -177,6 +177,12 @@ impl Table {
         self.running
     }
 
+    /// Whether nothing is left of any operation.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// Who waits for operations that have ended. To be woken when nothing is borrowed: a waker may
     /// run foreign code.
     pub(super) fn woken(&mut self) -> &mut Vec<Waker> {
@@ -280,7 +286,7 @@ mod tests {
         drop(table.abandon(lent));
         table.give_back(lent, operation);
         table.finish(lent, Ok(0));
-        assert!(table.slots.is_empty());
+        assert!(table.is_empty());
         assert_eq!(table.running(), 0);
         assert_eq!(Arc::strong_count(&ram), 1, "a buffer was kept");
     }

@@ -129,6 +129,28 @@ fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
 }
 
 #[test]
+fn an_operation_whose_future_is_dropped_leaves_nothing_behind() {
+    let kernel = Scripted::new(256);
+    let engines = engines(&kernel);
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let start = || {
+        let route = EngineKind::IoUring.into();
+        let buffer = IoBuffer::alloc(LEN);
+        engines.start(route, OperationKind::Read, Arc::clone(&file), 0, buffer)
+    };
+    let (early, late) = (start(), start());
+    engines.submit();
+    drop(early);
+    assert!(!engines.core.borrow().table.is_empty(), "the kernel has it");
+    kernel.complete(0, WHOLE);
+    kernel.complete(1, WHOLE);
+    engines.reap();
+    drop(late);
+    assert!(engines.core.borrow().table.is_empty());
+    engines.finish();
+}
+
+#[test]
 fn who_waits_for_a_worker_that_hangs_is_told_at_the_end() {
     let engines = engines(&Scripted::new(256));
     let (file, ram) = (Arc::new(tempfile::tempfile().unwrap()), ram());
