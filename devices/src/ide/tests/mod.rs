@@ -10,6 +10,7 @@ mod errors;
 mod every_command;
 mod fuzz;
 mod pio;
+mod prd_corners;
 mod reset;
 mod resize;
 mod rules;

@@ -3,6 +3,7 @@
 
 mod answers;
 mod ata_side;
+mod every_code;
 mod fuzz;
 mod media;
 mod reads;
