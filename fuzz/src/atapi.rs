@@ -73,7 +73,11 @@ fn step(pc: &mut Pc, kind: u8, input: &mut Input<'_>) {
         18 => pc.world.eject(0, input.flag()),
         19 => pc.world.insert(0),
         20 => operate(pc, input),
-        _ => pc.set_pci_command(input.u8()),
+        21 => pc.set_pci_command(input.u8()),
+        22 => pc.world.fail(0, 0),
+        23 => pc.world.stop_on_errors(0, input.flag()),
+        24 => pc.world.resume(),
+        _ => pc.world.turns(),
     }
 }
 
@@ -91,10 +95,9 @@ fn operate(pc: &Pc, input: &mut Input<'_>) {
 
 /// Takes the steps of an input; panics when something does not hold.
 pub fn run(data: &[u8]) {
-    const KINDS: u8 = 22;
     let mut input = Input::new(data);
     let mut pc = Pc::new(DriveKind::CdRom);
-    while let Some(kind) = input.step(KINDS) {
+    while let Some(kind) = input.step() {
         step(&mut pc, kind, &mut input);
         pc.check();
     }

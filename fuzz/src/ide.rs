@@ -87,19 +87,24 @@ fn step(pc: &mut Pc, kind: u8, input: &mut Input<'_>) {
         16 => pc.software_reset(),
         17 => pc.out(port::CONTROL, input.u8() & !SRST),
         18 => pc.roomy_table(),
-        _ => {
+        19 => {
             let address = u64::from(input.u32());
             pc.world.poke(address, input.bytes(64));
         }
+        20 => pc.world.fail(usize::from(input.u8() % 2), input.u8()),
+        21 => pc
+            .world
+            .stop_on_errors(usize::from(input.u8() % 2), input.flag()),
+        22 => pc.world.resume(),
+        _ => pc.world.turns(),
     }
 }
 
 /// Takes the steps of an input; panics when something does not hold.
 pub fn run(data: &[u8]) {
-    const KINDS: u8 = 20;
     let mut input = Input::new(data);
     let mut pc = Pc::new(DriveKind::Disk);
-    while let Some(kind) = input.step(KINDS) {
+    while let Some(kind) = input.step() {
         step(&mut pc, kind, &mut input);
         pc.check();
     }

@@ -3,6 +3,9 @@
 /// The most bytes of an input that are looked at: more steps show nothing new, and take longer.
 const MOST: usize = 2048;
 
+/// Kinds of steps: more than any target has, so that a new one changes what no kept input says.
+const KINDS: u8 = 32;
+
 /// Bytes that steps are made of. What is read beyond the end is zero, but no step begins there.
 pub(crate) struct Input<'a>(&'a [u8]);
 
@@ -11,9 +14,9 @@ impl<'a> Input<'a> {
         Self(&data[..data.len().min(MOST)])
     }
 
-    /// The kind of the next step, below `kinds`; none at the end.
-    pub(crate) fn step(&mut self, kinds: u8) -> Option<u8> {
-        (!self.0.is_empty()).then(|| self.u8() % kinds)
+    /// The kind of the next step; none at the end.
+    pub(crate) fn step(&mut self) -> Option<u8> {
+        (!self.0.is_empty()).then(|| self.u8() % KINDS)
     }
 
     pub(crate) fn u8(&mut self) -> u8 {

@@ -232,7 +232,19 @@ impl Pc {
     pub(crate) fn check(&mut self) {
         let status = self.status();
         assert_ne!(status & (BSY | DRQ), BSY | DRQ, "busy and wanting data");
-        assert!(self.parked() <= 1, "a channel has more than one request");
+        let disks = &self.world.disks[..=SLAVE];
+        let running: usize = disks
+            .iter()
+            .map(|disk| disk.backend.gate().in_flight())
+            .sum();
+        assert!(
+            self.parked() + running <= 1,
+            "a channel has more than one request"
+        );
+        assert!(
+            running == 0 || status & BSY != 0,
+            "a request runs and the drive is not busy"
+        );
         if self.parked() > 0 && status & BSY == 0 {
             // One that was killed leaves when the loop comes by.
             self.world.turns();

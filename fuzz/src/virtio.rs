@@ -364,19 +364,22 @@ fn step(guest: &mut Guest, kind: u8, input: &mut Input<'_>) {
             guest.function.bar_write(MSIX, at, &input.array::<4>());
         }
         19 => guest.set_command(Command::from_bits_retain(input.u16())),
-        _ => {
+        20 => {
             let address = address(input);
             guest.world.poke(address, input.bytes(64));
         }
+        21 => guest.world.fail(0, input.u8()),
+        22 => guest.world.stop_on_errors(0, input.flag()),
+        23 => guest.world.resume(),
+        _ => guest.world.turns(),
     }
 }
 
 /// Takes the steps of an input; panics when something does not hold.
 pub fn run(data: &[u8]) {
-    const KINDS: u8 = 21;
     let mut input = Input::new(data);
     let mut guest = Guest::new();
-    while let Some(kind) = input.step(KINDS) {
+    while let Some(kind) = input.step() {
         step(&mut guest, kind, &mut input);
         guest.check();
     }

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use sluice_aio::{Clock, EventLoop, GuestRam, LoopConfig};
-use sluice_block::backend::Account;
-use sluice_block::driver::DebugEvent;
+use sluice_block::backend::{Account, ErrorPolicy};
+use sluice_block::driver::{DebugEvent, InjectError};
+use sluice_block::job::OnError;
 use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node, Section};
 use sluice_devices::irq::{IrqError, IrqLine, MsiController, MsiVector};
 use vm_memory::{Bytes as _, GuestAddress};
@@ -73,6 +75,8 @@ pub(crate) struct Disk {
     pub(crate) backend: Arc<Backend>,
     sections: Vec<Section>,
     holds: bool,
+    /// A request was made to fail.
+    fails: bool,
 }
 
 impl Disk {
@@ -93,6 +97,9 @@ impl Disk {
             let in_flight = self.backend.gate().in_flight();
             assert_eq!(in_flight, 0, "a request runs inside a section");
         }
+        if self.fails {
+            return;
+        }
         for kind in [
             Account::Read,
             Account::Write,
@@ -107,6 +114,17 @@ impl Disk {
             );
         }
     }
+}
+
+/// The event at a node of a kind of requests.
+fn event(kind: u8) -> DebugEvent {
+    let events = [
+        DebugEvent::ReadAio,
+        DebugEvent::WriteAio,
+        DebugEvent::FlushToDisk,
+        DebugEvent::Pdiscard,
+    ];
+    events[usize::from(kind) % events.len()]
 }
 
 /// What a sector holds at first.
@@ -169,6 +187,7 @@ impl World {
                     backend,
                     sections: Vec::new(),
                     holds: false,
+                    fails: false,
                 }
             })
             .collect();
@@ -246,14 +265,8 @@ impl World {
 
     /// Holds the next request of one kind at a disk's node.
     pub(crate) fn hold(&mut self, disk: usize, kind: u8) {
-        let events = [
-            DebugEvent::ReadAio,
-            DebugEvent::WriteAio,
-            DebugEvent::FlushToDisk,
-            DebugEvent::Pdiscard,
-        ];
         let disk = &mut self.disks[disk];
-        let event = events[usize::from(kind) % events.len()];
+        let event = event(kind);
         if !disk.holds && !disk.is_drained() {
             disk.node
                 .as_blkdebug()
@@ -261,6 +274,31 @@ impl World {
                 .set_break(event, HELD)
                 .unwrap();
             disk.holds = true;
+        }
+    }
+
+    /// Makes the next request of one kind fail at a disk's node.
+    pub(crate) fn fail(&mut self, disk: usize, kind: u8) {
+        let disk = &mut self.disks[disk];
+        let rule = InjectError {
+            once: true,
+            ..InjectError::new(event(kind), Errno::IO.raw_os_error())
+        };
+        disk.node.as_blkdebug().unwrap().inject(rule);
+        disk.fails = true;
+    }
+
+    /// Has the machine stopped by a disk's errors, which keep their requests until [`World::resume`]; or not.
+    pub(crate) fn stop_on_errors(&self, disk: usize, stop: bool) {
+        let policy = if stop { OnError::Stop } else { OnError::Report };
+        let policy = ErrorPolicy::new(policy, policy);
+        self.disks[disk].backend.set_policy(policy);
+    }
+
+    /// The machine goes on.
+    pub(crate) fn resume(&self) {
+        for disk in &self.disks {
+            disk.backend.resume();
         }
     }
 
@@ -307,7 +345,9 @@ impl World {
         self.release();
         for disk in &mut self.disks {
             disk.sections.clear();
+            disk.node.as_blkdebug().unwrap().clear_errors();
         }
+        self.resume();
         self.wait("the end of every request", |world| {
             let mut gates = world.disks.iter().map(|disk| disk.backend.gate());
             gates.all(|gate| gate.in_flight() == 0 && gate.parked() == 0)

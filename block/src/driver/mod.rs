@@ -35,7 +35,7 @@ use crate::io::Place;
 use crate::node::Node;
 use crate::permission::Access;
 pub use background::Background;
-pub use blkdebug::{Blkdebug, DebugEvent};
+pub use blkdebug::{Blkdebug, DebugEvent, InjectError};
 pub(crate) use edge::FrozenChain;
 pub use edge::{BackingEdge, Edge, Role};
 pub use limits::Limits;
