@@ -36,6 +36,7 @@
 
 pub mod backend;
 pub mod backup;
+pub mod chain;
 pub mod dirty;
 pub mod drain;
 pub mod driver;

@@ -146,7 +146,6 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct FrozenChain {
     nodes: Vec<Arc<Node>>,
-    bottom: Arc<Node>,
 }
 
 impl FrozenChain {
@@ -164,15 +163,7 @@ impl FrozenChain {
                 frozen.freeze();
             }
         }
-        Some(Self {
-            nodes,
-            bottom: node,
-        })
-    }
-
-    /// Its lower end.
-    pub(crate) fn bottom(&self) -> &Arc<Node> {
-        &self.bottom
+        Some(Self { nodes })
     }
 
     /// Freezes the edge that leads to the chain's upper end as well; it goes together with it.

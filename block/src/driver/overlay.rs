@@ -110,6 +110,9 @@ impl Driver for Overlay {
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.size.store(size, Ordering::Relaxed);
+            // What is cut off is gone: should the image grow again, there are zeroes.
+            let kept = size.div_ceil(CLUSTER as u64);
+            self.clusters.lock().retain(|number, _| *number < kept);
             Ok(())
         })
     }

@@ -53,6 +53,16 @@ impl Graph {
         change.commit()
     }
 
+    /// Makes a node read-only or not.
+    ///
+    /// # Errors
+    /// What is done with it does not allow that.
+    pub(crate) fn set_read_only(&self, node: &Arc<Node>, read_only: bool) -> Result<()> {
+        let mut change = self.transaction();
+        change.set_read_only(node, read_only);
+        change.commit()
+    }
+
     /// Takes a job off `node`; an implicit node that nobody uses any more goes too.
     pub(crate) fn remove_job_parent(&self, node: &Arc<Node>, job: &Arc<Job>, role: &'static str) {
         self.let_go(node, &Parent::job(job), role);

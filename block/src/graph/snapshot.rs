@@ -84,9 +84,7 @@ impl Graph {
     /// Makes a backing image read-only. That somebody writes to it all the same is no reason to
     /// fail: the snapshot is made.
     fn rest(&self, node: &Arc<Node>) {
-        let mut change = self.transaction();
-        change.set_read_only(node, true);
-        if let Err(error) = change.commit() {
+        if let Err(error) = self.set_read_only(node, true) {
             tracing::debug!(node = node.name(), %error, "a backing image stays writable");
         }
     }

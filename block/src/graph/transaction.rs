@@ -260,7 +260,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`BlockError::Cycle`].
-    pub(super) fn set_backing(&mut self, overlay: &Arc<Node>, image: &Arc<Node>) -> Result<()> {
+    pub(crate) fn set_backing(&mut self, overlay: &Arc<Node>, image: &Arc<Node>) -> Result<()> {
         check_acyclic(overlay, image)?;
         let set = |overlay: &Node, image| {
             if let Some(edge) = overlay.driver().backing() {
@@ -280,7 +280,7 @@ impl Transaction<'_> {
     /// Takes the backing image off an overlay, if it has one.
     ///
     /// The caller holds sections of both.
-    pub(super) fn clear_backing(&mut self, overlay: &Arc<Node>) {
+    pub(crate) fn clear_backing(&mut self, overlay: &Arc<Node>) {
         let Some(edge) = overlay.driver().backing() else {
             return;
         };

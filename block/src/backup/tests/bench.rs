@@ -203,7 +203,8 @@ impl Bench {
             .collect()
     }
 
-    /// The events of jobs so far, in short.
+    /// The events of jobs so far, in short. Rests are left out: a section that is still open when the job
+    /// begins in another thread is one.
     pub(super) fn events(&self) -> Vec<String> {
         let short = |event: BlockEvent| match event {
             BlockEvent::JobStatusChange { status, .. } => status.to_string(),
@@ -213,7 +214,15 @@ impl Bench {
             BlockEvent::BlockJobError { .. } => "ERROR".to_owned(),
             other => format!("{other:?}"),
         };
-        self.log.take().into_iter().map(short).collect()
+        let mut events: Vec<String> = Vec::new();
+        let mut rests = false;
+        for event in self.log.take().into_iter().map(short) {
+            let goes_on = std::mem::replace(&mut rests, event == "paused");
+            if !rests && !(goes_on && event == "running") {
+                events.push(event);
+            }
+        }
+        events
     }
 }
 

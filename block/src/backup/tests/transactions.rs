@@ -60,7 +60,8 @@ fn copies_of_several_disks_are_of_one_instant() {
             let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
             let stopped = Arc::clone(&stop);
             let guest = bench.context.call(move || async move {
-                let mut record = 0;
+                // What both disks begin with.
+                let mut record = u32::from_le_bytes([1; 4]);
                 while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
                     record += 1;
                     write_record(&journal, record).await;

@@ -34,8 +34,10 @@ const PASSED: Permissions = Permissions::CONSISTENT_READ
 #[derive(Debug)]
 pub struct CopyOnRead {
     file: Edge,
-    /// Nothing is copied from below its lower end.
-    chain: Option<FrozenChain>,
+    /// Nothing is copied from below this image; no filter.
+    bottom: Option<Arc<Node>>,
+    /// The chain down to it, if the filter itself relies on that.
+    _chain: Option<FrozenChain>,
     /// Changes and copies on their way.
     serialiser: Serialiser,
 }
@@ -54,9 +56,20 @@ impl CopyOnRead {
         }
         Ok(Self {
             file,
-            chain,
+            bottom: bottom.cloned(),
+            _chain: chain,
             serialiser: Serialiser::default(),
         })
+    }
+
+    /// The filter of a job, which sees to it that the chain stays.
+    pub(crate) fn of_job(file: &Arc<Node>, bottom: Arc<Node>) -> Self {
+        Self {
+            file: Edge::new(Role::File, Arc::clone(file)),
+            bottom: Some(bottom),
+            _chain: None,
+            serialiser: Serialiser::default(),
+        }
     }
 
     /// Claims what a change of the file changes.
@@ -76,10 +89,10 @@ impl CopyOnRead {
         if status.allocation != Allocation::Below {
             return (false, status.len);
         }
-        let Some(chain) = &self.chain else {
+        let Some(bottom) = &self.bottom else {
             return (true, status.len);
         };
-        let held = file.is_held_below(chain.bottom(), range.start, status.len);
+        let held = file.is_held_below(bottom, range.start, status.len);
         held.await.unwrap_or((false, status.len))
     }
 

@@ -7,6 +7,7 @@
 mod backup;
 mod bitmaps;
 mod block;
+mod chain;
 mod debug;
 mod drains;
 mod exits;
@@ -80,6 +81,7 @@ macro_rules! commands {
 }
 
 commands! {
+    "block-commit" => chain::block_commit;
     "block-dirty-bitmap-add" => bitmaps::add;
     "block-dirty-bitmap-clear" => bitmaps::clear;
     "block-dirty-bitmap-disable" => bitmaps::disable;
@@ -95,6 +97,7 @@ commands! {
     "block-job-resume" => jobs::block_job_resume;
     "block-job-set-speed" => jobs::block_job_set_speed;
     "block-latency-histogram-set" => latency::block_latency_histogram_set;
+    "block-stream" => chain::block_stream;
     "block_resize" => graph::block_resize;
     "block_set_io_throttle" => throttle::block_set_io_throttle;
     "blockdev-add" => block::blockdev_add;

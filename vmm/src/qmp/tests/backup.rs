@@ -202,3 +202,32 @@ fn backups_that_make_no_sense_are_refused_by_name() {
         assert_eq!(error, "Parameter 'actions[0].data.sync' is missing");
     });
 }
+
+#[test]
+fn chains_need_a_backing_image() {
+    run(|world| {
+        let mut client = world.client();
+        disk_and_target(world, &mut client);
+        let unknown = client.fails("block-commit", json!({"device": "x"}));
+        let expected = (
+            "DeviceNotFound".to_owned(),
+            "Device 'x' not found".to_owned(),
+        );
+        assert_eq!(unknown, expected);
+        let error = client.generic("block-commit", json!({"device": "disk"}));
+        assert_eq!(
+            error,
+            "'disk' has no backing image, so there is nothing to commit to"
+        );
+        let error = client.generic("block-stream", json!({"device": "disk"}));
+        assert_eq!(
+            error,
+            "'disk' has no backing image, so there is nothing to stream"
+        );
+        let error = client.generic("block-stream", json!({"device": "x"}));
+        assert_eq!(error, "Cannot find device='x' nor node-name='x'");
+        let error = client.generic("block-stream", json!({"device": "disk", "x": 1}));
+        assert_eq!(error, "Parameter 'x' is unexpected");
+        assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+    });
+}
