@@ -82,6 +82,8 @@ pub fn mirror(source: &Path, target: &Path, way: Way) -> Result<Copied> {
         }
         let seconds = began.elapsed().as_secs_f64();
         say("quit", json!({}))?;
+        // A connection that is closed takes along the command that was not read yet.
+        while next().is_ok() {}
         Ok(seconds)
     };
     let seconds = talk();

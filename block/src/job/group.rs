@@ -4,13 +4,14 @@
 //! begin, to become pending, and, when every one of them was prepared, to be made final. If one fails
 //! or is cancelled before that, the others are cancelled.
 //!
-//! Members come before any of them has begun. Any thread; the lock is never held while a job's is
+//! Members come before any of them has begun, or are ready jobs that are completed together. Any thread; the lock is never held while a job's is
 //! taken.
 
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use super::error::VerbError;
 use super::handle::Job;
 
 /// A step that all take together.
@@ -44,6 +45,40 @@ struct State {
 impl JobGroup {
     pub(super) fn join(&self, job: &Arc<Job>) {
         self.state.lock().members.push(Arc::downgrade(job));
+    }
+
+    /// Makes `jobs`, which are ready, one group and completes them: all of them switch over, or none.
+    ///
+    /// # Errors
+    /// A job that can't be completed now, or has others it succeeds with already; nothing has changed.
+    pub fn complete(jobs: &[Arc<Job>]) -> Result<(), VerbError> {
+        let mut jobs = jobs.to_vec();
+        // Nobody else takes the locks of two jobs; all who do so here take them in this order.
+        jobs.sort_by_key(Arc::as_ptr);
+        if jobs.windows(2).any(|pair| Arc::ptr_eq(&pair[0], &pair[1])) {
+            return Err(VerbError::Refused("A job is named twice".to_owned()));
+        }
+        for job in &jobs {
+            job.driver.on_complete(job)?;
+        }
+        let mut cores: Vec<_> = jobs.iter().map(|job| job.lock()).collect();
+        for (job, core) in jobs.iter().zip(&cores) {
+            job.check_completable(core)?;
+            if core.complete_requested || job.group().state.lock().members.len() > 1 {
+                let why = format!("Job '{}' is completed already, or in a group", job.id());
+                return Err(VerbError::Refused(why));
+            }
+        }
+        let group = Arc::new(Self::default());
+        for (job, core) in jobs.iter().zip(&mut cores) {
+            group.join(job);
+            group.state.lock().reached[Stage::Started as usize] += 1;
+            *job.together.lock() = Arc::clone(&group);
+            core.complete_requested = true;
+        }
+        drop(cores);
+        group.wake();
+        Ok(())
     }
 
     /// A member that will not begin.

@@ -29,7 +29,8 @@ pub struct Job {
     auto_finalize: bool,
     auto_dismiss: bool,
     /// Those that it succeeds with, itself among them.
-    pub(super) group: Arc<JobGroup>,
+    /// What it succeeds or fails with.
+    pub(super) together: Mutex<Arc<JobGroup>>,
     pub(super) driver: Box<dyn JobDriver>,
     home: AioContext,
     /// What keeps the loop's thread, until the job has ended.
@@ -58,7 +59,7 @@ impl Job {
             id: options.id,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
-            group: options.group.unwrap_or_default(),
+            together: Mutex::new(options.group.unwrap_or_default()),
             driver,
             home,
             keeper: Mutex::new(keeper),
@@ -124,7 +125,7 @@ impl Job {
     pub fn start(&self) {
         let before = std::mem::replace(&mut self.lock().start_requested, true);
         if !before {
-            self.group.reach(Stage::Started);
+            self.group().reach(Stage::Started);
         }
     }
 
@@ -132,7 +133,7 @@ impl Job {
     /// the driver's `abort` nor `clean` is called. Without effect once it was started or cancelled.
     pub fn discard(&self) {
         self.lock().discarded = true;
-        self.group.leave(self);
+        self.group().leave(self);
         self.wake();
     }
 
@@ -155,6 +156,11 @@ impl Job {
     /// Waits until the job is `Concluded` or `Null`.
     pub async fn concluded(&self) {
         self.wait(|core| core.state.has_ended().then_some(())).await;
+    }
+
+    /// The jobs that it succeeds or fails with.
+    pub(super) fn group(&self) -> Arc<JobGroup> {
+        Arc::clone(&self.together.lock())
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {

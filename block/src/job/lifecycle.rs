@@ -50,7 +50,7 @@ impl Drop for Life {
         job.report_mistake(job.transition(&mut core, JobState::Aborting));
         core.error = Some(JobError::Failed("The job was interrupted".to_owned()));
         drop(core);
-        job.group.fail(job);
+        job.group().fail(job);
         conclude(job);
     }
 }
@@ -75,8 +75,10 @@ async fn live(job: &Arc<Job>) {
     match &result {
         Ok(()) => job.driver.commit(&context).await,
         Err(error) => {
-            job.group.fail(job);
+            job.group().fail(job);
             job.wait(|core| begin_abort(job, core, error)).await;
+            // It may have come into another group before it was known to abort.
+            job.group().fail(job);
             job.driver.abort(&context).await;
         }
     }
@@ -91,7 +93,7 @@ fn launch(job: &Job, core: &mut Core) -> Option<Launch> {
     if core.discarded {
         return Some(Launch::Discarded);
     }
-    if !core.start_requested || !job.group.have_all_reached(Stage::Started) {
+    if !core.start_requested || !job.group().have_all_reached(Stage::Started) {
         return None;
     }
     job.report_mistake(job.transition(core, JobState::Running));
@@ -129,7 +131,7 @@ async fn finish(context: &JobContext) -> Result<(), JobError> {
         if core.is_cancelled() {
             return Some(Err(JobError::Cancelled));
         }
-        if !job.group.may_finalize() {
+        if !job.group().may_finalize() {
             // Others may have to be finalised where this one need not.
             rest(job, core);
             return None;
@@ -147,12 +149,12 @@ async fn finish(context: &JobContext) -> Result<(), JobError> {
 
 /// Tells the others of the group that this one is that far, and rests until all are.
 async fn reach_together(job: &Job, stage: Stage) -> Result<(), JobError> {
-    job.group.reach(stage);
+    job.group().reach(stage);
     job.wait(|core| {
-        if job.group.have_all_reached(stage) {
+        if job.group().have_all_reached(stage) {
             return core.begin_work().then_some(Ok(()));
         }
-        if core.is_cancelled() || job.group.has_failed() {
+        if core.is_cancelled() || job.group().has_failed() {
             core.cancel = CancelRequest::Force;
             return Some(Err(JobError::Cancelled));
         }

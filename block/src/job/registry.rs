@@ -129,7 +129,7 @@ impl JobRegistry {
         ));
         let created = job.transition(&mut job.lock(), JobState::Created);
         debug_assert!(created.is_ok());
-        job.group.join(&job);
+        job.group().join(&job);
         jobs.all.push(Arc::clone(&job));
         drop(jobs);
         let life = Life::new(&job);

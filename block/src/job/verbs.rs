@@ -121,12 +121,7 @@ impl Job {
     /// [`VerbError::WrongState`], [`VerbError::CannotComplete`] after a cancel, the driver's.
     pub fn complete(&self) -> Result<(), VerbError> {
         let core = self.lock();
-        self.check_verb(&core, JobVerb::Complete)?;
-        if core.cancel != CancelRequest::None {
-            return Err(VerbError::CannotComplete {
-                id: self.id().to_owned(),
-            });
-        }
+        self.check_completable(&core)?;
         drop(core);
         self.driver.on_complete(self)?;
         self.lock().complete_requested = true;
@@ -140,7 +135,7 @@ impl Job {
     /// [`VerbError::WrongState`].
     pub fn finalize(&self) -> Result<(), VerbError> {
         self.check_verb(&self.lock(), JobVerb::Finalize)?;
-        self.group.finalize();
+        self.group().finalize();
         Ok(())
     }
 
@@ -166,6 +161,18 @@ impl Job {
         self.check_verb(&self.lock(), JobVerb::Change)?;
         self.driver.on_change(options)?;
         self.wake();
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`VerbError::WrongState`], [`VerbError::CannotComplete`] after a cancel.
+    pub(super) fn check_completable(&self, core: &Core) -> Result<(), VerbError> {
+        self.check_verb(core, JobVerb::Complete)?;
+        if core.cancel != CancelRequest::None {
+            return Err(VerbError::CannotComplete {
+                id: self.id().to_owned(),
+            });
+        }
         Ok(())
     }
 

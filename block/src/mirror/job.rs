@@ -13,15 +13,12 @@ use super::balance::{Balance, Counts};
 use super::copier::{Copier, Step};
 use super::ledger::{CopyError, Ledger};
 use super::options::CopyMode;
+use super::pivot::Held;
 use super::start::{FILTER_ROLE, TARGET_ROLE};
-use crate::drain::Section;
-use crate::driver::DebugEvent;
 use crate::event::IoOperation;
 use crate::graph::Graph;
-use crate::graph::parent::Parent;
 use crate::job::{ErrorVerdict, Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
 use crate::node::Node;
-use crate::permission::Access;
 
 /// How often an idle mirror looks whether the guest has written.
 const IDLE_SLICE: Duration = Duration::from_millis(100);
@@ -33,11 +30,11 @@ const PIVOT_BACKLOG: u64 = 4 << 20;
 /// Passes over what became dirty meanwhile before a guest that never stops writing is taken as it
 /// is: a small rest does not keep the job from being ready, and the pivot copies any rest inside
 /// its section.
-const MAX_PASSES: u32 = 16;
+pub(super) const MAX_PASSES: u32 = 16;
 
 /// How the copying treats everybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
+pub(super) enum Pace {
     /// It obeys the speed limit, rests at pause points and asks the operator's error policies.
     Background,
     /// Nothing holds it up, and an error ends the job: the guest is held, or about to be.
@@ -56,6 +53,7 @@ pub(super) struct MirrorJob {
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
     pub(super) balance: Mutex<Balance>,
+    pub(super) held: Mutex<Option<Held>>,
     pub(super) outcome: Outcome,
 }
 
@@ -63,20 +61,16 @@ pub(super) struct MirrorJob {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// It was ready: the first copy is complete.
-    was_ready: AtomicBool,
-    pivoted: AtomicBool,
-    pause_us: AtomicU64,
-    postponed: AtomicU64,
-    longest_wait_us: AtomicU64,
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    pub(super) was_ready: AtomicBool,
+    pub(super) pivoted: AtomicBool,
+    pub(super) pause_us: AtomicU64,
+    pub(super) postponed: AtomicU64,
+    pub(super) longest_wait_us: AtomicU64,
 }
 
 impl MirrorJob {
     /// Copies until nothing is dirty and no copy runs, or `enough` says so.
-    async fn copy_until(
+    pub(super) async fn copy_until(
         &self,
         job: &JobContext,
         pace: Pace,
@@ -110,7 +104,7 @@ impl MirrorJob {
     }
 
     /// Copies about as much as is dirty now.
-    async fn pass(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
+    pub(super) async fn pass(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
         self.judge_copies(job, pace).await?;
         let goal = job.progress().total();
         self.copy_until(job, pace, || job.progress().current() >= goal)
@@ -118,7 +112,7 @@ impl MirrorJob {
     }
 
     /// Whether so little is dirty that it can be copied while the guest is held.
-    fn is_nearly_converged(&self) -> bool {
+    pub(super) fn is_nearly_converged(&self) -> bool {
         self.copier.remaining() <= PIVOT_BACKLOG
     }
 
@@ -218,7 +212,7 @@ impl MirrorJob {
     }
 
     /// Makes the target durable, as far as it was written before.
-    async fn flush_target(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
+    pub(super) async fn flush_target(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
         loop {
             job.check_cancelled()?;
             let Err(error) = self.target.flush().await else {
@@ -254,84 +248,6 @@ impl MirrorJob {
         }
     }
 
-    /// The pivot: returns inside the section that it has begun, with the guest held.
-    async fn catch_up_in_section(&self, job: &JobContext) -> Result<Section, JobError> {
-        // Much may have become dirty since the work's end, while the job waited to be finalised.
-        // One pass in any case: what it copies need not be copied with the guest held.
-        for _ in 0..MAX_PASSES {
-            self.pass(job, Pace::Pivot).await?;
-            if self.is_nearly_converged() {
-                break;
-            }
-        }
-        // So that the flush inside the section is a short one.
-        self.flush_target(job, Pace::Pivot).await?;
-        let holder = format!("pivot of job '{}'", job.job().id());
-        let section = self
-            .graph
-            .drain_by_job(&self.filter, &holder, job.job())
-            .await;
-        // Requests that ended while draining have left marks.
-        loop {
-            self.copy_until(job, Pace::Pivot, || false).await?;
-            self.flush_target(job, Pace::Pivot).await?;
-            if self.copier.is_converged() {
-                return Ok(section);
-            }
-            tracing::error!(job = job.job().id(), "a write inside a drained section");
-        }
-    }
-
-    async fn pivot(&self, job: &JobContext) -> Result<(), JobError> {
-        let section = self.catch_up_in_section(job).await?;
-        let stopwatch = Stopwatch::default();
-        stopwatch
-            .excluding(&section, self.target.debug_event(DebugEvent::PivotClean))
-            .await?;
-        let swap = !job.cancel_requested();
-        if swap {
-            self.swap_root(job)?;
-            let swapped = self.target.debug_event(DebugEvent::PivotSwapped);
-            if let Err(error) = stopwatch.excluding(&section, swapped).await {
-                tracing::warn!(%error, "the disk is on the target all the same");
-            }
-        } else {
-            self.take_filter_out()?;
-        }
-        let held_back = section.held_back();
-        let pause = section.age().saturating_sub(stopwatch.excluded());
-        self.outcome
-            .pause_us
-            .store(micros(pause), Ordering::Relaxed);
-        self.outcome
-            .postponed
-            .store(held_back.requests, Ordering::Relaxed);
-        self.outcome
-            .longest_wait_us
-            .store(micros(held_back.longest_wait), Ordering::Relaxed);
-        drop(section);
-        Ok(())
-    }
-
-    /// Points everything above the filter to the target, which is theirs alone from then on; with
-    /// them goes all use of the source.
-    fn swap_root(&self, job: &JobContext) -> Result<(), JobError> {
-        let mut change = self.graph.transaction();
-        change
-            .move_parents(&self.filter, &self.target)
-            .map_err(failed)?;
-        change.set_access(&self.target, &Parent::job(job.job()), Access::NONE);
-        change.commit().map_err(failed)?;
-        self.outcome.pivoted.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn take_filter_out(&self) -> Result<(), JobError> {
-        self.graph
-            .replace_node(&self.filter, &self.source)
-            .map_err(failed)
-    }
-
     /// What the pivot cost.
     fn pivot_report(&self) -> Map<String, Value> {
         let outcome = &self.outcome;
@@ -361,32 +277,8 @@ fn figures<const N: usize>(counters: [(&str, &AtomicU64); N]) -> Map<String, Val
     counters.into_iter().map(figure).collect()
 }
 
-fn failed(error: impl std::fmt::Display) -> JobError {
+pub(super) fn failed(error: impl std::fmt::Display) -> JobError {
     JobError::Failed(error.to_string())
-}
-
-/// Time inside a section, less what a fault injector held it for.
-#[derive(Default)]
-struct Stopwatch {
-    excluded: std::cell::Cell<Duration>,
-}
-
-impl Stopwatch {
-    async fn excluding(
-        &self,
-        section: &Section,
-        event: impl Future<Output = crate::error::Result<()>>,
-    ) -> Result<(), JobError> {
-        let before = section.age();
-        let result = event.await.map_err(failed);
-        self.excluded
-            .set(self.excluded.get() + section.age().saturating_sub(before));
-        result
-    }
-
-    fn excluded(&self) -> Duration {
-        self.excluded.get()
-    }
 }
 
 impl JobDriver for MirrorJob {
@@ -423,11 +315,15 @@ impl JobDriver for MirrorJob {
         Box::pin(self.pivot(job))
     }
 
+    fn commit<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async { self.end_pivot() })
+    }
+
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             self.ledger.give_up();
             self.ledger.settle().await;
-            if self.outcome.pivoted.load(Ordering::Relaxed) {
+            if self.take_pivot_back(job) {
                 return;
             }
             let holder = format!("end of job '{}'", job.job().id());

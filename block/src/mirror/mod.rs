@@ -25,6 +25,7 @@ mod filter;
 mod job;
 mod ledger;
 mod options;
+mod pivot;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -273,6 +273,7 @@ async fn start(
         on_source_error: common.on_source_error,
         on_target_error: common.on_target_error,
         balance: Mutex::new(Balance::new()),
+        held: Mutex::default(),
         outcome: Outcome::default(),
     };
     let home = home.unwrap_or_else(|| main.into());

@@ -139,7 +139,7 @@ fn every_verb_on_a_job_in_every_state() {
                     format!("Job 'job' in state '{state}' cannot accept command verb '{verb}'")
                 );
                 assert_eq!(error.class(), ErrorClass::Generic);
-                assert!(!fake.job.group.is_finalize_requested());
+                assert!(!fake.job.group().is_finalize_requested());
                 let core = fake.job.lock();
                 assert!(!core.complete_requested && !core.is_cancelled());
                 assert_eq!(core.rate.speed(), options("job").speed);

@@ -4,6 +4,7 @@ mod bench;
 mod cancel;
 mod copying;
 mod errors;
+mod group;
 mod locks;
 mod pivot;
 mod random;

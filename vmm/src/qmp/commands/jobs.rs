@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use sluice_block::job::{BlockJobInfo, Job, JobInfo, VerbError};
+use sluice_block::job::{BlockJobInfo, Job, JobGroup, JobInfo, VerbError};
 use sluice_block::mirror::CopyMode;
 
 use super::{Done, Monitor, NoArguments};
@@ -87,6 +87,23 @@ pub(super) async fn block_job_change(
     let mode = Value::from(arguments.copy_mode.name());
     let options = Map::from_iter([("copy-mode".to_owned(), mode)]);
     block_job(&monitor, &arguments.id, |job| job.change(&options))
+}
+
+/// Arguments of `x-block-job-complete-group`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CompleteGroup {
+    devices: Vec<String>,
+}
+
+pub(super) async fn complete_group(
+    monitor: Arc<Monitor>,
+    arguments: CompleteGroup,
+) -> Result<Done, QmpError> {
+    let jobs = monitor.graph.jobs();
+    let named = arguments.devices.iter().map(|id| jobs.find_block_job(id));
+    JobGroup::complete(&named.collect::<Result<Vec<_>, _>>()?)?;
+    Ok(Done {})
 }
 
 /// Arguments of `block-job-set-speed`.

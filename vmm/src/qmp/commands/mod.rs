@@ -142,6 +142,7 @@ commands! {
     "system_powerdown" => general::system_powerdown;
     "system_reset" => general::system_reset;
     "transaction" => transaction::transaction;
+    "x-block-job-complete-group" => jobs::complete_group;
     "x-blockdev-set-iothread" => graph::set_iothread;
     "x-debug-block-dirty-bitmap-sha256" => bitmaps::sha256;
     "x-debug-break" => debug::set_break;

@@ -189,6 +189,30 @@ fn the_copy_mode_of_a_mirror_changes_while_it_runs() {
 }
 
 #[test]
+fn several_mirrors_are_completed_together() {
+    run(|world| {
+        let mut client = world.client();
+        for disk in ["a", "b"] {
+            add_disk(world, &mut client, disk, 1, 1);
+            let target = format!("{disk}-copy");
+            add_disk(world, &mut client, &target, 1, 0);
+            client.ok("blockdev-mirror", mirror(disk, disk, &target));
+            client.wait_event("BLOCK_JOB_READY");
+        }
+        let command = "x-block-job-complete-group";
+        let (class, _) = client.fails(command, json!({"devices": ["a", "none"]}));
+        assert_eq!(class, "DeviceNotActive");
+        let text = client.generic(command, json!({"devices": ["a", "a"]}));
+        assert_eq!(text, "A job is named twice");
+        client.ok(command, json!({"devices": ["a", "b"]}));
+        for _ in 0..2 {
+            let ended = client.wait_event("BLOCK_JOB_COMPLETED");
+            assert_eq!(ended["data"]["error"], Value::Null);
+        }
+    });
+}
+
+#[test]
 fn drive_mirror_makes_its_target() {
     run(|world| {
         let mut client = world.client();
