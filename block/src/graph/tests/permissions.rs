@@ -149,6 +149,8 @@ fn what_is_shared_by_force_is_shared_whatever_those_above_ask() {
         for name in ["raw", "file"] {
             assert_eq!(bench.graph.node(name).unwrap().access(), shared, "{name}");
         }
+        let edges = bench.graph.node("file").unwrap().edges_above();
+        assert_eq!(edges[0].access, shared, "as queries show it");
         let (named, _) = bench.probe("named", true);
         let options = json!({"driver": "raw", "node-name": "above", "read-only": true,
             "force-share": true, "file": "named"});
