@@ -66,7 +66,7 @@ pub enum NamedBitmapError {
     Bitmap(#[from] BitmapError),
 }
 
-/// See the [module](self). Any thread.
+/// A bitmap with a name and a state, as commands know it. Any thread.
 #[derive(Debug)]
 pub struct NamedBitmap {
     name: String,

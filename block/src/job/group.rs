@@ -28,7 +28,7 @@ pub(super) enum Stage {
 /// How many stages there are.
 const STAGES: usize = 3;
 
-/// See the [module](self).
+/// Jobs that succeed together, or not at all.
 #[derive(Debug, Default)]
 pub struct JobGroup {
     state: Mutex<State>,
