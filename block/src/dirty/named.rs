@@ -66,7 +66,8 @@ pub enum NamedBitmapError {
     Bitmap(#[from] BitmapError),
 }
 
-/// A bitmap with a name and a state, as commands know it. Any thread.
+/// A dirty bitmap that an operator has given a name, on one node. While a job works from it, what is written
+/// is recorded apart. Any thread.
 #[derive(Debug)]
 pub struct NamedBitmap {
     name: String,

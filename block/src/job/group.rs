@@ -28,7 +28,7 @@ pub(super) enum Stage {
 /// How many stages there are.
 const STAGES: usize = 3;
 
-/// Jobs that succeed together, or not at all.
+/// Jobs that succeed together, or not at all. All are created before any of them is started. Any thread.
 #[derive(Debug, Default)]
 pub struct JobGroup {
     state: Mutex<State>,

@@ -218,7 +218,8 @@ impl Bench {
         let mut rests = false;
         for event in self.log.take().into_iter().map(short) {
             let goes_on = std::mem::replace(&mut rests, event == "paused");
-            if !rests && !(goes_on && event == "running") {
+            let belongs_to_a_rest = rests || (goes_on && event == "running");
+            if !belongs_to_a_rest {
                 events.push(event);
             }
         }
