@@ -211,6 +211,7 @@ impl Disk {
                 common: serde_json::from_value(common)?,
                 target: "target".to_owned(),
                 filter_node_name: None,
+                target_is_zero: false,
             };
             blockdev_mirror(&graph, mirror, &context).await?;
             let job = graph.jobs().get("job").context("the job has ended")?;

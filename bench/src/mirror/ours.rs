@@ -64,6 +64,7 @@ pub fn mirror(source: &Path, target: &Path, way: Way) -> Result<Report> {
             common: serde_json::from_value(common)?,
             target: "target".to_owned(),
             filter_node_name: None,
+            target_is_zero: false,
         };
         let idle = memory("VmRSS:")?;
         let began = Instant::now();

@@ -15,6 +15,7 @@ use super::ledger::{CopyError, Ledger};
 use super::options::CopyMode;
 use super::pivot::Held;
 use super::start::{FILTER_ROLE, TARGET_ROLE};
+use crate::driver::Allocation;
 use crate::event::IoOperation;
 use crate::graph::Graph;
 use crate::job::{ErrorVerdict, Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
@@ -31,6 +32,19 @@ const PIVOT_BACKLOG: u64 = 4 << 20;
 /// is: a small rest does not keep the job from being ready, and the pivot copies any rest inside
 /// its section.
 pub(super) const MAX_PASSES: u32 = 16;
+
+/// What a mirror copies besides what is written while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FirstCopy {
+    /// The whole disk.
+    All,
+    /// What is not zeroes: the target holds nothing else.
+    Data,
+    /// What the top layer holds; the target shows the rest by a backing image of its own.
+    TopLayer,
+    /// Nothing.
+    Nothing,
+}
 
 /// How the copying treats everybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +63,8 @@ pub(super) struct MirrorJob {
     pub(super) target: Arc<Node>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) copier: Arc<Copier>,
-    pub(super) copy_everything: bool,
+    /// What is dirty at the beginning.
+    pub(super) first: FirstCopy,
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
     pub(super) balance: Mutex<Balance>,
@@ -125,6 +140,42 @@ impl MirrorJob {
         }
         self.flush_target(job, Pace::Background).await?;
         self.judge_copies(job, Pace::Background).await
+    }
+
+    /// Marks what the first copy is of. The filter records already, so what is written behind the look is
+    /// marked in any case.
+    async fn mark_first(&self, job: &JobContext) -> Result<(), JobError> {
+        let dirty = &self.ledger.dirty;
+        let wanted: fn(Allocation) -> bool = match self.first {
+            FirstCopy::Nothing => return Ok(()),
+            FirstCopy::All => {
+                dirty.set_all();
+                return Ok(());
+            }
+            FirstCopy::Data => |allocation| allocation == Allocation::Data,
+            FirstCopy::TopLayer => |allocation| allocation != Allocation::Below,
+        };
+        let mut at = 0;
+        while at < dirty.size() {
+            job.pause_point().await;
+            job.check_cancelled()?;
+            let left = dirty.size() - at;
+            let status = match self.first {
+                FirstCopy::TopLayer => self.source.layer_status(at, left).await,
+                _ => self.source.block_status(at, left).await,
+            };
+            // Not known counts as data.
+            let (allocation, len) = status.map_or((Allocation::Data, left), |status| {
+                (status.allocation, status.len)
+            });
+            if wanted(allocation) {
+                dirty.set_dirty(at, len);
+            } else {
+                self.ledger.tally.skipped.fetch_add(len, Ordering::Relaxed);
+            }
+            at += len;
+        }
+        Ok(())
     }
 
     /// Counts what the copies have done, and judges the errors they met.
@@ -264,6 +315,7 @@ impl MirrorJob {
         figures([
             ("x-bytes-copied", &tally.copied),
             ("x-bytes-zeroed", &tally.zeroed),
+            ("x-bytes-skipped", &tally.skipped),
             ("x-bytes-retried", &tally.retried),
             ("x-bytes-written-to-both", &tally.twofold),
         ])
@@ -289,10 +341,8 @@ impl JobDriver for MirrorJob {
     fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             self.ledger.set_kicker(job.kicker());
-            if self.copy_everything {
-                self.ledger.dirty.set_all();
-            }
             let result = async {
+                self.mark_first(job).await?;
                 self.synchronise(job).await?;
                 self.outcome.was_ready.store(true, Ordering::Relaxed);
                 job.transition_to_ready()?;

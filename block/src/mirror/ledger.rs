@@ -45,6 +45,8 @@ pub(super) struct Tally {
     pub(super) copied: AtomicU64,
     /// Made zeroes at the target by the job.
     pub(super) zeroed: AtomicU64,
+    /// Left alone by the first copy, because the target shows the same there anyway.
+    pub(super) skipped: AtomicU64,
     /// Had to be copied again because something failed.
     pub(super) retried: AtomicU64,
     /// Written to both sides by the guest.

@@ -100,6 +100,8 @@ pub struct BlockdevMirror {
     pub target: String,
     /// A name for the filter; made up if not given.
     pub filter_node_name: Option<String>,
+    /// All of the target reads as zeroes: the source's zeroes need not be written.
+    pub target_is_zero: bool,
 }
 
 /// Arguments of `drive-mirror` beyond the common ones.

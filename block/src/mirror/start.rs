@@ -9,10 +9,11 @@ use sluice_aio::{AioContext, current};
 use super::balance::Balance;
 use super::copier::Copier;
 use super::filter::MirrorTop;
-use super::job::{MirrorJob, Outcome};
+use super::job::{FirstCopy, MirrorJob, Outcome};
 use super::ledger::Ledger;
 use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
 use crate::dirty::{DirtyBitmap, Granularity};
+use crate::driver::FileIdentity;
 use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
@@ -53,6 +54,7 @@ pub async fn blockdev_mirror(
         filter_name: arguments.filter_node_name,
         // blockdev-mirror may always unmap.
         unmap: true,
+        target_is_zero: arguments.target_is_zero,
     };
     start(graph, &arguments.common, plan, main).await
 }
@@ -82,7 +84,8 @@ pub async fn drive_mirror(
     check_source(&source, &arguments.common.device)?;
     settings(&arguments.common, &source)?;
     check_job_id(graph, &arguments.common, &source)?;
-    if arguments.mode == NewImageMode::AbsolutePaths {
+    let is_new = arguments.mode == NewImageMode::AbsolutePaths;
+    if is_new {
         let (path, size) = (arguments.target.clone(), source.len());
         let in_use = graph.files_in_use();
         current::blocking(move || create_image(&path, size, &in_use)).await??;
@@ -99,6 +102,7 @@ pub async fn drive_mirror(
         target: Arc::clone(&target),
         filter_name: None,
         unmap: arguments.unmap,
+        target_is_zero: is_new && kind == FileKind::Regular,
     };
     let started = start(graph, &arguments.common, plan, main).await;
     if started.is_err() {
@@ -112,6 +116,17 @@ struct Plan {
     target: Arc<Node>,
     filter_name: Option<String>,
     unmap: bool,
+    /// All of the target is known to read as zeroes.
+    target_is_zero: bool,
+}
+
+fn first_copy(sync: SyncMode, source: &Node, target_is_zero: bool) -> FirstCopy {
+    match sync {
+        SyncMode::None => FirstCopy::Nothing,
+        SyncMode::Top if source.backing().is_some() => FirstCopy::TopLayer,
+        SyncMode::Top | SyncMode::Full if target_is_zero => FirstCopy::Data,
+        SyncMode::Top | SyncMode::Full => FirstCopy::All,
+    }
 }
 
 fn source_node(graph: &Graph, common: &MirrorCommon) -> Result<Arc<Node>> {
@@ -178,11 +193,12 @@ fn check_job_id(graph: &Graph, common: &MirrorCommon, source: &Node) -> Result<(
 }
 
 fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
-    let source_files = source.files();
-    let same_file = target
-        .files()
-        .iter()
-        .any(|file| source_files.contains(file));
+    let overlaps = |own: &Arc<Node>, other: &Arc<Node>| {
+        let others = other.files();
+        own_files(own).iter().any(|file| others.contains(file))
+    };
+    // A backing image, which is only read, may be the same for both.
+    let same_file = overlaps(target, source) || overlaps(source, target);
     if Arc::ptr_eq(source, target) || same_file {
         return Err(refused(format!(
             "Can't mirror node into itself: source '{}' and target '{}' are the same image",
@@ -214,6 +230,14 @@ fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     Ok(())
 }
 
+/// The files of a node without those of its backing images.
+fn own_files(node: &Node) -> Vec<FileIdentity> {
+    let below = node.backing().map(|image| image.files());
+    let below = below.unwrap_or_default();
+    let own = node.files().into_iter();
+    own.filter(|file| !below.contains(file)).collect()
+}
+
 fn is_below(node: &Arc<Node>, top: &Arc<Node>) -> bool {
     top.children()
         .iter()
@@ -231,6 +255,7 @@ async fn start(
         target,
         filter_name,
         unmap,
+        target_is_zero,
     } = plan;
     check_source(&source, &common.device)?;
     check_pair(&source, &target)?;
@@ -269,7 +294,7 @@ async fn start(
             settings.buf_size,
         )),
         ledger,
-        copy_everything: common.sync != SyncMode::None,
+        first: first_copy(common.sync, &source, target_is_zero),
         on_source_error: common.on_source_error,
         on_target_error: common.on_target_error,
         balance: Mutex::new(Balance::new()),

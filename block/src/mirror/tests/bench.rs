@@ -229,6 +229,7 @@ impl Bench {
             common,
             target: target.to_owned(),
             filter_node_name: None,
+            target_is_zero: false,
         };
         blockdev_mirror(&self.graph, arguments, &current::context()).await
     }

@@ -191,6 +191,7 @@ fn before_the_start_has_its_section() {
             common: common("disk"),
             target: "target".to_owned(),
             filter_node_name: None,
+            target_is_zero: false,
         };
         let start = current::spawn_local(async move {
             drop(blockdev_mirror(&graph, arguments, &current::context()).await);

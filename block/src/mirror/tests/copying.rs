@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use sluice_aio::{Clock, current};
+use sluice_aio::{Clock, IoBuffer, current};
 
 use super::bench::{
     BLOCK, Bench, SIZE, Serving, block_value, common, pattern, run, run_both, run_with,
@@ -13,7 +13,9 @@ use super::bench::{
 use crate::backend::Backend;
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::job::JobState;
-use crate::mirror::{DriveMirror, NewImageMode, drive_mirror};
+use crate::mirror::{
+    BlockdevMirror, DriveMirror, NewImageMode, SyncMode, blockdev_mirror, drive_mirror,
+};
 use crate::node::Node;
 
 fn debug(node: &Node) -> &Blkdebug {
@@ -298,6 +300,61 @@ fn a_write_behind_the_copiers_read_is_copied_again() {
         assert_eq!(bench.complete().await, None);
         assert_eq!(bench.bytes("disk"), bench.bytes("target"));
         assert_eq!(block_value(&bench.bytes("target"), 4096), Some(0xf2));
+    });
+}
+
+/// With a target that is known to hold nothing only data is copied, and what the guest writes.
+#[test]
+fn zeroes_are_skipped_on_a_target_that_is_zero() {
+    run(|bench| async move {
+        let disk = sparse_disk(&bench).await;
+        bench.target("target").await;
+        let arguments = BlockdevMirror {
+            common: common("disk"),
+            target: "target".to_owned(),
+            filter_node_name: None,
+            target_is_zero: true,
+        };
+        blockdev_mirror(&bench.graph, arguments, &current::context())
+            .await
+            .unwrap();
+        bench.wait_for(JobState::Ready).await;
+        bench.write(&disk, 2 << 20, 0xf1).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        let details = bench.job().block_job_info().details;
+        assert_eq!(details["x-bytes-skipped"], SIZE - 3 * BLOCK);
+        assert!(bench.job().progress().total() < SIZE / 2);
+    });
+}
+
+/// `sync=top` copies what the top layer holds, zeroes of its own included; the rest is shown by the target's
+/// own backing image.
+#[test]
+fn the_top_layer_alone_is_copied() {
+    run(|bench| async move {
+        let size = usize::try_from(SIZE).unwrap();
+        std::fs::write(bench.path("base"), pattern(SIZE)).unwrap();
+        let base = bench.image_node("base").await;
+        let top = bench.graph.add_overlay("top", size, Some(&base)).unwrap();
+        let disk = bench.attach("disk", &top);
+        let copy = bench.graph.add_overlay("copy", size, Some(&base)).unwrap();
+        bench.write(&disk, 1 << 20, 0xf1).await;
+        let mut arguments = common("disk");
+        arguments.sync = SyncMode::Top;
+        arguments.granularity = Some(BLOCK);
+        bench.mirror_with("copy", arguments).await;
+        bench.wait_for(JobState::Ready).await;
+        bench.write(&disk, 2 << 20, 0xf2).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(disk.node().unwrap().name(), "copy");
+        let details = bench.job().block_job_info().details;
+        assert_eq!(details["x-bytes-copied"], 2 * BLOCK);
+        assert_eq!(details["x-bytes-skipped"], SIZE - BLOCK);
+        let (old, new) = (IoBuffer::alloc(size), IoBuffer::alloc(size));
+        top.read(0, old.clone()).await.unwrap();
+        copy.read(0, new.clone()).await.unwrap();
+        assert!(old.to_vec() == new.to_vec());
     });
 }
 

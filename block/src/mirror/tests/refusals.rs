@@ -168,6 +168,7 @@ fn two_mirrors_of_one_disk_begun_at_once() {
                 common,
                 target: target.to_owned(),
                 filter_node_name: None,
+                target_is_zero: false,
             };
             current::spawn_local(async move {
                 blockdev_mirror(&graph, arguments, &current::context()).await
@@ -251,6 +252,7 @@ fn a_filters_name_is_a_nodes_name() {
                 common: common("disk"),
                 target: "target".to_owned(),
                 filter_node_name: Some(name.to_owned()),
+                target_is_zero: false,
             };
             blockdev_mirror(&bench.graph, arguments, &current::context()).await
         };

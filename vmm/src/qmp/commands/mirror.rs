@@ -18,10 +18,11 @@ use crate::qmp::input::{self, Scalars};
 struct BlockdevMirrorOnly {
     target: String,
     filter_node_name: Option<String>,
+    target_is_zero: Option<bool>,
 }
 
 impl BlockdevMirrorOnly {
-    const NAMES: &[&str] = &["target", "filter-node-name"];
+    const NAMES: &[&str] = &["target", "filter-node-name", "target-is-zero"];
 }
 
 pub(super) async fn blockdev_mirror(
@@ -38,6 +39,7 @@ pub(super) async fn blockdev_mirror(
         common,
         target: own.target,
         filter_node_name: own.filter_node_name,
+        target_is_zero: own.target_is_zero.unwrap_or(false),
     };
     mirror::blockdev_mirror(&monitor.graph, arguments, &monitor.main).await?;
     Ok(Done {})
