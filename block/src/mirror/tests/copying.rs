@@ -378,14 +378,18 @@ fn a_target_that_looks_for_zeroes_gets_to_see_the_bytes() {
 #[test]
 fn a_worker_that_fails_is_followed_by_a_request_that_tells_why() {
     run(|bench| async move {
-        bench.disk("disk").await;
-        bench.empty_image("target", SIZE);
-        bench.plain_node("target", json!({})).await;
+        let disk = bench.disk("disk").await;
+        let size = usize::try_from(SIZE).unwrap();
+        std::fs::write(bench.path("target"), vec![0xff; size]).unwrap();
+        let target = bench.plain_node("target", json!({})).await;
         // Shorter than it says: what it has lost reads as zeroes.
         let file = std::fs::OpenOptions::new()
             .write(true)
             .open(bench.path("disk"));
         file.unwrap().set_len(SIZE / 2).unwrap();
+        let source = disk.node().unwrap();
+        assert!(target.copy_from(&source, 0, BLOCK).await);
+        assert!(!target.copy_from(&source, SIZE / 2, BLOCK).await);
         bench.mirror("disk", "target").await;
         assert_eq!(bench.complete().await, None);
         let (copy, half) = (bench.bytes("target"), usize::try_from(SIZE / 2).unwrap());
