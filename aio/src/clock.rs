@@ -2,10 +2,18 @@
 //!
 //! Nothing in `aio` or `block` reads the system's clock by itself: every loop is given a [`Clock`],
 //! so that a simulation or the qtest machine can stand still and step.
+mod manual;
 
+#[cfg(not(loom))]
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+
+use manual::ManualClock;
+#[cfg(not(loom))]
+use manual::ManualSleep;
 
 /// A monotonic clock that starts at zero. Cheap to clone; may be read from any thread.
 #[derive(Clone, Debug)]
@@ -14,7 +22,7 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     Real(Instant),
-    Manual(Arc<AtomicU64>),
+    Manual(Arc<ManualClock>),
 }
 
 impl Clock {
@@ -27,7 +35,7 @@ impl Clock {
     /// A clock that moves only by [`Clock::advance`].
     #[must_use]
     pub fn manual() -> Self {
-        Self(Source::Manual(Arc::new(AtomicU64::new(0))))
+        Self(Source::Manual(Arc::default()))
     }
 
     /// Time since the clock's start.
@@ -35,7 +43,7 @@ impl Clock {
     pub fn now(&self) -> Duration {
         match &self.0 {
             Source::Real(start) => start.elapsed(),
-            Source::Manual(nanos) => Duration::from_nanos(nanos.load(Ordering::Acquire)),
+            Source::Manual(clock) => clock.now(),
         }
     }
 
@@ -66,21 +74,38 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock forward; returns false (and does nothing) for a real one.
+    /// Moves a manual clock forward; returns false (and does nothing) for a real one. Wakes those who wait on it by
+    /// [`Clock::sleep`].
     ///
     /// Loops that sleep on this clock must be notified afterwards
     /// ([`crate::AioContext::notify`]): they look at their timers at every turn.
     pub fn advance(&self, by: Duration) -> bool {
         match &self.0 {
             Source::Real(_) => false,
-            Source::Manual(nanos) => {
-                let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
-                // Time stands still at the end of its range rather than beginning anew.
-                let step = |nanos: u64| Some(nanos.saturating_add(by));
-                nanos
-                    .fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
-                    .is_ok()
+            Source::Manual(clock) => {
+                clock.advance(by);
+                true
             }
+        }
+    }
+
+    /// Waits until so much time has passed on this clock, which need not be that of the loop the caller runs
+    /// in. Call it in a task of a loop.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn sleep(&self, duration: Duration) -> ClockSleep {
+        ClockSleep(match &self.0 {
+            Source::Real(_) => Sleeping::Real(crate::current::sleep(duration)),
+            Source::Manual(clock) => Sleeping::Manual(clock.sleep(duration)),
+        })
+    }
+
+    /// When the first of those who wait on a manual clock by [`Clock::sleep`] is to be woken.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        match &self.0 {
+            Source::Real(_) => None,
+            Source::Manual(clock) => clock.next_deadline(),
         }
     }
 
@@ -88,6 +113,30 @@ impl Clock {
     #[cfg(not(loom))]
     pub(crate) fn is_manual(&self) -> bool {
         matches!(self.0, Source::Manual(_))
+    }
+}
+
+/// Future of [`Clock::sleep`].
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub struct ClockSleep(Sleeping);
+
+#[cfg(not(loom))]
+#[derive(Debug)]
+enum Sleeping {
+    Real(crate::timer::Sleep),
+    Manual(ManualSleep),
+}
+
+#[cfg(not(loom))]
+impl Future for ClockSleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            Sleeping::Real(sleep) => Pin::new(sleep).poll(cx),
+            Sleeping::Manual(sleep) => Pin::new(sleep).poll(cx),
+        }
     }
 }
 

@@ -48,7 +48,7 @@ class Machine:
         self.directory = Path(tempfile.mkdtemp(prefix="sluice-qmp-"))
         self.socket = self.directory / "qmp"
         self.arguments = [
-            *(str(BINARY), "-accel", "qtest", "-qtest", "unix:qtest,server=on", "-nodefaults", "-name", "tested"),
+            *(str(BINARY), "-accel", "qtest", "-qtest", "unix:qtest,server=on", "-qtest-log", "none", "-nodefaults", "-name", "tested"),
             *("-qmp", "unix:qmp,server=on,wait=off"),
             *arguments,
         ]

@@ -5,6 +5,7 @@
 //! * [`demo`]: the story of a guest whose disks are moved under it, and its checks.
 //! * [`guest`]: Linux in machines of all kinds, and all the ways in which it ends.
 //! * [`qmp`]: a blocking client of the control socket.
+//! * [`qtest`]: a client that stands where the guest's CPUs would.
 //! * [`process`]: the real binary as a child, with its serial console.
 //!
 //! Everything here is blocking and meant for test threads and small tools, not for the monitor.
@@ -16,3 +17,4 @@ pub mod guest;
 pub mod host;
 pub mod process;
 pub mod qmp;
+pub mod qtest;

@@ -192,6 +192,24 @@ impl Machine {
         })
     }
 
+    /// Sends the process a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> Result<(), MachineError> {
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let sent = match pid {
+            Some(pid) => rustix::process::kill_process(pid, signal).map_err(io::Error::from),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        sent.map_err(|error| MachineError::Io {
+            program: self.program.clone(),
+            error,
+        })
+    }
+
     /// The process's number.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -148,8 +148,20 @@ impl Qmp {
                 }
             }
         };
+        Self::over(
+            stream,
+            deadline.max(Instant::now() + RETRY) - Instant::now(),
+        )
+    }
+
+    /// Negotiates on a connected stream, waiting up to `limit` for the greeting.
+    ///
+    /// # Errors
+    /// The other side did not greet in time.
+    pub fn over(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + limit;
         let mut qmp = Self::on_stream(stream)?;
-        qmp.greeting = qmp.reply("greeting", deadline.max(Instant::now() + RETRY), limit)?;
+        qmp.greeting = qmp.reply("greeting", deadline, limit)?;
         if qmp.greeting.get("QMP").is_none() {
             return Err(QmpError::Lost(format!("greeting, got {}", qmp.greeting)));
         }

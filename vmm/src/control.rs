@@ -10,6 +10,8 @@ use std::pin::Pin;
 
 use thiserror::Error;
 
+use crate::machine::config::MachineKind;
+
 /// A boxed future that need not be `Send`: it is awaited where it was made, in the main context.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
@@ -127,6 +129,16 @@ pub enum ControlError {
 pub trait VmControl: Send + Sync {
     /// The name given by `--name`, if any.
     fn name(&self) -> Option<String>;
+
+    /// The UUID given by `--uuid`, if any.
+    fn uuid(&self) -> Option<String>;
+
+    /// Which machine it is.
+    fn machine_kind(&self) -> MachineKind;
+
+    /// The threads of its CPUs, as the host numbers them. Where no CPU runs, the process's first thread stands
+    /// for each.
+    fn cpu_threads(&self) -> Vec<u32>;
 
     /// What runs the guest.
     fn accelerator(&self) -> Accelerator;

@@ -93,6 +93,16 @@ impl IoThreadConfig {
     }
 }
 
+/// The names of the properties.
+pub const PROPERTIES: [&str; 6] = [
+    "poll-max-ns",
+    "poll-grow",
+    "poll-shrink",
+    "aio-max-batch",
+    "thread-pool-min",
+    "thread-pool-max",
+];
+
 #[derive(Debug)]
 struct Entry {
     thread: Arc<IoThread>,

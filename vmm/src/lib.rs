@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod chardev;
 pub mod cli;
 pub mod clock;
 pub mod console;

@@ -32,6 +32,10 @@ fn main() -> ExitCode {
             return status.into();
         }
     };
+    for warning in &command_line.warnings {
+        // As above.
+        let _ = writeln!(std::io::stderr(), "sluice: warning: {warning}");
+    }
     let exit = process::run(&command_line);
     if let Some(reason) = exit.reason {
         let _ = writeln!(std::io::stderr(), "sluice: {reason}");

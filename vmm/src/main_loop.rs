@@ -12,8 +12,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use futures_util::future;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use sluice_aio::{EventLoop, LoopError};
+use sluice_aio::{EventLoop, LoopError, current};
 use thiserror::Error;
 
 /// Why the loop cannot go on.
@@ -107,6 +108,20 @@ impl Signals {
             Err(source) => Err(MainLoopError::Signal { signal, source }),
         });
         caught.into_iter().collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Signals {
+    /// Waits until one of them has come, and leaves it to be seen to. In a task of a loop.
+    pub async fn arrival(&self) {
+        let arriving = self.0.iter().map(|(_, caught)| current::readable(caught));
+        // One that can't be waited for must not end the process.
+        let arriving = arriving.map(|arrival| async {
+            if arrival.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        });
+        future::select_all(arriving.map(Box::pin)).await;
     }
 }
 

@@ -10,12 +10,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
 
+use futures_util::future::{self, Either};
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, LoopError, current};
 use sluice_block::event::ErrorAction;
 use sluice_block::{BlockEvent, EventSink, Graph};
 use sluice_devices::legacy::SerialSink;
 use thiserror::Error;
 
+use crate::chardev::{Chardevs, Endpoints, InheritError, Inherited, OpenError};
 use crate::cli::CommandLine;
 use crate::clock::MachineClock;
 use crate::console::{ConsoleInput, RawTerminal, SerialOutput};
@@ -26,14 +28,19 @@ use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
 use crate::machine::disks::{self, DiskError, DiskParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder, Notice};
 use crate::main_loop::{MainLoop, MainLoopError, Signals};
-use crate::qmp::{EventBus, Monitor, QmpServer, SocketError};
+use crate::qmp::{EventBus, Monitor, QmpServer};
 use crate::qtest;
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
 pub fn run(command_line: &CommandLine) -> Exit {
+    // First of all: whatever is open now was inherited.
+    let inherited = match Inherited::take(&command_line.chardevs) {
+        Ok(inherited) => inherited,
+        Err(error) => return StartError::from(error).into(),
+    };
     match serial_output(&command_line.machine.serial) {
         Ok(Serial { output, sink }) => {
-            let exit = with_serial(command_line, sink);
+            let exit = with_serial(command_line, sink, inherited);
             if let Some(lost) = output.map(|output| output.close()).filter(|lost| *lost > 0) {
                 tracing::warn!("{lost} bytes of serial output were lost: nobody read them");
             }
@@ -98,10 +105,12 @@ enum StartError {
     Build(#[from] BuildError),
     #[error(transparent)]
     Disk(#[from] DiskError),
-    #[error("--qmp: {0}")]
-    Qmp(#[from] SocketError),
-    #[error("--qtest: {0}")]
-    Qtest(#[source] SocketError),
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    #[error(transparent)]
+    Chardev(#[from] OpenError),
+    #[error("--chardev {0} is used twice")]
+    ChardevTwice(String),
     #[error(transparent)]
     Loop(#[from] LoopError),
     #[error(transparent)]
@@ -120,8 +129,12 @@ impl From<StartError> for Exit {
     }
 }
 
-fn with_serial(command_line: &CommandLine, sink: Option<Arc<dyn SerialSink>>) -> Exit {
-    start_and_serve(command_line, sink).unwrap_or_else(Exit::from)
+fn with_serial(
+    command_line: &CommandLine,
+    sink: Option<Arc<dyn SerialSink>>,
+    inherited: Inherited,
+) -> Exit {
+    start_and_serve(command_line, sink, inherited).unwrap_or_else(Exit::from)
 }
 
 /// Where the end of the process is announced, and how it shall be.
@@ -131,20 +144,24 @@ type Finished = Rc<Cell<Option<Exit>>>;
 /// that sees to the end.
 async fn assemble(
     command_line: CommandLine,
+    mut endpoints: Endpoints,
     main: AioContext,
     loop_config: LoopConfig,
     sink: Option<Arc<dyn SerialSink>>,
     finished: Finished,
 ) -> Result<Machine, StartError> {
     let clock = loop_config.clock.clone();
-    // Under qtest the devices' clock stands still until it is moved; loops and jobs go by real time.
-    let devices_clock = match &command_line.machine.accelerator {
-        AcceleratorConfig::Kvm => clock.clone(),
-        AcceleratorConfig::Qtest(_) => Clock::manual(),
+    // Under qtest the guest's clock stands still until it is moved: that of its devices, of the limits of its
+    // disks and of events. Loops and jobs go by real time.
+    let manual = match &command_line.machine.accelerator {
+        AcceleratorConfig::Kvm => None,
+        AcceleratorConfig::Qtest(_) => Some(Clock::manual()),
     };
-    let events = EventBus::new(main.clone());
+    let devices_clock = manual.clone().unwrap_or_else(|| clock.clone());
+    let events = EventBus::on_clock(main.clone(), manual);
     let disk_events = Arc::new(DiskEvents::new(Arc::clone(&events)));
-    let graph = Graph::new(Arc::clone(&disk_events) as _, clock);
+    let limits_clock = devices_clock.clone();
+    let graph = Graph::with_clocks(Arc::clone(&disk_events) as _, clock, limits_clock);
     let iothreads = Arc::new(IoThreads::new(loop_config));
     let machine_clock = Arc::new(MachineClock::new(devices_clock.clone()));
     let mut builder =
@@ -154,6 +171,7 @@ async fn assemble(
         iothreads: &iothreads,
         main: &main,
         piix: command_line.piix,
+        kind: command_line.machine.kind,
     };
     disks::add(&mut builder, &command_line.storage, parts).await?;
     let machine = builder.finish()?;
@@ -163,7 +181,9 @@ async fn assemble(
     controller.on_stop(quiesce(&graph));
     controller.on_resume(resume_disks(&graph));
     disk_events.attach(controller);
+    let chardevs = Arc::new(Chardevs::new(&command_line.chardevs));
     let monitor = Monitor {
+        chardevs: Arc::clone(&chardevs),
         qemu_io: Arc::default(),
         graph: Arc::clone(&graph),
         vm: Arc::clone(controller) as _,
@@ -171,12 +191,18 @@ async fn assemble(
         exit_times: machine.exit_times(),
         main,
     };
+    let mut take = |id: &str| {
+        let endpoint = endpoints.take(id);
+        endpoint.ok_or_else(|| StartError::ChardevTwice(id.to_owned()))
+    };
     let mut qmp = QmpServer::new(monitor, events);
-    for socket in &command_line.qmp {
-        qmp.serve(socket)?;
+    for config in &command_line.monitors {
+        let id = &config.chardev;
+        qmp.serve(take(id)?, config.mode, chardevs.attach(id));
     }
     if let (AcceleratorConfig::Qtest(config), Some(interrupts)) =
         (&command_line.machine.accelerator, &machine.qtest)
+        && let Some(id) = &config.chardev
     {
         let target = qtest::Target {
             buses: machine.buses.clone(),
@@ -184,13 +210,15 @@ async fn assemble(
             interrupts: Arc::clone(interrupts),
             clock: devices_clock,
         };
-        qtest::serve(config, target).map_err(StartError::Qtest)?;
+        qtest::serve(take(id)?, chardevs.attach(id), &config.log, target);
     }
     let ending = Arc::clone(controller);
     let retiring = machine.retire_disks();
     let farewell = async move {
         let exit = ending.ended().await;
         farewell(&graph, retiring, qmp).await;
+        // Those that nobody uses are open as long as the process is.
+        drop(endpoints);
         finished.set(Some(exit));
     };
     current::spawn_local(farewell).detach();
@@ -273,6 +301,7 @@ async fn farewell(graph: &Graph, retiring: impl Future<Output = ()>, qmp: QmpSer
 fn start_and_serve(
     command_line: &CommandLine,
     sink: Option<Arc<dyn SerialSink>>,
+    inherited: Inherited,
 ) -> Result<Exit, StartError> {
     let config = &command_line.machine;
     let signals = Signals::catch()?;
@@ -280,8 +309,23 @@ fn start_and_serve(
     let mut aio = EventLoop::new("main", &loop_config)?;
     let context = aio.context();
     let finished = Finished::default();
+    let endpoints = Endpoints::open(&command_line.chardevs, inherited)?;
+    // Both are given back: nothing borrows them for as long as a task could live.
+    let (endpoints, signals, awaited) = aio.run_until(async move {
+        let awaited = {
+            let clients = std::pin::pin!(endpoints.clients());
+            let signal = std::pin::pin!(signals.arrival());
+            matches!(future::select(clients, signal).await, Either::Left(_))
+        };
+        (endpoints, signals, awaited)
+    })?;
+    if !awaited {
+        let why = "ended by a signal, while it waited for a connection";
+        return Ok(Exit::because(ExitStatus::Success, why));
+    }
     let assembling = assemble(
         command_line.clone(),
+        endpoints,
         context.clone(),
         loop_config,
         sink.clone(),
@@ -306,8 +350,8 @@ fn start_and_serve(
     Ok(exit.unwrap_or_else(|| Exit::quiet(ExitStatus::Internal)))
 }
 
-/// The first signal ends the machine in order; another one ends the process without waiting for
-/// disks or clients.
+/// The first signal ends the machine in order, or finds it ending; another one ends the process without
+/// waiting for disks or clients.
 fn end_on(
     signals: Signals,
     main_loop: &mut MainLoop,
@@ -315,12 +359,13 @@ fn end_on(
     finished: &Finished,
 ) {
     let (controller, finished) = (Arc::clone(controller), Rc::clone(finished));
+    let signalled = Rc::new(Cell::new(false));
     main_loop.watch_signals(signals, move |signal| {
         let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        if controller.is_ending() {
+        if signalled.replace(true) {
             let why = format!("ended by {name}, before everything was finished in order");
             finished.set(Some(Exit::because(ExitStatus::Setup, why)));
-        } else {
+        } else if !controller.is_ending() {
             let exit = Exit::because(ExitStatus::Success, format!("ended by {name}"));
             controller.end(exit, Cause::HostSignal);
         }

@@ -17,19 +17,23 @@ pub struct StorageConfig {
     pub throttle_groups: Vec<ThrottleGroupConfig>,
     /// `--blockdev`: the nodes to open, in this order.
     pub nodes: Vec<BlockdevOptions>,
-    /// `--drive` without a file that no device uses: places for media.
-    pub empty_drives: Vec<EmptyDriveConfig>,
+    /// `--drive if=none` that no device uses.
+    pub loose_drives: Vec<LooseDriveConfig>,
     /// `--device` and the device part of `--drive`.
     pub disks: Vec<DiskConfig>,
 }
 
-/// `--drive if=none,id=…` without a file.
+/// A disk that no guest sees.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct EmptyDriveConfig {
+pub struct LooseDriveConfig {
     /// The backend's name.
     pub id: String,
+    /// What it stands on: a node of its own, or nothing yet.
+    pub root: DiskRoot,
     /// Nothing is written to its media.
     pub read_only: bool,
+    /// The limits of its reads and writes, if it has any.
+    pub limits: Option<DiskLimits>,
 }
 
 /// `--object iothread,id=…`: the properties of an I/O thread, with QEMU's names, and QEMU's defaults but for polling. The

@@ -114,11 +114,18 @@ impl Graph {
     /// An empty graph whose jobs and disks tell their events to `events`.
     #[must_use]
     pub fn new(events: Arc<dyn EventSink>, clock: Clock) -> Arc<Self> {
+        let limits = clock.clone();
+        Self::with_clocks(events, clock, limits)
+    }
+
+    /// As [`Graph::new`], where the limits of throttle groups go by a clock of their own: the guest's, if that is
+    /// moved by hand.
+    pub fn with_clocks(events: Arc<dyn EventSink>, clock: Clock, limits: Clock) -> Arc<Self> {
         let jobs = JobRegistry::new(Arc::clone(&events));
         Arc::new(Self {
             topology: Mutex::default(),
             jobs,
-            throttle_groups: ThrottleGroups::new(clock.clone()),
+            throttle_groups: ThrottleGroups::new(limits),
             events,
             clock,
         })

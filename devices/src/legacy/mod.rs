@@ -5,6 +5,7 @@
 //! of it through [`MachineRequests`].
 
 mod debug_exit;
+mod fw_cfg;
 mod i8042;
 mod pm;
 mod pvpanic;
@@ -13,6 +14,7 @@ mod rtc;
 mod serial;
 
 pub use debug_exit::DebugExit;
+pub use fw_cfg::FwCfg;
 pub use i8042::I8042;
 pub use pm::{PmBlock, SLEEP_TYPE_S5};
 pub use pvpanic::PvPanic;

@@ -26,8 +26,10 @@ pub const CONFIG_PORTS: RangeInclusive<u16> = CONFIG_ADDRESS..=0xcff;
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 
-/// The bits of CONFIG_ADDRESS that exist: enable, bus, device, function, register.
-const ADDRESS_MASK: u32 = 0x80ff_fffc;
+/// The bits of CONFIG_ADDRESS that exist: enable, bus, device, function, register. The two lowest, which
+/// are zero on the bus, choose a byte together with the data port, as in QEMU: clients of qtest address bytes
+/// by them alone.
+const ADDRESS_MASK: u32 = 0x80ff_ffff;
 /// CONFIG_ADDRESS: the data ports are configuration accesses.
 const ADDRESS_ENABLE: u32 = 1 << 31;
 
@@ -285,28 +287,39 @@ fn wanted_window(function: &dyn PciFunction, bar: BarIndex) -> Option<Window> {
     })
 }
 
-/// The part of an access to `port` that stays within its aligned doubleword: offset in it and
+/// The part of an access to `place` that stays within its aligned doubleword: offset in it and
 /// length.
-fn within_doubleword(port: u16, len: usize) -> (usize, usize) {
-    let lane = usize::from(port & 3);
-    (lane, len.min(4 - lane))
+fn within_doubleword(place: usize, len: usize) -> (usize, usize) {
+    let lane = place & LANES;
+    (lane, len.min(LANES + 1 - lane))
+}
+
+/// The bits of a place that say where in its doubleword it is.
+const LANES: usize = 3;
+
+impl PciBus {
+    /// Where an access of `len` bytes to a data port goes, and how many of them.
+    fn target(&self, port: u16, len: usize) -> Option<(Address, usize, usize)> {
+        let (address, register) = self.selected()?;
+        let offset = register | (usize::from(port) & LANES);
+        let (_, len) = within_doubleword(offset, len);
+        Some((address, offset, len))
+    }
 }
 
 impl PioDevice for PciBus {
     fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(FLOATING);
-        let (lane, len) = within_doubleword(port, data.len());
-        let data = &mut data[..len];
         if port < CONFIG_DATA {
+            let (lane, len) = within_doubleword(port.into(), data.len());
             let bytes = self.address.load(Ordering::Acquire).to_le_bytes();
-            data.copy_from_slice(&bytes[lane..lane + len]);
-        } else if let Some((address, register)) = self.selected() {
-            self.config_read(address, register + lane, data);
+            data[..len].copy_from_slice(&bytes[lane..lane + len]);
+        } else if let Some((address, offset, len)) = self.target(port, data.len()) {
+            self.config_read(address, offset, &mut data[..len]);
         }
     }
 
     fn write(&self, port: u16, data: &[u8]) {
-        let (lane, len) = within_doubleword(port, data.len());
         if port < CONFIG_DATA {
             // CONFIG_ADDRESS is a doubleword register: narrower writes go to whatever ports lie
             // under it, none here.
@@ -314,8 +327,8 @@ impl PioDevice for PciBus {
                 self.address
                     .store(u32::from_le_bytes(bytes) & ADDRESS_MASK, Ordering::Release);
             }
-        } else if let Some((address, register)) = self.selected() {
-            self.config_write(address, register + lane, &data[..len]);
+        } else if let Some((address, offset, len)) = self.target(port, data.len()) {
+            self.config_write(address, offset, &data[..len]);
         }
     }
 }

@@ -70,12 +70,13 @@ pub struct Arguments {
     #[arg(long, value_name = "[cpus=]N", help_heading = "The machine")]
     pub smp: Option<String>,
 
-    /// Machine type and its properties: pc, pc,ide=piix4 [default: pc,ide=piix3]
+    /// Machine type and its properties: pc, pc,ide=piix4, or none: no devices; help lists them
+    /// [default: pc,ide=piix3]
     #[arg(
         short = 'M',
         long,
         alias = "M",
-        value_name = "[type=]TYPE[,ide=piix3|piix4]",
+        value_name = "[type=]TYPE[,ide=piix3|piix4][,accel=kvm|qtest]",
         help_heading = "The machine"
     )]
     pub machine: Option<String>,
@@ -88,6 +89,10 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", help_heading = "The machine")]
     pub name: Option<String>,
 
+    /// UUID of the machine, for query-uuid
+    #[arg(long, value_name = "UUID", help_heading = "The machine")]
+    pub uuid: Option<String>,
+
     /// Build the machine but do not start its CPUs; QMP 'cont' starts them
     #[arg(short = 'S', long = "S", action = ArgAction::SetTrue, help_heading = "The machine")]
     pub start_paused: bool,
@@ -96,11 +101,16 @@ pub struct Arguments {
     #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
     pub no_reboot: bool,
 
+    /// Stay when the guest switches off; QMP 'quit' ends the process then
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
+    pub no_shutdown: bool,
+
     /// Leave out the devices nobody asked for (the first serial port)
     #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
     pub nodefaults: bool,
 
-    /// Where the first serial port goes: stdio, null, none or file:PATH [default: stdio]
+    /// Where the first serial port goes: stdio, null, none or file:PATH [default: stdio, or null with
+    /// --accel qtest or if something else uses stdio]
     #[arg(long, value_name = "WHERE", help_heading = "The machine")]
     pub serial: Option<String>,
 
@@ -136,21 +146,46 @@ pub struct Arguments {
     #[arg(long, value_name = "OPTIONS", help_heading = "Disks")]
     pub object: Vec<String>,
 
-    /// Serve QMP, the control protocol, on a Unix socket (repeatable)
-    #[arg(
-        long,
-        value_name = "unix:PATH[,server=on][,wait=off]",
-        help_heading = "Control"
-    )]
+    /// What a property of a kind of device is where its --device does not say (repeatable)
+    #[arg(long, value_name = "DRIVER.PROPERTY=VALUE", help_heading = "Disks")]
+    pub global: Vec<String>,
+
+    /// Serve QMP, the control protocol, there (repeatable): unix:PATH, tcp:HOST:PORT, each with
+    /// server=on|off and wait=on|off, stdio or chardev:ID
+    #[arg(long, value_name = "PLACE", help_heading = "Control")]
     pub qmp: Vec<String>,
 
-    /// Speak the qtest protocol there; needs --accel qtest
+    /// The same, with messages over several lines (repeatable)
+    #[arg(long, value_name = "PLACE", help_heading = "Control")]
+    pub qmp_pretty: Vec<String>,
+
+    /// A monitor for people, in such a place (repeatable); none: none
+    #[arg(long, value_name = "PLACE|none", help_heading = "Control")]
+    pub monitor: Vec<String>,
+
+    /// A character device (repeatable): socket,id=ID with path=PATH, or host= and port=, or fd=N, and
+    /// server=on|off, wait=on|off; or stdio,id=ID; or null,id=ID
+    #[arg(long, value_name = "OPTIONS", help_heading = "Control")]
+    pub chardev: Vec<String>,
+
+    /// A monitor on a character device (repeatable): QMP with mode=control, text with mode=readline
     #[arg(
         long,
-        value_name = "unix:PATH[,server=on|off]",
+        value_name = "[chardev=]ID[,mode=control|readline][,pretty=on|off]",
         help_heading = "Control"
     )]
+    pub mon: Vec<String>,
+
+    /// Speak the qtest protocol there; needs --accel qtest
+    #[arg(long, value_name = "PLACE", help_heading = "Control")]
     pub qtest: Option<String>,
+
+    /// Log the qtest protocol's traffic there [default: standard error]
+    #[arg(long, value_name = "FILE|none", help_heading = "Control")]
+    pub qtest_log: Option<String>,
+
+    #[command(flatten)]
+    pub absent: AbsentArguments,
 
     /// Print this help
     #[arg(short = 'h', long, alias = "h", action = ArgAction::Help, help_heading = "Information")]
@@ -159,4 +194,48 @@ pub struct Arguments {
     /// Print the version
     #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Information")]
     version: Option<bool>,
+}
+
+/// Options of QEMU that scripts give to switch off what does not exist here.
+#[derive(Debug, clap::Args)]
+pub struct AbsentArguments {
+    /// No sound: none
+    #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
+    pub audio: Option<String>,
+
+    /// No sound: none,id=ID
+    #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
+    pub audiodev: Vec<String>,
+
+    /// No graphics: none
+    #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
+    pub vga: Option<String>,
+
+    /// No network: none
+    #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
+    pub net: Vec<String>,
+
+    /// No network: none
+    #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
+    pub nic: Vec<String>,
+
+    /// No parallel port: none
+    #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
+    pub parallel: Vec<String>,
+
+    /// Without effect: SLUICE_LOG says what is logged
+    #[arg(
+        long,
+        value_name = "EVENTS",
+        help_heading = "Accepted for compatibility"
+    )]
+    pub trace: Vec<String>,
+
+    /// Without effect: there is no display
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "Accepted for compatibility")]
+    pub nographic: bool,
+
+    /// Without effect: no file is read
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "Accepted for compatibility")]
+    pub no_user_config: bool,
 }

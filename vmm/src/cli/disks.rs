@@ -13,19 +13,23 @@ use sluice_block::backend::ErrorPolicy;
 use sluice_block::job::OnError;
 
 use super::arguments::Arguments;
+use super::device::DeviceDrive;
 use super::error::CliError;
+use super::globals::Globals;
 use super::ide::{IdeCdOptions, IdeDiskOptions};
 use super::media;
 use super::options::{DebugExitOptions, DriveInterface, DriveMedia, DriveOptions, Raw};
 use super::places::{Places, ide_place};
 use super::throttling;
 use super::virtio::{self, VirtioBlkOptions};
-use crate::machine::config::DebugExitConfig;
+use crate::machine::config::{DebugExitConfig, MachineKind};
+use crate::machine::models::DEVICES;
 use crate::qmp::blockdev;
+use crate::qmp::input::Scalars;
 use crate::qmp::object::{self, ObjectOptions};
 use crate::storage::{
-    Attachment, DiskConfig, DiskLimits, DiskRoot, EmptyDriveConfig, IdePosition, IdeProperties,
-    StorageConfig, ThrottleGroupConfig,
+    Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, LooseDriveConfig, StorageConfig,
+    ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -45,11 +49,18 @@ const SERIAL_BYTES: usize = 20;
 pub(super) struct Devices {
     pub(super) storage: StorageConfig,
     pub(super) debug_exit: Option<DebugExitConfig>,
+    pub(super) warnings: Vec<String>,
 }
 
-/// Reads all disk options of `arguments`, for a machine with so many processors.
-pub(super) fn parse(arguments: &Arguments, cpus: NonZeroU8) -> Result<Devices, CliError> {
+/// Reads all disk options of `arguments`, for a machine of this kind with so many processors.
+pub(super) fn parse(
+    arguments: &Arguments,
+    kind: MachineKind,
+    cpus: NonZeroU8,
+) -> Result<Devices, CliError> {
     let mut builder = Builder {
+        globals: Globals::parse(&arguments.global)?,
+        kind,
         cpus: Some(cpus),
         ..Builder::default()
     };
@@ -68,10 +79,10 @@ pub(super) fn parse(arguments: &Arguments, cpus: NonZeroU8) -> Result<Devices, C
     for text in &arguments.device {
         builder.device(text)?;
     }
-    builder.add_empty_drives();
-    builder.check_drives_used()?;
+    builder.add_loose_drives();
     builder.check_names()?;
     Ok(Devices {
+        warnings: builder.globals.warnings(),
         storage: builder.storage,
         debug_exit: builder.debug_exit,
     })
@@ -82,7 +93,6 @@ struct Drive {
     /// None while it is empty.
     medium: Option<BlockdevOptions>,
     read_only: bool,
-    text: String,
     write_cache: bool,
     rerror: OnError,
     werror: OnError,
@@ -98,6 +108,8 @@ struct Drive {
 struct Builder {
     /// One if absent.
     cpus: Option<NonZeroU8>,
+    kind: MachineKind,
+    globals: Globals,
     storage: StorageConfig,
     debug_exit: Option<DebugExitConfig>,
     node_names: BTreeSet<String>,
@@ -193,14 +205,15 @@ impl Builder {
     }
 
     fn drive(&mut self, text: &str) -> Result<(), CliError> {
-        let options: DriveOptions = throttling::drive(Raw::parse(DRIVE, text, Some("file"))?)?;
+        let (raw, file) = media::parse(text)?;
+        let options: DriveOptions = throttling::drive(raw)?;
         if options.rerror == OnError::Enospc {
             // The text is QEMU's: no read fails for want of room.
             let remedy = "use report, ignore or stop";
             let problem = "'enospc' invalid read error action";
             return Err(CliError::new(DRIVE, text, problem, remedy));
         }
-        let medium = media::medium(&options, text)?;
+        let medium = media::medium(&options, file, text)?;
         let wanted = ide_place(&options, text)?;
         let attachment = match options.interface {
             DriveInterface::None => None,
@@ -239,7 +252,6 @@ impl Builder {
         let drive = Drive {
             medium,
             read_only: options.is_read_only(),
-            text: text.to_owned(),
             write_cache: options.cache.write_cache(),
             rerror: options.rerror,
             werror: options.werror,
@@ -249,16 +261,18 @@ impl Builder {
             connected: attachment.is_some(),
         };
         if let Some(attachment) = attachment {
+            let (own, attachment) = self.own_device(&id, attachment, text)?;
+            let (rerror, werror) = own.errors_over(drive.rerror, drive.werror);
             let disk = DiskConfig {
                 backend: id.clone(),
                 id: None,
                 root: root_of(drive.medium.as_ref()),
-                write_cache: drive.write_cache,
-                errors: ErrorPolicy::new(drive.rerror, drive.werror),
-                share_rw: false,
+                write_cache: own.write_cache.unwrap_or(drive.write_cache),
+                errors: ErrorPolicy::new(rerror, werror),
+                share_rw: own.share_rw,
                 limits: drive.limits.clone(),
-                serial: drive.serial.clone(),
-                ide: IdeProperties::default(),
+                serial: check_serial(DRIVE, text, drive.serial.clone().or(own.serial))?,
+                ide: own.ide,
                 attachment,
                 #[cfg(feature = "test-hooks")]
                 postpone: true,
@@ -285,9 +299,59 @@ impl Builder {
             .unwrap_or_default()
     }
 
+    /// What `--global` says about the device that a `--drive` makes.
+    fn own_device(
+        &mut self,
+        id: &str,
+        attachment: Attachment,
+        text: &str,
+    ) -> Result<(DeviceDrive, Attachment), CliError> {
+        let driver = match &attachment {
+            Attachment::VirtioPci(_) => "virtio-blk-pci",
+            Attachment::Ide(..) => "ide-hd",
+            Attachment::IdeCd(..) => "ide-cd",
+        };
+        self.check_bus(driver, DRIVE, text)?;
+        let mut raw = Raw {
+            option: DRIVE,
+            text: text.to_owned(),
+            value: serde_json::json!({"drive": id}),
+            scalars: Scalars::Text,
+        };
+        self.globals.apply(driver, &mut raw);
+        Ok(match attachment {
+            Attachment::VirtioPci(_) => {
+                let options: VirtioBlkOptions = raw.typed()?;
+                let threads = &self.storage.iothreads;
+                let device = options.device(text, self.cpus(), threads, None)?;
+                (options.into(), Attachment::VirtioPci(device))
+            }
+            Attachment::Ide(_) => {
+                let options: IdeDiskOptions = raw.typed()?;
+                (DeviceDrive::ide_disk(options, text)?, attachment)
+            }
+            Attachment::IdeCd(_) => (raw.typed::<IdeCdOptions>()?.into(), attachment),
+        })
+    }
+
+    /// Refuses devices of a machine that has no buses.
+    fn check_bus(&self, driver: &str, option: &'static str, text: &str) -> Result<(), CliError> {
+        let model = DEVICES.iter().find(|model| model.name == driver);
+        match (self.kind, model) {
+            (MachineKind::None, Some(model)) => {
+                let problem = format!("No '{}' bus found for device '{driver}'", model.bus);
+                let remedy = "this machine has no buses; use --machine pc";
+                Err(CliError::new(option, text, problem, remedy))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn device(&mut self, text: &str) -> Result<(), CliError> {
         let mut raw = Raw::parse(DEVICE, text, Some("driver"))?;
         let kind = raw.take_kind("driver", DEVICE_EXAMPLE)?;
+        self.check_bus(&kind, DEVICE, text)?;
+        self.globals.apply(&kind, &mut raw);
         match kind.as_str() {
             "virtio-blk-pci" => self.virtio_blk(raw.typed()?, text),
             "ide-hd" => self.ide_disk(raw.typed()?, text),
@@ -324,58 +388,24 @@ impl Builder {
             .transpose()?;
         let threads = &self.storage.iothreads;
         let device = options.device(text, self.cpus(), threads, address)?;
-        let attachment = Attachment::VirtioPci(device);
-        let drive = DeviceDrive {
-            drive: options.drive,
-            share_rw: options.share_rw,
-            id: options.id,
-            serial: options.serial,
-            ide: IdeProperties::default(),
-            write_cache: options.write_cache,
-            rerror: options.rerror.unwrap_or(OnError::Auto),
-            werror: options.werror.unwrap_or(OnError::Auto),
-            #[cfg(feature = "test-hooks")]
-            postpone: true,
-        };
-        self.disk(drive, attachment, text)
+        self.disk(options.into(), Attachment::VirtioPci(device), text)
     }
 
     fn ide_disk(&mut self, options: IdeDiskOptions, text: &str) -> Result<(), CliError> {
-        let ide = options.properties(text)?;
         if options.drive.is_none() {
             return Err(no_drive(text, "No drive specified"));
         }
         let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
-        let drive = DeviceDrive {
-            drive: options.drive,
-            share_rw: options.share_rw,
-            id: options.id,
-            serial: options.serial,
-            ide,
-            write_cache: options.write_cache,
-            rerror: options.rerror.unwrap_or(OnError::Auto),
-            werror: options.werror.unwrap_or(OnError::Auto),
-            #[cfg(feature = "test-hooks")]
-            postpone: options.x_postpone.unwrap_or(true),
-        };
-        self.disk(drive, Attachment::Ide(place), text)
+        self.disk(
+            DeviceDrive::ide_disk(options, text)?,
+            Attachment::Ide(place),
+            text,
+        )
     }
 
     fn ide_cd(&mut self, options: IdeCdOptions, text: &str) -> Result<(), CliError> {
         let place = self.ide_device_place(options.bus.as_deref(), options.unit, text)?;
-        let drive = DeviceDrive {
-            ide: options.properties(),
-            drive: options.drive,
-            share_rw: options.share_rw,
-            id: options.id,
-            serial: options.serial,
-            write_cache: None,
-            rerror: options.rerror.unwrap_or(OnError::Auto),
-            werror: options.werror.unwrap_or(OnError::Auto),
-            #[cfg(feature = "test-hooks")]
-            postpone: true,
-        };
-        self.disk(drive, Attachment::IdeCd(place), text)
+        self.disk(options.into(), Attachment::IdeCd(place), text)
     }
 
     /// Takes the place of an IDE `--device`.
@@ -538,9 +568,9 @@ impl Builder {
             let own = matches!(&disk.root, DiskRoot::Named(node) if *node == disk.backend);
             (!own).then_some(&disk.backend)
         });
-        let empty = self.storage.empty_drives.iter().map(|drive| &drive.id);
+        let loose = self.storage.loose_drives.iter().map(|drive| &drive.id);
         match disks
-            .chain(empty)
+            .chain(loose)
             .find(|name| self.node_names.contains(*name))
         {
             None => Ok(()),
@@ -555,27 +585,18 @@ impl Builder {
         }
     }
 
-    /// Makes drives of those without a medium and without a device: QMP can put media into them.
-    fn add_empty_drives(&mut self) {
+    /// Makes disks without a device of the drives that no device uses: QMP can work on them, and put media
+    /// into those that are empty.
+    fn add_loose_drives(&mut self) {
         for (id, drive) in &mut self.drives {
-            if !drive.used && drive.medium.is_none() {
+            if !drive.used {
                 drive.used = true;
-                self.storage.empty_drives.push(EmptyDriveConfig {
+                self.storage.loose_drives.push(LooseDriveConfig {
                     id: id.clone(),
+                    root: root_of(drive.medium.as_ref()),
                     read_only: drive.read_only,
+                    limits: drive.limits.clone(),
                 });
-            }
-        }
-    }
-
-    /// Refuses drives that nobody uses: they would be opened for nothing.
-    fn check_drives_used(&self) -> Result<(), CliError> {
-        match self.drives.iter().find(|(_, drive)| !drive.used) {
-            None => Ok(()),
-            Some((id, drive)) => {
-                let remedy = format!("add --device virtio-blk-pci,drive={id}, or use --blockdev");
-                let problem = format!("no device uses drive '{id}'");
-                Err(CliError::new(DRIVE, drive.text.as_str(), problem, remedy))
             }
         }
     }
@@ -597,21 +618,6 @@ impl Drive {
         };
         Err(CliError::new(DEVICE, text, problem, remedy))
     }
-}
-
-/// What both kinds of disk device say about their drive.
-struct DeviceDrive {
-    /// None for an empty CD-ROM drive without a `--drive`.
-    drive: Option<String>,
-    share_rw: bool,
-    id: Option<String>,
-    serial: Option<String>,
-    ide: IdeProperties,
-    write_cache: Option<bool>,
-    rerror: OnError,
-    werror: OnError,
-    #[cfg(feature = "test-hooks")]
-    postpone: bool,
 }
 
 /// A device that needs a drive, without one.
@@ -647,7 +653,12 @@ fn collect_node_names(value: &Value, names: &mut Vec<String>) {
 }
 
 /// Refuses an id that QMP and the graph could not refer to.
-fn check_id(option: &'static str, text: &str, parameter: &str, id: &str) -> Result<(), CliError> {
+pub(super) fn check_id(
+    option: &'static str,
+    text: &str,
+    parameter: &str,
+    id: &str,
+) -> Result<(), CliError> {
     let well_formed = id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id
             .bytes()

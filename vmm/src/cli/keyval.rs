@@ -54,6 +54,29 @@ pub fn parse(text: &str, implied_key: Option<&str>) -> Result<Value, KeyvalError
     lists_in_place(Value::Object(root), "")
 }
 
+/// `text` with the key `from` called `to`; JSON stays as it is.
+pub fn rename_key(text: &str, from: &str, to: &str) -> String {
+    let renamed = pieces(text).map(|piece| match piece.strip_prefix(from) {
+        Some(rest) if rest.starts_with('=') => format!("{to}{rest}"),
+        _ => piece.to_owned(),
+    });
+    renamed.collect::<Vec<_>>().join(",")
+}
+
+/// Whether `text` has keys that lie in the group `name`.
+pub fn has_group(text: &str, name: &str) -> bool {
+    pieces(text).any(|piece| {
+        let rest = piece.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with('.') && rest.contains('='))
+    })
+}
+
+/// What stands between the commas. A comma that is written twice gives an empty piece, so that joining the
+/// pieces gives the text again.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+}
+
 /// Splits off the value at the head of `text`, up to a single comma, and returns it unescaped
 /// together with what follows the comma.
 fn take_value(text: &str) -> (String, &str) {

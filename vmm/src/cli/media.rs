@@ -1,15 +1,62 @@
 //! The medium of a `--drive`: the image that it names, or none.
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use sluice_block::BlockdevOptions;
 use sluice_block::driver::file::FileKind;
 
 use super::error::CliError;
-use super::options::{DriveInterface, DriveMedia, DriveOptions};
+use super::keyval;
+use super::options::{DriveInterface, DriveMedia, DriveOptions, Raw};
 use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
+use crate::qmp::json;
 
 const DRIVE: &str = "--drive";
+
+/// Where `file=` goes if there is `file.driver=` or its like as well: no key that was typed looks so.
+const NAME_KEY: &str = "file_";
+
+/// What a `--drive` says of its image's file.
+#[derive(Debug)]
+pub(super) struct DriveFile {
+    /// `file=`: a path, or a protocol and what it needs.
+    name: Option<String>,
+    /// `file.…=`: options of the protocol's node.
+    options: Map<String, Value>,
+    scalars: Scalars,
+}
+
+/// Splits a `--drive`'s value, in which `file` may be both a name and a group of options.
+pub(super) fn parse(text: &str) -> Result<(Raw, DriveFile), CliError> {
+    const FILE: &str = "file";
+    let renamed = keyval::rename_key(text, FILE, NAME_KEY);
+    let has_options = keyval::has_group(text, FILE);
+    let mut raw = if has_options {
+        Raw::parse(DRIVE, &renamed, Some(NAME_KEY))?.with_text(text)
+    } else {
+        Raw::parse(DRIVE, text, Some(FILE))?
+    };
+    let mut file = DriveFile {
+        name: None,
+        options: Map::new(),
+        scalars: raw.scalars,
+    };
+    let Some(drive) = raw.value.as_object_mut() else {
+        return Ok((raw, file));
+    };
+    for key in [NAME_KEY, FILE] {
+        match drive.remove(key) {
+            None => {}
+            Some(Value::String(name)) => file.name = Some(name),
+            Some(Value::Object(options)) => file.options = options,
+            Some(_) => {
+                let problem = "Invalid parameter type for 'file', expected: string";
+                return Err(raw.error(problem, "name the image"));
+            }
+        }
+    }
+    Ok((raw, file))
+}
 
 /// The node that `--drive` describes, in the words of `blockdev-add`; none for a drive that is empty
 /// until QMP puts a medium in.
@@ -18,6 +65,7 @@ const DRIVE: &str = "--drive";
 /// No image for a device that can't be without one, or what the image's options say.
 pub(super) fn medium(
     options: &DriveOptions,
+    file: DriveFile,
     text: &str,
 ) -> Result<Option<BlockdevOptions>, CliError> {
     let is_cd_rom = options.media == DriveMedia::Cdrom;
@@ -30,7 +78,7 @@ pub(super) fn medium(
         let problem = "copy-on-read=on needs a drive that can be written";
         return Err(CliError::new(DRIVE, text, problem, "leave it out"));
     }
-    if let Some(file) = &options.file {
+    if file.name.is_some() || !file.options.is_empty() {
         return node(options, file, text).map(Some);
     }
     let (problem, remedy) = if options.interface != DriveInterface::None && !is_cd_rom {
@@ -45,18 +93,66 @@ pub(super) fn medium(
     Err(CliError::new(DRIVE, text, problem, remedy))
 }
 
-fn node(options: &DriveOptions, file: &str, text: &str) -> Result<BlockdevOptions, CliError> {
-    let cache = json!({"direct": options.cache.direct(), "no-flush": options.cache.no_flush()});
-    let read_only = options.is_read_only();
-    let mut protocol = json!({
-        "driver": FileKind::of(file.as_ref()).driver_name(),
-        "filename": file,
-        "read-only": read_only,
-        "discard": options.discard.name(),
-        "cache": cache,
+/// A name as options of the protocol's node: a path, or `PROTOCOL:` and what it needs, as in QEMU.
+fn protocol(name: &str) -> Result<Map<String, Value>, String> {
+    let object = |value: Value| match value {
+        Value::Object(members) => Ok(members),
+        _ => Err("'json:' is followed by one object".to_owned()),
+    };
+    if let Some(text) = name.strip_prefix("json:") {
+        return object(json::parse(text.as_bytes()).map_err(|error| error.to_string())?);
+    }
+    for driver in ["null-co", "null-aio"] {
+        if name.strip_prefix(driver) == Some("://") {
+            return object(json!({"driver": driver}));
+        }
+    }
+    if let Some(rest) = name.strip_prefix("blkdebug:") {
+        let (config, image) = rest
+            .split_once(':')
+            .ok_or("'blkdebug:' is followed by RULES:IMAGE")?;
+        let mut node = object(json!({"driver": "blkdebug", "image": protocol(image)?}))?;
+        if !config.is_empty() {
+            node.insert("config".to_owned(), config.into());
+        }
+        return Ok(node);
+    }
+    let path = name.strip_prefix("file:").unwrap_or(name);
+    object(json!({
+        "driver": FileKind::of(path.as_ref()).driver_name(),
+        "filename": path,
+    }))
+}
+
+fn node(options: &DriveOptions, file: DriveFile, text: &str) -> Result<BlockdevOptions, CliError> {
+    let refuse = |problem: String| CliError::new(DRIVE, text, problem, "see --help");
+    // Of the file's own options all are written alike, so what is added here is too.
+    let flag = |value: bool| match (file.scalars, value) {
+        (Scalars::Typed, value) => Value::Bool(value),
+        (Scalars::Text, true) => "on".into(),
+        (Scalars::Text, false) => "off".into(),
+    };
+    let cache = json!({
+        "direct": flag(options.cache.direct()),
+        "no-flush": flag(options.cache.no_flush()),
     });
+    let read_only = flag(options.is_read_only());
+    let mut below = match &file.name {
+        Some(name) => protocol(name).map_err(refuse)?,
+        None => Map::new(),
+    };
+    below.extend(file.options);
+    let mut inherited = |member: &str, value: Value| {
+        below.entry(member).or_insert(value);
+    };
+    inherited("read-only", read_only.clone());
+    inherited("discard", options.discard.name().into());
+    inherited("cache", cache.clone());
     if let Some(aio) = options.aio {
-        protocol["aio"] = json!(aio.name());
+        inherited("aio", aio.name().into());
+    }
+    if let Some(auto) = options.auto_read_only {
+        inherited("auto-read-only", flag(auto));
     }
     let mut format = json!({
         "driver": "raw",
@@ -64,7 +160,7 @@ fn node(options: &DriveOptions, file: &str, text: &str) -> Result<BlockdevOption
         "discard": options.discard.name(),
         "detect-zeroes": options.detect_zeroes.name(),
         "cache": cache,
-        "file": protocol,
+        "file": below,
     });
     if let Some(node_name) = &options.node_name {
         format["node-name"] = json!(node_name);
@@ -76,7 +172,7 @@ fn node(options: &DriveOptions, file: &str, text: &str) -> Result<BlockdevOption
             "file": format,
         });
     }
-    blockdev::read(format, Scalars::Typed).map_err(|error| CliError::input(DRIVE, text, &error))
+    blockdev::read(format, file.scalars).map_err(|error| CliError::input(DRIVE, text, &error))
 }
 
 /// `--cdrom FILE` in the words of `--drive`; a comma in the name is written twice there.

@@ -4,10 +4,15 @@
 //! the QMP server work from, or into a [`Refusal`] that names the option, what is wrong with it and
 //! the remedy. Runs once, in the main thread, before anything is opened.
 
+mod absent;
 mod arguments;
+mod chardevs;
 mod dashes;
+mod device;
 mod disks;
 mod error;
+mod globals;
+mod help;
 mod ide;
 pub mod keyval;
 mod media;
@@ -18,6 +23,7 @@ mod tests;
 mod throttling;
 mod virtio;
 
+pub use chardevs::MonitorConfig;
 pub use error::CliError;
 
 use std::ffi::OsString;
@@ -27,16 +33,19 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 
+use crate::chardev::ChardevConfig;
 use crate::exit::ExitStatus;
 use crate::machine::config::{
-    AcceleratorConfig, BootConfig, MIB, MachineConfig, QtestConfig, SerialConfig,
+    AcceleratorConfig, BootConfig, MIB, MachineConfig, MachineKind, QtestConfig, SerialConfig,
 };
 use crate::qmp::input::parse_size;
+use crate::qmp::schema::{self, Shape};
+use crate::qtest::QtestLog;
 use crate::storage::StorageConfig;
 use arguments::Arguments;
+use chardevs::Chardevs;
 use options::{
     AccelKind, AccelOptions, DisplayOptions, IdeKind, MachineOptions, MemoryOptions, SmpOptions,
-    SocketOptions,
 };
 
 /// The most virtual CPUs: the APIC ids of 8 bits less the broadcast address.
@@ -53,8 +62,12 @@ pub struct CommandLine {
     pub piix: PiixModel,
     /// I/O threads, nodes and disks.
     pub storage: StorageConfig,
-    /// `--qmp`: where to serve QMP.
-    pub qmp: Vec<QmpSocket>,
+    /// `--chardev`, and those that short forms make.
+    pub chardevs: Vec<ChardevConfig>,
+    /// `--mon`, `--qmp`, `--monitor`: who is at which of them.
+    pub monitors: Vec<MonitorConfig>,
+    /// What the user should know, though nothing is wrong; a line each.
+    pub warnings: Vec<String>,
 }
 
 /// `--machine pc,ide=…`.
@@ -65,15 +78,6 @@ pub enum PiixModel {
     Piix3,
     /// PCI device 8086:7111.
     Piix4,
-}
-
-/// `--qmp unix:PATH[,server=on|off]`.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct QmpSocket {
-    /// The Unix socket.
-    pub path: PathBuf,
-    /// Listen on it; otherwise connect to whoever listens there, once.
-    pub server: bool,
 }
 
 /// Why there is no [`CommandLine`].
@@ -135,6 +139,17 @@ fn one_line(text: &str) -> String {
     format!("{} (try --help)", parts.join("; "))
 }
 
+/// What a `--device` of that kind takes; none if there is no such kind.
+pub fn device_shape(driver: &str) -> Option<Shape> {
+    match driver {
+        "ide-cd" => Some(schema::shape_of::<ide::IdeCdOptions>()),
+        "ide-hd" => Some(schema::shape_of::<ide::IdeDiskOptions>()),
+        "virtio-blk-pci" => Some(schema::shape_of::<virtio::VirtioBlkOptions>()),
+        "isa-debug-exit" => Some(schema::shape_of::<options::DebugExitOptions>()),
+        _ => None,
+    }
+}
+
 /// Parses `arguments`, the process's arguments without the program's name.
 ///
 /// # Errors
@@ -147,6 +162,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<CommandLin
     normal.extend(dashes::double_dashes(&command, arguments));
     let matches = command.try_get_matches_from(normal)?;
     let arguments = Arguments::from_arg_matches(&matches)?;
+    if let Some(text) = help::asked_for(&arguments) {
+        return Err(Refusal::Information(text));
+    }
     interpret(arguments).map_err(Refusal::from)
 }
 
@@ -155,45 +173,69 @@ fn help_footer() -> String {
 }
 
 fn interpret(arguments: Arguments) -> Result<CommandLine, CliError> {
+    absent::check(&arguments.absent)?;
     let cpus = cpus(arguments.smp.as_deref())?;
-    let devices = disks::parse(&arguments, cpus)?;
     let machine_options = match &arguments.machine {
         Some(text) => options::parse("--machine", text, Some("type"))?,
         None => MachineOptions::default(),
     };
+    let devices = disks::parse(&arguments, machine_options.kind, cpus)?;
     if let Some(text) = &arguments.display {
         options::parse::<DisplayOptions>("--display", text, Some("type"))?;
     }
-    let qmp = arguments.qmp.iter().map(|text| qmp_socket(text));
+    let chardevs = chardevs::parse(&arguments)?;
     let boot = boot(&arguments)?;
+    let accelerator = accelerator(&arguments, &machine_options, &chardevs)?;
     let machine = MachineConfig {
-        accelerator: accelerator(&arguments)?,
-        memory: memory(arguments.memory.as_deref())?,
+        kind: machine_options.kind,
+        memory: memory(arguments.memory.as_deref(), &accelerator)?,
         cpus,
         boot,
-        serial: serial(arguments.serial.as_deref(), arguments.nodefaults)?,
+        serial: serial(&arguments, &accelerator, &chardevs)?,
+        accelerator,
+        uuid: uuid(arguments.uuid)?,
         name: arguments.name,
         no_reboot: arguments.no_reboot,
+        no_shutdown: arguments.no_shutdown,
         start_paused: arguments.start_paused,
         debug_exit: devices.debug_exit,
     };
-    let command_line = CommandLine {
+    Ok(CommandLine {
         piix: match machine_options.ide {
             IdeKind::Piix3 => PiixModel::Piix3,
             IdeKind::Piix4 => PiixModel::Piix4,
         },
         storage: devices.storage,
-        qmp: qmp.collect::<Result<_, _>>()?,
+        chardevs: chardevs.chardevs,
+        monitors: chardevs.monitors,
+        warnings: devices.warnings,
         machine,
-    };
-    check_sockets(&command_line)?;
-    Ok(command_line)
+    })
 }
 
-fn memory(text: Option<&str>) -> Result<u64, CliError> {
+/// Checks the notation (RFC 9562 §4).
+fn uuid(text: Option<String>) -> Result<Option<String>, CliError> {
+    const GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let lengths = text.split('-').map(str::len);
+    let is_hex = |byte: u8| byte == b'-' || byte.is_ascii_hexdigit();
+    if lengths.eq(GROUPS) && text.bytes().all(is_hex) {
+        return Ok(Some(text.to_ascii_lowercase()));
+    }
+    let problem = "failed to parse UUID string: wrong format";
+    let remedy = "write 8-4-4-4-12 hexadecimal digits";
+    Err(CliError::new("--uuid", text, problem, remedy))
+}
+
+fn memory(text: Option<&str>, accelerator: &AcceleratorConfig) -> Result<u64, CliError> {
     const REMEDY: &str = "write 512M or 2G; a bare number counts MiB; at least 2M";
     let Some(text) = text else {
-        return Ok(MachineConfig::DEFAULT_MEMORY);
+        return Ok(match accelerator {
+            AcceleratorConfig::Kvm => MachineConfig::DEFAULT_MEMORY,
+            AcceleratorConfig::Qtest(_) => MachineConfig::DEFAULT_QTEST_MEMORY,
+        });
     };
     let options: MemoryOptions = options::parse("-m", text, Some("size"))?;
     let refuse = || {
@@ -253,10 +295,20 @@ fn boot(arguments: &Arguments) -> Result<Option<BootConfig>, CliError> {
     }))
 }
 
-fn accelerator(arguments: &Arguments) -> Result<AcceleratorConfig, CliError> {
+fn accelerator(
+    arguments: &Arguments,
+    machine: &MachineOptions,
+    chardevs: &Chardevs,
+) -> Result<AcceleratorConfig, CliError> {
     let kind = match &arguments.accel {
-        Some(text) => options::parse::<AccelOptions>("--accel", text, Some("accel"))?.accel,
-        None => AccelKind::default(),
+        Some(text) => Some(options::parse::<AccelOptions>("--accel", text, Some("accel"))?.accel),
+        None => machine.accel,
+    };
+    let kind = match (kind, machine.kind) {
+        (Some(kind), MachineKind::Pc) => kind,
+        (None, MachineKind::Pc) => AccelKind::default(),
+        // There is nothing that could run.
+        (_, MachineKind::None) => AccelKind::Qtest,
     };
     match (kind, arguments.qtest.as_deref()) {
         (AccelKind::Kvm, None) => {
@@ -273,67 +325,40 @@ fn accelerator(arguments: &Arguments) -> Result<AcceleratorConfig, CliError> {
             "a machine run by KVM can't be driven by qtest",
             "add --accel qtest",
         )),
-        (AccelKind::Qtest, None) => Err(CliError::bare(
-            "--accel qtest",
-            "nobody would drive the machine",
-            "add --qtest unix:PATH,server=on",
-        )),
-        (AccelKind::Qtest, Some(text)) => {
-            let (path, options) = socket("--qtest", text)?;
-            let server = options.server.unwrap_or(false);
-            if let Some(wait) = options.wait
-                && wait != server
-            {
-                let problem = format!("wait={} is not implemented", on_off(wait));
-                let remedy = "leave it out: a listening machine waits for its test";
-                return Err(CliError::new("--qtest", text, problem, remedy));
-            }
-            Ok(AcceleratorConfig::Qtest(QtestConfig { path, server }))
+        (AccelKind::Qtest, _) if chardevs.qtest.is_none() && chardevs.monitors.is_empty() => {
+            Err(CliError::bare(
+                "--accel qtest",
+                "nobody would drive the machine",
+                "add --qtest unix:PATH,server=on, or a monitor",
+            ))
         }
+        (AccelKind::Qtest, _) => Ok(AcceleratorConfig::Qtest(QtestConfig {
+            chardev: chardevs.qtest.clone(),
+            log: match arguments.qtest_log.as_deref() {
+                None => QtestLog::Stderr,
+                Some("none") => QtestLog::None,
+                Some(path) => QtestLog::File(PathBuf::from(path)),
+            },
+        })),
     }
 }
 
-fn qmp_socket(text: &str) -> Result<QmpSocket, CliError> {
-    let (path, options) = socket("--qmp", text)?;
-    if options.wait == Some(true) {
-        let problem = "wait=on is not implemented";
-        let remedy = "use wait=off, and -S to start the CPUs by 'cont'";
-        return Err(CliError::new("--qmp", text, problem, remedy));
-    }
-    Ok(QmpSocket {
-        path,
-        server: options.server.unwrap_or(true),
-    })
-}
-
-/// Splits `unix:PATH,key=value...`.
-fn socket(option: &'static str, text: &str) -> Result<(PathBuf, SocketOptions), CliError> {
-    /// What fits `sockaddr_un.sun_path` with its final NUL (unix(7)).
-    const LONGEST_PATH: usize = 107;
-    let remedy = "write unix:PATH";
-    let Some(address) = text.strip_prefix("unix:") else {
-        let problem = "only Unix sockets are supported";
-        return Err(CliError::new(option, text, problem, remedy));
-    };
-    let options = options::Raw::parse(option, address, Some("path"))?.with_text(text);
-    let options: SocketOptions = options.typed()?;
-    if options.path.is_empty() {
-        return Err(CliError::new(option, text, "the path is missing", remedy));
-    }
-    if options.path.len() > LONGEST_PATH {
-        let problem = format!("the path is longer than {LONGEST_PATH} bytes");
-        return Err(CliError::new(option, text, problem, "use a shorter path"));
-    }
-    Ok((PathBuf::from(&options.path), options))
-}
-
-const fn on_off(value: bool) -> &'static str {
-    if value { "on" } else { "off" }
-}
-
-fn serial(text: Option<&str>, nodefaults: bool) -> Result<SerialConfig, CliError> {
-    match text {
-        None if nodefaults => Ok(SerialConfig::None),
+fn serial(
+    arguments: &Arguments,
+    accelerator: &AcceleratorConfig,
+    chardevs: &Chardevs,
+) -> Result<SerialConfig, CliError> {
+    match arguments.serial.as_deref() {
+        None if arguments.nodefaults => Ok(SerialConfig::None),
+        None if chardevs.use_stdio() || *accelerator != AcceleratorConfig::Kvm => {
+            Ok(SerialConfig::Null)
+        }
+        Some("stdio") if chardevs.use_stdio() => Err(CliError::new(
+            "--serial",
+            "stdio",
+            "cannot use stdio by multiple character devices",
+            "there is one standard input",
+        )),
         None | Some("stdio") => Ok(SerialConfig::Stdio),
         Some("null") => Ok(SerialConfig::Null),
         Some("none") => Ok(SerialConfig::None),
@@ -347,25 +372,4 @@ fn serial(text: Option<&str>, nodefaults: bool) -> Result<SerialConfig, CliError
             )),
         },
     }
-}
-
-/// Refuses one path for two sockets.
-fn check_sockets(command_line: &CommandLine) -> Result<(), CliError> {
-    let mut paths = std::collections::BTreeSet::new();
-    if let AcceleratorConfig::Qtest(qtest) = &command_line.machine.accelerator {
-        paths.insert(&qtest.path);
-    }
-    for socket in &command_line.qmp {
-        if !paths.insert(&socket.path) {
-            let text = format!("unix:{}", socket.path.display());
-            let problem = "the path is used by another socket option";
-            return Err(CliError::new(
-                "--qmp",
-                text,
-                problem,
-                "give each socket its own path",
-            ));
-        }
-    }
-    Ok(())
 }

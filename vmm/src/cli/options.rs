@@ -12,6 +12,7 @@ use sluice_block::job::OnError;
 
 use super::error::CliError;
 use super::keyval;
+use crate::machine::config::MachineKind;
 use crate::qmp::input::{self, Scalars};
 use crate::qmp::json;
 
@@ -127,22 +128,10 @@ pub(super) enum AccelKind {
 #[serde(deny_unknown_fields)]
 pub(super) struct MachineOptions {
     #[serde(rename = "type", default)]
-    #[expect(
-        dead_code,
-        reason = "there is one machine type; reading it is checking it"
-    )]
     pub(super) kind: MachineKind,
     #[serde(default)]
     pub(super) ide: IdeKind,
-}
-
-/// The machine types.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum MachineKind {
-    /// A PC like QEMU's `pc`: i440FX-like host bridge, PIIX.
-    #[default]
-    Pc,
+    pub(super) accel: Option<AccelKind>,
 }
 
 /// The PCI function that the IDE channels belong to.
@@ -173,20 +162,11 @@ pub(super) enum DisplayKind {
     None,
 }
 
-/// `--qmp` and `--qtest`, after the `unix:`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SocketOptions {
-    pub(super) path: String,
-    pub(super) server: Option<bool>,
-    pub(super) wait: Option<bool>,
-}
-
 /// `--drive`: a node, its file and a device in one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct DriveOptions {
-    pub(super) file: Option<String>,
+    #[serde(alias = "driver")]
     pub(super) format: Option<DriveFormat>,
     #[serde(rename = "if")]
     pub(super) interface: DriveInterface,
@@ -197,6 +177,7 @@ pub(super) struct DriveOptions {
     pub(super) media: DriveMedia,
     #[serde(alias = "read-only")]
     pub(super) readonly: bool,
+    pub(super) auto_read_only: Option<bool>,
     pub(super) cache: CacheMode,
     pub(super) aio: Option<AioMode>,
     pub(super) discard: DiscardMode,

@@ -93,7 +93,8 @@ pub(super) fn ide_place(
     let refuse = |problem: &str, remedy: &str| Err(CliError::new("--drive", text, problem, remedy));
     let named = options.index.is_some() || options.bus.is_some() || options.unit.is_some();
     if options.interface != DriveInterface::Ide {
-        return if named {
+        // QEMU's scripts number drives whose places their devices know.
+        return if named && options.interface != DriveInterface::None {
             refuse("index, bus and unit belong to if=ide", "leave them out")
         } else {
             Ok(None)

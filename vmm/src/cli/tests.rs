@@ -6,11 +6,14 @@ use std::path::Path;
 use sluice_block::backend::ErrorPolicy;
 use sluice_block::job::OnError;
 
-use super::{CommandLine, PiixModel, Refusal, parse};
+use super::{CommandLine, MonitorConfig, PiixModel, Refusal, parse};
+use crate::chardev::{Backend, SocketAddress, SocketConfig};
 use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
+use crate::qmp::MonitorMode;
+use crate::qtest::QtestLog;
 use crate::storage::{
-    Attachment, DiskRoot, EmptyDriveConfig, IdePosition, IoThreadConfig, PciAddress,
+    Attachment, DiskRoot, IdePosition, IoThreadConfig, LooseDriveConfig, PciAddress,
     VirtioBlkProperties, VirtioDiskConfig,
 };
 
@@ -64,9 +67,17 @@ fn one_dash_and_two_mean_the_same() {
         assert_eq!(parsed.machine.serial, SerialConfig::Null);
         assert_eq!(parsed.piix, PiixModel::Piix4);
         assert_eq!(parsed.machine.accelerator, AcceleratorConfig::Kvm);
-        assert_eq!(parsed.qmp.len(), 1);
-        assert!(parsed.qmp[0].server);
-        assert_eq!(parsed.qmp[0].path, Path::new("/q"));
+        let socket = SocketConfig {
+            address: SocketAddress::Unix("/q".into()),
+            server: true,
+            wait: false,
+        };
+        assert_eq!(parsed.chardevs[0].backend, Backend::Socket(socket));
+        let monitor = MonitorConfig {
+            chardev: parsed.chardevs[0].id.clone(),
+            mode: MonitorMode::Control { pretty: false },
+        };
+        assert_eq!(parsed.monitors, [monitor]);
     }
 }
 
@@ -113,7 +124,7 @@ fn defaults() {
     assert_eq!(parsed.machine.cpus.get(), 1);
     assert_eq!(parsed.machine.serial, SerialConfig::Stdio);
     assert_eq!(parsed.piix, PiixModel::Piix3);
-    assert!(parsed.storage.disks.is_empty() && parsed.qmp.is_empty());
+    assert!(parsed.storage.disks.is_empty() && parsed.monitors.is_empty());
     assert_eq!(
         with_kernel("--nodefaults").machine.serial,
         SerialConfig::None
@@ -218,18 +229,31 @@ fn devices_stand_on_nodes_and_drives() {
 }
 
 #[test]
+fn drives_that_no_device_uses_are_disks_all_the_same() {
+    let parsed = with_kernel("--drive if=none,id=z,file=a,index=3");
+    let [loose] = parsed.storage.loose_drives.as_slice() else {
+        panic!("{:?}", parsed.storage);
+    };
+    assert_eq!(loose.id, "z");
+    assert!(matches!(loose.root, DiskRoot::Own(_)));
+    assert!(parsed.storage.disks.is_empty());
+}
+
+#[test]
 fn drives_may_be_empty_or_hold_what_is_never_written() {
     let parsed = with_kernel(
         "--drive if=none,id=cd0,media=cdrom --drive if=none,id=stick \
          --drive if=none,id=ro,readonly=on --drive if=none,id=x,file=b,media=cdrom \
          --device virtio-blk-pci,drive=x",
     );
-    let empty = |id: &str, read_only| EmptyDriveConfig {
+    let empty = |id: &str, read_only| LooseDriveConfig {
         id: id.to_owned(),
+        root: DiskRoot::Empty,
         read_only,
+        limits: None,
     };
     let expected = [empty("cd0", true), empty("ro", true), empty("stick", false)];
-    assert_eq!(parsed.storage.empty_drives, expected);
+    assert_eq!(parsed.storage.loose_drives, expected);
     let [disk] = parsed.storage.disks.as_slice() else {
         panic!("{:?}", parsed.storage);
     };
@@ -274,7 +298,7 @@ fn cd_rom_drives_may_be_empty_or_hold_what_is_never_written() {
     }
     assert_eq!(drive.root, DiskRoot::Empty);
     assert_eq!(device.root, DiskRoot::Empty);
-    assert!(parsed.storage.empty_drives.is_empty());
+    assert!(parsed.storage.loose_drives.is_empty());
 }
 
 #[test]
@@ -397,8 +421,8 @@ fn json_is_as_good_as_pairs() {
 fn qtest_needs_no_kernel() {
     let parsed = accepted("--accel qtest --qtest unix:/t,server=on");
     let expected = QtestConfig {
-        path: "/t".into(),
-        server: true,
+        chardev: Some("qtest".to_owned()),
+        log: QtestLog::Stderr,
     };
     assert_eq!(
         parsed.machine.accelerator,
@@ -476,8 +500,8 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
             &["--qmp", "'path' is missing"],
         ),
         (
-            "--kernel k --qmp unix:/q,wait=on".into(),
-            &["wait=on", "-S"],
+            "--kernel k --qmp unix:/q,server=off,wait=on".into(),
+            &["wait=on", "client sockets", "server=on"],
         ),
         (
             "--kernel k --qmp unix:/q,foo=1".into(),
@@ -560,10 +584,6 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
         (
             format!("{disk},id=a --device virtio-blk-pci,drive=a"),
             &["'a' is already in use", "if=none"],
-        ),
-        (
-            format!("{disk},if=none,id=z"),
-            &["no device uses drive 'z'", "drive=z"],
         ),
         (
             "--kernel k --drive if=none,id=e --device ide-hd,drive=e".into(),

@@ -36,6 +36,8 @@ enum Wanted {
 
 struct State {
     wanted: Wanted,
+    /// By vCPU: its thread, as the host numbers it; 0 until that has begun.
+    threads: Vec<u32>,
     /// vCPUs whose threads have not ended.
     alive: usize,
     parked: usize,
@@ -75,6 +77,7 @@ impl Vcpus {
     fn new(count: usize) -> Self {
         let state = State {
             wanted: Wanted::Park,
+            threads: vec![0; count],
             alive: count,
             parked: 0,
             resets: 0,
@@ -91,6 +94,12 @@ impl Vcpus {
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// The threads that run, by vCPU, as the host numbers them.
+    #[must_use]
+    pub fn threads(&self) -> Vec<u32> {
+        self.shared.state.lock().threads.clone()
     }
 
     /// Asks every vCPU to park when it comes by; does not wait and does not kick. For devices: the
@@ -227,6 +236,12 @@ impl Drop for VcpuSet {
 /// The life of a vCPU's thread.
 fn vcpu_thread(mut vcpu: Vcpu, shared: &Shared, failure: &FailureSink) {
     let number = vcpu.number();
+    if let Some(thread) = shared.state.lock().threads.get_mut(usize::from(number)) {
+        *thread = rustix::thread::gettid()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs();
+    }
     let lived = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, shared, failure)));
     {
         let mut state = shared.state.lock();

@@ -3,14 +3,22 @@
 use std::num::NonZeroU8;
 use std::path::PathBuf;
 
+use serde::Deserialize;
+
+use crate::qtest::QtestLog;
+
 /// One MiB in bytes.
 pub const MIB: u64 = 1 << 20;
 
 /// A machine as the user asked for it.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
+    /// `--machine`: which devices the board has.
+    pub kind: MachineKind,
     /// `--name`: how management tools call the machine.
     pub name: Option<String>,
+    /// `--uuid`, in its usual notation.
+    pub uuid: Option<String>,
     /// `--accel`: what runs the guest.
     pub accelerator: AcceleratorConfig,
     /// `-m`: guest memory in bytes.
@@ -23,6 +31,8 @@ pub struct MachineConfig {
     pub serial: SerialConfig,
     /// `--no-reboot`: a reset ends the process.
     pub no_reboot: bool,
+    /// `--no-shutdown`: a guest that switches off leaves the process running.
+    pub no_shutdown: bool,
     /// `-S`: the vCPUs wait for QMP's `cont`.
     pub start_paused: bool,
     /// `--device isa-debug-exit`.
@@ -32,21 +42,87 @@ pub struct MachineConfig {
 impl MachineConfig {
     /// Guest memory when the command line does not say.
     pub const DEFAULT_MEMORY: u64 = 256 * MIB;
+    /// The same for a machine that runs no guest: what QEMU's tests expect.
+    pub const DEFAULT_QTEST_MEMORY: u64 = 128 * MIB;
+
+    /// The UUID as a number; zero without one.
+    #[must_use]
+    pub fn uuid_number(&self) -> u128 {
+        let digits = self.uuid.as_deref().unwrap_or_default().replace('-', "");
+        u128::from_str_radix(&digits, 16).unwrap_or(0)
+    }
 }
 
 impl Default for MachineConfig {
     /// A KVM machine of one vCPU that has nothing to boot yet.
     fn default() -> Self {
         Self {
+            kind: MachineKind::Pc,
             name: None,
+            uuid: None,
             accelerator: AcceleratorConfig::Kvm,
             memory: Self::DEFAULT_MEMORY,
             cpus: NonZeroU8::MIN,
             boot: None,
             serial: SerialConfig::Stdio,
             no_reboot: false,
+            no_shutdown: false,
             start_paused: false,
             debug_exit: None,
+        }
+    }
+}
+
+/// The machine types.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineKind {
+    /// A PC like QEMU's `pc`: i440FX-like host bridge, PIIX.
+    #[default]
+    #[serde(alias = "pc-i440fx-10.0")]
+    Pc,
+    /// Memory, and nothing else: neither buses nor processors.
+    None,
+}
+
+impl MachineKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Pc, Self::None];
+
+    /// The name that does not change with the version it is compatible with.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pc => "pc-i440fx-10.0",
+            Self::None => "none",
+        }
+    }
+
+    /// A shorter name for it.
+    #[must_use]
+    pub const fn alias(self) -> Option<&'static str> {
+        match self {
+            Self::Pc => Some("pc"),
+            Self::None => None,
+        }
+    }
+
+    /// The most CPUs it can have.
+    #[must_use]
+    pub const fn most_cpus(self) -> u32 {
+        match self {
+            // The APIC ids of 8 bits less the broadcast address.
+            Self::Pc => 254,
+            Self::None => 1,
+        }
+    }
+
+    /// What it is, for people.
+    #[must_use]
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Pc => "PC with a host bridge like the i440FX's, PIIX IDE and PCI",
+            Self::None => "empty machine",
         }
     }
 }
@@ -60,13 +136,13 @@ pub enum AcceleratorConfig {
     Qtest(QtestConfig),
 }
 
-/// `--qtest unix:PATH[,server=on]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// `--qtest`, `--qtest-log`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QtestConfig {
-    /// The Unix socket.
-    pub path: PathBuf,
-    /// Listen on it and wait for the test, instead of connecting to a listening test.
-    pub server: bool,
+    /// The character device that the test is at; none: nobody drives the devices.
+    pub chardev: Option<String>,
+    /// Where the traffic is logged.
+    pub log: QtestLog,
 }
 
 /// What the guest boots.

@@ -21,6 +21,7 @@ use sluice_aio::AioContext;
 use sluice_devices::legacy::{GuestFailure, MachineRequest, PmBlock};
 use sluice_devices::reset::ResetHook;
 
+use super::config::MachineKind;
 use super::engine::Engine;
 use crate::control::{
     Accelerator, Cause, ControlError, LocalFuture, PanicAction, RunState, VmControl, VmEvent,
@@ -38,7 +39,11 @@ pub type Notice = Arc<dyn Fn() + Send + Sync>;
 /// What a controller is made of.
 pub(super) struct Parts {
     pub(super) name: Option<String>,
+    pub(super) uuid: Option<String>,
+    pub(super) kind: MachineKind,
+    pub(super) cpus: u8,
     pub(super) no_reboot: bool,
+    pub(super) no_shutdown: bool,
     pub(super) main: AioContext,
     pub(super) engine: Engine,
     pub(super) pm: Arc<PmBlock>,
@@ -184,6 +189,9 @@ impl Controller {
     /// A request of the guest; the vCPU that made it is parked. Main context.
     pub(super) async fn guest_asked(&self, request: MachineRequest) {
         match request {
+            MachineRequest::PowerOff if self.parts.no_shutdown => {
+                self.stay_off().await;
+            }
             MachineRequest::PowerOff => {
                 self.end(Exit::quiet(ExitStatus::Success), Cause::GuestShutdown);
             }
@@ -253,6 +261,21 @@ impl Controller {
         Ok(())
     }
 
+    /// Stops the vCPUs of a machine that has switched off, for the operator to look at.
+    async fn stay_off(&self) {
+        let _turn = self.turn.lock().await;
+        if self.is_ending() {
+            return;
+        }
+        self.parts.engine.stop();
+        self.set_state(RunState::Shutdown);
+        self.emit(VmEvent::Shutdown(Cause::GuestShutdown));
+        let chores = self.on_stop.lock().clone();
+        for chore in chores {
+            chore().await;
+        }
+    }
+
     /// Stops the vCPUs; `state` says why.
     async fn do_stop(&self, state: RunState) -> Result<(), ControlError> {
         let _turn = self.turn.lock().await;
@@ -279,7 +302,11 @@ impl Controller {
     async fn do_resume(&self) -> Result<(), ControlError> {
         let _turn = self.turn.lock().await;
         let state = self.status();
-        if self.is_ending() || matches!(state, RunState::GuestPanicked | RunState::InternalError) {
+        let stays = matches!(
+            state,
+            RunState::GuestPanicked | RunState::InternalError | RunState::Shutdown
+        );
+        if self.is_ending() || stays {
             return Err(ControlError::WrongState {
                 verb: "cont",
                 state,
@@ -301,6 +328,25 @@ impl Controller {
 impl VmControl for Controller {
     fn name(&self) -> Option<String> {
         self.parts.name.clone()
+    }
+
+    fn uuid(&self) -> Option<String> {
+        self.parts.uuid.clone()
+    }
+
+    fn machine_kind(&self) -> MachineKind {
+        self.parts.kind
+    }
+
+    fn cpu_threads(&self) -> Vec<u32> {
+        let own = self.parts.engine.threads();
+        match self.parts.kind {
+            MachineKind::Pc if own.is_empty() => {
+                vec![std::process::id(); usize::from(self.parts.cpus)]
+            }
+            MachineKind::Pc => own,
+            MachineKind::None => Vec::new(),
+        }
     }
 
     fn accelerator(&self) -> Accelerator {

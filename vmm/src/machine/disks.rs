@@ -17,11 +17,14 @@ use sluice_devices::virtio::VirtioError;
 use thiserror::Error;
 
 use super::MachineBuilder;
+use super::config::MachineKind;
 use super::routing::IDE_IRQS;
 use super::virtio;
 use crate::cli::PiixModel;
 use crate::iothreads::{IoThreadError, IoThreads};
-use crate::storage::{Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, StorageConfig};
+use crate::storage::{
+    Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, LooseDriveConfig, StorageConfig,
+};
 
 /// What holds the disk of a virtio device in QEMU's object tree.
 const VIRTIO_BACKEND: &str = "virtio-backend";
@@ -111,9 +114,11 @@ pub struct DiskParts<'a> {
     pub main: &'a AioContext,
     /// Which part carries the IDE channels.
     pub piix: PiixModel,
+    /// Whether there are buses at all.
+    pub kind: MachineKind,
 }
 
-/// Starts the threads, opens the nodes and puts the disks on `builder`'s machine. A machine
+/// Starts the threads, opens the nodes and puts the disks on `builder`'s machine. A machine with buses
 /// always has the IDE controller, with or without disks.
 ///
 /// # Errors
@@ -144,12 +149,13 @@ pub async fn add(
             source,
         })?;
     }
-    for drive in &storage.empty_drives {
-        let added = parts.graph.add_empty_backend(&drive.id, drive.read_only);
-        added.map_err(|source| DiskError::Root {
-            disk: drive.id.clone(),
-            source,
-        })?;
+    for drive in &storage.loose_drives {
+        let backend = loose_backend(parts.graph, drive).await?;
+        limit(parts.graph, &backend, drive.limits.as_ref()).await?;
+    }
+    if parts.kind == MachineKind::None {
+        // The command line has no devices for it.
+        return Ok(());
     }
     let mut drives: [[Option<DriveConfig>; 2]; 2] = Default::default();
     for disk in &storage.disks {
@@ -239,14 +245,46 @@ async fn backend(graph: &Graph, disk: &DiskConfig) -> Result<Arc<Backend>, DiskE
         });
     }
     backend.set_policy(disk.errors);
-    if let Some(DiskLimits { group, limits }) = &disk.limits {
-        let set = graph.set_io_throttle(&backend, group.as_deref(), *limits);
-        set.await.map_err(|error| DiskError::ThrottleGroup {
-            id: group.clone().unwrap_or_else(|| disk.backend.clone()),
-            source: error.into(),
-        })?;
-    }
+    limit(graph, &backend, disk.limits.as_ref()).await?;
     Ok(backend)
+}
+
+/// The backend of a drive that no device uses.
+async fn loose_backend(graph: &Graph, drive: &LooseDriveConfig) -> Result<Arc<Backend>, DiskError> {
+    let failed = |source| DiskError::Root {
+        disk: drive.id.clone(),
+        source,
+    };
+    match &drive.root {
+        DiskRoot::Own(options) => {
+            let own = graph.add_implicit_node(options).await.map_err(failed)?;
+            graph.add_backend(&drive.id, &own).map_err(failed)
+        }
+        DiskRoot::Named(name) => {
+            let node = graph.node(name).map_err(failed)?;
+            graph.add_backend(&drive.id, &node).map_err(failed)
+        }
+        DiskRoot::Empty => {
+            let added = graph.add_empty_backend(&drive.id, drive.read_only);
+            added.map_err(failed)
+        }
+    }
+}
+
+/// Gives a disk its limits.
+async fn limit(
+    graph: &Graph,
+    backend: &Arc<Backend>,
+    limits: Option<&DiskLimits>,
+) -> Result<(), DiskError> {
+    let Some(DiskLimits { group, limits }) = limits else {
+        return Ok(());
+    };
+    let set = graph.set_io_throttle(backend, group.as_deref(), *limits);
+    set.await.map_err(|error| DiskError::ThrottleGroup {
+        id: group.clone().unwrap_or_else(|| backend.name().to_owned()),
+        source: error.into(),
+    })
 }
 
 fn add_ide(

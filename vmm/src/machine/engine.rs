@@ -82,6 +82,14 @@ impl Engine {
         }
     }
 
+    /// The vCPUs' threads; none where there are none.
+    pub(super) fn threads(&self) -> Vec<u32> {
+        match self {
+            Self::Kvm(engine) => engine.vcpus.handle().threads(),
+            Self::Qtest => Vec::new(),
+        }
+    }
+
     /// Returns when no vCPU runs.
     pub(super) fn park(&self) {
         if let Self::Kvm(engine) = self {

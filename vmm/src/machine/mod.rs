@@ -5,6 +5,7 @@ pub mod config;
 mod controller;
 pub mod disks;
 mod engine;
+pub mod models;
 mod requests;
 pub mod routing;
 mod virtio;

@@ -13,9 +13,10 @@ use sluice_block::options::{
 };
 
 use super::input::{self, InputError, Scalars};
+use super::schema::{self, Member, Shape};
 
 /// The drivers that options may name.
-const DRIVERS: &[&str] = &[
+pub const DRIVERS: &[&str] = &[
     "blkdebug",
     "copy-before-write",
     "copy-on-read",
@@ -29,6 +30,54 @@ const DRIVERS: &[&str] = &[
 
 /// Children within children; far more than any sensible graph.
 const DEEPEST: usize = 16;
+
+/// The newtype by which commands refer to these options in the schema.
+pub const NODE_OPTIONS: &str = "NodeOptions";
+
+/// The options of a node as a command's argument, to be [`read`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct NodeOptions(pub Value);
+
+/// What [`read`] takes.
+pub fn shape() -> Shape {
+    let tag = Member {
+        name: "driver".to_owned(),
+        shape: Shape::Enum(DRIVERS.iter().map(|name| (*name).to_owned()).collect()),
+        optional: false,
+    };
+    let variant = |driver: &&str| ((*driver).to_owned(), driver_shape(driver));
+    Shape::Union {
+        members: vec![tag],
+        tag: "driver",
+        variants: DRIVERS.iter().map(variant).collect(),
+    }
+}
+
+/// What a driver's own options are, with its children as [`take_child`] reads them.
+fn driver_shape(driver: &str) -> Shape {
+    let (shape, children): (_, &[&str]) = match driver {
+        "file" | "host_device" => (schema::shape_of::<FileNode>(), &[]),
+        "null-co" | "null-aio" => (schema::shape_of::<NullNode>(), &[]),
+        "raw" => (schema::shape_of::<RawNode>(), &["file"]),
+        "copy-before-write" => (
+            schema::shape_of::<CopyBeforeWriteNode>(),
+            &["file", "target"],
+        ),
+        "copy-on-read" => (schema::shape_of::<CopyOnReadNode>(), &["file"]),
+        "throttle" => (schema::shape_of::<ThrottleNode>(), &["file"]),
+        "blkdebug" => (schema::shape_of::<BlkdebugNode>(), &["image"]),
+        _ => (Shape::ANY, &[]),
+    };
+    let Shape::Object(mut members) = shape else {
+        return shape;
+    };
+    for member in &mut members {
+        if children.contains(&member.name.as_str()) {
+            member.shape = Shape::Alternate(vec![Shape::STR, Shape::Named(NODE_OPTIONS)]);
+        }
+    }
+    Shape::Object(members)
+}
 
 /// Reads `value` as the options of a node and of the children described with it.
 ///

@@ -1,6 +1,7 @@
 //! Turns what happens to the machine and its disks into QMP events, for every session.
 //!
-//! [`EventBus`] takes events from any thread, stamps them with the real time and puts them into the
+//! [`EventBus`] takes events from any thread, stamps them with the time of day (under qtest, with that of the
+//! guest's clock, as QEMU does) and puts them into the
 //! [`Outbox`] of each session that has negotiated. `BLOCK_IO_ERROR`, which a guest can bring about
 //! as often as it likes, is limited as in QEMU: of the events about one device within a second the
 //! first and the last are sent. No lock is held while another is taken.
@@ -12,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
-use sluice_aio::{AioContext, current};
+use sluice_aio::{AioContext, Clock, current};
 use sluice_block::{BlockEvent, EventSink};
 
 use super::outbox::Outbox;
@@ -27,6 +28,8 @@ const LIMIT_PERIOD: Duration = Duration::from_secs(1);
 pub struct EventBus {
     this: Weak<Self>,
     main: AioContext,
+    /// The guest's clock, if that is moved by hand: limits and stamps go by it.
+    guest_clock: Option<Clock>,
     sessions: Mutex<Vec<Weak<Outbox>>>,
     /// What is limited now, by device: the latest event that was held back.
     limited: Mutex<BTreeMap<String, Option<BlockEvent>>>,
@@ -35,9 +38,15 @@ pub struct EventBus {
 impl EventBus {
     /// A bus without sessions. The limits' timers run in `main`.
     pub fn new(main: AioContext) -> Arc<Self> {
+        Self::on_clock(main, None)
+    }
+
+    /// As [`EventBus::new`], with limits and time stamps by the guest's clock.
+    pub fn on_clock(main: AioContext, guest_clock: Option<Clock>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             main,
+            guest_clock,
             sessions: Mutex::default(),
             limited: Mutex::default(),
         })
@@ -51,7 +60,11 @@ impl EventBus {
     }
 
     fn send(&self, event: &impl Serialize) {
-        let line: Arc<str> = match event_line(event, SystemTime::now()) {
+        let now = match &self.guest_clock {
+            Some(clock) => UNIX_EPOCH + clock.now(),
+            None => SystemTime::now(),
+        };
+        let line: Arc<str> = match event_line(event, now) {
             Ok(line) => line.into(),
             Err(error) => {
                 // No event holds what JSON can't; but losing one must not pass unseen.
@@ -85,8 +98,12 @@ impl EventBus {
     fn start_period(&self, device: &str) {
         let bus = Weak::clone(&self.this);
         let device = device.to_owned();
+        let guest_clock = self.guest_clock.clone();
         self.main.spawn(move || async move {
-            current::sleep(LIMIT_PERIOD).await;
+            match guest_clock {
+                Some(clock) => clock.sleep(LIMIT_PERIOD).await,
+                None => current::sleep(LIMIT_PERIOD).await,
+            }
             if let Some(bus) = bus.upgrade() {
                 bus.end_period(&device);
             }
@@ -127,7 +144,7 @@ impl VmEventSink for EventBus {
 }
 
 /// The QMP form of a machine's event, without its time.
-fn vm_event(event: VmEvent) -> Value {
+pub(super) fn vm_event(event: VmEvent) -> Value {
     match event {
         VmEvent::Stop => json!({"event": "STOP"}),
         VmEvent::Resume => json!({"event": "RESUME"}),

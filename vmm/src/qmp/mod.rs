@@ -1,7 +1,7 @@
-//! QMP: the machine protocol on Unix sockets, in QEMU's wire format.
+//! Monitors: QMP, the machine protocol, in QEMU's wire format, and a line mode for people.
 //!
 //! ```text
-//!  socket ── Framer ── Session ── commands ──► Graph, jobs, VmControl, IoThreads
+//!  stream ── Framer ── Session ── commands ──► Graph, jobs, VmControl, IoThreads
 //!     ▲                   │ replies
 //!     └──── Outbox ◄──────┴──────── EventBus ◄── block layer, machine (any thread)
 //! ```
@@ -12,23 +12,23 @@
 
 pub mod blockdev;
 mod commands;
+mod console;
 mod error;
 mod events;
 pub mod input;
 pub mod json;
 pub mod object;
 mod outbox;
+pub mod schema;
 mod server;
 mod session;
-mod socket;
 #[cfg(test)]
 mod tests;
 
 pub use commands::Monitor;
 pub use error::{ErrorClass, QmpError};
 pub use events::EventBus;
-pub use server::QmpServer;
-pub use socket::{SocketError, SocketFile, connect, listen};
+pub use server::{MonitorMode, QmpServer};
 
 /// How a line on the wire ends, as in QEMU.
 const LINE_END: &str = "\r\n";

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use sluice_block::driver::throttle::ThrottleLimits;
 
 use super::input::{self, InputError, Scalars};
+use super::schema::{self, Member, Shape};
 use crate::storage::IoThreadConfig;
 
 /// The types of objects.
@@ -40,6 +41,42 @@ impl ObjectOptions {
             Self::IoThread(thread) => &thread.id,
             Self::ThrottleGroup(group) => &group.id,
         }
+    }
+}
+
+/// The newtype by which commands refer to these options in the schema.
+pub const OBJECT_OPTIONS: &str = "ObjectArguments";
+
+/// The options of an object as a command's arguments, to be [`read`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct ObjectArguments(pub Value);
+
+/// What [`read`] takes.
+pub fn shape() -> Shape {
+    let member = |name: &str, shape| Member {
+        name: name.to_owned(),
+        shape,
+        optional: false,
+    };
+    let kinds = KINDS.iter().map(|kind| (*kind).to_owned()).collect();
+    let variant = |kind: &&str| {
+        let shape = match *kind {
+            "iothread" => schema::shape_of::<IoThreadConfig>(),
+            "throttle-group" => schema::shape_of::<ThrottleGroupObject>(),
+            _ => Shape::ANY,
+        };
+        // Those that each object has are told of once.
+        let members = schema::members_of([shape]).into_iter();
+        let own = members.filter(|member| member.name != "id").collect();
+        ((*kind).to_owned(), Shape::Object(own))
+    };
+    Shape::Union {
+        members: vec![
+            member("qom-type", Shape::Enum(kinds)),
+            member("id", Shape::STR),
+        ],
+        tag: "qom-type",
+        variants: KINDS.iter().map(variant).collect(),
     }
 }
 

@@ -9,17 +9,17 @@
 //! [`Outbox::push`] may be called from any thread; the rest runs in the main context.
 
 use std::collections::VecDeque;
-use std::io::{self, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use event_listener::Event;
 use futures_util::future;
 use parking_lot::Mutex;
+use serde::Serialize as _;
 use sluice_aio::current;
 
-use super::server::RETRY_PAUSE;
+use crate::chardev::Output;
 
 /// A session whose client leaves more than this unread is given no further replies to queue.
 pub const HIGH_WATER: usize = 1 << 20;
@@ -37,6 +37,39 @@ enum Ending {
     Abandon,
 }
 
+/// What the other end reads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Form {
+    /// A message a line.
+    Lines,
+    /// Messages over several lines, indented.
+    Pretty,
+    /// Text; no events.
+    Text,
+}
+
+impl Form {
+    /// `line` in this form.
+    fn apply(self, line: Arc<str>) -> Arc<str> {
+        match self {
+            Self::Lines | Self::Text => line,
+            Self::Pretty => pretty(&line).map_or(line, Arc::from),
+        }
+    }
+}
+
+/// A message over several lines, each with its end; none: it is no message.
+fn pretty(line: &str) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(line).ok()?;
+    let mut text = Vec::new();
+    let indent = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, indent);
+    value.serialize(&mut serializer).ok()?;
+    let mut text = String::from_utf8(text).ok()?.replace('\n', super::LINE_END);
+    text.push_str(super::LINE_END);
+    Some(text)
+}
+
 #[derive(Debug)]
 struct State {
     lines: VecDeque<Arc<str>>,
@@ -50,14 +83,16 @@ struct State {
 /// The outgoing queue of one session.
 #[derive(Debug)]
 pub(super) struct Outbox {
+    form: Form,
     state: Mutex<State>,
     /// Something in `state` changed.
     changed: Event,
 }
 
 impl Outbox {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(form: Form) -> Arc<Self> {
         Arc::new(Self {
+            form,
             state: Mutex::new(State {
                 lines: VecDeque::new(),
                 bytes: 0,
@@ -84,6 +119,7 @@ impl Outbox {
     }
 
     fn push(&self, line: Arc<str>, is_event: bool) {
+        let line = self.form.apply(line);
         let mut state = self.state.lock();
         if state.ending != Ending::Open || (is_event && !state.events) {
             return;
@@ -149,12 +185,12 @@ impl Outbox {
         }
     }
 
-    /// Writes what is queued to `stream`, which does not block, until the session is over. One task
+    /// Writes what is queued to `output` until the session is over. One task
     /// per session does this.
     ///
     /// # Errors
     /// The client can't be written to any more.
-    pub(super) async fn write_to(&self, stream: &UnixStream) -> io::Result<()> {
+    pub(super) async fn write_to(&self, output: &Output) -> io::Result<()> {
         loop {
             let line = self.wait(|state| match (state.ending, state.lines.front()) {
                 (Ending::Abandon, _) | (Ending::Finish, None) => Some(None),
@@ -164,7 +200,7 @@ impl Outbox {
             let Some(line) = line.await else {
                 return Ok(());
             };
-            write_all(stream, line.as_bytes()).await?;
+            output.write_all(line.as_bytes()).await?;
             let mut state = self.state.lock();
             state.lines.pop_front();
             state.bytes -= line.len();
@@ -187,21 +223,4 @@ impl Outbox {
         })
         .await;
     }
-}
-
-async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match (&*stream).write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if current::writable(stream).await.is_err() {
-                    current::sleep(RETRY_PAUSE).await;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -1,13 +1,10 @@
-//! QMP on Unix sockets: listening, accepting, and one pair of tasks per client.
+//! Monitors on character devices: accepting, and one pair of tasks per client.
 //!
-//! Everything runs in the main context. A client's *reader* task takes messages off the socket and
+//! Everything runs in the main context. A client's *reader* task takes messages off the stream and
 //! executes them one after the other; its *writer* task sends what is in the [`Outbox`]. A client
 //! that disconnects takes its session with it and nothing else: jobs it started go on.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Read as _};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +14,35 @@ use futures_util::future::{self, Either};
 use sluice_aio::{JoinHandle, current};
 
 use super::commands::Monitor;
+use super::console::Console;
 use super::events::EventBus;
 use super::json::Framer;
-use super::outbox::Outbox;
-use super::session::Session;
-use super::socket::{self, SocketError, SocketFile};
-use crate::cli::QmpSocket;
+use super::outbox::{Form, Outbox};
+use super::session::{AfterReply, Session};
+use crate::chardev::{Attachment, Endpoint, Input, Listener, Output, SocketFile, Stream};
 
-/// Clients at once, over all sockets; more wait in the sockets' backlogs.
+/// Clients at once, over all monitors; more wait in the sockets' backlogs.
 const MAX_CLIENTS: usize = 64;
-/// Bytes taken off a socket at once. Also bounds how many messages can wait to be executed.
+/// Bytes taken off a stream at once. Also bounds how many messages can wait to be executed.
 const READ_SIZE: usize = 4096;
 /// What needs a descriptor and finds none left is tried again after this long.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the end of the process waits for clients to take their last events.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// The sessions of all sockets.
+/// How a monitor speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MonitorMode {
+    /// QMP, for programs.
+    Control {
+        /// Replies and events over several lines.
+        pretty: bool,
+    },
+    /// Lines of text, for people.
+    Readline,
+}
+
+/// The sessions of all monitors.
 ///
 /// Lives in the main context and is made and dropped there. Dropping it closes all sessions and
 /// removes the sockets' files.
@@ -89,28 +98,18 @@ impl QmpServer {
         }
     }
 
-    /// Serves QMP on `socket`: listens on it, or connects to it. Call it in a task of the main
+    /// Serves a monitor on `endpoint`, which counts as used by `attachment`. Call it in a task of the main
     /// context.
-    ///
-    /// # Errors
-    /// [`SocketError`], which names the path.
-    pub fn serve(&mut self, socket: &QmpSocket) -> Result<(), SocketError> {
-        if socket.server {
-            let (listener, file) = socket::listen(&socket.path)?;
-            self.files.push(file);
-            let shared = Rc::clone(&self.shared);
-            let path = socket.path.clone();
-            let task = current::spawn_local(accept(shared, listener, path));
-            self.listeners.push(task);
-        } else {
-            self.admit(socket::connect(&socket.path)?);
+    pub fn serve(&mut self, endpoint: Endpoint, mode: MonitorMode, attachment: Attachment) {
+        match endpoint {
+            Endpoint::Null => {}
+            Endpoint::Connected(stream) => admit(&self.shared, stream, mode, attachment),
+            Endpoint::Listening(mut listener) => {
+                self.files.extend(listener.take_file());
+                let accepting = accept(Rc::clone(&self.shared), listener, mode, attachment);
+                self.listeners.push(current::spawn_local(accepting));
+            }
         }
-        Ok(())
-    }
-
-    /// Starts a session on a connected stream that does not block.
-    pub fn admit(&self, stream: UnixStream) {
-        admit(&self.shared, stream);
     }
 
     /// Ends all sessions: what is queued for the clients is sent, for a short time at most. To be
@@ -162,91 +161,116 @@ impl Shared {
     }
 }
 
-fn admit(shared: &Rc<Shared>, stream: UnixStream) {
-    // The reader and the writer wait for different things of the same socket; each needs a
-    // descriptor of its own for that.
-    let writer = match stream.try_clone() {
-        Ok(writer) => writer,
-        Err(error) => {
-            tracing::warn!(%error, "no descriptor for a QMP client; turning it away");
-            return;
-        }
+fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Attachment) {
+    let form = match mode {
+        MonitorMode::Control { pretty: false } => Form::Lines,
+        MonitorMode::Control { pretty: true } => Form::Pretty,
+        MonitorMode::Readline => Form::Text,
     };
-    let outbox = Outbox::new();
+    let outbox = Outbox::new(form);
     shared.events.subscribe(&outbox);
     shared.sessions.borrow_mut().push(Arc::downgrade(&outbox));
-    let session = Session::new(Arc::clone(&shared.monitor), Arc::clone(&outbox));
     let monitor = Arc::clone(&shared.monitor);
+    let conversation = match mode {
+        MonitorMode::Control { .. } => {
+            let session = Session::new(Arc::clone(&monitor), Arc::clone(&outbox));
+            Conversation::Control(session, Framer::default())
+        }
+        MonitorMode::Readline => {
+            Conversation::Readline(Console::new(Arc::clone(&monitor), Arc::clone(&outbox)))
+        }
+    };
     let place = Place::take(shared);
+    let client = attachment.client();
+    let Stream { input, output } = stream;
     let writing = {
         let (outbox, place) = (Arc::clone(&outbox), Rc::clone(&place));
         async move {
-            write(writer, outbox).await;
-            drop(place);
+            write(output, outbox).await;
+            drop((place, client, attachment));
         }
     };
     current::spawn_local(writing).detach();
     let reading = async move {
-        read(stream, session, outbox, monitor).await;
+        read(input, conversation, outbox, monitor).await;
         drop(place);
     };
     current::spawn_local(reading).detach();
 }
 
 /// Accepts clients until it is cancelled.
-async fn accept(shared: Rc<Shared>, listener: UnixListener, path: PathBuf) {
+async fn accept(shared: Rc<Shared>, listener: Listener, mode: MonitorMode, attachment: Attachment) {
     loop {
         shared.room().await;
         match listener.accept() {
-            Ok((stream, _)) => match stream.set_nonblocking(true) {
-                Ok(()) => admit(&shared, stream),
-                Err(error) => tracing::warn!(%error, "a QMP client can't be served"),
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Ok(Some(stream)) => admit(&shared, stream, mode, attachment.clone()),
+            Ok(None) => {
                 if current::readable(&listener).await.is_err() {
                     current::sleep(RETRY_PAUSE).await;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                report(&path, &error);
+                let chardev = attachment.label();
+                tracing::warn!(%error, chardev, "can't accept a monitor's client");
                 current::sleep(RETRY_PAUSE).await;
             }
         }
     }
 }
 
-fn report(path: &Path, error: &io::Error) {
-    tracing::warn!(%error, path = %path.display(), "can't accept QMP clients");
-}
-
 /// The writer task of one client.
-async fn write(stream: UnixStream, outbox: Arc<Outbox>) {
+async fn write(output: Output, outbox: Arc<Outbox>) {
     {
-        let writing = std::pin::pin!(outbox.write_to(&stream));
+        let writing = std::pin::pin!(outbox.write_to(&output));
         let abandoned = std::pin::pin!(outbox.abandoned());
         if let Either::Left((Err(error), _)) = future::select(writing, abandoned).await {
-            tracing::debug!(%error, "a QMP client is gone");
+            tracing::debug!(%error, "a monitor's client is gone");
         }
     }
     outbox.abandon();
     // The other descriptor is the reader's, who may be in the middle of a command; the client
     // shall see the end now.
-    drop(stream.shutdown(std::net::Shutdown::Both));
+    output.close();
+}
+
+/// What is said on one connection, by either protocol.
+enum Conversation {
+    Control(Session, Framer),
+    Readline(Console),
+}
+
+impl Conversation {
+    fn push(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Control(_, framer) => framer.push(bytes),
+            Self::Readline(console) => console.push(bytes),
+        }
+    }
+
+    /// Executes the next message, if there is a whole one; tells what must wait until the client has the
+    /// reply.
+    async fn step(&mut self) -> Option<Option<AfterReply>> {
+        match self {
+            Self::Control(session, framer) => {
+                let message = framer.pop()?;
+                Some(session.handle(message).await)
+            }
+            Self::Readline(console) => console.step().await.then_some(None),
+        }
+    }
 }
 
 /// The reader task of one client.
 async fn read(
-    mut stream: UnixStream,
-    mut session: Session,
+    input: Input,
+    mut conversation: Conversation,
     outbox: Arc<Outbox>,
     monitor: Arc<Monitor>,
 ) {
-    let mut framer = Framer::default();
     let mut buffer = [0; READ_SIZE];
+    let mut descriptors = Vec::new();
     loop {
-        while let Some(message) = framer.pop() {
-            let after_reply = session.handle(message).await;
+        while let Some(after_reply) = conversation.step().await {
             if let Some(after_reply) = after_reply {
                 outbox.flushed_or(FAREWELL).await;
                 after_reply(&monitor);
@@ -255,21 +279,19 @@ async fn read(
                 return;
             }
         }
-        match stream.read(&mut buffer) {
-            Ok(0) => break outbox.finish(),
-            Ok(count) => framer.push(buffer.get(..count).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let readable = std::pin::pin!(current::readable(&stream));
-                let abandoned = std::pin::pin!(outbox.abandoned());
-                match future::select(readable, abandoned).await {
-                    Either::Left((Ok(()), _)) => {}
-                    Either::Left((Err(_), _)) => current::sleep(RETRY_PAUSE).await,
-                    Either::Right(_) => break outbox.abandon(),
-                }
+        let read = {
+            let reading = std::pin::pin!(input.read(&mut buffer, &mut descriptors));
+            let abandoned = std::pin::pin!(outbox.abandoned());
+            match future::select(reading, abandoned).await {
+                Either::Left((read, _)) => read,
+                Either::Right(_) => break outbox.abandon(),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        };
+        match read {
+            Ok(0) => break outbox.finish(),
+            Ok(count) => conversation.push(buffer.get(..count).unwrap_or_default()),
             Err(error) => {
-                tracing::debug!(%error, "a QMP client is gone");
+                tracing::debug!(%error, "a monitor's client is gone");
                 break outbox.abandon();
             }
         }

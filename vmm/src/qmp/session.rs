@@ -26,7 +26,7 @@ pub(super) const PROTOCOL_VERSION: Version = Version {
 };
 
 /// The only command before the negotiation is over, and none after.
-const NEGOTIATION: &str = "qmp_capabilities";
+pub(super) const NEGOTIATION: &str = "qmp_capabilities";
 
 /// The answer to `query-version`, and part of the greeting.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -40,6 +40,17 @@ struct Triple {
     major: u8,
     minor: u8,
     micro: u8,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Triple {
+            major,
+            minor,
+            micro,
+        } = self.qemu;
+        write!(f, "{major}.{minor}.{micro}")
+    }
 }
 
 /// What is to be done when the reply is on its way.
@@ -113,24 +124,12 @@ impl Session {
     }
 
     fn negotiate(&mut self, arguments: Value) -> Result<(), QmpError> {
-        /// Arguments of `qmp_capabilities`.
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Arguments {
-            enable: Option<Vec<Capability>>,
-        }
-        /// The protocol's capabilities.
-        #[derive(Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        enum Capability {
-            Oob,
-        }
         if self.negotiated {
             return Err(QmpError::command_not_found(
                 "Capabilities negotiation is already complete, command ignored",
             ));
         }
-        let arguments: Arguments = input::from_value(arguments, Scalars::Typed)?;
+        let arguments: NegotiationArguments = input::from_value(arguments, Scalars::Typed)?;
         if let Some(Capability::Oob) = arguments.enable.unwrap_or_default().first() {
             return Err(QmpError::generic("Capability oob not available"));
         }
@@ -138,6 +137,20 @@ impl Session {
         self.outbox.enable_events();
         Ok(())
     }
+}
+
+/// Arguments of `qmp_capabilities`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NegotiationArguments {
+    enable: Option<Vec<Capability>>,
+}
+
+/// The protocol's capabilities.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Capability {
+    Oob,
 }
 
 /// A message that has the form of a command.

@@ -5,6 +5,27 @@ use super::base64;
 /// The most bytes one command may move.
 const LENGTH_LIMIT: u64 = 256 << 20;
 
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// `FAIL`, and the reason.
+    Failed(String),
+    /// `ERR`: QEMU's word for data that are too short.
+    Invalid(&'static str),
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        Self::Failed(reason.to_owned())
+    }
+}
+
 /// What a test asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
@@ -36,12 +57,19 @@ pub(super) enum Command {
     Endianness,
     /// Tell of the level changes of this device's inputs.
     InterceptIn(String),
-    /// Drive an input.
+    /// The same for a list of inputs that has a name.
+    InterceptNamedIn(String),
+    /// Tell of the level changes of this device's outputs.
+    InterceptOut(String),
+    /// Drive an input of one of the device's lists.
     SetIrqIn {
         device: String,
+        list: String,
         number: u32,
         level: bool,
     },
+    /// Load a part of the program that may be missing; here none is.
+    ModuleLoad,
 }
 
 /// How bytes are shown.
@@ -52,7 +80,7 @@ pub(super) enum Encoding {
 }
 
 /// A number in any base that C's `strtoull` knows.
-fn number(text: &str) -> Result<u64, String> {
+fn number(text: &str) -> Result<u64, Failure> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None if text.len() > 1 && text.starts_with('0') => u64::from_str_radix(&text[1..], 8),
@@ -61,24 +89,31 @@ fn number(text: &str) -> Result<u64, String> {
             None => text.parse(),
         },
     };
-    parsed.map_err(|_| format!("'{text}' is not a number"))
+    parsed.map_err(|_| format!("'{text}' is not a number").into())
 }
 
-fn length(text: &str) -> Result<usize, String> {
+fn length(text: &str) -> Result<usize, Failure> {
     let length = number(text)?;
     let fits = usize::try_from(length)
         .ok()
         .filter(|_| length <= LENGTH_LIMIT);
-    fits.ok_or_else(|| format!("{length} bytes are too many at once"))
+    fits.ok_or_else(|| format!("{length} bytes are too many at once").into())
 }
 
-fn port(text: &str) -> Result<u16, String> {
-    u16::try_from(number(text)?).map_err(|_| format!("'{text}' is not a port"))
+fn port(text: &str) -> Result<u16, Failure> {
+    u16::try_from(number(text)?).map_err(|_| format!("'{text}' is not a port").into())
 }
+
+/// Written data have at least this many characters, in either encoding.
+const SHORTEST_DATA: usize = 3;
+const TOO_SHORT: Failure = Failure::Invalid("invalid argument size");
 
 /// The bytes of `0x…`, filled up with zeroes to `length`.
-fn hexadecimal(text: &str, length: usize) -> Result<Vec<u8>, String> {
-    let bad = || "the data are not hexadecimal".to_owned();
+fn hexadecimal(text: &str, length: usize) -> Result<Vec<u8>, Failure> {
+    let bad = || Failure::from("the data are not hexadecimal");
+    if text.len() < SHORTEST_DATA {
+        return Err(TOO_SHORT);
+    }
     let digits = text.strip_prefix("0x").ok_or_else(bad)?.as_bytes();
     let mut bytes = Vec::with_capacity(length);
     for pair in digits.chunks(2).take(length) {
@@ -101,7 +136,7 @@ fn width(suffix: u8) -> Option<usize> {
 }
 
 /// The commands whose last letter is a width.
-fn sized(name: &str, arguments: &[&str]) -> Option<Result<Command, String>> {
+fn sized(name: &str, arguments: &[&str]) -> Option<Result<Command, Failure>> {
     let (stem, suffix) = name.split_at_checked(name.len().checked_sub(1)?)?;
     let width = width(*suffix.as_bytes().first()?)?;
     Some(match (stem, arguments) {
@@ -128,11 +163,11 @@ fn sized(name: &str, arguments: &[&str]) -> Option<Result<Command, String>> {
 /// Reads a line.
 ///
 /// # Errors
-/// The text that follows `FAIL`.
-pub(super) fn parse(line: &str) -> Result<Command, String> {
+/// What is wrong with it.
+pub(super) fn parse(line: &str) -> Result<Command, Failure> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let Some((name, arguments)) = words.split_first() else {
-        return Err("Unknown command ''".to_owned());
+        return Err("Unknown command ''".into());
     };
     match (*name, arguments) {
         ("clock_step", []) => Ok(Command::ClockStep(None)),
@@ -140,11 +175,18 @@ pub(super) fn parse(line: &str) -> Result<Command, String> {
         ("clock_set", [to]) => Ok(Command::ClockSet(number(to)?)),
         ("endianness", []) => Ok(Command::Endianness),
         ("irq_intercept_in", [device]) => Ok(Command::InterceptIn((*device).to_owned())),
-        ("set_irq_in", [device, "unnamed-gpio-in", input, level]) => Ok(Command::SetIrqIn {
+        ("irq_intercept_in", [device, _]) => Ok(Command::InterceptNamedIn((*device).to_owned())),
+        ("irq_intercept_out", [device] | [device, _]) => {
+            Ok(Command::InterceptOut((*device).to_owned()))
+        }
+        ("set_irq_in", [device, list, input, level]) => Ok(Command::SetIrqIn {
             device: (*device).to_owned(),
-            number: u32::try_from(number(input)?).map_err(|_| "no such input".to_owned())?,
+            list: (*list).to_owned(),
+            number: u32::try_from(number(input)?).map_err(|_| "no such input")?,
             level: number(level)? != 0,
         }),
+        ("module_load", [_, _]) => Ok(Command::ModuleLoad),
+        ("read", [_, "0"]) => Err("there is nothing to read".into()),
         ("read" | "b64read", [at, count]) => Ok(Command::ReadBytes {
             address: number(at)?,
             length: length(count)?,
@@ -159,9 +201,12 @@ pub(super) fn parse(line: &str) -> Result<Command, String> {
             bytes: hexadecimal(data, length(count)?)?,
         }),
         ("b64write", [at, count, data]) => {
+            if data.len() < SHORTEST_DATA {
+                return Err(TOO_SHORT);
+            }
             let bytes = base64::decode(data).ok_or("the data are not base64")?;
             if bytes.len() != length(count)? {
-                return Err("the data have another length".to_owned());
+                return Err("the data have another length".into());
             }
             Ok(Command::WriteBytes {
                 address: number(at)?,
@@ -172,6 +217,7 @@ pub(super) fn parse(line: &str) -> Result<Command, String> {
             address: number(at)?,
             bytes: vec![number(value)?.to_le_bytes()[0]; length(count)?],
         }),
-        _ => sized(name, arguments).unwrap_or_else(|| Err(format!("Unknown command '{name}'"))),
+        _ => sized(name, arguments)
+            .unwrap_or_else(|| Err(format!("Unknown command '{name}'").into())),
     }
 }

@@ -41,6 +41,10 @@ impl QtestInterrupts {
         self.intercepted.store(on, Ordering::Relaxed);
     }
 
+    pub(super) fn is_intercepted(&self) -> bool {
+        self.intercepted.load(Ordering::Relaxed)
+    }
+
     /// Tells `listener` of every level change while they are intercepted.
     pub fn listen(&self, listener: impl Fn(u32, bool) + Send + Sync + 'static) {
         *self.listener.lock() = Some(Box::new(listener));

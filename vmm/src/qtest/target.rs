@@ -9,12 +9,15 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::QtestInterrupts;
 use super::base64;
-use super::command::{Command, Encoding};
+use super::command::{Command, Encoding, Failure};
 use crate::kvm::Buses;
+use crate::machine::routing::IOAPIC_INPUTS;
 use crate::memory::GuestRam;
 
 /// The interrupt controller whose inputs can be watched and driven.
 const INTERRUPT_CONTROLLER: &str = "ioapic";
+/// The list of those inputs.
+const UNNAMED_INPUTS: &str = "unnamed-gpio-in";
 
 /// The parts of a machine that a test gets at.
 pub struct Target {
@@ -32,14 +35,10 @@ impl Target {
     /// Carries a command out.
     ///
     /// # Errors
-    /// The text that follows `FAIL`.
-    pub(super) fn execute(&self, command: Command) -> Result<String, String> {
+    /// Why it can't be.
+    pub(super) fn execute(&self, command: Command) -> Result<String, Failure> {
         match command {
-            Command::ClockStep(None) => Err("no timer is set".to_owned()),
-            Command::ClockStep(Some(by)) => {
-                self.clock.advance(Duration::from_nanos(by));
-                Ok(self.now().to_string())
-            }
+            Command::ClockStep(by) => self.step_clock(by),
             Command::ClockSet(to) => {
                 self.clock
                     .advance(Duration::from_nanos(to.saturating_sub(self.now())));
@@ -47,7 +46,7 @@ impl Target {
                 if now == to {
                     Ok(now.to_string())
                 } else {
-                    Err(now.to_string())
+                    Err(now.to_string().into())
                 }
             }
             Command::In { port, width } => {
@@ -94,15 +93,53 @@ impl Target {
                 self.interrupts.intercept(true);
                 Ok(String::new())
             }
+            Command::InterceptNamedIn(device) => {
+                known_device(&device)?;
+                Err("Interception of named in-GPIOs not yet supported".into())
+            }
+            Command::InterceptOut(device) => {
+                known_device(&device)?;
+                if self.interrupts.is_intercepted() {
+                    return Ok(String::new());
+                }
+                // Its outputs are the processors' inputs, of which there are none.
+                Err("No intercepts installed".into())
+            }
             Command::SetIrqIn {
                 device,
+                list,
                 number,
                 level,
             } => {
                 known_device(&device)?;
+                if list != UNNAMED_INPUTS || number >= IOAPIC_INPUTS {
+                    return Err("no such input".into());
+                }
                 self.interrupts.set(number, level);
                 Ok(String::new())
             }
+            Command::ModuleLoad => Ok(String::new()),
+        }
+    }
+
+    /// Moves the clock by so many nanoseconds, or to the next timer.
+    fn step_clock(&self, by: Option<u64>) -> Result<String, Failure> {
+        let before = self.now();
+        let by = match (by, self.clock.next_deadline()) {
+            (Some(by), _) => Duration::from_nanos(by),
+            (None, Some(deadline)) => deadline.saturating_sub(self.clock.now()),
+            (None, None) => {
+                let why = "cannot advance clock to the next deadline because there is no pending \
+                           deadline";
+                return Err(why.into());
+            }
+        };
+        self.clock.advance(by);
+        let now = self.now();
+        if now > before {
+            Ok(now.to_string())
+        } else {
+            Err("could not advance time".into())
         }
     }
 
@@ -140,13 +177,13 @@ impl Target {
     }
 }
 
-fn known_device(path: &str) -> Result<(), String> {
+fn known_device(path: &str) -> Result<(), Failure> {
     // A path may be partial, as in QEMU.
     let name = path.rsplit('/').next().unwrap_or(path);
     if name == INTERRUPT_CONTROLLER {
         Ok(())
     } else {
-        Err("Unknown device".to_owned())
+        Err("Unknown device".into())
     }
 }
 

@@ -1,9 +1,11 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use sluice_aio::Clock;
+use sluice_aio::{Clock, EventLoop, LoopConfig};
 use sluice_devices::bus::{MmioBus, MmioDevice, PioBus, PioDevice};
 
+use super::command::Failure;
 use super::{QtestInterrupts, Target, base64, command};
 use crate::kvm::Buses;
 use crate::memory::MemoryLayout;
@@ -52,8 +54,13 @@ fn target() -> Target {
     }
 }
 
+/// The answer, without its first word; errors of QEMU's second kind keep theirs.
 fn ask(target: &Target, line: &str) -> Result<String, String> {
-    command::parse(line).and_then(|command| target.execute(command))
+    let answer = command::parse(line).and_then(|command| target.execute(command));
+    answer.map_err(|failure| match failure {
+        Failure::Failed(reason) => reason,
+        Failure::Invalid(reason) => format!("ERR {reason}"),
+    })
 }
 
 fn dialogue(lines: &[(&str, Result<&str, &str>)]) {
@@ -97,7 +104,11 @@ fn memory_and_registers_are_one_address_space() {
             "b64write 0x3000 3 oVpaAA==",
             Err("the data have another length"),
         ),
-        ("write 0x2000 1 zz", Err("the data are not hexadecimal")),
+        ("write 0x2000 1 zz", Err("ERR invalid argument size")),
+        ("write 0x2000 1 zzz", Err("the data are not hexadecimal")),
+        ("b64write 0x2000 1 A", Err("ERR invalid argument size")),
+        ("read 0x2000 0", Err("there is nothing to read")),
+        ("module_load block- x", Ok("")),
         ("endianness", Ok("little")),
     ]);
 }
@@ -110,7 +121,11 @@ fn clock_stands_still_until_it_is_moved_and_never_goes_back() {
         ("clock_set 400", Ok("400")),
         ("clock_set 400", Ok("400")),
         ("clock_set 300", Err("400")),
-        ("clock_step", Err("no timer is set")),
+        ("clock_step 0", Err("could not advance time")),
+        (
+            "clock_step",
+            Err("cannot advance clock to the next deadline because there is no pending deadline"),
+        ),
     ]);
 }
 
@@ -130,6 +145,9 @@ fn level_changes_are_told_once_intercepted() {
         Err("Unknown device".to_owned())
     );
     assert_eq!(ask(&target, "irq_intercept_in ioapic"), Ok(String::new()));
+    // Again, and by another way.
+    assert_eq!(ask(&target, "irq_intercept_in ioapic"), Ok(String::new()));
+    assert_eq!(ask(&target, "irq_intercept_out ioapic"), Ok(String::new()));
     line.set(true);
     line.set(false);
     assert_eq!(
@@ -137,6 +155,45 @@ fn level_changes_are_told_once_intercepted() {
         Ok(String::new())
     );
     assert_eq!(*told.lock(), [(14, false), (3, true)]);
+}
+
+#[test]
+fn what_can_not_be_intercepted_is_refused_in_qemus_words() {
+    dialogue(&[
+        (
+            "irq_intercept_in ioapic x",
+            Err("Interception of named in-GPIOs not yet supported"),
+        ),
+        ("irq_intercept_out ioapic", Err("No intercepts installed")),
+        ("irq_intercept_out nobody", Err("Unknown device")),
+        ("set_irq_in ioapic named 0 1", Err("no such input")),
+        (
+            "set_irq_in ioapic unnamed-gpio-in 24 1",
+            Err("no such input"),
+        ),
+        (
+            "set_irq_in nobody unnamed-gpio-in 0 1",
+            Err("Unknown device"),
+        ),
+    ]);
+}
+
+/// Who waits on the guest's clock is woken when it comes to the deadline, to which one step leads.
+#[test]
+fn clock_steps_to_the_next_timer() {
+    let target = target();
+    let mut event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+    let test = async move {
+        let clock = target.clock.clone();
+        let mut sleep = std::pin::pin!(clock.sleep(Duration::from_nanos(700)));
+        assert!(futures_util::poll!(sleep.as_mut()).is_pending());
+        assert_eq!(ask(&target, "clock_step 100"), Ok("100".to_owned()));
+        assert!(futures_util::poll!(sleep.as_mut()).is_pending());
+        assert_eq!(ask(&target, "clock_step"), Ok("700".to_owned()));
+        sleep.await;
+        assert!(ask(&target, "clock_step").is_err());
+    };
+    event_loop.run_until(test).unwrap();
 }
 
 #[test]

@@ -98,13 +98,12 @@ fn missing_words() {
         (&["--blockdev", "raw,node-name=r"], &["'file'", "missing"]),
         (&["--blockdev", "node-name=r"], &["'driver'", "missing"]),
         (&["--device", ""], &["--device", "'driver'"]),
-        (&["--device", "virtio-blk-pci"], &["'drive'", "missing"]),
+        (
+            &["--device", "virtio-blk-pci"],
+            &["drive property", "--drive"],
+        ),
         (&["--object", "iothread"], &["'id'", "missing"]),
         (&["--drive", "format=raw,if=ide"], &["--drive", "file"]),
-        (
-            &["--drive", "file=/x,format=raw,if=none,id=d"],
-            &["'d'", "no device uses"],
-        ),
     ];
     for (arguments, words) in cases {
         refusal(&scene, arguments).expect(status::USAGE, words);

@@ -183,9 +183,18 @@ pub fn refusal_of<S: AsRef<OsStr>>(command: &[S]) -> Refusal {
 /// Arguments of a machine without vCPUs whose sockets lie in `scene`.
 pub fn qtest_arguments(scene: &Scene) -> Vec<String> {
     let socket = format!("unix:{},server=on", scene.text("qtest"));
-    ["--accel", "qtest", "--qtest", &socket, "--serial", "none"]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "--accel",
+        "qtest",
+        "--qtest",
+        &socket,
+        "--qtest-log",
+        "none",
+        "--serial",
+        "none",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 /// Starts such a machine with `arguments`, which it must refuse.

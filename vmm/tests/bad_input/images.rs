@@ -103,7 +103,16 @@ fn one_that_may_only_be_read_needs_the_word_for_it() {
     let _listener = UnixListener::bind(scene.path("qtest")).unwrap();
     fs::set_permissions(scene.path("qtest"), fs::Permissions::from_mode(0o777)).unwrap();
     let qtest = format!("unix:{}", scene.text("qtest"));
-    let machine = ["--accel", "qtest", "--qtest", &qtest, "--serial", "none"];
+    let machine = [
+        "--accel",
+        "qtest",
+        "--qtest",
+        &qtest,
+        "--qtest-log",
+        "none",
+        "--serial",
+        "none",
+    ];
     command.extend(machine.map(str::to_owned));
     let start = |arguments: &[&str]| {
         let mut command = command.clone();

@@ -24,7 +24,15 @@ fn the_socket_of_a_living_machine_stays_its_own() {
     refused_at(&elsewhere, &path).expect(status::SETUP, &["--qmp", &path, "taken"]);
     let qtest = format!("unix:{path},server=on");
     let command = [
-        SLUICE, "--accel", "qtest", "--serial", "none", "--qtest", &qtest,
+        SLUICE,
+        "--accel",
+        "qtest",
+        "--qtest-log",
+        "none",
+        "--serial",
+        "none",
+        "--qtest",
+        &qtest,
     ];
     refusal_of(&command).expect(status::SETUP, &["--qtest", &path, "taken"]);
 
@@ -71,8 +79,13 @@ fn a_path_that_no_socket_can_have() {
     refused_at(&scene, &path).expect(status::SETUP, &words);
     let path = scene.write("plain", "") + "/qmp";
     refused_at(&scene, &path).expect(status::SETUP, &["--qmp", &path, "Not a directory"]);
-    let tcp = refusal(&scene, &["--qmp", "tcp:localhost:4444"]);
-    tcp.expect(status::USAGE, &["tcp:localhost:4444", "Unix", "unix:PATH"]);
+    let tcp = refusal(&scene, &["--qmp", "tcp:localhost:http"]);
+    tcp.expect(
+        status::USAGE,
+        &["tcp:localhost:http", "'http'", "unix:PATH"],
+    );
+    let pty = refusal(&scene, &["--qmp", "pty"]);
+    pty.expect(status::USAGE, &["--qmp pty", "unix:PATH"]);
 }
 
 #[test]

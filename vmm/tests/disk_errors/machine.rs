@@ -131,7 +131,19 @@ impl Vm {
     fn start_by(command: &[String], directory: TempDir, arguments: &[&str]) -> Self {
         let path = |name: &str| directory.path().join(name);
         let mut all = command[1..].to_vec();
-        all.extend(["--accel", "qtest", "--serial", "none", "-m", "64"].map(str::to_owned));
+        all.extend(
+            [
+                "--accel",
+                "qtest",
+                "--qtest-log",
+                "none",
+                "--serial",
+                "none",
+                "-m",
+                "64",
+            ]
+            .map(str::to_owned),
+        );
         let qtest = format!("unix:{},server=on", path("qtest").display());
         all.extend(["--qtest".to_owned(), qtest]);
         all.extend([

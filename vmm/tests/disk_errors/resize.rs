@@ -80,7 +80,7 @@ fn a_virtio_driver_is_told_and_uses_what_was_added() {
     assert_eq!(virtio.take_interrupt_status(&mut vm.qtest), 1);
     resize(&mut vm, AFTER);
     // The answer comes when the driver has been told.
-    assert_eq!(virtio.take_interrupt_status(&mut vm.qtest), 2);
+    assert_eq!(virtio.take_interrupt_status(&mut vm.qtest), 3);
     assert_eq!(virtio.capacity(&mut vm.qtest), AFTER);
     assert_ne!(virtio.generation(&mut vm.qtest), generation);
     assert_eq!(write(&mut vm.qtest, &mut virtio, 1, AFTER - 1), 0);

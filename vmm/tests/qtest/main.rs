@@ -6,7 +6,10 @@
 )]
 
 mod exits;
+mod ide;
 mod media;
+mod process;
+mod virtio;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -26,7 +29,16 @@ impl Machine {
         let path = directory.path().join("qtest.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-            .args(["-accel", "qtest", "-serial", "null", "-m", "64"])
+            .args([
+                "-accel",
+                "qtest",
+                "-serial",
+                "null",
+                "-qtest-log",
+                "none",
+                "-m",
+                "64",
+            ])
             .args(["-qtest", &format!("unix:{}", path.display())])
             .args(arguments)
             .stdin(Stdio::null())

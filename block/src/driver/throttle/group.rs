@@ -17,8 +17,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sluice_aio::timer::Sleep;
-use sluice_aio::{Clock, current};
+use sluice_aio::Clock;
+use sluice_aio::clock::ClockSleep;
 
 use super::bucket::{Bucket, operations, units};
 use super::limits::{LimitsError, RATES, ThrottleLimits, place};
@@ -333,7 +333,7 @@ pub struct Admission<'a> {
     bytes: u64,
     /// Its place in the line; none before the first poll and after the end.
     ticket: Option<u64>,
-    sleep: Option<Sleep>,
+    sleep: Option<ClockSleep>,
 }
 
 impl Admission<'_> {
@@ -402,7 +402,7 @@ impl Future for Admission<'_> {
                 }
                 Poll::Ready(None) => self.ticket = None,
                 Poll::Ready(Some(wait)) => {
-                    let mut sleep = current::sleep(wait);
+                    let mut sleep = self.member.group.clock.sleep(wait);
                     if Pin::new(&mut sleep).poll(cx).is_pending() {
                         self.sleep = Some(sleep);
                         return Poll::Pending;

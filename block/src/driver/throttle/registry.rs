@@ -64,6 +64,16 @@ impl ThrottleGroups {
         }
     }
 
+    /// The names of the groups that stay until they are removed.
+    #[must_use]
+    pub fn object_names(&self) -> Vec<String> {
+        let groups = self.groups.lock();
+        let objects = groups
+            .iter()
+            .filter(|(_, entry)| matches!(entry, Entry::Object(_)));
+        objects.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Makes a group that stays until it is [removed](Self::remove).
     ///
     /// # Errors

@@ -199,7 +199,9 @@ impl Core {
 
     fn data_set_management(&mut self) -> Immediate {
         let task = &self.slot().task;
-        let blocks = task.sector_count(Width::Lba48);
+        // The upper byte counts for nothing, as in QEMU: more blocks than fit the lower one are too many in any
+        // case, and a driver that writes the register once leaves its former value there.
+        let blocks = task.sector_count(Width::Lba28);
         let offered = self.disk().is_some_and(|disk| disk.discard);
         if !offered || task.features() != FEATURE_TRIM || blocks > u32::from(MAX_TRIM_BLOCKS) {
             return Err(Abort);

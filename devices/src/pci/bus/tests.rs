@@ -167,6 +167,27 @@ fn config_address_takes_doublewords_only() {
 }
 
 #[test]
+fn bytes_are_addressed_by_the_port_or_by_the_address() {
+    let machine = Machine::new();
+    let probe = Probe::new();
+    machine.bus.add(Address::new(3, 0), probe).unwrap();
+    let read = |register: u8, port: u16, len: usize| {
+        let mut data = [0; 4];
+        let selector = ADDRESS_ENABLE | 3 << 11 | u32::from(register);
+        machine.pio.write(CONFIG_ADDRESS, &selector.to_le_bytes());
+        machine.pio.read(port, &mut data[..len]);
+        u32::from_le_bytes(data)
+    };
+    let whole = read(0, CONFIG_DATA, 4);
+    assert_eq!(read(2, CONFIG_DATA, 2), whole >> 16);
+    assert_eq!(read(0, CONFIG_DATA + 2, 2), whole >> 16);
+    assert_eq!(read(3, CONFIG_DATA, 1), whole >> 24);
+    // No access leaves its doubleword.
+    assert_eq!(read(2, CONFIG_DATA, 4), whole >> 16 | 0xffff_0000);
+    assert_eq!(read(0xff, CONFIG_DATA, 4) >> 8, 0xff_ffff);
+}
+
+#[test]
 fn bars_appear_move_and_vanish() {
     let machine = Machine::new();
     let probe = Probe::new();

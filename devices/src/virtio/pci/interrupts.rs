@@ -75,9 +75,10 @@ impl Vectors {
     }
 
     /// A configuration change notification. The status register shows it with MSI-X too (section
-    /// 4.1.4.5.1); the line does not.
+    /// 4.1.4.5.1); the line does not. It shows a queue's interrupt as well, as QEMU's does: there are drivers that
+    /// wait for that bit alone, and one that finds nothing in its queues loses nothing.
     pub(super) fn raise_config(&self, msix: &Msix, pci: &PciConfig) {
-        self.raise(Isr::CONFIG, msix, pci);
+        self.raise(Isr::CONFIG | Isr::QUEUE, msix, pci);
         if msix.is_enabled() {
             msix.trigger(self.config());
         }

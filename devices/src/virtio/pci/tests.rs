@@ -437,13 +437,13 @@ fn a_driver_that_lives_is_told_of_a_change() {
     change(&fake, &guest, 2);
     assert_eq!(config_messages(&guest), 1);
     assert!(!guest.line.level(), "MSI-X is in use");
-    assert_eq!(guest.read(Structure::Isr, 0), [2]);
+    assert_eq!(guest.read(Structure::Isr, 0), [3]);
     change(&fake, &guest, 2);
     assert_eq!(config_messages(&guest), 1, "nothing has changed");
     guest.common(common::CONFIG_MSIX_VECTOR, &NO_VECTOR.to_le_bytes());
     change(&fake, &guest, 3);
     assert_eq!(config_messages(&guest), 1, "without a vector no message");
-    assert_eq!(guest.read(Structure::Isr, 0), [2]);
+    assert_eq!(guest.read(Structure::Isr, 0), [3]);
     // A reset that waits for what is in flight: the driver is to hear nothing of the life before.
     guest.common(common::CONFIG_MSIX_VECTOR, &0_u16.to_le_bytes());
     guest.set_status(Status::empty());
@@ -462,6 +462,6 @@ fn without_msix_the_line_tells_of_a_change() {
     guest.set_status(Status::DRIVER_OK);
     change(&fake, &guest, 1);
     assert!(guest.line.level());
-    assert_eq!(guest.read(Structure::Isr, 0), [2]);
+    assert_eq!(guest.read(Structure::Isr, 0), [3]);
     assert!(!guest.line.level());
 }

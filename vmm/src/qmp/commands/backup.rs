@@ -13,6 +13,7 @@ use super::mirror::split;
 use super::{Done, Monitor};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::{self, Scalars};
+use crate::qmp::schema::{self, Shape};
 
 /// Arguments that only `blockdev-backup` has.
 #[derive(Deserialize)]
@@ -70,20 +71,39 @@ fn read_common(monitor: &Monitor, common: Value, path: &str) -> Result<BackupCom
     Ok(common)
 }
 
+/// All arguments of `blockdev-backup`, to be split.
+#[derive(Deserialize)]
+pub(super) struct BlockdevBackupArguments(Map<String, Value>);
+
+/// All arguments of `drive-backup`, to be split.
+#[derive(Deserialize)]
+pub(super) struct DriveBackupArguments(Map<String, Value>);
+
+/// What these are read from, by their names.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    let common = schema::shape_of::<BackupCommon>;
+    let own = match name {
+        "BlockdevBackupArguments" => schema::shape_of::<BlockdevBackupOnly>,
+        "DriveBackupArguments" => schema::shape_of::<DriveBackupOnly>,
+        _ => return None,
+    };
+    Some(Shape::Object(schema::members_of([common(), own()])))
+}
+
 pub(super) async fn blockdev_backup(
     monitor: Arc<Monitor>,
-    arguments: Map<String, Value>,
+    arguments: BlockdevBackupArguments,
 ) -> Result<Done, QmpError> {
-    let arguments = read_blockdev(&monitor, arguments, "")?;
+    let arguments = read_blockdev(&monitor, arguments.0, "")?;
     backup::blockdev_backup(&monitor.graph, &arguments, &monitor.main).await?;
     Ok(Done {})
 }
 
 pub(super) async fn drive_backup(
     monitor: Arc<Monitor>,
-    arguments: Map<String, Value>,
+    arguments: DriveBackupArguments,
 ) -> Result<Done, QmpError> {
-    let arguments = read_drive(&monitor, arguments, "")?;
+    let arguments = read_drive(&monitor, arguments.0, "")?;
     backup::drive_backup(&monitor.graph, &arguments, &monitor.main).await?;
     Ok(Done {})
 }

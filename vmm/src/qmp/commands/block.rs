@@ -3,21 +3,20 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
 use sluice_aio::current;
 use sluice_block::Backend;
 
 use super::records::{DiskRecord, NodeRecord};
 use super::{Done, Monitor, NoArguments};
-use crate::qmp::blockdev;
+use crate::qmp::blockdev::{self, NodeOptions};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::Scalars;
 
 pub(super) async fn blockdev_add(
     monitor: Arc<Monitor>,
-    arguments: Value,
+    arguments: NodeOptions,
 ) -> Result<Done, QmpError> {
-    let options = blockdev::read(arguments, Scalars::Typed)?;
+    let options = blockdev::read(arguments.0, Scalars::Typed)?;
     if let Some(name) = options.node_name() {
         refuse_disk_name(&monitor, name)?;
     }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Done, Monitor, NoArguments};
 use crate::control::{Accelerator, Cause, RunState};
 use crate::qmp::error::QmpError;
+use crate::qmp::schema;
 use crate::qmp::session::{self, PROTOCOL_VERSION, Version};
 
 pub(super) async fn query_version(_: Arc<Monitor>, _: NoArguments) -> Result<Version, QmpError> {
@@ -25,6 +27,13 @@ pub(super) async fn query_commands(
 ) -> Result<Vec<CommandName>, QmpError> {
     let names = session::command_names();
     Ok(names.map(|name| CommandName { name }).collect())
+}
+
+pub(super) async fn query_qmp_schema(
+    _: Arc<Monitor>,
+    _: NoArguments,
+) -> Result<Vec<Value>, QmpError> {
+    Ok(schema::schema())
 }
 
 /// The answer to `query-status`.

@@ -8,7 +8,7 @@ use sluice_block::graph::query::VertexKind;
 use sluice_block::{BlockError, Home, Node};
 
 use super::{Done, Monitor, NoArguments};
-use crate::qmp::blockdev;
+use crate::qmp::blockdev::{self, NodeOptions};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::Scalars;
 
@@ -16,7 +16,7 @@ use crate::qmp::input::Scalars;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BlockdevReopen {
-    options: Vec<Value>,
+    options: Vec<NodeOptions>,
 }
 
 pub(super) async fn blockdev_reopen(
@@ -26,7 +26,7 @@ pub(super) async fn blockdev_reopen(
     let options = arguments
         .options
         .into_iter()
-        .map(|options| blockdev::read(options, Scalars::Typed))
+        .map(|options| blockdev::read(options.0, Scalars::Typed))
         .collect::<Result<Vec<_>, _>>()?;
     monitor.graph.reopen(&options).await?;
     Ok(Done {})

@@ -11,6 +11,7 @@ use super::block::refuse_disk_name;
 use super::{Done, Monitor};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::{self, Scalars};
+use crate::qmp::schema::{self, Shape};
 
 /// Arguments that only `blockdev-mirror` has.
 #[derive(Deserialize)]
@@ -27,9 +28,9 @@ impl BlockdevMirrorOnly {
 
 pub(super) async fn blockdev_mirror(
     monitor: Arc<Monitor>,
-    arguments: Map<String, Value>,
+    arguments: BlockdevMirrorArguments,
 ) -> Result<Done, QmpError> {
-    let (own, common) = split(arguments, BlockdevMirrorOnly::NAMES);
+    let (own, common) = split(arguments.0, BlockdevMirrorOnly::NAMES);
     let common: MirrorCommon = input::from_value(common, Scalars::Typed)?;
     let own: BlockdevMirrorOnly = input::from_value(own, Scalars::Typed)?;
     if let Some(name) = &own.filter_node_name {
@@ -62,9 +63,9 @@ impl DriveMirrorOnly {
 
 pub(super) async fn drive_mirror(
     monitor: Arc<Monitor>,
-    arguments: Map<String, Value>,
+    arguments: DriveMirrorArguments,
 ) -> Result<Done, QmpError> {
-    let (own, common) = split(arguments, DriveMirrorOnly::NAMES);
+    let (own, common) = split(arguments.0, DriveMirrorOnly::NAMES);
     let common: MirrorCommon = input::from_value(common, Scalars::Typed)?;
     let own: DriveMirrorOnly = input::from_value(own, Scalars::Typed)?;
     if let Some(name) = &own.node_name {
@@ -80,6 +81,25 @@ pub(super) async fn drive_mirror(
     };
     mirror::drive_mirror(&monitor.graph, arguments, &monitor.main).await?;
     Ok(Done {})
+}
+
+/// All arguments of `blockdev-mirror`, to be split.
+#[derive(Deserialize)]
+pub(super) struct BlockdevMirrorArguments(Map<String, Value>);
+
+/// All arguments of `drive-mirror`, to be split.
+#[derive(Deserialize)]
+pub(super) struct DriveMirrorArguments(Map<String, Value>);
+
+/// What these are read from, by their names.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    let common = schema::shape_of::<MirrorCommon>;
+    let own = match name {
+        "BlockdevMirrorArguments" => schema::shape_of::<BlockdevMirrorOnly>,
+        "DriveMirrorArguments" => schema::shape_of::<DriveMirrorOnly>,
+        _ => return None,
+    };
+    Some(Shape::Object(schema::members_of([common(), own()])))
 }
 
 /// Splits arguments into those that are among `names` and the others. (A flattened struct would do

@@ -17,9 +17,11 @@ mod human;
 mod jobs;
 mod latency;
 mod loops;
+mod machine;
 mod media;
 mod mirror;
 mod objects;
+mod qom;
 mod records;
 mod stats;
 mod throttle;
@@ -38,10 +40,13 @@ use sluice_devices::pci::Address;
 
 use super::error::QmpError;
 use super::input::{self, Scalars};
-use super::session::AfterReply;
+use super::schema::{self, Shape};
+use super::session::{self, AfterReply};
+use crate::chardev::Chardevs;
 use crate::control::{LocalFuture, VmControl};
 use crate::iothreads::IoThreads;
 pub use human::QemuIo;
+pub(super) use human::human_line;
 
 /// All that commands work on.
 pub struct Monitor {
@@ -53,6 +58,8 @@ pub struct Monitor {
     pub iothreads: Arc<IoThreads>,
     /// How long the guest's writes to PCI functions have taken.
     pub exit_times: Vec<(Address, Arc<ExitTimes>)>,
+    /// The character devices.
+    pub chardevs: Arc<Chardevs>,
     /// Requests made by hand.
     pub qemu_io: Arc<QemuIo>,
     /// The loop that the monitor itself runs in; jobs on disks without an I/O thread run there.
@@ -62,6 +69,8 @@ pub struct Monitor {
 /// One command.
 pub(super) struct Command {
     name: &'static str,
+    arguments: fn() -> Shape,
+    reply: fn() -> Shape,
     run: fn(Arc<Monitor>, Value) -> LocalFuture<'static, Result<Value, QmpError>>,
     after_reply: Option<AfterReply>,
 }
@@ -72,6 +81,8 @@ macro_rules! commands {
     ($($name:literal => $run:path $(, then $after:path)?;)*) => {
         const COMMANDS: &[Command] = &[$(Command {
             name: $name,
+            arguments: || arguments_of($run),
+            reply: || reply_of($run),
             run: |monitor, arguments| Box::pin(invoke(monitor, arguments, $run)),
             after_reply: commands!(@after $($after)?),
         }),*];
@@ -112,6 +123,7 @@ commands! {
     "blockdev-reopen" => graph::blockdev_reopen;
     "blockdev-snapshot" => graph::blockdev_snapshot;
     "cont" => general::cont;
+    "device-list-properties" => qom::device_list_properties;
     "drive-backup" => backup::drive_backup;
     "drive-mirror" => mirror::drive_mirror;
     "eject" => media::eject;
@@ -125,17 +137,25 @@ commands! {
     "object-add" => objects::object_add;
     "object-del" => objects::object_del;
     "qom-get" => objects::qom_get;
+    "qom-list" => qom::qom_list;
+    "qom-list-properties" => qom::qom_list_properties;
+    "qom-list-types" => qom::qom_list_types;
     "qom-set" => objects::qom_set;
     "query-block" => block::query_block;
     "query-block-jobs" => jobs::query_block_jobs;
     "query-blockstats" => stats::query_blockstats;
+    "query-chardev" => machine::query_chardev;
     "query-commands" => general::query_commands;
+    "query-cpus-fast" => machine::query_cpus_fast;
     "query-iothreads" => objects::query_iothreads;
     "query-jobs" => jobs::query_jobs;
     "query-kvm" => general::query_kvm;
+    "query-machines" => machine::query_machines;
     "query-name" => general::query_name;
     "query-named-block-nodes" => block::query_named_block_nodes;
+    "query-qmp-schema" => general::query_qmp_schema;
     "query-status" => general::query_status;
+    "query-uuid" => machine::query_uuid;
     "query-version" => general::query_version;
     "quit" => general::quit, then general::after_quit;
     "stop" => general::stop;
@@ -152,6 +172,57 @@ commands! {
     "x-query-block-drains" => drains::query_block_drains;
     "x-query-exit-times" => exits::query_exit_times;
     "x-query-iothread-stats" => loops::query_iothread_stats;
+}
+
+/// A command as the schema tells of it.
+pub(super) struct Described {
+    pub(super) name: &'static str,
+    pub(super) arguments: Shape,
+    pub(super) reply: Shape,
+}
+
+/// All commands, that of the negotiation among them.
+pub(super) fn described() -> impl Iterator<Item = Described> {
+    let negotiation = Described {
+        name: session::NEGOTIATION,
+        arguments: schema::shape_of::<session::NegotiationArguments>(),
+        reply: Shape::Object(Vec::new()),
+    };
+    let others = COMMANDS.iter().map(|command| Described {
+        name: command.name,
+        arguments: (command.arguments)(),
+        reply: (command.reply)(),
+    });
+    std::iter::once(negotiation).chain(others)
+}
+
+/// The shapes of arguments that are read in several steps, by the newtypes that stand for them.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    mirror::named_shape(name).or_else(|| backup::named_shape(name))
+}
+
+/// What a command's arguments are read from.
+fn arguments_of<A: DeserializeOwned, F>(_: impl FnOnce(Arc<Monitor>, A) -> F) -> Shape {
+    schema::shape_of::<A>()
+}
+
+/// What can be said of a command's reply without one.
+fn reply_of<A, R, F>(_: impl FnOnce(Arc<Monitor>, A) -> F) -> Shape
+where
+    R: 'static,
+    F: Future<Output = Result<R, QmpError>>,
+{
+    use std::any::{TypeId, type_name};
+    let reply = TypeId::of::<R>();
+    if reply == TypeId::of::<Done>() {
+        Shape::Object(Vec::new())
+    } else if reply == TypeId::of::<String>() {
+        Shape::STR
+    } else if type_name::<R>().starts_with(type_name::<Vec<()>>().trim_end_matches("<()>")) {
+        Shape::Array(Box::new(Shape::ANY))
+    } else {
+        Shape::ANY
+    }
 }
 
 /// The names in the table.

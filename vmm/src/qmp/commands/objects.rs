@@ -12,11 +12,14 @@ use super::{Done, Monitor, NoArguments};
 use crate::iothreads::IoThreadError;
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::input::{self, InputError, Scalars};
-use crate::qmp::object::{self, ObjectOptions};
+use crate::qmp::object::{self, ObjectArguments, ObjectOptions};
 
 /// The arguments are a union, which has a reader of its own.
-pub(super) async fn object_add(monitor: Arc<Monitor>, arguments: Value) -> Result<Done, QmpError> {
-    let options = object::read(arguments, Scalars::Typed)?;
+pub(super) async fn object_add(
+    monitor: Arc<Monitor>,
+    arguments: ObjectArguments,
+) -> Result<Done, QmpError> {
+    let options = object::read(arguments.0, Scalars::Typed)?;
     let id = options.id();
     let well_formed = id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id
@@ -77,8 +80,8 @@ pub(super) async fn object_del(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct QomGet {
-    path: String,
-    property: String,
+    pub(super) path: String,
+    pub(super) property: String,
 }
 
 /// The property of a throttle group that can be read and written.
@@ -115,6 +118,9 @@ fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<Throttl
 pub(super) async fn qom_get(monitor: Arc<Monitor>, arguments: QomGet) -> Result<Value, QmpError> {
     if let Some(id) = thread_of(&monitor, &arguments.path) {
         return Ok(monitor.iothreads.property(id, &arguments.property)?.into());
+    }
+    if let Some(value) = super::qom::machine_property(&monitor, &arguments) {
+        return Ok(value);
     }
     let group = group_of(&monitor, &arguments.path, &arguments.property)?;
     serde_json::to_value(group.limits()).map_err(|error| QmpError::generic(error.to_string()))

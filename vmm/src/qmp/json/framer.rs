@@ -1,11 +1,11 @@
 //! Cuts a byte stream into JSON messages, with bounded memory.
 //!
 //! A message ends with the bracket that closes it; a bare scalar ends at white space or a
-//! structural character. No newline is needed. A message that breaks a limit or contains a byte
+//! structural character. No newline is needed. What begins like no message is refused at once. A message that breaks a limit or contains a byte
 //! that JSON can't contain yields exactly one error; its rest is followed to its end, without being
-//! kept, so that nothing inside it is mistaken for a message of its own. Two things force the
-//! stream back into a known state, whatever came before: a line end inside a string, and a byte
-//! 0xFE or 0xFF anywhere.
+//! kept, so that nothing inside it is mistaken for a message of its own. Three things force the
+//! stream back into a known state, whatever came before: a line end inside a string, a control character
+//! outside of one, and a byte 0xFE or 0xFF anywhere.
 
 use std::collections::VecDeque;
 
@@ -48,6 +48,8 @@ enum Position {
     Between,
     /// A number, keyword or garbage.
     Scalar,
+    /// The rest of garbage that was refused.
+    Refused,
     /// A string that ends with `quote`.
     String { quote: u8, escaped: bool },
 }
@@ -139,7 +141,7 @@ impl Framer {
         }
         match self.position {
             Position::String { quote, escaped } => self.step_in_string(byte, quote, escaped),
-            Position::Between | Position::Scalar => self.step_outside(byte),
+            Position::Between | Position::Scalar | Position::Refused => self.step_outside(byte),
         }
     }
 
@@ -166,9 +168,14 @@ impl Framer {
 
     fn step_outside(&mut self, byte: u8) {
         let ends_scalar = byte.is_ascii_whitespace() || b"{}[],:\"'".contains(&byte);
-        if ends_scalar && self.position == Position::Scalar {
-            self.position = Position::Between;
-            self.finish_if_complete();
+        match self.position {
+            Position::Scalar if ends_scalar => {
+                self.position = Position::Between;
+                self.finish_if_complete();
+            }
+            Position::Refused if ends_scalar => self.position = Position::Between,
+            Position::Refused if byte >= FIRST_PRINTABLE => return,
+            _ => {}
         }
         match byte {
             b' ' | b'\t' | b'\n' | b'\r' => {
@@ -202,6 +209,16 @@ impl Framer {
                     quote: byte,
                     escaped: false,
                 };
+            }
+            // A client that waits for a reply to this sends nothing that would end it.
+            ..FIRST_PRINTABLE => {
+                self.fail(JsonError::syntax(format!("stray '\\x{byte:02x}'")));
+                self.finish();
+            }
+            b'%' if self.depth == 0 && self.position == Position::Between => {
+                self.fail(JsonError::syntax("stray '%'"));
+                self.finish();
+                self.position = Position::Refused;
             }
             _ => {
                 if self.position == Position::Between {

@@ -15,13 +15,16 @@ use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, current};
 use sluice_block::Graph;
 use tempfile::TempDir;
 
-use crate::cli::QmpSocket;
+use crate::chardev::{
+    Backend, ChardevConfig, Chardevs, Endpoints, Inherited, SocketAddress, SocketConfig,
+};
 use crate::control::{
     Accelerator, Cause, ControlError, LocalFuture, RunState, VmControl, VmEvent, VmEventSink,
 };
 use crate::iothreads::IoThreads;
+use crate::machine::config::MachineKind;
 use crate::qmp::json::Framer;
-use crate::qmp::{EventBus, Monitor, QmpServer};
+use crate::qmp::{EventBus, Monitor, MonitorMode, QmpServer};
 
 /// A test that hangs fails after this time.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,6 +39,18 @@ pub(super) struct FakeVm {
 impl VmControl for FakeVm {
     fn name(&self) -> Option<String> {
         Some("fake".into())
+    }
+
+    fn uuid(&self) -> Option<String> {
+        None
+    }
+
+    fn machine_kind(&self) -> MachineKind {
+        MachineKind::Pc
+    }
+
+    fn cpu_threads(&self) -> Vec<u32> {
+        vec![10, 11]
     }
 
     fn accelerator(&self) -> Accelerator {
@@ -153,7 +168,19 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             events: Arc::clone(&events),
             quit: Mutex::default(),
         });
+        let socket = directory.path().join("qmp");
+        let configs = ["qmp", "pretty", "lines"].map(|id| ChardevConfig {
+            option: "--chardev",
+            id: id.to_owned(),
+            backend: Backend::Socket(SocketConfig {
+                address: SocketAddress::Unix(directory.path().join(id)),
+                server: true,
+                wait: false,
+            }),
+        });
+        let chardevs = Arc::new(Chardevs::new(&configs));
         let monitor = Monitor {
+            chardevs: Arc::clone(&chardevs),
             qemu_io: Arc::default(),
             graph: Arc::clone(&graph),
             vm: Arc::clone(&vm) as _,
@@ -161,14 +188,22 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             exit_times: Vec::new(),
             main: main.clone(),
         };
-        let socket = directory.path().join("qmp");
         let mut server = QmpServer::new(monitor, Arc::clone(&events));
-        server
-            .serve(&QmpSocket {
-                path: socket.clone(),
-                server: true,
-            })
-            .unwrap();
+        let mut endpoints = Endpoints::open(&configs, Inherited::default()).unwrap();
+        let mode = MonitorMode::Control { pretty: false };
+        server.serve(endpoints.take("qmp").unwrap(), mode, chardevs.attach("qmp"));
+        let mode = MonitorMode::Control { pretty: true };
+        server.serve(
+            endpoints.take("pretty").unwrap(),
+            mode,
+            chardevs.attach("pretty"),
+        );
+        let mode = MonitorMode::Readline;
+        server.serve(
+            endpoints.take("lines").unwrap(),
+            mode,
+            chardevs.attach("lines"),
+        );
         let world = World {
             directory,
             socket,

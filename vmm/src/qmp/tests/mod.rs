@@ -8,5 +8,7 @@ mod graph;
 mod harness;
 mod human;
 mod media;
+mod monitors;
 mod protocol;
+mod schema;
 mod throttle;

@@ -12,8 +12,20 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::Monitor;
+use crate::control::{Cause, ControlError};
 use crate::qmp::error::QmpError;
 pub use qemu_io::QemuIo;
+
+const HELP: &str = "\
+cont|c -- let the machine run
+info block [-n] [-v] [device] -- show disks or, with -n, nodes
+info status -- show what the machine does
+qemu-io [-d] device \"command\" -- make a request by hand
+quit|q -- end the process
+stop|s -- stop the machine
+system_powerdown -- press the power button
+system_reset -- reset the machine
+";
 
 /// Arguments of `human-monitor-command`.
 #[derive(Deserialize)]
@@ -29,11 +41,24 @@ pub(super) async fn human_monitor_command(
     monitor: Arc<Monitor>,
     arguments: HumanMonitorCommand,
 ) -> Result<String, QmpError> {
-    let text = match words(&arguments.command_line) {
-        Ok(words) => run(&monitor, &words).await,
+    Ok(human_line(&monitor, &arguments.command_line).await)
+}
+
+/// Executes a line of the human monitor; returns what is shown.
+pub(in crate::qmp) async fn human_line(monitor: &Monitor, line: &str) -> String {
+    let text = match words(line) {
+        Ok(words) => run(monitor, &words).await,
         Err(error) => error,
     };
-    Ok(text.replace('\n', "\r\n"))
+    text.replace('\n', "\r\n")
+}
+
+/// What is shown of a verb of the machine: nothing, or why it was refused.
+fn verb(result: Result<(), ControlError>) -> String {
+    match result {
+        Ok(()) => String::new(),
+        Err(error) => format!("Error: {error}\n"),
+    }
 }
 
 async fn run(monitor: &Monitor, words: &[String]) -> String {
@@ -48,6 +73,15 @@ async fn run(monitor: &Monitor, words: &[String]) -> String {
             qemu_io::run(monitor, device, command, words.len() == 4).await
         }
         ["qemu-io", ..] => "qemu-io: string expected\n".to_owned(),
+        ["stop" | "s"] => verb(monitor.vm.pause().await),
+        ["cont" | "c"] => verb(monitor.vm.resume().await),
+        ["system_powerdown"] => verb(monitor.vm.powerdown()),
+        ["system_reset"] => verb(monitor.vm.reset(Cause::HostQmpSystemReset).await),
+        ["quit" | "q"] => {
+            monitor.vm.quit(Cause::HostQmpQuit);
+            String::new()
+        }
+        ["help" | "?"] => HELP.to_owned(),
         [command, ..] => format!("unknown command: '{command}'\n"),
     }
 }

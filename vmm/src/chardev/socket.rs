@@ -1,7 +1,10 @@
-//! Files of listening Unix sockets: taken over if stale, never if alive, removed at the end.
+//! Sockets: connecting and listening. Files of listening Unix sockets are taken over if stale, never if
+//! alive, and removed at the end.
 
 use std::fs;
 use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -32,6 +35,16 @@ pub enum SocketError {
         action: &'static str,
         /// The socket's file.
         path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The system refused a TCP socket, or standard input or output.
+    #[error("can't {action} '{name}': {source}")]
+    Other {
+        /// What was tried.
+        action: &'static str,
+        /// The address, in QEMU's notation.
+        name: String,
         /// The system's reason.
         source: io::Error,
     },
@@ -79,7 +92,7 @@ impl Drop for SocketFile {
 ///
 /// # Errors
 /// [`SocketError`].
-pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+pub(super) fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     remove_stale(path)?;
     let failed = |error: io::Error| match error.kind() {
         // Somebody was faster.
@@ -103,8 +116,34 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
 ///
 /// # Errors
 /// [`SocketError::System`].
-pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
+pub(super) fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     connect_at_once(path).map_err(|error| SocketError::system("connect to", path, error))
+}
+
+/// Connects to a TCP port. This waits for the network, at the process's start only.
+pub(super) fn connect_inet(host: &str, port: u16) -> Result<OwnedFd, SocketError> {
+    let connected = TcpStream::connect((host, port)).and_then(|stream| {
+        stream.set_nodelay(true)?;
+        Ok(stream.into())
+    });
+    connected.map_err(|source| inet("connect to", host, port, source))
+}
+
+/// Listens on a TCP port.
+pub(super) fn listen_inet(host: &str, port: u16) -> Result<TcpListener, SocketError> {
+    let bound = TcpListener::bind((host, port)).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|source| inet("listen on", host, port, source))
+}
+
+fn inet(action: &'static str, host: &str, port: u16, source: io::Error) -> SocketError {
+    SocketError::Other {
+        action,
+        name: format!("tcp:{host}:{port}"),
+        source,
+    }
 }
 
 /// A full backlog makes a blocking connect wait, hence the detour around the standard library.

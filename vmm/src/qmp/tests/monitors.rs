@@ -1,0 +1,182 @@
+//! Monitors of other forms, and the queries that programs begin with.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde_json::{Value, json};
+
+use super::harness::{World, run};
+use crate::control::Cause;
+
+/// What comes until `end` has come.
+fn read_until(stream: &mut UnixStream, end: &str) -> String {
+    let mut text = String::new();
+    let mut byte = [0];
+    while !text.ends_with(end) {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "{text}");
+        text.push(char::from(byte[0]));
+    }
+    text
+}
+
+fn connect(world: &World, name: &str) -> UnixStream {
+    UnixStream::connect(world.path(name)).unwrap()
+}
+
+#[test]
+fn pretty_messages_take_several_lines() {
+    run(|world| {
+        let mut stream = connect(world, "pretty");
+        let greeting = read_until(&mut stream, "\r\n}\r\n");
+        assert!(
+            greeting.starts_with("{\r\n    \"QMP\": {\r\n        "),
+            "{greeting}"
+        );
+        stream
+            .write_all(b"{'execute': 'qmp_capabilities'}")
+            .unwrap();
+        assert_eq!(
+            read_until(&mut stream, "}\r\n}\r\n"),
+            "{\r\n    \"return\": {}\r\n}\r\n"
+        );
+    });
+}
+
+#[test]
+fn lines_are_answered_by_text_and_a_prompt() {
+    run(|world| {
+        let mut stream = connect(world, "lines");
+        let greeting = read_until(&mut stream, "(qemu) ");
+        assert_eq!(
+            greeting,
+            "QEMU 10.0.0 monitor - type 'help' for more information\r\n(qemu) "
+        );
+        stream.write_all(b"info sta").unwrap();
+        stream.write_all(b"tus\r\nnonsense\n\n").unwrap();
+        assert_eq!(
+            read_until(&mut stream, "(qemu) "),
+            "VM status: running\r\n(qemu) "
+        );
+        assert_eq!(
+            read_until(&mut stream, "(qemu) "),
+            "unknown command: 'nonsense'\r\n(qemu) "
+        );
+        assert_eq!(read_until(&mut stream, "(qemu) "), "(qemu) ");
+        stream.write_all(b"stop\ninfo status\n").unwrap();
+        assert_eq!(read_until(&mut stream, "(qemu) "), "(qemu) ");
+        assert!(read_until(&mut stream, "(qemu) ").contains("paused"));
+        stream.write_all(b"help\nquit\n").unwrap();
+        assert!(read_until(&mut stream, "(qemu) ").contains("qemu-io"));
+        read_until(&mut stream, "(qemu) ");
+        assert_eq!(world.quit_cause(), Some(Cause::HostQmpQuit));
+    });
+}
+
+#[test]
+fn machines_types_and_devices_are_told_of() {
+    run(|world| {
+        let mut client = world.client();
+        let machines = client.ok("query-machines", json!({}));
+        let names: Vec<_> = machines
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| &one["name"])
+            .collect();
+        assert_eq!(names, ["pc-i440fx-10.0", "none"]);
+        assert_eq!(machines[0]["alias"], "pc");
+        assert_eq!(machines[0]["is-default"], true);
+        let types = |client: &mut super::harness::Client, arguments: Value| -> BTreeSet<String> {
+            let all = client.ok("qom-list-types", arguments);
+            let names = all.as_array().unwrap().iter();
+            names
+                .map(|one| one["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let devices = types(&mut client, json!({"implements": "pci-device"}));
+        for name in ["virtio-blk-pci", "piix3-ide"] {
+            assert!(devices.contains(name), "{name}");
+        }
+        assert!(!devices.contains("ide-hd") && !devices.contains("virtio-pci"));
+        let all = types(
+            &mut client,
+            json!({"implements": "device", "abstract": true}),
+        );
+        for name in ["ide-hd", "ide-cd", "virtio-pci", "device"] {
+            assert!(all.contains(name), "{name}");
+        }
+        let machines = types(&mut client, json!({"implements": "machine"}));
+        let expected = ["none-machine", "pc-i440fx-10.0-machine"];
+        assert_eq!(
+            machines.iter().map(String::as_str).collect::<Vec<_>>(),
+            expected
+        );
+        assert!(types(&mut client, json!({"implements": "teapot"})).is_empty());
+
+        let properties = client.ok("device-list-properties", json!({"typename": "ide-hd"}));
+        let serial = json!({"name": "serial", "type": "str"});
+        assert!(
+            properties.as_array().unwrap().contains(&serial),
+            "{properties}"
+        );
+        let (class, _) = client.fails("device-list-properties", json!({"typename": "teapot"}));
+        assert_eq!(class, "DeviceNotFound");
+        let said = client.generic("device-list-properties", json!({"typename": "ide-device"}));
+        assert_eq!(
+            said,
+            "Parameter 'typename' expects a non-abstract device type"
+        );
+    });
+}
+
+#[test]
+fn the_tree_of_objects_has_what_was_made() {
+    run(|world| {
+        let mut client = world.client();
+        client.ok("object-add", json!({"qom-type": "iothread", "id": "io0"}));
+        client.ok(
+            "object-add",
+            json!({"qom-type": "throttle-group", "id": "tg0"}),
+        );
+        let objects = client.ok("qom-list", json!({"path": "/objects"}));
+        let expected = json!([
+            {"name": "type", "type": "string"},
+            {"name": "io0", "type": "child<iothread>"},
+            {"name": "tg0", "type": "child<throttle-group>"},
+        ]);
+        assert_eq!(objects, expected);
+        let root = client.ok("qom-list", json!({"path": "/"}));
+        assert!(
+            root.to_string().contains("child<pc-i440fx-10.0-machine>"),
+            "{root}"
+        );
+        let get = json!({"path": "/machine", "property": "type"});
+        assert_eq!(client.ok("qom-get", get), "pc-i440fx-10.0-machine");
+        let (class, said) = client.fails("qom-list", json!({"path": "/nowhere"}));
+        assert_eq!(
+            (class.as_str(), said.as_str()),
+            ("DeviceNotFound", "Device '/nowhere' not found")
+        );
+    });
+}
+
+#[test]
+fn cpus_and_character_devices_are_told_of() {
+    run(|world| {
+        let mut client = world.client();
+        let cpus = client.ok("query-cpus-fast", json!({}));
+        assert_eq!(cpus[1]["cpu-index"], 1);
+        assert_eq!(cpus[1]["thread-id"], 11);
+        let uuid = client.ok("query-uuid", json!({}));
+        assert_eq!(uuid["UUID"], "00000000-0000-0000-0000-000000000000");
+        let chardevs = client.ok("query-chardev", json!({}));
+        let path = world.path("qmp");
+        assert_eq!(
+            chardevs[0],
+            json!({"label": "qmp", "filename": format!("unix:{path},server=on"), "frontend-open": true})
+        );
+        let filename = chardevs[1]["filename"].as_str().unwrap();
+        assert!(filename.starts_with("disconnected:unix:"), "{filename}");
+    });
+}
