@@ -5,7 +5,8 @@ read, and each of its cells is played with a machine of its own. Part of run.py'
 import asyncio
 import unittest
 
-from run import MIB, ROOT, QmpTest, event
+from qemu.qmp import ExecuteError
+from run import MIB, PATIENCE, ROOT, QmpTest, event
 
 SIZE = 2 * MIB
 # What a cell may say.
@@ -159,10 +160,10 @@ class Phases(QmpTest):
 
     async def end_of(self, acting: asyncio.Task, answer: str) -> None:
         if answer != REFUSED:
-            await acting
+            await asyncio.wait_for(acting, PATIENCE)
             return
-        with self.assertRaises(Exception) as caught:
-            await acting
+        with self.assertRaises(ExecuteError) as caught:
+            await asyncio.wait_for(acting, PATIENCE)
         self.assertIn("is busy", str(caught.exception))
 
 
