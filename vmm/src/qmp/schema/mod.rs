@@ -1,6 +1,6 @@
 //! `query-qmp-schema`: what the protocol takes, from the very types that read it.
 //!
-//! Arguments are described by [`probe::shape_of`], which has the deserializers tell what they expect. Unions, whose
+//! Arguments are described by [`shape_of`], which has the deserializers tell what they expect. Unions, whose
 //! readers choose a type by a member's value, are described next to those readers, from the same types; a
 //! command's arguments refer to them by the name of a newtype. Of replies it is told whether there is one, a list or
 //! text, and no more.
