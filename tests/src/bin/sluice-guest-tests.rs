@@ -37,6 +37,9 @@ struct Cli {
     /// Name the cases and end.
     #[arg(long)]
     list: bool,
+    /// Measure how fast Linux reads an IDE disk beside a virtio disk, and end with 1 if that is too slow.
+    #[arg(long, conflicts_with_all = ["only", "list"])]
+    rates: bool,
     /// Run only cases whose name contains one of these words.
     #[arg(value_name = "WORD")]
     only: Vec<String>,
@@ -60,10 +63,26 @@ fn main() -> ExitCode {
         jobs: cli.jobs,
         only: cli.only,
     };
+    if cli.rates {
+        return rates(&options);
+    }
     match guest::run(&options) {
         Ok(tally) => {
             println!("{tally}");
             ExitCode::from(u8::from(tally.failed > 0))
+        }
+        Err(error) => {
+            eprintln!("sluice-guest-tests: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn rates(options: &Options) -> ExitCode {
+    match guest::rates::measure(options) {
+        Ok(rates) => {
+            println!("{rates}");
+            ExitCode::from(u8::from(!rates.met()))
         }
         Err(error) => {
             eprintln!("sluice-guest-tests: {error:#}");

@@ -17,6 +17,7 @@ mod disks;
 mod filesystems;
 mod lab;
 mod operator;
+pub mod rates;
 mod resize;
 mod script;
 mod zeroes;
