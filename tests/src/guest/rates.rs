@@ -92,7 +92,7 @@ pub fn measure(options: &Options) -> Result<Rates> {
     let script = format!(
         "echo mode: $(cat /sys/class/ata_device/dev1.0/xfer_mode); \
          for turn in $(seq {TURNS}); do for disk in sda vda; do \
-         echo rate: $disk $(dd if=/dev/$disk of=/dev/null bs=64k iflag=direct 2>&1 | grep copied); \
+         echo rate: $disk $(sluice-writer --time-reads /dev/$disk); \
          done; done"
     );
     let line = command_line(&script, "sluice.wait=/dev/sda,/dev/vda");
@@ -140,25 +140,27 @@ fn rates(console: &str) -> Result<Rates> {
     Ok(rates)
 }
 
-/// MiB per second out of `sda 33554432 bytes (32.0MB) copied, 0.250 seconds, 128.0MB/s`.
+/// MiB per second out of `sda writer: read 33554432 bytes in 250000000 ns`.
 fn rate(said: &str) -> Option<f64> {
     let words: Vec<&str> = said.split_whitespace().collect();
-    let bytes: f64 = words.get(1)?.parse().ok()?;
-    let seconds = words.iter().position(|word| word.starts_with("second"))?;
-    let seconds: f64 = words.get(seconds.checked_sub(1)?)?.parse().ok()?;
-    (seconds > 0.0).then(|| bytes / f64::from(1 << 20) / seconds)
+    let number = |unit: &str| -> Option<f64> {
+        let at = words.iter().position(|word| *word == unit)?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    };
+    let (bytes, nanoseconds) = (number("bytes")?, number("ns")?);
+    (nanoseconds > 0.0).then(|| bytes / f64::from(1 << 20) / (nanoseconds / 1e9))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{TURNS, rate, rates};
 
-    const SAID: &str = "33554432 bytes (32.0MB) copied, 0.250 seconds, 128.0MB/s";
+    const SAID: &str = "writer: read 33554432 bytes in 250000000 ns";
 
     #[test]
     fn a_rate_is_what_was_copied_by_the_time_it_took() {
         assert_eq!(rate(&format!(" sda {SAID}")), Some(128.0));
-        assert_eq!(rate(" sda dd: invalid argument 'direct'"), None);
+        assert_eq!(rate(" sda writer: verdict FAIL cannot open /dev/sda"), None);
     }
 
     #[test]

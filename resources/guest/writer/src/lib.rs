@@ -14,6 +14,7 @@ pub mod journal;
 pub mod model;
 pub mod plan;
 pub mod prng;
+pub mod reading;
 pub mod record;
 pub mod stamp;
 pub mod worker;

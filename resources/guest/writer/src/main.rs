@@ -4,14 +4,17 @@
 //! the line `stop` on standard input.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use clap::Parser;
-use sluice_writer::engine::{self, DiskOption, Options};
+use sluice_writer::{
+    engine::{self, DiskOption, Options},
+    reading,
+};
 
 /// Write to several disks at once, log what they acknowledged, and read it all back at the end.
 ///
@@ -22,11 +25,15 @@ use sluice_writer::engine::{self, DiskOption, Options};
 #[command(version)]
 struct Cli {
     /// A disk to write to; everything on it is lost. May be given several times.
-    #[arg(long = "disk", value_name = "NAME=PATH", required = true)]
+    #[arg(
+        long = "disk",
+        value_name = "NAME=PATH",
+        required_unless_present = "time_reads"
+    )]
     disks: Vec<DiskOption>,
     /// The disk that takes the log.
-    #[arg(long, value_name = "PATH")]
-    log: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "time_reads")]
+    log: Option<PathBuf>,
     /// Threads for each disk.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
@@ -42,13 +49,19 @@ struct Cli {
     /// Stop after this many seconds.
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
+    /// Write nothing: only say how long this disk takes to be read, 64 KiB after 64 KiB.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["disks", "log"])]
+    time_reads: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(disk) = &cli.time_reads {
+        return time_reads(disk);
+    }
     let options = Options {
         disks: cli.disks,
-        log: cli.log,
+        log: cli.log.unwrap_or_default(),
         threads: cli.threads,
         rate: cli.rate,
         seed: cli.seed,
@@ -66,6 +79,19 @@ fn main() -> ExitCode {
             } else {
                 ExitCode::from(1)
             }
+        }
+        Err(error) => {
+            println!("writer: verdict FAIL {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn time_reads(disk: &Path) -> ExitCode {
+    match reading::time_reads(disk) {
+        Ok((bytes, time)) => {
+            println!("writer: read {bytes} bytes in {} ns", time.as_nanos());
+            ExitCode::SUCCESS
         }
         Err(error) => {
             println!("writer: verdict FAIL {error:#}");
