@@ -164,6 +164,12 @@ impl JobContext {
         self.job.lock().rate.charge(bytes, now);
     }
 
+    /// Whether the operator limits the job's speed.
+    #[must_use]
+    pub fn is_rate_limited(&self) -> bool {
+        self.job.lock().rate.speed() > 0
+    }
+
     /// How long the speed limit wants the next transfer to wait; zero: not at all.
     #[must_use]
     pub fn rate_delay(&self) -> Duration {

@@ -132,8 +132,9 @@ impl Copier {
 
     /// Starts one copy of what is dirty next, if there is any and it may run now.
     ///
-    /// The job is kicked when the copy has ended.
-    pub(super) async fn step(self: &Arc<Self>, kicker: &JobKicker) -> Step {
+    /// The job is kicked when the copy has ended. A `steady` copy is no longer for being made by worker
+    /// threads: what one copy takes more than a speed limit allows is made up for only afterwards.
+    pub(super) async fn step(self: &Arc<Self>, kicker: &JobKicker, steady: bool) -> Step {
         let Some(run) = self.next_run() else {
             return if self.ledger.dirty.is_clean() {
                 Step::Clean
@@ -144,7 +145,7 @@ impl Copier {
         let Some(token) = self.ledger.copies.try_enter().filter(|_| self.has_room()) else {
             return Step::Busy;
         };
-        let copy = self.sized(run).await;
+        let copy = self.sized(run, steady).await;
         let len = copy.range.end - copy.range.start;
         let data = if copy.is_data { len } else { 0 };
         let mut state = self.state.lock();
@@ -203,7 +204,7 @@ impl Copier {
     ///
     /// That there are zeroes is only a hint for the size: what is there is looked at again after the marks
     /// were cleared.
-    async fn sized(&self, run: Range<u64>) -> Copy {
+    async fn sized(&self, run: Range<u64>, steady: bool) -> Copy {
         let len = run.end - run.start;
         let granularity = self.ledger.dirty.granularity();
         if !self.state.lock().data.contains(&run.start) {
@@ -225,7 +226,7 @@ impl Copier {
             self.state.lock().data = run.start..run.start + data;
         }
         let until = self.state.lock().data.end.max(run.start + 1) - run.start;
-        let piece = match self.by_the_kernel {
+        let piece = match self.by_the_kernel && !steady {
             true => self.piece * BY_THE_KERNEL,
             false => self.piece,
         };

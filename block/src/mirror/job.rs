@@ -107,7 +107,8 @@ impl MirrorJob {
                     continue;
                 }
             }
-            match (self.copier.step(&job.kicker()).await, pace) {
+            let steady = pace == Pace::Background && job.is_rate_limited();
+            match (self.copier.step(&job.kicker(), steady).await, pace) {
                 (Step::Started { data }, Pace::Background) => job.charge(data),
                 (Step::Started { .. }, Pace::Pivot) => {}
                 (Step::Clean | Step::Busy, Pace::Background) => {
