@@ -287,6 +287,8 @@ async fn read(
                 Either::Right(_) => break outbox.abandon(),
             }
         };
+        // No command takes one. Kept, they would be as many as a client likes.
+        descriptors.clear();
         match read {
             Ok(0) => break outbox.finish(),
             Ok(count) => conversation.push(buffer.get(..count).unwrap_or_default()),

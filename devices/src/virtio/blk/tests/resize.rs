@@ -8,8 +8,8 @@ use crate::virtio::pci::layout::{Structure, common};
 use crate::virtio::testing::Guest;
 use crate::virtio::{RingFeatures, Status};
 
-/// Bit 1 of the interrupt status (VIRTIO 1.2, section 4.1.4.5).
-const CONFIG_CHANGED: u8 = 2;
+/// What the interrupt status says of a change of the configuration: its own bit, and a queue's as in QEMU.
+const CONFIG_CHANGED: u8 = 3;
 /// The vector that the driver has chosen for changes of the configuration; queues have others.
 const VECTOR: u16 = 0;
 
