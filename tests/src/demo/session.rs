@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// it still runs.
 const CONNECT: Duration = Duration::from_secs(1);
 
+/// How long a machine may take to end when something has gone wrong.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// How often a long wait says that it is still waiting.
 const NEWS: Duration = Duration::from_secs(10);
 
@@ -87,8 +90,10 @@ impl Session {
         }
     }
 
-    /// The end of what the machine printed, for an error message.
-    pub fn output(&self) -> String {
+    /// The end of what the machine printed, for an error message. A machine that is about to end, as one does
+    /// whose jobs were cancelled, gets the time to say why.
+    pub fn output(&mut self) -> String {
+        let _goes_on = self.machine.wait_end(LAST_WORDS);
         self.machine.output()
     }
 
