@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sluice_aio::current;
 
 use crate::driver::file::copying::copy;
@@ -18,6 +19,8 @@ use crate::node::Node;
 pub struct Place {
     /// A regular file, not opened with O_DIRECT.
     pub file: Arc<File>,
+    /// Held by the thread that copies to this file by its calls, which the kernel does one at a time.
+    pub turn: Arc<Mutex<()>>,
     /// First byte in the file.
     pub offset: u64,
 }

@@ -1,9 +1,9 @@
 //! Copying between files of the page cache, in a worker thread.
 //!
 //! `copy_file_range` lets file systems share the bytes (btrfs, xfs) or have a server copy them (NFS), and
-//! copies once where neither is possible. Only in memory it is not the best there is: all of it happens under the
-//! target's lock, so two threads are no faster than one. There, small pieces are read and written, and one thread
-//! reads while the other writes.
+//! copies once where neither is possible. All of that happens under the target's lock, so two threads are no
+//! faster than one. In memory, where nothing else takes time, a thread that comes while another copies so goes
+//! by a [mapping](super::mapped) of the target, which needs no lock.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{copy_file_range, fstatfs};
 use rustix::io::Errno;
 
+use super::mapped;
 use super::opened::is_unsupported;
 use crate::io::Place;
 
@@ -28,9 +29,15 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// # Errors
 /// Either file's, or `UnexpectedEof` if the source is shorter; some bytes may have been copied.
 pub(crate) fn copy(from: &Place, to: &Place, len: u64) -> io::Result<()> {
-    if is_in_memory(&to.file)? {
-        return copy_by_pieces(from, to, len);
+    let turn = to.turn.try_lock();
+    // What fails there does so here too, or it was only that it can't be mapped.
+    if turn.is_none() && is_in_memory(&to.file)? && mapped::copy(from, to, len).is_ok() {
+        return Ok(());
     }
+    copy_by_calls(from, to, len)
+}
+
+fn copy_by_calls(from: &Place, to: &Place, len: u64) -> io::Result<()> {
     let (mut source, mut target) = (from.offset, to.offset);
     let end = from.offset + len;
     while source < end {
@@ -45,6 +52,7 @@ pub(crate) fn copy(from: &Place, to: &Place, len: u64) -> io::Result<()> {
             Err(error) if is_unsupported(&error.into()) || error == Errno::XDEV => {
                 let rest = |place: &Place, offset| Place {
                     file: Arc::clone(&place.file),
+                    turn: Arc::clone(&place.turn),
                     offset,
                 };
                 return copy_by_pieces(&rest(from, source), &rest(to, target), left);
@@ -87,6 +95,7 @@ mod tests {
         file.write_all_at(contents, 0).unwrap();
         Place {
             file: Arc::new(file),
+            turn: Arc::default(),
             offset: 0,
         }
     }
@@ -120,6 +129,29 @@ mod tests {
                 assert!(untouched.copied().all(|byte| byte == 0xff));
                 // Beyond the end there is nothing to copy.
                 let beyond = copy(&from, &to, len as u64).unwrap_err();
+                assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
+            }
+        }
+    }
+
+    /// One that comes while another copies may go another way, and must copy the same.
+    #[test]
+    fn a_range_is_copied_while_somebody_else_copies() {
+        let contents: Vec<u8> = (0..3 * PIECE)
+            .map(|at| u8::try_from(at / 512 % 251).unwrap())
+            .collect();
+        let disk = tempfile::tempdir().unwrap();
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        for target in [disk.path(), memory.path()] {
+            for offset in [0, 4096, 512] {
+                let from = file(memory.path(), &contents);
+                let mut to = file(target, &vec![0; offset + contents.len()]);
+                to.offset = offset as u64;
+                let turn = Arc::clone(&to.turn);
+                let _turn = turn.lock();
+                copy(&from, &to, contents.len() as u64).unwrap();
+                assert_eq!(bytes(&to)[offset..], contents);
+                let beyond = copy(&from, &to, contents.len() as u64 + 1).unwrap_err();
                 assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
             }
         }

@@ -9,6 +9,7 @@ pub(crate) mod copying;
 pub mod create;
 mod device;
 pub mod lock;
+mod mapped;
 mod open;
 mod opened;
 mod probe;
@@ -199,6 +200,7 @@ impl Driver for FileDriver {
         let plain = self.kind == FileKind::Regular && !opened.direct;
         plain.then(|| Place {
             file: Arc::clone(&opened.file),
+            turn: Arc::clone(&opened.turn),
             offset,
         })
     }

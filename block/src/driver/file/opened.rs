@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::SeekFrom;
 use sluice_aio::current::{self, Transfer};
 use sluice_aio::{EngineKind, IoBuffer, Route};
@@ -38,6 +39,8 @@ pub(crate) struct Opened {
     /// The errno of the first flush of the page cache that failed; 0 if none did. Shared by all who
     /// go on with this opening of the file.
     pub(super) lost: Arc<AtomicI32>,
+    /// See [`Place::turn`](crate::io::Place::turn).
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 impl Opened {
