@@ -95,6 +95,7 @@ fn a_disk_moves_under_its_guest() {
                     on_source_error: OnError::Report,
                     on_target_error: OnError::Report,
                     copy_mode: CopyMode::Background,
+                    replaces: None,
                     auto_finalize: None,
                     auto_dismiss: None,
                 },

@@ -82,6 +82,10 @@ pub trait JobDriver: Send + Sync + 'static {
         })
     }
 
+    /// The job was to complete together with others, and one of those can't: what
+    /// [`on_complete`](Self::on_complete) did is taken back.
+    fn on_complete_refused(&self) {}
+
     /// `change` was asked, with the options of the command.
     ///
     /// # Errors

@@ -28,6 +28,15 @@ pub(super) enum Stage {
 /// How many stages there are.
 const STAGES: usize = 3;
 
+/// None of `jobs` is to complete now; one that was to before keeps to it.
+fn take_back(jobs: &[Arc<Job>]) {
+    for job in jobs {
+        if !job.lock().complete_requested {
+            job.driver.on_complete_refused();
+        }
+    }
+}
+
 /// Jobs that succeed together, or not at all. All are created before any of them is started. Any thread.
 #[derive(Debug, Default)]
 pub struct JobGroup {
@@ -58,9 +67,20 @@ impl JobGroup {
         if jobs.windows(2).any(|pair| Arc::ptr_eq(&pair[0], &pair[1])) {
             return Err(VerbError::Refused("A job is named twice".to_owned()));
         }
-        for job in &jobs {
-            job.driver.on_complete(job)?;
+        for (index, job) in jobs.iter().enumerate() {
+            if let Err(error) = job.driver.on_complete(job) {
+                take_back(&jobs[..index]);
+                return Err(error);
+            }
         }
+        let completed = Self::complete_together(&jobs);
+        if completed.is_err() {
+            take_back(&jobs);
+        }
+        completed
+    }
+
+    fn complete_together(jobs: &[Arc<Job>]) -> Result<(), VerbError> {
         let mut cores: Vec<_> = jobs.iter().map(|job| job.lock()).collect();
         for (job, core) in jobs.iter().zip(&cores) {
             job.check_completable(core)?;

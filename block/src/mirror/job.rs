@@ -14,6 +14,7 @@ use super::copier::{Copier, Step};
 use super::ledger::{CopyError, Ledger};
 use super::options::CopyMode;
 use super::pivot::Held;
+use super::replaced::Replaced;
 use super::start::{FILTER_ROLE, TARGET_ROLE};
 use crate::driver::Allocation;
 use crate::event::IoOperation;
@@ -67,6 +68,8 @@ pub(super) struct MirrorJob {
     pub(super) first: FirstCopy,
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
+    /// Whose place the target takes; the source's if none.
+    pub(super) replaced: Option<Replaced>,
     pub(super) balance: Mutex<Balance>,
     pub(super) held: Mutex<Option<Held>>,
     pub(super) outcome: Outcome,
@@ -394,6 +397,9 @@ impl JobDriver for MirrorJob {
             let (graph, own) = (&self.graph, job.job());
             self.source.unblock();
             self.target.unblock();
+            if let Some(replaced) = &self.replaced {
+                replaced.let_go();
+            }
             graph.remove_job_parent(&self.filter, own, FILTER_ROLE);
             graph.remove_job_parent(&self.target, own, TARGET_ROLE);
             graph.remove_if_unused(&self.filter);
@@ -420,8 +426,17 @@ impl JobDriver for MirrorJob {
     }
 
     fn on_complete(&self, _job: &Job) -> Result<(), VerbError> {
-        // Nothing to prepare: the work sees the request at its next look.
-        Ok(())
+        // The work sees the request at its next look.
+        match &self.replaced {
+            Some(replaced) => replaced.take(&self.graph),
+            None => Ok(()),
+        }
+    }
+
+    fn on_complete_refused(&self) {
+        if let Some(replaced) = &self.replaced {
+            replaced.let_go();
+        }
     }
 
     fn query(&self) -> Map<String, Value> {

@@ -26,6 +26,7 @@ mod job;
 mod ledger;
 mod options;
 mod pivot;
+mod replaced;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -83,6 +83,9 @@ pub struct MirrorCommon {
     /// How guest writes reach the target.
     #[serde(default)]
     pub copy_mode: CopyMode,
+    /// The node whose place the target takes at the end; the source's if not given.
+    #[serde(default)]
+    pub replaces: Option<String>,
     /// Pivot without `job-finalize`.
     #[serde(default)]
     pub auto_finalize: Option<bool>,

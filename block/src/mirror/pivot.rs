@@ -4,20 +4,25 @@
 //! section between the two is what jobs that switch over together share. So all of their disks are held at
 //! one instant, and what each target has then is what its guest had been told.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::job::{MAX_PASSES, MirrorJob, Pace, failed};
+use super::replaced::{self, Replaced};
 use crate::drain::Section;
 use crate::driver::DebugEvent;
 use crate::graph::parent::Parent;
 use crate::job::{JobContext, JobError};
+use crate::node::Node;
 use crate::permission::Access;
 
 /// A pivot that was made and does not stand yet.
 #[derive(Debug)]
 pub(super) struct Held {
     section: Section,
+    /// The one on the node whose place the target has taken, if that is not the source.
+    beside: Option<Section>,
     /// Time for which a fault injector held it.
     excluded: Duration,
 }
@@ -86,8 +91,14 @@ impl MirrorJob {
             .excluding(&section, self.target.debug_event(DebugEvent::PivotClean))
             .await?;
         let swap = !job.cancel_requested();
+        let mut beside = None;
         if swap {
-            self.swap_root(job)?;
+            let place = self.place();
+            if let Some(node) = &place {
+                let holder = format!("pivot of job '{}'", job.job().id());
+                beside = Some(self.graph.drain_by_job(node, &holder, job.job()).await);
+            }
+            self.swap_root(job, place.as_ref())?;
             let swapped = self.target.debug_event(DebugEvent::PivotSwapped);
             if let Err(error) = stopwatch.excluding(&section, swapped).await {
                 tracing::warn!(%error, "the disk is on the target all the same");
@@ -98,6 +109,7 @@ impl MirrorJob {
         // The guest goes on when every job of the group has come so far.
         *self.held.lock() = Some(Held {
             section,
+            beside,
             excluded: stopwatch.excluded(),
         });
         Ok(())
@@ -120,6 +132,7 @@ impl MirrorJob {
             counter.store(figure, Ordering::Relaxed);
         }
         drop(section);
+        drop(held.beside);
     }
 
     /// Another job of the group has failed: if the disk is on the target already, puts it back where it was,
@@ -138,10 +151,9 @@ impl MirrorJob {
     }
 
     fn swap_back(&self, job: &JobContext) -> Result<(), JobError> {
+        let place = self.place().unwrap_or_else(|| Arc::clone(&self.source));
         let mut change = self.graph.transaction();
-        change
-            .move_parents(&self.target, &self.source)
-            .map_err(failed)?;
+        change.move_parents(&self.target, &place).map_err(failed)?;
         let own = Parent::job(job.job());
         change.set_access(&self.target, &own, Access::NONE);
         change.commit().map_err(failed)?;
@@ -149,13 +161,24 @@ impl MirrorJob {
         Ok(())
     }
 
+    /// The node whose place the target takes, if that is not the source.
+    fn place(&self) -> Option<Arc<Node>> {
+        self.replaced.as_ref().and_then(Replaced::node)
+    }
+
     /// Points everything above the filter to the target, which is theirs alone from then on; with
-    /// them goes all use of the source.
-    fn swap_root(&self, job: &JobContext) -> Result<(), JobError> {
+    /// them goes all use of the source. If the target takes another node's `place`, the source stays in use,
+    /// above the target.
+    fn swap_root(&self, job: &JobContext, place: Option<&Arc<Node>>) -> Result<(), JobError> {
         let mut change = self.graph.transaction();
-        change
-            .move_parents(&self.filter, &self.target)
-            .map_err(failed)?;
+        let below = match place {
+            Some(node) => {
+                replaced::replace(&mut change, &self.source, node, &self.target)?;
+                &self.source
+            }
+            None => &self.target,
+        };
+        change.move_parents(&self.filter, below).map_err(failed)?;
         change.set_access(&self.target, &Parent::job(job.job()), Access::NONE);
         change.commit().map_err(failed)?;
         self.outcome.pivoted.store(true, Ordering::Relaxed);

@@ -12,6 +12,7 @@ use super::filter::MirrorTop;
 use super::job::{FirstCopy, MirrorJob, Outcome};
 use super::ledger::Ledger;
 use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
+use super::replaced::Replaced;
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::driver::FileIdentity;
 use crate::driver::file::{FileKind, create_image};
@@ -84,6 +85,12 @@ pub async fn drive_mirror(
     check_source(&source, &arguments.common.device)?;
     settings(&arguments.common, &source)?;
     check_job_id(graph, &arguments.common, &source)?;
+    if arguments.common.replaces.is_some() && arguments.node_name.is_none() {
+        return Err(refused(
+            "a node-name must be provided when replacing a named node of the graph",
+        ));
+    }
+    replaced(graph, &arguments.common, &source)?;
     let is_new = arguments.mode == NewImageMode::AbsolutePaths;
     if is_new {
         let (path, size) = (arguments.target.clone(), source.len());
@@ -192,6 +199,14 @@ fn check_job_id(graph: &Graph, common: &MirrorCommon, source: &Node) -> Result<(
     }
 }
 
+fn replaced(graph: &Graph, common: &MirrorCommon, source: &Arc<Node>) -> Result<Option<Replaced>> {
+    let Some(name) = &common.replaces else {
+        return Ok(None);
+    };
+    let blocker = blocker_text(job_options(common, source)?.id.as_str());
+    Replaced::new(graph, source, name, blocker).map(Some)
+}
+
 fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     let overlaps = |own: &Arc<Node>, other: &Arc<Node>| {
         let others = other.files();
@@ -260,6 +275,7 @@ async fn start(
     check_source(&source, &common.device)?;
     check_pair(&source, &target)?;
     let settings = settings(common, &source)?;
+    let replaced = replaced(graph, common, &source)?;
     let options = job_options(common, &source)?;
     let id = options.id.to_string();
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
@@ -297,6 +313,7 @@ async fn start(
         first: first_copy(common.sync, &source, target_is_zero),
         on_source_error: common.on_source_error,
         on_target_error: common.on_target_error,
+        replaced,
         balance: Mutex::new(Balance::new()),
         held: Mutex::default(),
         outcome: Outcome::default(),

@@ -120,6 +120,7 @@ pub(super) fn common(device: &str) -> MirrorCommon {
         on_source_error: OnError::Report,
         on_target_error: OnError::Report,
         copy_mode: CopyMode::Background,
+        replaces: None,
         auto_finalize: None,
         auto_dismiss: Some(false),
     }

@@ -9,5 +9,6 @@ mod locks;
 mod pivot;
 mod random;
 mod refusals;
+mod replaces;
 mod rules;
 mod twofold;
