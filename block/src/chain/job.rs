@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::LocalBoxFuture;
-use parking_lot::Mutex;
 use sluice_aio::IoBuffer;
 
+use super::claimed::Claimed;
 use super::walk::{CopyError, Walk};
-use crate::driver::{Allocation, BlockFuture, Driver, Edge, FrozenChain, RequestFlags, Role};
+use crate::driver::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::event::IoOperation;
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
@@ -58,13 +58,6 @@ pub(super) enum Direction {
 }
 
 impl Direction {
-    pub(super) fn kind(&self) -> JobKind {
-        match self {
-            Self::Stream { .. } => JobKind::Stream,
-            Self::Commit { .. } => JobKind::Commit,
-        }
-    }
-
     /// The node that is written to.
     pub(super) fn written(&self) -> &Arc<Node> {
         match self {
@@ -82,11 +75,7 @@ pub(super) struct ChainJob {
     pub(super) filter: Arc<Node>,
     /// What is below the filter.
     pub(super) below: Arc<Node>,
-    /// The chain stays as it is until the job's end.
-    pub(super) frozen: Mutex<Option<FrozenChain>>,
-    pub(super) blocked: Vec<Arc<Node>>,
-    /// The node that is written to was read-only before.
-    pub(super) was_read_only: bool,
+    pub(super) claimed: Claimed,
     pub(super) changed: AtomicBool,
 }
 
@@ -130,7 +119,7 @@ impl ChainJob {
         let holder = format!("end of job '{}'", job.job().id());
         let written = self.direction.written();
         let section = self.graph.drain_by_job(written, &holder, job.job()).await;
-        drop(self.frozen.lock().take());
+        self.claimed.thaw();
         let mut change = self.graph.transaction();
         // Those who stand on the base from now on do not share what the job did with it.
         change.set_access(written, &Parent::job(job.job()), Access::NONE);
@@ -159,7 +148,7 @@ impl ChainJob {
             .graph
             .drain_by_job(&self.filter, &holder, job.job())
             .await;
-        drop(self.frozen.lock().take());
+        self.claimed.thaw();
         let mut change = self.graph.transaction();
         let written = self.direction.written();
         change.set_access(written, &Parent::job(job.job()), Access::NONE);
@@ -173,7 +162,10 @@ impl ChainJob {
 
 impl JobDriver for ChainJob {
     fn kind(&self) -> JobKind {
-        self.direction.kind()
+        match self.direction {
+            Direction::Stream { .. } => JobKind::Stream,
+            Direction::Commit { .. } => JobKind::Commit,
+        }
     }
 
     fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
@@ -199,20 +191,12 @@ impl JobDriver for ChainJob {
     fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             let (graph, own) = (&self.graph, job.job());
-            for node in &self.blocked {
-                node.unblock();
-            }
-            let written = self.direction.written();
             if let Direction::Commit { base } = &self.direction {
                 graph.remove_job_parent(base, own, BASE_ROLE);
             }
             graph.remove_job_parent(&self.filter, own, FILTER_ROLE);
             graph.remove_if_unused(&self.filter);
-            if self.was_read_only
-                && let Err(error) = graph.set_read_only(written, true)
-            {
-                tracing::debug!(node = written.name(), %error, "an image stays writable");
-            }
+            self.claimed.give_back(graph);
         })
     }
 }

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use parking_lot::Mutex;
 use serde::Deserialize;
 use sluice_aio::AioContext;
 
+use super::claimed::Claimed;
 use super::job::{BASE_ROLE, ChainJob, CommitTop, Direction, FILTER_ROLE};
 use super::walk::Walk;
 use crate::driver::{Driver, Edge, FrozenChain, Role};
@@ -16,7 +16,8 @@ use crate::graph::Graph;
 use crate::graph::bitmaps::below_implicit_filters;
 use crate::graph::parent::Parent;
 use crate::home::Home;
-use crate::job::{CreateError, JobId, JobOptions, OnError};
+use crate::job::{CreateError, JobDriver, JobId, JobKind, JobOptions, OnError};
+use crate::mirror::ActiveCommit;
 use crate::node::Node;
 use crate::permission::{Access, Permissions};
 
@@ -237,27 +238,35 @@ pub async fn block_stream(
             arguments.speed,
             (arguments.auto_finalize, arguments.auto_dismiss),
         )?,
+        kind: JobKind::Stream,
         filter_name: arguments.filter_node_name.as_deref(),
+        written: Arc::clone(&layer),
+        least_size: None,
+        lowest: Arc::clone(&lowest),
+        below: Arc::clone(&node),
+        nodes: chain.into_iter().take(count).collect(),
+        role: None,
+    };
+    let work = ChainWork {
         walk: Walk {
-            top: Arc::clone(&node),
+            top: node,
             lowest,
             with_top: false,
             on_error: arguments.on_error,
         },
-        below: node,
         direction: Direction::Stream { layer, base },
-        nodes: chain.into_iter().take(count).collect(),
     };
-    setup.start(graph, main).await
+    setup.start(graph, main, work).await
 }
 
-/// Pushes the data of upper images down; `main` is where the job runs if no loop serves the disk.
+/// Pushes the data of upper images down; a disk whose topmost image is among them goes over to the base when
+/// the job is completed. `main` is where the job runs if no loop serves the disk.
 ///
 /// Call it from a task that holds no token of the disk. On an error nothing has changed.
 ///
 /// # Errors
-/// What QEMU refuses, with its texts and its class for an unknown device; an image without a backing
-/// image; and the topmost image of a disk, which the guest writes to.
+/// What QEMU refuses, with its texts and its class for an unknown device; and an image without a backing
+/// image.
 pub async fn block_commit(
     graph: &Arc<Graph>,
     arguments: &BlockCommit,
@@ -284,34 +293,30 @@ pub async fn block_commit(
         ))
         .into());
     }
-    let top =
-        if let Some(name) = &arguments.top_node {
-            let top = graph.node(name)?;
-            if Arc::ptr_eq(&top, &root) || Arc::ptr_eq(&top, &unfiltered(Arc::clone(&root))) {
-                None
-            } else {
-                let place = place(&chain, &top);
-                Some(place.ok_or_else(|| {
-                    refused(format!("'{name}' is not in this backing file chain"))
-                })?)
-            }
-        } else if let Some(file) = &arguments.top {
-            match root.info().filename == *file {
-                true => None,
-                false => Some(place_of_file(&chain, file)?),
-            }
+    // Where in the chain it is; none if it is the disk's own.
+    let (top, place_of_top) = if let Some(name) = &arguments.top_node {
+        let top = graph.node(name)?;
+        if is_own_layer(&root, &top) {
+            (top, None)
         } else {
-            None
-        };
-    let Some(top) = top else {
-        return Err(refused(format!(
-            "'{device}' is written to by its guest, and such an image can't be committed yet; put a \
-             snapshot above it and commit it by 'top-node'"
-        ))
-        .into());
+            let place = place(&chain, &top);
+            let place = place
+                .ok_or_else(|| refused(format!("'{name}' is not in this backing file chain")))?;
+            (Arc::clone(&chain[place]), Some(place))
+        }
+    } else if let Some(file) = &arguments.top
+        && root.info().filename != *file
+    {
+        let place = place_of_file(&chain, file)?;
+        (Arc::clone(&chain[place]), Some(place))
+    } else {
+        (Arc::clone(&root), None)
     };
     let base = if let Some(name) = &arguments.base_node {
         let base = graph.node(name)?;
+        if is_own_layer(&root, &base) {
+            return Err(refused("cannot commit an image into itself").into());
+        }
         let place = place(&chain, &base);
         place.ok_or_else(|| refused(format!("'{name}' is not in this backing file chain")))?
     } else if let Some(file) = &arguments.base {
@@ -319,11 +324,28 @@ pub async fn block_commit(
     } else {
         chain.len() - 1
     };
-    if base <= top {
+    let between = place_of_top.map_or(0, |top| top + 1);
+    if base < between {
         return Err(refused("cannot commit an image into itself").into());
     }
-    let below = Arc::clone(&chain[top]);
+    let has_writer = top.access().used.contains(Permissions::WRITE);
+    if arguments.backing_file.is_some() {
+        let what = match place_of_top {
+            None => Some("is the active layer"),
+            Some(_) if has_writer => Some("has a writer on it"),
+            Some(_) => None,
+        };
+        if let Some(what) = what {
+            let text = format!("'backing-file' specified, but 'top' {what}");
+            return Err(refused(text).into());
+        }
+    }
     let base_node = unfiltered(Arc::clone(&chain[base]));
+    let lowest = match base {
+        0 => unfiltered(Arc::clone(&top)),
+        base => unfiltered(Arc::clone(&chain[base - 1])),
+    };
+    let is_active = place_of_top.is_none() || has_writer;
     let setup = Setup {
         options: options(
             &root,
@@ -331,18 +353,43 @@ pub async fn block_commit(
             arguments.speed,
             (arguments.auto_finalize, arguments.auto_dismiss),
         )?,
+        kind: JobKind::Commit,
         filter_name: arguments.filter_node_name.as_deref(),
-        walk: Walk {
-            top: Arc::clone(&below),
-            lowest: unfiltered(Arc::clone(&chain[base - 1])),
-            with_top: true,
-            on_error: arguments.on_error,
-        },
-        below,
-        direction: Direction::Commit { base: base_node },
-        nodes: chain[top + 1..=base].to_vec(),
+        written: Arc::clone(&base_node),
+        least_size: Some(top.len()),
+        lowest: Arc::clone(&lowest),
+        below: Arc::clone(&top),
+        nodes: chain[between..=base].to_vec(),
+        role: Some(match is_active {
+            true => ActiveCommit::BASE_ROLE,
+            false => BASE_ROLE,
+        }),
     };
-    Ok(setup.start(graph, main).await?)
+    let on_error = arguments.on_error;
+    if is_active {
+        let work = ActiveCommit::new(graph, &top, &base_node, lowest, on_error)?;
+        return Ok(setup.start(graph, main, work).await?);
+    }
+    let work = ChainWork {
+        walk: Walk {
+            top,
+            lowest,
+            with_top: true,
+            on_error,
+        },
+        direction: Direction::Commit { base: base_node },
+    };
+    Ok(setup.start(graph, main, work).await?)
+}
+
+/// Whether a node is the disk's topmost image, or one of the filters that `root` has above it.
+fn is_own_layer(root: &Arc<Node>, node: &Arc<Node>) -> bool {
+    let below = |above: &Arc<Node>| {
+        let edge = above.driver().filtered();
+        edge.filter(|_| above.driver().is_filter()).map(Edge::node)
+    };
+    let mut layer = std::iter::successors(Some(Arc::clone(root)), below);
+    layer.any(|own| Arc::ptr_eq(&own, node))
 }
 
 fn options(
@@ -361,31 +408,83 @@ fn options(
     Ok(options)
 }
 
+/// What a job on a chain does, made before anything is touched.
+pub(crate) trait Work {
+    /// The filter that is put above `below`.
+    fn filter(&self, below: &Arc<Node>) -> Box<dyn Driver>;
+
+    /// The job under that filter, which holds what was claimed.
+    fn job(self, graph: &Arc<Graph>, filter: &Arc<Node>, claimed: Claimed) -> Box<dyn JobDriver>;
+}
+
+/// Work that is done once through the image.
+struct ChainWork {
+    walk: Walk,
+    direction: Direction,
+}
+
+impl Work for ChainWork {
+    fn filter(&self, below: &Arc<Node>) -> Box<dyn Driver> {
+        match &self.direction {
+            Direction::Stream { .. } => {
+                let lowest = Arc::clone(&self.walk.lowest);
+                let filter = crate::driver::copy_on_read::CopyOnRead::of_job(below, lowest);
+                Box::new(filter)
+            }
+            Direction::Commit { .. } => {
+                Box::new(CommitTop(Edge::new(Role::Filtered, Arc::clone(below))))
+            }
+        }
+    }
+
+    fn job(self, graph: &Arc<Graph>, filter: &Arc<Node>, claimed: Claimed) -> Box<dyn JobDriver> {
+        Box::new(ChainJob {
+            graph: Arc::clone(graph),
+            direction: self.direction,
+            // What is below the filter is the walk's upper end.
+            below: Arc::clone(&self.walk.top),
+            walk: self.walk,
+            filter: Arc::clone(filter),
+            claimed,
+            changed: AtomicBool::new(false),
+        })
+    }
+}
+
 /// A job about to be made.
 struct Setup<'a> {
     options: JobOptions,
+    kind: JobKind,
     filter_name: Option<&'a str>,
-    walk: Walk,
     /// What the filter is put above.
     below: Arc<Node>,
-    direction: Direction,
+    /// The lowest image that is copied; the chain down to it stays as it is.
+    lowest: Arc<Node>,
+    /// The node that is written to.
+    written: Arc<Node>,
+    /// If it is shorter, it grows.
+    least_size: Option<u64>,
     /// The other nodes that the job has to itself.
     nodes: Vec<Arc<Node>>,
+    /// What the node that is written to is to the job, if the job writes to it by itself.
+    role: Option<&'static str>,
 }
 
 impl Setup<'_> {
-    async fn start(self, graph: &Arc<Graph>, main: &AioContext) -> Result<()> {
+    async fn start(self, graph: &Arc<Graph>, main: &AioContext, work: impl Work) -> Result<()> {
         let Self {
             options,
+            kind,
             filter_name,
-            walk,
             below,
-            direction,
+            lowest,
+            written,
+            least_size,
             nodes,
+            role,
         } = self;
-        let kind = direction.kind().name();
+        let kind = kind.name();
         let blocker = format!("{kind} '{}'", options.id);
-        let written = Arc::clone(direction.written());
         let section = graph.drain(&written, &format!("start of a {kind}")).await;
         let mut undo = Undo::new(graph);
         let mut own = vec![Arc::clone(&below)];
@@ -398,49 +497,29 @@ impl Setup<'_> {
             node.block(&blocker)?;
             undo.blocked.push(node);
         }
-        let frozen = FrozenChain::new(&below, &walk.lowest);
+        let frozen = FrozenChain::new(&below, &lowest);
         let frozen = frozen.ok_or_else(|| refused("the backing chain has changed meanwhile"))?;
         if written.is_read_only() {
             graph.set_read_only(&written, false)?;
             undo.read_only = Some(Arc::clone(&written));
         }
-        if let Direction::Commit { base } = &direction
-            && base.len() < walk.top.len()
+        if let Some(size) = least_size
+            && written.len() < size
         {
-            base.resize(walk.top.len()).await?;
+            written.resize(size).await?;
         }
-        let driver: Box<dyn Driver> = match &direction {
-            Direction::Stream { .. } => {
-                let lowest = Arc::clone(&walk.lowest);
-                let filter = crate::driver::copy_on_read::CopyOnRead::of_job(&below, lowest);
-                Box::new(filter)
-            }
-            Direction::Commit { .. } => {
-                Box::new(CommitTop(Edge::new(Role::Filtered, Arc::clone(&below))))
-            }
-        };
-        let filter = graph.insert_filter(filter_name, &below, driver)?;
+        let filter = graph.insert_filter(filter_name, &below, work.filter(&below))?;
         undo.filter = Some((Arc::clone(&filter), Arc::clone(&below)));
         filter.block(&blocker)?;
         let home = home(graph, &filter, main);
-        let is_commit = matches!(direction, Direction::Commit { .. });
-        let job = ChainJob {
-            graph: Arc::clone(graph),
-            direction,
-            walk,
-            filter: Arc::clone(&filter),
-            below,
-            frozen: Mutex::new(Some(frozen)),
-            blocked: undo.blocked.clone(),
-            was_read_only: undo.read_only.is_some(),
-            changed: AtomicBool::new(false),
-        };
-        let job = graph.jobs().create(options, Box::new(job), home);
+        let claimed = Claimed::new(frozen, undo.blocked.clone(), undo.read_only.clone());
+        let job = work.job(graph, &filter, claimed);
+        let job = graph.jobs().create(options, job, home);
         let job = job.map_err(|error| refused(error.to_string()))?;
         let mut change = graph.transaction();
         change.attach(&filter, Parent::job(&job), FILTER_ROLE, FILTER_ACCESS);
-        if is_commit {
-            change.attach(&written, Parent::job(&job), BASE_ROLE, BASE_ACCESS);
+        if let Some(role) = role {
+            change.attach(&written, Parent::job(&job), role, BASE_ACCESS);
         }
         if let Err(error) = change.commit() {
             job.discard();

@@ -1,10 +1,12 @@
 //! Chains of images in memory: what the disk shows never changes, whatever is moved below it, and what
 //! its guest writes meanwhile is not lost.
 
+mod active;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sluice_aio::{Clock, EventLoop, IoBuffer, LoopConfig, current};
+use sluice_aio::{Clock, EventLoop, IoBuffer, IoThread, LoopConfig, current};
 
 use super::*;
 use crate::backend::Backend;
@@ -48,7 +50,21 @@ impl Dice {
 }
 
 fn run<F: Future<Output = ()> + 'static>(seed: u64, test: impl FnOnce(Bench) -> F + 'static) {
+    run_in(false, seed, test);
+}
+
+/// The same with a disk that an I/O thread serves, if `in_thread`.
+fn run_in<F: Future<Output = ()> + 'static>(
+    in_thread: bool,
+    seed: u64,
+    test: impl FnOnce(Bench) -> F + 'static,
+) {
     let mut event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
+    let iothread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+    let context = match in_thread {
+        true => iothread.context().clone(),
+        false => event_loop.context(),
+    };
     let body = async move {
         let graph = Graph::new(Arc::new(Silence), Clock::real());
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
@@ -79,7 +95,7 @@ fn run<F: Future<Output = ()> + 'static>(seed: u64, test: impl FnOnce(Bench) -> 
         let debug = serde_json::from_value(debug).unwrap();
         let debug = graph.add_node(&debug).await.unwrap();
         let disk = graph.add_backend("disk", &debug).unwrap();
-        disk.set_context(&current::context());
+        disk.set_context(&context);
         test(Bench {
             graph,
             disk,
@@ -156,17 +172,23 @@ impl Bench {
         held
     }
 
-    /// Nobody holds anything any more, and the images are as read-only as they were.
-    fn check_clean(&self) {
+    /// Nobody holds anything any more.
+    fn check_idle(&self) {
         for node in self.graph.nodes() {
             assert!(node.check_not_blocked().is_ok(), "{}", node.name());
             let driver = node.driver_name();
-            assert!(
-                !["copy-on-read", "commit_top"].contains(&driver),
-                "{driver}"
-            );
+            let of_jobs = ["copy-on-read", "commit_top", "mirror_top"];
+            assert!(!of_jobs.contains(&driver), "{driver}");
+            for edge in node.edges_above() {
+                assert!(edge.parent.follows(), "{}: {:?}", node.name(), edge.parent);
+            }
         }
         assert!(!self.disk.gate().is_closed());
+    }
+
+    /// Nobody holds anything any more, the disk stands on its chain, and the images are as read-only as they were.
+    fn check_clean(&self) {
+        self.check_idle();
         for (number, image) in self.images.iter().enumerate() {
             assert_eq!(image.is_read_only(), number < 3, "image{number}");
         }
@@ -493,9 +515,24 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
                 "cannot commit an image into itself",
             ),
             (
-                json!({}),
-                "'disk' is written to by its guest, and such an image can't be committed yet; put a \
-                 snapshot above it and commit it by 'top-node'",
+                json!({"base-node": "image3"}),
+                "cannot commit an image into itself",
+            ),
+            (
+                json!({"backing-file": "f"}),
+                "'backing-file' specified, but 'top' is the active layer",
+            ),
+            (
+                json!({"top-node": "debug", "backing-file": "f"}),
+                "'backing-file' specified, but 'top' is the active layer",
+            ),
+            (
+                json!({"speed": -1}),
+                "Parameter 'speed' expects a non-negative value",
+            ),
+            (
+                json!({"filter-node-name": "debug"}),
+                "Duplicate nodes with node-name='debug'",
             ),
         ] {
             let error = bench.commit(&more).await.unwrap_err();

@@ -90,6 +90,28 @@ impl Node {
         Ok((false, len))
     }
 
+    /// The same with this layer included: data, or [`Allocation::Below`] where no layer holds anything.
+    ///
+    /// # Errors
+    /// A medium's.
+    pub(crate) async fn status_down_to(
+        &self,
+        last: &Arc<Node>,
+        offset: u64,
+        len: u64,
+    ) -> Result<BlockStatus> {
+        let own = self.layer_status(offset, len).await?;
+        if own.allocation != Allocation::Below {
+            return Ok(own);
+        }
+        let (held, len) = self.is_held_below(last, offset, own.len).await?;
+        let allocation = match held {
+            true => Allocation::Data,
+            false => Allocation::Below,
+        };
+        Ok(BlockStatus { allocation, len })
+    }
+
     /// The image below this layer: what shows where the layer holds nothing.
     #[must_use]
     pub fn backing(&self) -> Option<Arc<Node>> {

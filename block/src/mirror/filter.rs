@@ -14,12 +14,15 @@ use super::ledger::Ledger;
 use super::twofold::{Change, write_both_boxed, write_recorded};
 use crate::driver::{BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::node::Node;
+use crate::permission::{Access, Permissions};
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct MirrorTop {
     source: Edge,
     ledger: Arc<Ledger>,
+    /// The target is one of the images below the source.
+    above_its_target: bool,
 }
 
 impl MirrorTop {
@@ -27,6 +30,15 @@ impl MirrorTop {
         Self {
             source: Edge::new(Role::Filtered, source),
             ledger,
+            above_its_target: false,
+        }
+    }
+
+    /// The filter of an active commit.
+    pub(super) fn above_its_target(source: Arc<Node>, ledger: Arc<Ledger>) -> Self {
+        Self {
+            above_its_target: true,
+            ..Self::new(source, ledger)
         }
     }
 
@@ -49,6 +61,18 @@ impl Driver for MirrorTop {
 
     fn filtered(&self) -> Option<&Edge> {
         Some(&self.source)
+    }
+
+    fn child_access(&self, _role: Role, above: Access) -> Access {
+        if !self.above_its_target {
+            return above;
+        }
+        // As QEMU has it: otherwise what is done here with the chain would forbid the job to write to
+        // the base. What it writes is what is read here in any case.
+        Access {
+            used: above.used - Permissions::CONSISTENT_READ,
+            shared: above.shared | Permissions::WRITE,
+        }
     }
 
     fn write(&self, offset: u64, buffer: IoBuffer, flags: RequestFlags) -> BlockFuture<'_, ()> {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
+use super::active::OwnChain;
 use super::balance::{Balance, Counts};
 use super::copier::{Copier, Step};
 use super::ledger::{CopyError, Ledger};
@@ -43,6 +44,8 @@ pub(super) enum FirstCopy {
     Data,
     /// What the top layer holds; the target shows the rest by a backing image of its own.
     TopLayer,
+    /// What the images above the target hold, of whose chain the target is a part.
+    AboveTarget,
     /// Nothing.
     Nothing,
 }
@@ -70,6 +73,8 @@ pub(super) struct MirrorJob {
     pub(super) on_target_error: OnError,
     /// Whose place the target takes; the source's if none.
     pub(super) replaced: Option<Replaced>,
+    /// The target is one of the images below the source.
+    pub(super) own_chain: Option<OwnChain>,
     pub(super) balance: Mutex<Balance>,
     pub(super) held: Mutex<Option<Held>>,
     pub(super) outcome: Outcome,
@@ -157,15 +162,21 @@ impl MirrorJob {
                 return Ok(());
             }
             FirstCopy::Data => |allocation| allocation == Allocation::Data,
-            FirstCopy::TopLayer => |allocation| allocation != Allocation::Below,
+            FirstCopy::TopLayer | FirstCopy::AboveTarget => {
+                |allocation| allocation != Allocation::Below
+            }
         };
         let mut at = 0;
         while at < dirty.size() {
             job.pause_point().await;
             job.check_cancelled()?;
             let left = dirty.size() - at;
-            let status = match self.first {
-                FirstCopy::TopLayer => self.source.layer_status(at, left).await,
+            let status = match (self.first, &self.own_chain) {
+                (FirstCopy::TopLayer, _) => self.source.layer_status(at, left).await,
+                (FirstCopy::AboveTarget, Some(chain)) => {
+                    let above = self.source.status_down_to(&chain.lowest, at, left);
+                    above.await
+                }
                 _ => self.source.block_status(at, left).await,
             };
             // Not known counts as data.
@@ -339,7 +350,10 @@ pub(super) fn failed(error: impl std::fmt::Display) -> JobError {
 
 impl JobDriver for MirrorJob {
     fn kind(&self) -> JobKind {
-        JobKind::Mirror
+        match self.own_chain {
+            Some(_) => JobKind::Commit,
+            None => JobKind::Mirror,
+        }
     }
 
     fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
@@ -385,7 +399,7 @@ impl JobDriver for MirrorJob {
                 .graph
                 .drain_by_job(&self.filter, &holder, job.job())
                 .await;
-            if let Err(error) = self.take_filter_out() {
+            if let Err(error) = self.take_filter_out(job) {
                 tracing::error!(%error, "the mirror's filter can't be taken out");
             }
             drop(section);
@@ -395,14 +409,19 @@ impl JobDriver for MirrorJob {
     fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             let (graph, own) = (&self.graph, job.job());
-            self.source.unblock();
-            self.target.unblock();
+            if self.own_chain.is_none() {
+                self.source.unblock();
+                self.target.unblock();
+            }
             if let Some(replaced) = &self.replaced {
                 replaced.let_go();
             }
             graph.remove_job_parent(&self.filter, own, FILTER_ROLE);
             graph.remove_job_parent(&self.target, own, TARGET_ROLE);
             graph.remove_if_unused(&self.filter);
+            if let Some(chain) = &self.own_chain {
+                chain.give_back(graph, self.outcome.pivoted.load(Ordering::Relaxed));
+            }
             graph.remove_if_unused(&self.source);
         })
     }
@@ -418,6 +437,9 @@ impl JobDriver for MirrorJob {
     }
 
     fn on_change(&self, options: &Map<String, Value>) -> Result<(), VerbError> {
+        if self.own_chain.is_some() {
+            return Err(VerbError::CannotChange);
+        }
         let mode = options.get("copy-mode").cloned().unwrap_or_default();
         let mode = serde_json::from_value(mode);
         let refused = |error: serde_json::Error| VerbError::Refused(error.to_string());
@@ -441,14 +463,18 @@ impl JobDriver for MirrorJob {
 
     fn query(&self) -> Map<String, Value> {
         let mut members = self.work_report();
+        if self.outcome.pivoted.load(Ordering::Relaxed) {
+            members.extend(self.pivot_report());
+        }
+        if self.own_chain.is_some() {
+            // What follows is a mirror's own.
+            return members;
+        }
         let synced = self.outcome.was_ready.load(Ordering::Relaxed) && self.ledger.is_in_sync();
         members.insert("actively-synced".to_owned(), synced.into());
         members.insert("x-copy-mode".to_owned(), self.ledger.mode().name().into());
         let twofold = self.ledger.is_twofold();
         members.insert("x-writes-to-both".to_owned(), twofold.into());
-        if self.outcome.pivoted.load(Ordering::Relaxed) {
-            members.extend(self.pivot_report());
-        }
         members
     }
 

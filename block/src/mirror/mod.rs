@@ -18,7 +18,10 @@
 //!    the guest's postponed requests run against the target.
 //!
 //! On a cancel or a failure the filter is taken out, in a section too, and the source stays.
+//!
+//! An [active commit](active) is the same with an image below the source for a target.
 
+mod active;
 mod balance;
 mod copier;
 mod filter;
@@ -32,5 +35,6 @@ mod start;
 mod tests;
 mod twofold;
 
+pub(crate) use active::ActiveCommit;
 pub use options::{BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
 pub use start::{blockdev_mirror, drive_mirror};

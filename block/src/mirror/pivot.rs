@@ -12,7 +12,7 @@ use super::job::{MAX_PASSES, MirrorJob, Pace, failed};
 use super::replaced::{self, Replaced};
 use crate::drain::Section;
 use crate::driver::DebugEvent;
-use crate::graph::parent::Parent;
+use crate::graph::parent::{Parent, ParentEdge};
 use crate::job::{JobContext, JobError};
 use crate::node::Node;
 use crate::permission::Access;
@@ -23,6 +23,8 @@ pub(super) struct Held {
     section: Section,
     /// The one on the node whose place the target has taken, if that is not the source.
     beside: Option<Section>,
+    /// What stood above the target before.
+    known: Vec<ParentEdge>,
     /// Time for which a fault injector held it.
     excluded: Duration,
 }
@@ -91,8 +93,10 @@ impl MirrorJob {
             .excluding(&section, self.target.debug_event(DebugEvent::PivotClean))
             .await?;
         let swap = !job.cancel_requested();
+        let known = self.target.edges_above();
         let mut beside = None;
         if swap {
+            self.fit_target().await?;
             let place = self.place();
             if let Some(node) = &place {
                 let holder = format!("pivot of job '{}'", job.job().id());
@@ -104,12 +108,13 @@ impl MirrorJob {
                 tracing::warn!(%error, "the disk is on the target all the same");
             }
         } else {
-            self.take_filter_out()?;
+            self.take_filter_out(job)?;
         }
         // The guest goes on when every job of the group has come so far.
         *self.held.lock() = Some(Held {
             section,
             beside,
+            known,
             excluded: stopwatch.excluded(),
         });
         Ok(())
@@ -142,7 +147,7 @@ impl MirrorJob {
             return self.outcome.pivoted.load(Ordering::Relaxed);
         };
         if self.outcome.pivoted.load(Ordering::Relaxed)
-            && let Err(error) = self.swap_back(job)
+            && let Err(error) = self.swap_back(job, &held.known)
         {
             tracing::error!(%error, "the disk stays on its new image");
         }
@@ -150,10 +155,19 @@ impl MirrorJob {
         true
     }
 
-    fn swap_back(&self, job: &JobContext) -> Result<(), JobError> {
+    fn swap_back(&self, job: &JobContext, known: &[ParentEdge]) -> Result<(), JobError> {
         let place = self.place().unwrap_or_else(|| Arc::clone(&self.source));
+        let is_known = |edge: &ParentEdge| {
+            let same = |other: &ParentEdge| other.parent.is_same(&edge.parent);
+            known
+                .iter()
+                .any(|other| same(other) && other.role == edge.role)
+        };
+        let mut moved = self.target.edges_above();
+        moved.retain(|edge| !is_known(edge));
         let mut change = self.graph.transaction();
-        change.move_parents(&self.target, &place).map_err(failed)?;
+        let back = change.move_edges(&self.target, &place, moved);
+        back.map_err(failed)?;
         let own = Parent::job(job.job());
         change.set_access(&self.target, &own, Access::NONE);
         change.commit().map_err(failed)?;
@@ -185,9 +199,11 @@ impl MirrorJob {
         Ok(())
     }
 
-    pub(super) fn take_filter_out(&self) -> Result<(), JobError> {
-        self.graph
-            .replace_node(&self.filter, &self.source)
-            .map_err(failed)
+    pub(super) fn take_filter_out(&self, job: &JobContext) -> Result<(), JobError> {
+        let mut change = self.graph.transaction();
+        // Those who see the source from now on do not share what the job did with a target below it.
+        change.set_access(&self.target, &Parent::job(job.job()), Access::NONE);
+        let moved = change.move_parents(&self.filter, &self.source);
+        moved.and_then(|()| change.commit()).map_err(failed)
     }
 }

@@ -26,9 +26,9 @@ use crate::options::{BlockdevOptions, Discard};
 use crate::permission::{Access, Permissions};
 
 /// Granularity if none is asked for, in bytes (QEMU: 64 KiB where no cluster size is known).
-const DEFAULT_GRANULARITY: u64 = 64 << 10;
+pub(super) const DEFAULT_GRANULARITY: u64 = 64 << 10;
 /// Bytes in flight if nothing is asked for, as QEMU.
-const DEFAULT_BUF_SIZE: u64 = 16 << 20;
+pub(super) const DEFAULT_BUF_SIZE: u64 = 16 << 20;
 /// The type in messages of other commands.
 const JOB_TYPE: &str = "mirror";
 
@@ -314,6 +314,7 @@ async fn start(
         on_source_error: common.on_source_error,
         on_target_error: common.on_target_error,
         replaced,
+        own_chain: None,
         balance: Mutex::new(Balance::new()),
         held: Mutex::default(),
         outcome: Outcome::default(),

@@ -1,0 +1,135 @@
+//! Active commit: the mirror of a disk into an image of its own backing chain.
+//!
+//! What the images above the base hold is copied into it, and what the guest writes meanwhile after that;
+//! at the pivot the disk goes over to the base. What is written there while the disk still stands on the
+//! upper images is what those hide or show already, so the base's place below them does no harm; but
+//! nobody else may read it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::balance::Balance;
+use super::copier::Copier;
+use super::filter::MirrorTop;
+use super::job::{FirstCopy, MirrorJob, Outcome, failed};
+use super::ledger::Ledger;
+use super::options::CopyMode;
+use super::start::{DEFAULT_BUF_SIZE, DEFAULT_GRANULARITY, TARGET_ROLE};
+use crate::chain::{Claimed, Work};
+use crate::dirty::{DirtyBitmap, Granularity};
+use crate::driver::Driver;
+use crate::error::{BlockError, Result};
+use crate::graph::Graph;
+use crate::job::{JobDriver, JobError, OnError};
+use crate::node::Node;
+
+/// The chain of which a mirror's target is a part.
+#[derive(Debug)]
+pub(super) struct OwnChain {
+    /// The lowest image above the base.
+    pub(super) lowest: Arc<Node>,
+    claimed: Claimed,
+}
+
+impl OwnChain {
+    /// The job has ended.
+    pub(super) fn give_back(&self, graph: &Graph, pivoted: bool) {
+        if pivoted {
+            self.claimed.stays_writable();
+        }
+        self.claimed.give_back(graph);
+    }
+}
+
+/// An active commit about to be started.
+#[derive(Debug)]
+pub(crate) struct ActiveCommit {
+    source: Arc<Node>,
+    base: Arc<Node>,
+    lowest: Arc<Node>,
+    on_error: OnError,
+    ledger: Arc<Ledger>,
+}
+
+impl ActiveCommit {
+    /// What the base is to the job.
+    pub(crate) const BASE_ROLE: &str = TARGET_ROLE;
+
+    /// Makes what the filter and the copier go by; `lowest` is the image above `base`.
+    ///
+    /// # Errors
+    /// The disk is too large for a dirty bitmap.
+    pub(crate) fn new(
+        graph: &Graph,
+        source: &Arc<Node>,
+        base: &Arc<Node>,
+        lowest: Arc<Node>,
+        on_error: OnError,
+    ) -> Result<Self> {
+        let refused = |error: &dyn std::fmt::Display| BlockError::Refused(error.to_string());
+        let granularity = Granularity::new(DEFAULT_GRANULARITY).map_err(|error| refused(&error))?;
+        let bitmap =
+            DirtyBitmap::new(source.len(), granularity).map_err(|error| refused(&error))?;
+        let (target, clock) = (Arc::clone(base), graph.clock().clone());
+        Ok(Self {
+            source: Arc::clone(source),
+            base: Arc::clone(base),
+            lowest,
+            on_error,
+            ledger: Ledger::new(bitmap, target, CopyMode::Background, clock),
+        })
+    }
+}
+
+impl Work for ActiveCommit {
+    fn filter(&self, below: &Arc<Node>) -> Box<dyn Driver> {
+        let ledger = Arc::clone(&self.ledger);
+        Box::new(MirrorTop::above_its_target(Arc::clone(below), ledger))
+    }
+
+    fn job(self, graph: &Arc<Graph>, filter: &Arc<Node>, claimed: Claimed) -> Box<dyn JobDriver> {
+        let Self {
+            source,
+            base,
+            lowest,
+            on_error,
+            ledger,
+        } = self;
+        let copier = Copier::new(
+            Arc::clone(&source),
+            Arc::clone(&base),
+            Arc::clone(&ledger),
+            true,
+            DEFAULT_BUF_SIZE,
+        );
+        Box::new(MirrorJob {
+            graph: Arc::clone(graph),
+            source,
+            filter: Arc::clone(filter),
+            target: base,
+            ledger,
+            copier: Arc::new(copier),
+            first: FirstCopy::AboveTarget,
+            on_source_error: on_error,
+            on_target_error: on_error,
+            replaced: None,
+            own_chain: Some(OwnChain { lowest, claimed }),
+            balance: Mutex::new(Balance::new()),
+            held: Mutex::default(),
+            outcome: Outcome::default(),
+        })
+    }
+}
+
+impl MirrorJob {
+    /// Cuts off of a base what is beyond the disk's end, inside the pivot's section: until then a cancel
+    /// leaves it as it was.
+    pub(super) async fn fit_target(&self) -> std::result::Result<(), JobError> {
+        let size = self.source.len();
+        if self.own_chain.is_some() && self.target.len() > size {
+            self.target.resize(size).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}
