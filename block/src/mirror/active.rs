@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use super::balance::Balance;
 use super::copier::Copier;
 use super::filter::MirrorTop;
-use super::job::{FirstCopy, MirrorJob, Outcome, failed};
+use super::first::{First, FirstCopy};
+use super::job::{MirrorJob, Outcome, failed};
 use super::ledger::Ledger;
 use super::options::CopyMode;
 use super::start::{DEFAULT_BUF_SIZE, DEFAULT_GRANULARITY, TARGET_ROLE};
@@ -110,7 +111,7 @@ impl Work for ActiveCommit {
             target: base,
             ledger,
             copier: Arc::new(copier),
-            first: FirstCopy::AboveTarget,
+            first: First::new(FirstCopy::AboveTarget),
             on_source_error: on_error,
             on_target_error: on_error,
             replaced: None,

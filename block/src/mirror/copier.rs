@@ -125,6 +125,14 @@ impl Copier {
             .saturating_add(twofold)
     }
 
+    /// The source was found to hold data there, so it need not be asked again; only the first such place is kept.
+    pub(super) fn expect_data(&self, range: Range<u64>) {
+        let mut state = self.state.lock();
+        if state.data.is_empty() {
+            state.data = range;
+        }
+    }
+
     /// Whether nothing is dirty and no copy runs.
     pub(super) fn is_converged(&self) -> bool {
         self.ledger.copies.in_flight() == 0 && self.ledger.dirty.is_clean()

@@ -12,12 +12,12 @@ use serde_json::{Map, Value};
 use super::active::OwnChain;
 use super::balance::{Balance, Counts};
 use super::copier::{Copier, Step};
+use super::first::{First, Phase};
 use super::ledger::{CopyError, Ledger};
 use super::options::CopyMode;
 use super::pivot::Held;
 use super::replaced::Replaced;
 use super::start::{FILTER_ROLE, TARGET_ROLE};
-use crate::driver::Allocation;
 use crate::event::IoOperation;
 use crate::graph::Graph;
 use crate::job::{ErrorVerdict, Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
@@ -34,21 +34,6 @@ const PIVOT_BACKLOG: u64 = 4 << 20;
 /// is: a small rest does not keep the job from being ready, and the pivot copies any rest inside
 /// its section.
 pub(super) const MAX_PASSES: u32 = 16;
-
-/// What a mirror copies besides what is written while it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FirstCopy {
-    /// The whole disk.
-    All,
-    /// What is not zeroes: the target holds nothing else.
-    Data,
-    /// What the top layer holds; the target shows the rest by a backing image of its own.
-    TopLayer,
-    /// What the images above the target hold, of whose chain the target is a part.
-    AboveTarget,
-    /// Nothing.
-    Nothing,
-}
 
 /// How the copying treats everybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +52,7 @@ pub(super) struct MirrorJob {
     pub(super) target: Arc<Node>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) copier: Arc<Copier>,
-    /// What is dirty at the beginning.
-    pub(super) first: FirstCopy,
+    pub(super) first: First,
     pub(super) on_source_error: OnError,
     pub(super) on_target_error: OnError,
     /// Whose place the target takes; the source's if none.
@@ -83,8 +67,6 @@ pub(super) struct MirrorJob {
 /// What the end of the job has to tell.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// It was ready: the first copy is complete.
-    pub(super) was_ready: AtomicBool,
     pub(super) pivoted: AtomicBool,
     pub(super) pause_us: AtomicU64,
     pub(super) postponed: AtomicU64,
@@ -130,7 +112,7 @@ impl MirrorJob {
     /// Copies about as much as is dirty now.
     pub(super) async fn pass(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
         self.judge_copies(job, pace).await?;
-        let goal = job.progress().total();
+        let goal = job.progress().current() + self.copier.remaining();
         self.copy_until(job, pace, || job.progress().current() >= goal)
             .await
     }
@@ -151,48 +133,6 @@ impl MirrorJob {
         self.judge_copies(job, Pace::Background).await
     }
 
-    /// Marks what the first copy is of. The filter records already, so what is written behind the look is
-    /// marked in any case.
-    async fn mark_first(&self, job: &JobContext) -> Result<(), JobError> {
-        let dirty = &self.ledger.dirty;
-        let wanted: fn(Allocation) -> bool = match self.first {
-            FirstCopy::Nothing => return Ok(()),
-            FirstCopy::All => {
-                dirty.set_all();
-                return Ok(());
-            }
-            FirstCopy::Data => |allocation| allocation == Allocation::Data,
-            FirstCopy::TopLayer | FirstCopy::AboveTarget => {
-                |allocation| allocation != Allocation::Below
-            }
-        };
-        let mut at = 0;
-        while at < dirty.size() {
-            job.pause_point().await;
-            job.check_cancelled()?;
-            let left = dirty.size() - at;
-            let status = match (self.first, &self.own_chain) {
-                (FirstCopy::TopLayer, _) => self.source.layer_status(at, left).await,
-                (FirstCopy::AboveTarget, Some(chain)) => {
-                    let above = self.source.status_down_to(&chain.lowest, at, left);
-                    above.await
-                }
-                _ => self.source.block_status(at, left).await,
-            };
-            // Not known counts as data.
-            let (allocation, len) = status.map_or((Allocation::Data, left), |status| {
-                (status.allocation, status.len)
-            });
-            if wanted(allocation) {
-                dirty.set_dirty(at, len);
-            } else {
-                self.ledger.tally.skipped.fetch_add(len, Ordering::Relaxed);
-            }
-            at += len;
-        }
-        Ok(())
-    }
-
     /// Counts what the copies have done, and judges the errors they met.
     async fn judge_copies(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
         let mut errors = self.account(job);
@@ -210,7 +150,8 @@ impl MirrorJob {
         let (finished, errors) = self.ledger.take_news();
         let left = self.copier.remaining();
         job.progress().add_done(finished);
-        job.progress().set_remaining(left);
+        let to_come = self.first.to_come();
+        job.progress().set_remaining(left.saturating_add(to_come));
         if finished > 0 && errors.is_empty() {
             job.io_success();
         }
@@ -360,9 +301,9 @@ impl JobDriver for MirrorJob {
         Box::pin(async move {
             self.ledger.set_kicker(job.kicker());
             let result = async {
-                self.mark_first(job).await?;
+                self.begin_first_copy(job).await?;
                 self.synchronise(job).await?;
-                self.outcome.was_ready.store(true, Ordering::Relaxed);
+                self.first.enter(Phase::Ready);
                 job.transition_to_ready()?;
                 self.keep_in_sync(job).await
             }
@@ -470,7 +411,9 @@ impl JobDriver for MirrorJob {
             // What follows is a mirror's own.
             return members;
         }
-        let synced = self.outcome.was_ready.load(Ordering::Relaxed) && self.ledger.is_in_sync();
+        let zeroed = self.ledger.tally.zeroed.load(Ordering::Relaxed);
+        members.extend(self.first.report(zeroed));
+        let synced = self.first.is_complete() && self.ledger.is_in_sync();
         members.insert("actively-synced".to_owned(), synced.into());
         members.insert("x-copy-mode".to_owned(), self.ledger.mode().name().into());
         let twofold = self.ledger.is_twofold();

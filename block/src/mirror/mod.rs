@@ -7,7 +7,8 @@
 //!
 //! # How
 //! 1. starting: inside a drained section of the source the filter is put above it; from
-//!    then on every write is recorded. With `sync=full` the whole disk is marked dirty.
+//!    then on every write is recorded. With `sync=full` the target is made zeroes where the source is, and all the
+//!    rest is marked dirty.
 //! 2. the job runs in the loop that serves the source's device: it keeps up to 16
 //!    copies running until nothing is dirty (or, under a guest that never stops writing, until
 //!    little is), flushes the target, and is *ready*.
@@ -25,6 +26,7 @@ mod active;
 mod balance;
 mod copier;
 mod filter;
+mod first;
 mod job;
 mod ledger;
 mod options;

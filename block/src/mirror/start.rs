@@ -9,7 +9,8 @@ use sluice_aio::{AioContext, current};
 use super::balance::Balance;
 use super::copier::Copier;
 use super::filter::MirrorTop;
-use super::job::{FirstCopy, MirrorJob, Outcome};
+use super::first::{First, FirstCopy};
+use super::job::{MirrorJob, Outcome};
 use super::ledger::Ledger;
 use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
 use super::replaced::Replaced;
@@ -310,7 +311,7 @@ async fn start(
             settings.buf_size,
         )),
         ledger,
-        first: first_copy(common.sync, &source, target_is_zero),
+        first: First::new(first_copy(common.sync, &source, target_is_zero)),
         on_source_error: common.on_source_error,
         on_target_error: common.on_target_error,
         replaced,

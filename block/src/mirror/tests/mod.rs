@@ -12,3 +12,4 @@ mod refusals;
 mod replaces;
 mod rules;
 mod twofold;
+mod zeroing;
