@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use sluice_bench::allocations::Counting;
 use sluice_bench::report::{Row, heading};
 use sluice_bench::timing::Effort;
-use sluice_bench::{block, gate, mirror, random_read, reads, wake};
+use sluice_bench::{block, daemon, gate, live, mirror, random_read, reads, wake};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -60,6 +60,8 @@ enum Name {
     Drain,
     /// Full mirrors, beside qemu-storage-daemon and cp.
     Mirror,
+    /// What a mirror costs a guest that writes, beside qemu-storage-daemon.
+    Live,
 }
 
 const AIO: [Name; 5] = [
@@ -84,6 +86,7 @@ impl Name {
             Self::Format => block::format(effort),
             Self::Drain => block::drain(effort),
             Self::Mirror => mirror::measure(effort),
+            Self::Live => live::measure(effort),
         }
     }
 }
@@ -115,12 +118,15 @@ fn main() -> Result<ExitCode> {
         let members = members.iter().copied();
         members.filter(move |name| asked(group) || asked(*name))
     });
-    let alone = [Name::Mirror].into_iter().filter(|name| asked(*name));
+    let alone = [Name::Mirror, Name::Live]
+        .into_iter()
+        .filter(|name| asked(*name));
     let chosen: Vec<Name> = chosen.chain(alone).collect();
     if effort == Effort::Full && chosen.contains(&Name::RandomRead) && !reads::fio_is_installed() {
         anyhow::bail!("fio is needed to compare with; ci/install-deps --bench installs it");
     }
-    if effort == Effort::Full && chosen.contains(&Name::Mirror) && !mirror::is_installed() {
+    let needs_daemon = |name: &Name| matches!(name, Name::Mirror | Name::Live);
+    if effort == Effort::Full && chosen.iter().any(needs_daemon) && !daemon::is_installed() {
         anyhow::bail!(
             "qemu-storage-daemon is needed to compare with; ci/install-deps --bench installs it"
         );

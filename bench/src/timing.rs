@@ -41,6 +41,15 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The value that `percent` of `values` do not exceed (nearest rank); 0 of none.
+#[must_use]
+pub fn percentile(values: &[f64], percent: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
+}
+
 /// Calls `ours` and `theirs` in turns, `rounds` times each after one unmeasured round; returns the
 /// medians of what they returned.
 ///
@@ -108,6 +117,15 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < 1e-9);
         assert!(median(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert!((percentile(&values, 99) - 198.0).abs() < 1e-9);
+        assert!((percentile(&values, 100) - 200.0).abs() < 1e-9);
+        assert!((percentile(&[7.0], 99) - 7.0).abs() < 1e-9);
+        assert!(percentile(&[], 99).abs() < 1e-9);
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn every_benchmark_gives_figures() {
         "format",
         "drain",
         "mirror",
+        "live",
     ];
     for benchmark in benchmarks {
         let of_it = rows.iter().filter(|row| row["benchmark"] == benchmark);

@@ -1,0 +1,131 @@
+//! What a write takes under a mirror, beside what it takes without.
+//!
+//! One writer. Slices of the disk under the mirror and of disks without one come in turns, and the median write of
+//! each slice counts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use sluice_aio::current;
+use sluice_block::job::{Job, JobState};
+use sluice_block::{Backend, Graph};
+
+use super::ours::{Writers, add_node, event_loop, graph, mirror, ready};
+use super::{Images, micros};
+use crate::random_read::confine;
+use crate::report::{Row, Target};
+use crate::timing::{Effort, median};
+
+/// How long one disk is written to at a time.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// The median write of one slice, in microseconds.
+async fn slice(backend: &Arc<Backend>) -> Result<f64> {
+    let writers = Writers::start(backend, 1);
+    current::sleep(SLICE).await;
+    let spans = writers.stop().await?;
+    let times = spans.iter().map(|span| micros(span.ended - span.began));
+    Ok(median(&times.collect::<Vec<_>>()))
+}
+
+async fn disk(graph: &Arc<Graph>, name: &str, images: &Images, file: &str) -> Result<Arc<Backend>> {
+    let node = format!("{name}-{file}");
+    add_node(graph, &node, &images.path(file)).await?;
+    let node = graph.node(&node).context("no node")?;
+    Ok(graph.add_backend(name, &node)?)
+}
+
+async fn cancel(job: &Job) -> Result<()> {
+    job.cancel(true)?;
+    job.concluded().await;
+    Ok(())
+}
+
+/// A write to both sides by a mirror that is ready, and the sum of a write to each alone.
+fn to_both(effort: Effort) -> Result<(f64, f64)> {
+    let size = effort.of(64 << 20, 1 << 20);
+    let rounds = effort.of(20, 1);
+    let mirrored = Images::new(size)?;
+    let alone = Images::new(size)?;
+    let mut event_loop = event_loop()?;
+    event_loop.run_until(async move {
+        let graph = graph();
+        let under = disk(&graph, "under", &mirrored, "a").await?;
+        add_node(&graph, "target", &mirrored.path("b")).await?;
+        let source = disk(&graph, "source", &alone, "a").await?;
+        let target = disk(&graph, "target-alone", &alone, "b").await?;
+        let more = json!({"copy-mode": "write-blocking"});
+        let job = mirror(&graph, "under", "target", more).await?;
+        ready(&job).await?;
+        let (mut both, mut sums) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            both.push(slice(&under).await?);
+            sums.push(slice(&source).await? + slice(&target).await?);
+        }
+        cancel(&job).await?;
+        Ok((median(&both), median(&sums)))
+    })?
+}
+
+/// A write while a mirror copies in the background at half of the speed that it has alone, and one without a
+/// mirror.
+fn in_the_background(effort: Effort) -> Result<(f64, f64)> {
+    let size = effort.of(512 << 20, 8 << 20);
+    let rounds = effort.of(15, 1);
+    let images = Images::new(size)?;
+    let other = Images::new(effort.of(64 << 20, 1 << 20))?;
+    let mut event_loop = event_loop()?;
+    event_loop.run_until(async move {
+        let graph = graph();
+        let under = disk(&graph, "under", &images, "a").await?;
+        add_node(&graph, "target", &images.path("b")).await?;
+        let alone = disk(&graph, "alone", &other, "a").await?;
+        let (mut mirrored, mut free) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let began = Instant::now();
+            let job = mirror(&graph, "under", "target", json!({})).await?;
+            ready(&job).await?;
+            let half = u128::from(size) * 500 / began.elapsed().as_millis().max(1);
+            cancel(&job).await?;
+
+            let more = json!({"speed": i64::try_from(half)?});
+            let job = mirror(&graph, "under", "target", more).await?;
+            mirrored.push(slice(&under).await?);
+            let still = effort == Effort::Smoke || job.state() == JobState::Running;
+            ensure!(still, "the mirror was over before the writes were");
+            cancel(&job).await?;
+            free.push(slice(&alone).await?);
+        }
+        Ok((median(&mirrored), median(&free)))
+    })?
+}
+
+/// The rows of the latency.
+///
+/// # Errors
+/// An image can't be made, or a mirror fails.
+pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let _one_processor = confine(effort);
+    let row = |what: &str, (ours, reference): (f64, f64), most| Row {
+        benchmark: "live",
+        what: what.to_owned(),
+        unit: "us",
+        ours,
+        reference: Some(reference),
+        target: Target::RatioAtMost(most),
+    };
+    Ok(vec![
+        row(
+            "write to both sides, beside source + target alone",
+            to_both(effort)?,
+            1.1,
+        ),
+        row(
+            "write during a copy at half speed, beside none",
+            in_the_background(effort)?,
+            1.05,
+        ),
+    ])
+}
