@@ -13,6 +13,7 @@ pub mod ide;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod posted;
 pub mod reset;
 #[cfg(test)]
 mod traces;

@@ -9,6 +9,7 @@ use sluice_devices::pci::layout::{CONFIG_SPACE_LEN, Command, offset};
 use sluice_devices::pci::{
     Address, BarAllocator, BarIndex, BarKind, Bridge, CONFIG_PORTS, PciBus, PciFunction,
 };
+use sluice_devices::posted::Unposted;
 use sluice_devices::reset::ResetHook as _;
 
 use crate::input::Input;
@@ -67,6 +68,7 @@ impl Guest {
             memory: Arc::clone(&world.memory),
             context: world.context(),
             irq: [Arc::new(Line::default()), Arc::new(Line::default())],
+            posted: Arc::new(Unposted),
             variant: IdeVariant::Piix3,
             drives: [
                 [

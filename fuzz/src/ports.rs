@@ -6,6 +6,7 @@ use sluice_devices::bus::PioDevice as _;
 use sluice_devices::ide::{DriveConfig, DriveKind, IdeConfig, IdeController, IdeVariant};
 use sluice_devices::pci::layout::offset;
 use sluice_devices::pci::{BarIndex, PciFunction as _};
+use sluice_devices::posted::Unposted;
 
 use crate::input::Input;
 use crate::world::{Line, RAM, World};
@@ -76,6 +77,7 @@ impl Pc {
             memory: Arc::clone(&world.memory),
             context: world.context(),
             irq: [lines[0].clone(), lines[1].clone()],
+            posted: Arc::new(Unposted),
             variant: IdeVariant::Piix3,
             drives: [
                 [Some(attacked), Some(DriveConfig::new(backend(SLAVE)))],

@@ -5,7 +5,7 @@
 //!                                                                 gate open? or park and wait
 //!                                                                 lock, begin, unlock
 //!                                                                 the whole operation, one token
-//! vCPU <---------------- interrupt line ------------------------- lock, complete, unlock
+//! vCPU <---------------- interrupt line ------------------------- lock, complete, unlock, drive the line
 //! ```
 //!
 //! The lock guards registers only. It is never held across I/O, an await or a wake.
@@ -35,7 +35,10 @@ use super::mailbox::Mailbox;
 use super::removable::Tray;
 use super::request::{Generation, Outcome, Request};
 use super::serve::{Scratch, Server};
+use super::wire::Wire;
+use crate::irq::IrqLine;
 use crate::pci::PciConfig;
+use crate::posted::PostedWrites;
 
 /// What serves one drive's requests.
 struct Target {
@@ -85,9 +88,19 @@ impl Target {
     }
 }
 
+/// What a channel is connected to, but for its drives.
+pub(super) struct Wiring {
+    /// Its interrupt.
+    pub line: Arc<dyn IrqLine>,
+    /// Where writes to its registers may be queued.
+    pub posted: Arc<dyn PostedWrites>,
+}
+
 /// One channel.
 pub(super) struct Channel {
     core: Mutex<Core>,
+    wire: Wire,
+    posted: Arc<dyn PostedWrites>,
     targets: [Option<Target>; 2],
     mailbox: Arc<Mailbox>,
     memory: Arc<GuestRam>,
@@ -99,6 +112,7 @@ impl Channel {
     /// A channel whose requests are served in `context`.
     pub fn new(
         core: Core,
+        wiring: Wiring,
         drives: [Option<&DriveConfig>; 2],
         context: &AioContext,
         memory: Arc<GuestRam>,
@@ -111,6 +125,8 @@ impl Channel {
             };
             Self {
                 core: Mutex::new(core),
+                wire: Wire::new(wiring.line),
+                posted: wiring.posted,
                 targets: [0, 1].map(target),
                 mailbox: Arc::default(),
                 memory,
@@ -134,12 +150,20 @@ impl Channel {
         channel
     }
 
-    /// Runs `access` under the lock, then carries on what it has set off.
+    /// Runs `access` for anybody but the guest: what the guest has stored before is in the registers by then.
     pub fn access<T>(self: &Arc<Self>, access: impl FnOnce(&mut Core) -> T) -> T {
+        self.posted.flush();
+        self.guest_access(access)
+    }
+
+    /// Runs an access of the guest's under the lock, then carries on what it has set off. Whoever brings it has
+    /// flushed what was posted, or is about it.
+    pub fn guest_access<T>(self: &Arc<Self>, access: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.core.lock();
         let result = access(&mut core);
         let mut aftermath = core.take_aftermath();
         drop(core);
+        self.wire.follow(aftermath.line);
         aftermath.wake();
         if aftermath.dead {
             self.mailbox.wake();

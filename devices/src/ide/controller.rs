@@ -6,11 +6,12 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sluice_aio::{AioContext, GuestRam};
 
 use super::IdeError;
 use super::atapi::CdRom;
-use super::channel::Channel;
+use super::channel::{Channel, Wiring};
 use super::core::{Core, Unit};
 use super::disk::{Disk, DriveConfig, DriveIdentity, DriveKind};
 use super::regs::{COMMAND_BLOCK_LEN, LEGACY_PORTS, Register, SECTOR_SIZE, bm};
@@ -19,6 +20,7 @@ use crate::bus::{FLOATING, PioDevice};
 use crate::irq::IrqLine;
 use crate::pci::layout::Status;
 use crate::pci::{BarIndex, BarKind, ConfigBuilder, Identity, PciConfig, PciFunction, class};
+use crate::posted::PostedWrites;
 use crate::reset::Resetting;
 
 /// Which part of the PIIX family the function claims to be.
@@ -76,6 +78,8 @@ pub struct IdeConfig {
     pub context: AioContext,
     /// Interrupt lines 14 and 15.
     pub irq: [Arc<dyn IrqLine>; 2],
+    /// Where writes to registers that only keep them are queued.
+    pub posted: Arc<dyn PostedWrites>,
     /// Which part to be.
     pub variant: IdeVariant,
     /// `drives[channel][unit]`.
@@ -86,6 +90,9 @@ pub struct IdeConfig {
 pub struct IdeController {
     config: Arc<PciConfig>,
     channels: [Arc<Channel>; 2],
+    posted: Arc<dyn PostedWrites>,
+    /// Where the bus master's window was put last.
+    bus_master_base: Mutex<Option<u16>>,
 }
 
 impl IdeController {
@@ -101,17 +108,33 @@ impl IdeController {
                 unit(master.as_ref(), index, 0)?,
                 unit(slave.as_ref(), index, 1)?,
             ];
-            let core = Core::new(units, Arc::clone(&config.irq[index]));
+            let core = Core::new(units);
+            let line = Arc::clone(&config.irq[index]);
             let drives = [master.as_ref(), slave.as_ref()];
             let memory = Arc::clone(&config.memory);
             let context = &config.context;
             let space = Arc::clone(&space);
-            Ok::<_, IdeError>(Channel::new(core, drives, context, memory, space))
+            Ok::<_, IdeError>(Channel::new(
+                core,
+                Wiring {
+                    line,
+                    posted: Arc::clone(&config.posted),
+                },
+                drives,
+                context,
+                memory,
+                space,
+            ))
         };
         let channels = [channel(0)?, channel(1)?];
+        for ports in LEGACY_PORTS {
+            config.posted.attach(ports.latches());
+        }
         Ok(Arc::new(Self {
             config: space,
             channels,
+            posted: Arc::clone(&config.posted),
+            bus_master_base: Mutex::default(),
         }))
     }
 
@@ -154,6 +177,15 @@ impl IdeController {
                 Some((channel, Place::Command(Register::at(offset)?)))
             })
     }
+}
+
+/// The ports of both channels' bus masters at `base` that only keep what is written.
+fn bus_master_latches(base: u16) -> impl Iterator<Item = RangeInclusive<u16>> {
+    let at = move |offset: u64| base.checked_add(u16::try_from(offset).ok()?);
+    let offsets = [0, bm::CHANNEL_LEN]
+        .into_iter()
+        .flat_map(|channel| bm::LATCHES.map(|(offset, length)| (channel + offset, length)));
+    offsets.filter_map(move |(offset, length)| Some(at(offset)?..=at(offset + length - 1)?))
 }
 
 /// Where an access goes.
@@ -217,7 +249,7 @@ impl PioDevice for IdeController {
 
     fn read_string(&self, port: u16, width: usize, data: &mut [u8]) {
         match self.decode(port) {
-            Some((channel, Place::Command(Register::Data))) => channel.access(|core| {
+            Some((channel, Place::Command(Register::Data))) => channel.guest_access(|core| {
                 for access in data.chunks_mut(width.max(1)) {
                     core.read_data(access);
                 }
@@ -232,7 +264,7 @@ impl PioDevice for IdeController {
 
     fn write_string(&self, port: u16, width: usize, data: &[u8]) {
         match self.decode(port) {
-            Some((channel, Place::Command(Register::Data))) => channel.access(|core| {
+            Some((channel, Place::Command(Register::Data))) => channel.guest_access(|core| {
                 for access in data.chunks(width.max(1)) {
                     core.write_data(access);
                 }
@@ -251,9 +283,11 @@ impl IdeController {
     fn read_bytes(&self, port: u16, data: &mut [u8]) {
         for (port, byte) in (port..).zip(data) {
             *byte = match self.decode(port) {
-                Some((channel, Place::Control)) => channel.access(|core| core.alternate_status()),
+                Some((channel, Place::Control)) => {
+                    channel.guest_access(|core| core.alternate_status())
+                }
                 Some((channel, Place::Command(register))) => {
-                    channel.access(|core| core.read(register))
+                    channel.guest_access(|core| core.read(register))
                 }
                 None => FLOATING,
             };
@@ -263,9 +297,11 @@ impl IdeController {
     fn write_bytes(&self, port: u16, data: &[u8]) {
         for (port, byte) in (port..).zip(data) {
             match self.decode(port) {
-                Some((channel, Place::Control)) => channel.access(|core| core.write_control(*byte)),
+                Some((channel, Place::Control)) => {
+                    channel.guest_access(|core| core.write_control(*byte));
+                }
                 Some((channel, Place::Command(register))) => {
-                    channel.access(|core| core.write(register, *byte));
+                    channel.guest_access(|core| core.write(register, *byte));
                 }
                 None => {}
             }
@@ -281,13 +317,27 @@ impl PciFunction for IdeController {
     fn bar_read(&self, bar: BarIndex, offset: u64, data: &mut [u8]) {
         data.fill(FLOATING);
         if let Some((channel, offset)) = self.bus_master(bar, offset) {
-            channel.access(|core| core.bus_master_read(offset, data));
+            channel.guest_access(|core| core.bus_master_read(offset, data));
         }
     }
 
     fn bar_write(&self, bar: BarIndex, offset: u64, data: &[u8]) {
         if let Some((channel, offset)) = self.bus_master(bar, offset) {
-            channel.access(|core| core.bus_master_write(offset, data));
+            channel.guest_access(|core| core.bus_master_write(offset, data));
+        }
+    }
+
+    fn bar_placed(&self, bar: BarIndex, place: Option<u64>) {
+        if bar != BUS_MASTER_BAR {
+            return;
+        }
+        let base = place.and_then(|place| u16::try_from(place).ok());
+        let before = std::mem::replace(&mut *self.bus_master_base.lock(), base);
+        for ports in before.into_iter().flat_map(bus_master_latches) {
+            self.posted.detach(ports);
+        }
+        for ports in base.into_iter().flat_map(bus_master_latches) {
+            self.posted.attach(ports);
         }
     }
 

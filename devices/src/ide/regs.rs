@@ -3,6 +3,8 @@
 //! Sources: ATA/ATAPI-6 (T13/1410D) sections 5 and 7; *Programming Interface for Bus Master IDE
 //! Controller* revision 1.0; Intel 82371FB/SB (PIIX, PIIX3) and 82371AB (PIIX4) datasheets.
 
+use std::ops::RangeInclusive;
+
 use bitflags::bitflags;
 
 /// Bytes in a sector: the unit of all addresses and counts on the wire.
@@ -15,6 +17,14 @@ pub(super) struct ChannelPorts {
     pub command: u16,
     /// The one port of the control block that is used.
     pub control: u16,
+}
+
+impl ChannelPorts {
+    /// The ports whose registers only keep what is written: from Features to Device. The data register has side
+    /// effects, Command and Device Control start things and move the interrupt line.
+    pub fn latches(self) -> RangeInclusive<u16> {
+        self.command + 1..=self.command + 6
+    }
 }
 
 /// Ports of the primary and the secondary channel (82371SB, section 2.6.2).
@@ -162,6 +172,9 @@ pub(super) mod bm {
     pub(crate) const STATUS: u64 = 2;
     /// Address of the descriptor table, 32 bits.
     pub(crate) const TABLE: u64 = 4;
+    /// The registers that only keep, or only forget, bits: status and the table's address, as offset and length. The
+    /// command register starts and stops transfers.
+    pub(crate) const LATCHES: [(u64, u64); 2] = [(STATUS, 1), (TABLE, 4)];
     /// The descriptor table is aligned to a doubleword.
     pub(crate) const TABLE_MASK: u32 = !3;
 }

@@ -8,12 +8,14 @@ mod doorbell;
 mod irq;
 mod kick;
 mod msr;
+mod posted;
 mod vcpu;
 mod vcpus;
 mod vm;
 
 pub use doorbell::KvmDoorbells;
 pub use irq::InterruptRouter;
+pub use posted::KvmPostedWrites;
 pub use vcpu::{Buses, VcpuFailure};
 pub use vcpus::{FailureSink, VcpuSet, Vcpus};
 pub use vm::{GuestClock, KvmVm};

@@ -14,9 +14,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuExit;
 use sluice_devices::bus::{MmioBus, PioBus};
+use sluice_devices::posted::PostedWrites as _;
 use thiserror::Error;
 
 use super::kick::Kickable;
+use super::posted::KvmPostedWrites;
 use super::{KvmError, Refused, msr, optional};
 use crate::boot::{Entry, registers};
 
@@ -85,6 +87,7 @@ pub(super) struct Vcpu {
     fd: kvm_ioctls::VcpuFd,
     power_on: PowerOn,
     buses: Buses,
+    posted: Arc<KvmPostedWrites>,
 }
 
 impl Vcpu {
@@ -94,6 +97,7 @@ impl Vcpu {
         fd: kvm_ioctls::VcpuFd,
         cpuid: &CpuId,
         buses: Buses,
+        posted: Arc<KvmPostedWrites>,
     ) -> Result<Self, KvmError> {
         fd.set_cpuid2(cpuid).refused("set CPUID")?;
         let power_on = PowerOn {
@@ -109,6 +113,7 @@ impl Vcpu {
             fd,
             power_on,
             buses,
+            posted,
         })
     }
 
@@ -195,7 +200,10 @@ impl Vcpu {
     /// wanted of this vCPU.
     pub(super) fn run_once(&mut self) -> Result<(), VcpuFailure> {
         let run = self.run_structure();
-        match self.fd.run() {
+        let exit = self.fd.run();
+        // Before the exit is served: the guest has stored these before it came here.
+        self.posted.flush();
+        match exit {
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.buses.pio.read_string(port, io_width(run), data);
             }

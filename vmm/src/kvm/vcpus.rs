@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::cpuid::Model;
 use super::kick::{self, Kickable};
+use super::posted::KvmPostedWrites;
 use super::vcpu::Vcpu;
 use super::{Buses, KvmError, KvmVm, Refused, VcpuFailure};
 use crate::boot::Entry;
@@ -132,6 +133,7 @@ impl VcpuSet {
         vm: &KvmVm,
         count: u8,
         buses: &Buses,
+        posted: &Arc<KvmPostedWrites>,
         failure: &FailureSink,
     ) -> Result<Self, KvmError> {
         let limit = vm.kvm().get_max_vcpus();
@@ -146,7 +148,11 @@ impl VcpuSet {
         let mut vcpus = Vec::new();
         for number in 0..count {
             let fd = vm.fd().create_vcpu(number.into()).refused("make a vCPU")?;
-            vcpus.push(Vcpu::new(number, fd, &model.of(number), buses.clone())?);
+            if number == 0 {
+                posted.begin(&fd);
+            }
+            let (buses, posted) = (buses.clone(), Arc::clone(posted));
+            vcpus.push(Vcpu::new(number, fd, &model.of(number), buses, posted)?);
         }
         let handle = Vcpus::new(vcpus.len());
         let mut set = Self {

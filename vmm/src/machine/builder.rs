@@ -21,6 +21,7 @@ use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::pci::{
     Address, BarAllocator, Bridge, CONFIG_PORTS, IntxRouter, PciBus, PciError,
 };
+use sluice_devices::posted::{PostedWrites, Unposted};
 use sluice_devices::reset::ResetHook;
 use thiserror::Error;
 
@@ -32,7 +33,7 @@ use super::routing::{PCI_GSIS, SCI};
 use crate::acpi::Platform;
 use crate::boot::{BootError, BootImages};
 use crate::exit::ExitStatus;
-use crate::kvm::{Buses, InterruptRouter, KvmDoorbells, KvmError, KvmVm, VcpuSet};
+use crate::kvm::{Buses, InterruptRouter, KvmDoorbells, KvmError, KvmPostedWrites, KvmVm, VcpuSet};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout, PCI_MMIO_WINDOW, PCI_PIO_WINDOW};
 use crate::qtest::QtestInterrupts;
 
@@ -104,6 +105,7 @@ enum Interrupts {
     Kvm {
         vm: KvmVm,
         router: Arc<InterruptRouter>,
+        posted: Arc<KvmPostedWrites>,
     },
     Qtest(Arc<QtestInterrupts>),
 }
@@ -190,16 +192,17 @@ impl MachineBuilder {
             images.check_room(layout)?;
         }
         let ram = Arc::new(layout.map()?);
-        let interrupts = if kvm {
-            let vm = KvmVm::new(Arc::clone(&ram))?;
-            let router = InterruptRouter::new(Arc::clone(vm.fd()))?;
-            Interrupts::Kvm { vm, router }
-        } else {
-            Interrupts::Qtest(QtestInterrupts::new())
-        };
         let buses = Buses {
             pio: Arc::new(PioBus::new()),
             mmio: Arc::new(MmioBus::new()),
+        };
+        let interrupts = if kvm {
+            let vm = KvmVm::new(Arc::clone(&ram))?;
+            let router = InterruptRouter::new(Arc::clone(vm.fd()))?;
+            let posted = KvmPostedWrites::new(Arc::clone(vm.fd()), Arc::clone(&buses.pio));
+            Interrupts::Kvm { vm, router, posted }
+        } else {
+            Interrupts::Qtest(QtestInterrupts::new())
         };
         let pci = PciBus::new(
             Arc::clone(&buses.pio),
@@ -371,6 +374,15 @@ impl MachineBuilder {
         }
     }
 
+    /// Where writes to registers that only keep them are queued.
+    #[must_use]
+    pub fn posted(&self) -> Arc<dyn PostedWrites> {
+        match &self.interrupts {
+            Interrupts::Kvm { posted, .. } => Arc::clone(posted) as _,
+            Interrupts::Qtest(_) => Arc::new(Unposted),
+        }
+    }
+
     /// Keeps `thread` as long as the machine: a device uses it.
     pub fn keep(&mut self, thread: Arc<IoThread>) {
         self.iothreads.push(thread);
@@ -399,11 +411,11 @@ impl MachineBuilder {
         };
         let mut qtest = None;
         let engine = match self.interrupts {
-            Interrupts::Kvm { vm, .. } => {
+            Interrupts::Kvm { vm, posted, .. } => {
                 let requests = Arc::clone(&self.requests);
                 let entry = firmware.load()?.ok_or(BuildError::NoKernel)?;
                 let failed = Arc::new(move |failure| requests.vcpu_failed(failure));
-                let vcpus = VcpuSet::start(&vm, cpus, &self.buses, &(failed as _))?;
+                let vcpus = VcpuSet::start(&vm, cpus, &self.buses, &posted, &(failed as _))?;
                 self.requests.connect_vcpus(vcpus.handle());
                 vcpus.reset(entry)?;
                 Engine::Kvm(Box::new(KvmEngine {

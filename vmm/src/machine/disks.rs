@@ -297,6 +297,7 @@ fn add_ide(
         memory: Arc::clone(builder.ram()),
         context: parts.main.clone(),
         irq,
+        posted: builder.posted(),
         variant: match parts.piix {
             PiixModel::Piix3 => IdeVariant::Piix3,
             PiixModel::Piix4 => IdeVariant::Piix4,

@@ -103,6 +103,11 @@ impl Code {
         self.bytes(&[0xfa, 0xf4, 0xeb, 0xfd])
     }
 
+    /// The instructions, as they lie at the image's beginning.
+    pub(crate) fn instructions(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The ELF image.
     pub(crate) fn image(&self) -> Vec<u8> {
         let code_offset = ELF_HEADER + 2 * PROGRAM_HEADER + NOTE;

@@ -12,6 +12,7 @@
 mod image;
 mod lifecycle;
 mod monitor;
+mod posted;
 mod terminal;
 
 use std::ffi::OsString;

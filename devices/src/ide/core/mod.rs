@@ -20,8 +20,6 @@ mod packet;
 mod pio;
 mod requests;
 
-use std::sync::Arc;
-
 pub(super) use bus_master::BusMaster;
 pub(super) use requests::Parking;
 
@@ -32,7 +30,7 @@ use super::regs::{Control, Device, Error, Register, Signature, Status};
 use super::smart::Smart;
 use super::stats::{ChannelStats, DriveStats};
 use super::taskfile::{Addressing, TaskFile};
-use crate::irq::IrqLine;
+use super::wire::LineChanges;
 use packet::{PacketData, Route};
 use pio::Next;
 use requests::Requests;
@@ -225,9 +223,8 @@ pub(super) struct Core {
     control: Control,
     /// The selected device's pending interrupt.
     interrupt: bool,
-    /// The level last given to the line.
-    level: bool,
-    line: Arc<dyn IrqLine>,
+    /// What the line has gone through; [`super::wire::Wire`] carries it out.
+    line: LineChanges,
     phase: Phase,
     /// What the packet command under way transfers.
     packet: Option<PacketData>,
@@ -240,14 +237,13 @@ pub(super) struct Core {
 
 impl Core {
     /// A channel at power-on.
-    pub fn new(units: [Option<Unit>; 2], line: Arc<dyn IrqLine>) -> Self {
+    pub fn new(units: [Option<Unit>; 2]) -> Self {
         Self {
             slots: units.map(Slot::new),
             selected: 0,
             control: Control::empty(),
             interrupt: false,
-            level: false,
-            line,
+            line: LineChanges::default(),
             phase: Phase::Idle,
             packet: None,
             bus_master: BusMaster::default(),
@@ -383,13 +379,12 @@ impl Core {
     /// line's rising edge.
     fn drive_line(&mut self) {
         let level = self.interrupt && !self.control.contains(Control::NIEN);
-        if level == self.level {
+        if level == self.line.level() {
             return;
         }
-        self.level = level;
+        self.line.flip();
         if level {
             self.bus_master.note_interrupt();
         }
-        self.line.set(level);
     }
 }

@@ -10,6 +10,7 @@ use sluice_block::backend::Account;
 
 use super::super::regs::Control;
 use super::super::request::{Generation, Operation, Outcome, Request, Summary};
+use super::super::wire::LineChanges;
 use super::{BusMaster, Core, Phase, Reset, Unit, Work};
 
 /// How far a request has come.
@@ -34,6 +35,8 @@ struct InFlight {
 /// What an access has set off, to be carried on when the core's lock is released.
 #[derive(Default)]
 pub(in super::super) struct Aftermath {
+    /// What the interrupt line has gone through, to be carried out before anything else.
+    pub line: LineChanges,
     /// The request that was submitted, to be carried to the drive's loop.
     pub launch: Option<Request>,
     /// A request died before it ran: it may wait at the gate, and is to look.
@@ -151,6 +154,7 @@ impl Core {
             Vec::new()
         };
         Aftermath {
+            line: self.line,
             launch: requests.launch.take(),
             dead: std::mem::take(&mut requests.dead),
             idle,

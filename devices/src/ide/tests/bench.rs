@@ -17,6 +17,7 @@ use sluice_block::driver::DebugEvent;
 use sluice_block::{Backend, BlockEvent, BlockdevOptions, EventSink, Graph, Node, Section};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::posted::Posted;
 use crate::bus::PioDevice;
 use crate::ide::stats::{ChannelStats, DriveStats};
 use crate::ide::{DriveConfig, IdeConfig, IdeController, IdeVariant};
@@ -176,6 +177,8 @@ pub(super) struct Bench {
     pub(super) memory: Arc<GuestRam>,
     /// The lines of both channels.
     pub(super) lines: [Arc<Line>; 2],
+    /// What was stored and has not come to the controller.
+    pub(super) posted: Arc<Posted>,
     _directory: tempfile::TempDir,
 }
 
@@ -220,6 +223,7 @@ impl Bench {
             })
             .collect();
         let lines = [Arc::new(Line::default()), Arc::new(Line::default())];
+        let posted = Arc::new(Posted::default());
         let memory = GuestRam::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
         let memory = Arc::new(memory);
         let drive = |index: usize| {
@@ -232,10 +236,12 @@ impl Bench {
             memory: Arc::clone(&memory),
             context: event_loop.context(),
             irq: [lines[0].clone(), lines[1].clone()],
+            posted: posted.clone(),
             variant: IdeVariant::Piix3,
             drives: [[drive(0), drive(1)], [None, None]],
         })
         .unwrap();
+        posted.connect(&ide);
         let bench = Self {
             event_loop,
             graph,
@@ -243,6 +249,7 @@ impl Bench {
             ide,
             memory,
             lines,
+            posted,
             _directory: directory,
         };
         bench.set_pci_command(0x5);

@@ -123,7 +123,7 @@ fn a_dead_request_is_told_only_when_the_lock_is_released() {
     let bench = Bench::new();
     let drive = DriveConfig::new(Arc::clone(&bench.disks[0].backend));
     let disk = Disk::new(&drive, 1).unwrap();
-    let mut core = Core::new([Some(Unit::Disk(disk)), None], bench.lines[0].clone());
+    let mut core = Core::new([Some(Unit::Disk(disk)), None]);
     core.write(Register::StatusCommand, 0xe7);
     let request = core.take_aftermath().launch.unwrap();
     assert!(core.is_wanted(request.generation));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_block::driver::DebugEvent;
 
 use super::bench::*;
-use crate::ide::channel::Channel;
+use crate::ide::channel::{Channel, Wiring};
 use crate::ide::controller::configuration_space;
 use crate::ide::core::{Core, Unit};
 use crate::ide::disk::Disk;
@@ -196,12 +196,16 @@ fn a_channel_begins_with_the_size_of_now() {
     let config = DriveConfig::new(Arc::clone(&bench.disks[0].backend));
     let mut disk = Disk::new(&config, 1).unwrap();
     disk.sectors = 8;
-    let core = Core::new([Some(Unit::Disk(disk)), None], bench.lines[0].clone());
+    let core = Core::new([Some(Unit::Disk(disk)), None]);
     let context = bench.context();
     let memory = Arc::clone(&bench.memory);
     let space = configuration_space(IdeVariant::Piix3).unwrap();
     let channel = Channel::new(
         core,
+        Wiring {
+            line: bench.lines[0].clone(),
+            posted: bench.posted.clone(),
+        },
         [Some(&config), None],
         &context,
         memory,
