@@ -5,6 +5,8 @@
 //!
 //! Source: VIRTIO 1.2, section 2.7.
 
+mod walk;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +14,9 @@ use sluice_aio::GuestRam;
 use smallvec::SmallVec;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
+
+use self::walk::Walk;
+use super::RingFeatures;
 
 /// Available ring flag: the driver wants no interrupts (section 2.7.6; only without EVENT_IDX).
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -25,8 +30,11 @@ pub enum RingError {
     /// A chain that loops, leaves the descriptor table, or has a broken indirect table.
     #[error("the chain at descriptor {0} does not end properly")]
     Endless(u16),
-    /// A chain with more descriptors than the queue.
-    #[error("the chain at descriptor {0} is longer than the queue")]
+    /// A chain in a table of its own, of a driver that has not negotiated this (section 2.7.5.3.1).
+    #[error("the chain at descriptor {0} is in a table, which the driver has not negotiated")]
+    Table(u16),
+    /// A chain with more descriptors than the queue, or of 4 GiB and more.
+    #[error("the chain at descriptor {0} is longer than the queue, or than 4 GiB")]
     TooLong(u16),
     /// A buffer for the device to read after one for it to write.
     #[error("the chain at descriptor {0} has a readable buffer behind a writable one")]
@@ -64,6 +72,8 @@ pub struct Chain {
 pub struct Ring {
     queue: Queue,
     memory: Arc<GuestRam>,
+    /// Chains may be in tables of their own.
+    tables: bool,
     /// Chains popped and not pushed yet.
     in_flight: u16,
     /// A chain that was read, for the room in its lists.
@@ -71,11 +81,12 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Takes over a queue that the driver has set up.
-    pub fn new(queue: Queue, memory: Arc<GuestRam>) -> Self {
+    /// Takes over a queue that the driver has set up after it has negotiated `features`.
+    pub fn new(queue: Queue, memory: Arc<GuestRam>, features: RingFeatures) -> Self {
         Self {
             queue,
             memory,
+            tables: features.contains(RingFeatures::INDIRECT_DESC),
             in_flight: 0,
             spare: Chain::default(),
         }
@@ -102,23 +113,23 @@ impl Ring {
     /// # Errors
     /// The driver broke the ring; it must not be used again.
     pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
-        let Some(descriptors) = self.queue.iter(&*self.memory)?.next() else {
+        // Only its head is taken from the crate's chain, which follows tables unasked.
+        let Some(chain) = self.queue.iter(&*self.memory)?.next() else {
             return Ok(None);
         };
         if self.in_flight >= self.queue.size() {
             return Err(RingError::Overcommitted);
         }
         let limit = usize::from(self.queue.max_size());
-        let head = descriptors.head_index();
+        let head = chain.head_index();
         let mut chain = std::mem::take(&mut self.spare);
         chain.head = head;
         chain.readable.clear();
         chain.writable.clear();
-        // The iterator just stops where a chain is broken: it ended properly only if the last
-        // descriptor says so.
-        let mut ended = false;
-        for descriptor in descriptors {
-            ended = !descriptor.has_next();
+        let table = GuestAddress(self.queue.desc_table());
+        let size = self.queue.size();
+        let mut walk = Walk::new(&self.memory, table, size, head, self.tables);
+        while let Some(descriptor) = walk.next()? {
             let len = usize::try_from(descriptor.len()).map_err(|_| RingError::TooLong(head))?;
             let segment = (descriptor.addr(), len);
             if descriptor.is_write_only() {
@@ -131,9 +142,6 @@ impl Ring {
             if chain.readable.len() + chain.writable.len() > limit {
                 return Err(RingError::TooLong(head));
             }
-        }
-        if !ended {
-            return Err(RingError::Endless(head));
         }
         self.in_flight += 1;
         Ok(Some(chain))

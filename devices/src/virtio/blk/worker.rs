@@ -41,7 +41,7 @@ use tracing::Instrument as _;
 use super::Shared;
 use super::layout::{Features, RequestStatus};
 use super::request::{Answer, Operation, parse};
-use crate::virtio::{ActiveQueue, Interrupts, Kick, Ring, RingError, Settling};
+use crate::virtio::{ActiveQueue, Interrupts, Kick, Ring, RingError, RingFeatures, Settling};
 
 /// How a vCPU thread asks a worker to stop. Held by the device while the queue runs, and by the
 /// worker: a request is settled when both have let go, also if the loop went away with its worker.
@@ -91,7 +91,11 @@ pub(super) async fn serve(shared: Arc<Shared>, queue: ActiveQueue, stop: Arc<Sto
         shared,
         index: queue.index,
         features: Features::from_bits_truncate(queue.features),
-        ring: RefCell::new(Ring::new(queue.queue, queue.memory)),
+        ring: RefCell::new(Ring::new(
+            queue.queue,
+            queue.memory,
+            RingFeatures::from_bits_truncate(queue.features),
+        )),
         kick: queue.kick,
         interrupts: queue.interrupts,
         closed: Cell::new(false),

@@ -19,7 +19,7 @@ fn memory() -> Arc<GuestRam> {
 
 fn ring_with(memory: &Arc<GuestRam>, event_idx: bool) -> Ring {
     let queue = checked_queue(SIZE, SIZE, [DESCRIPTORS, AVAIL, USED], event_idx, memory).unwrap();
-    Ring::new(queue, Arc::clone(memory))
+    Ring::new(queue, Arc::clone(memory), RingFeatures::INDIRECT_DESC)
 }
 
 fn ring(memory: &Arc<GuestRam>) -> Ring {
@@ -76,15 +76,38 @@ fn an_indirect_table_is_followed_once() {
     offer(&memory, &[0]);
     let chain = ring(&memory).pop().unwrap().unwrap();
     assert_eq!((chain.readable.len(), chain.writable.len()), (1, 1));
-    // A table in a table.
+    // A table in a table, at its beginning and behind.
+    describe(&memory, TABLE, 0, TABLE, 32, INDIRECT, 0);
+    assert!(matches!(ring(&memory).pop(), Err(RingError::Endless(0))));
+    describe(&memory, TABLE, 0, 0x5000, 16, NEXT, 1);
     describe(&memory, TABLE, 1, TABLE, 32, INDIRECT, 0);
     assert!(matches!(ring(&memory).pop(), Err(RingError::Endless(0))));
 }
 
 #[test]
+fn a_table_that_was_not_negotiated_is_an_error() {
+    let memory = memory();
+    describe(&memory, DESCRIPTORS, 0, 0x5000, 16, NEXT, 1);
+    describe(&memory, DESCRIPTORS, 1, TABLE, 16, INDIRECT, 0);
+    describe(&memory, TABLE, 0, 0x6000, 1, WRITE, 0);
+    offer(&memory, &[0]);
+    let chain = ring(&memory).pop().unwrap().unwrap();
+    assert_eq!((chain.readable.len(), chain.writable.len()), (1, 1));
+    let queue = checked_queue(SIZE, SIZE, [DESCRIPTORS, AVAIL, USED], false, &memory).unwrap();
+    let others = RingFeatures::all() - RingFeatures::INDIRECT_DESC;
+    let mut ring = Ring::new(queue, Arc::clone(&memory), others);
+    assert!(matches!(ring.pop(), Err(RingError::Table(0))));
+}
+
+#[test]
 fn broken_chains_are_errors() {
     type Lay = fn(&GuestRam);
-    let cases: [(&str, Lay); 8] = [
+    let cases: [(&str, Lay); 9] = [
+        ("a chain that goes on behind its table", |m| {
+            describe(m, DESCRIPTORS, 0, TABLE, 16, INDIRECT | NEXT, 1);
+            describe(m, DESCRIPTORS, 1, 0x6000, 1, WRITE, 0);
+            describe(m, TABLE, 0, 0x5000, 16, 0, 0);
+        }),
         ("a loop", |m| {
             describe(m, DESCRIPTORS, 0, 0x5000, 16, NEXT, 0);
         }),

@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::bench::{Bench, OK, SECTOR, SECTORS, Slot, add, run, stamp};
 use crate::virtio::blk::layout::request_type;
-use crate::virtio::testing::{Buffer, Driver, Guest, MEMORY_LEN, NEXT, RING_LEN};
+use crate::virtio::testing::{Buffer, Driver, Guest, MEMORY_LEN, NEXT, RING_LEN, WRITE};
 use crate::virtio::{RingFeatures, Status};
 
 fn bring_up(guest: &Guest) -> Driver<'_> {
@@ -38,6 +38,29 @@ fn broken_until_reset(bench: &mut Bench, guest: &Guest, what: &str) {
         "{what}"
     );
     assert_eq!(Slot(0).read_data(guest, SECTOR), stamp(1));
+}
+
+#[test]
+fn a_table_that_was_not_negotiated_breaks_the_device() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = bring_up(&guest);
+    let slot = Slot(0);
+    slot.write_header(&guest, request_type::IN, 1);
+    let table = 0x8_0000;
+    let sector = u32::try_from(SECTOR).unwrap();
+    let parts = [
+        (slot.header(), 16, NEXT),
+        (slot.data(), sector, NEXT | WRITE),
+        (slot.status_address(), 1, WRITE),
+    ];
+    for ((index, next), (address, len, flags)) in (0..).zip(1..).zip(parts) {
+        let descriptor = Descriptor::new(address, len, flags, next);
+        let at = GuestAddress(table + 16 * index);
+        guest.memory.write_obj(descriptor, at).unwrap();
+    }
+    driver.add_table(table, 48);
+    driver.kick();
+    broken_until_reset(&mut bench, &guest, "a table that was not negotiated");
 }
 
 #[test]
