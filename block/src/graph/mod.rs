@@ -9,6 +9,7 @@ mod build;
 mod change;
 pub(crate) mod home;
 mod media;
+mod overlay;
 pub(crate) mod parent;
 pub mod query;
 mod reopen;
@@ -20,6 +21,7 @@ mod throttle;
 pub(crate) mod transaction;
 
 pub use bitmaps::{BitmapAction, BitmapAdd, BitmapMerge, BitmapSource};
+pub use overlay::SnapshotSync;
 pub use snapshot::Snapshot;
 
 use std::collections::BTreeMap;

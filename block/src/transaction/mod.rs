@@ -17,7 +17,7 @@ use sluice_aio::AioContext;
 use crate::backup::{self, BlockdevBackup, DriveBackup};
 use crate::drain::Section;
 use crate::error::{BlockError, Result};
-use crate::graph::{BitmapAction, BitmapSource, Graph};
+use crate::graph::{BitmapAction, BitmapSource, Graph, SnapshotSync};
 use crate::node::Node;
 use step::{Step, World};
 
@@ -38,6 +38,8 @@ pub enum Action {
         /// What is put above it.
         overlay: String,
     },
+    /// `blockdev-snapshot-sync`. The overlay's file is opened before anything else.
+    SnapshotSync(Box<SnapshotSync>),
     /// `blockdev-backup`.
     BlockdevBackup(Box<BlockdevBackup>),
     /// `drive-backup`. The target's file is made before anything else, and stays if the transaction fails.
@@ -57,6 +59,7 @@ impl Action {
             Self::Bitmap(BitmapAction::Disable(_)) => "block-dirty-bitmap-disable",
             Self::Bitmap(BitmapAction::Merge(_)) => "block-dirty-bitmap-merge",
             Self::Snapshot { .. } => "blockdev-snapshot",
+            Self::SnapshotSync(_) => "blockdev-snapshot-sync",
             Self::BlockdevBackup(_) => "blockdev-backup",
             Self::DriveBackup(_) => "drive-backup",
         }
@@ -77,6 +80,7 @@ impl Action {
                 nodes
             }
             Self::Snapshot { node, overlay } => vec![node, overlay],
+            Self::SnapshotSync(snapshot) => vec![snapshot.node()],
             Self::BlockdevBackup(backup) => vec![&backup.common.device],
             Self::DriveBackup(backup) => vec![&backup.common.device],
         }
@@ -165,6 +169,7 @@ impl<'a> Targets<'a> {
         for action in actions {
             let node = match action {
                 Action::DriveBackup(backup) => Some(backup::open_target(graph, backup).await?),
+                Action::SnapshotSync(snapshot) => Some(graph.open_overlay(snapshot).await?.1),
                 _ => None,
             };
             targets.nodes.push(node);

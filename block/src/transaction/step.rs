@@ -50,6 +50,12 @@ impl Step {
                 let overlay = graph.device_or_node(overlay)?;
                 Self::Snapshot(graph.snapshot(&node, &overlay).await?)
             }
+            Action::SnapshotSync(snapshot) => {
+                let node = graph.device_or_node(snapshot.node())?;
+                let path = || snapshot.snapshot_file.display().to_string();
+                let overlay = target.ok_or_else(|| BlockError::NodeNotFound(path()))?;
+                Self::Snapshot(graph.snapshot(&node, overlay).await?)
+            }
             Action::BlockdevBackup(backup) => {
                 let target = graph.device_or_node(&backup.target)?;
                 let prepared = backup::prepare(graph, &backup.common, &target, group, main)?;

@@ -231,6 +231,76 @@ fn a_snapshot_is_undone() {
     });
 }
 
+/// Snapshots, bitmaps and backups together: after a failure there is nothing of any of them, and otherwise the
+/// backup is of the snapshot's instant.
+#[test]
+fn snapshots_bitmaps_and_backups_are_one() {
+    run(async |graph| {
+        let mut disks = Vec::new();
+        for name in ["d", "e"] {
+            let image = graph
+                .add_overlay(&format!("{name}-image"), MIB, None)
+                .unwrap();
+            disks.push((graph.add_backend(name, &image).unwrap(), image));
+            graph
+                .add_overlay(&format!("{name}-over"), MIB, None)
+                .unwrap();
+        }
+        graph.add_overlay("copy", MIB, None).unwrap();
+        transact(&graph, &[add("d", "old"), add("e", "old")])
+            .await
+            .unwrap();
+        for (disk, _) in &disks {
+            write(disk, 0).await;
+        }
+        let snapshot = |name: &str| Action::Snapshot {
+            node: name.to_owned(),
+            overlay: format!("{name}-over"),
+        };
+        let backup = json!({
+            "device": "e", "sync": "none", "job-id": "job", "auto-dismiss": false
+        });
+        let common = serde_json::from_value(backup).unwrap();
+        let backup = Action::BlockdevBackup(Box::new(BlockdevBackup {
+            common,
+            target: "copy".to_owned(),
+        }));
+        let together = [
+            snapshot("d"),
+            Action::Bitmap(BitmapAction::Clear(bitmap("d-image", "old"))),
+            add("d", "new"),
+            snapshot("e"),
+            add("e", "new"),
+            backup,
+        ];
+        let before = (graph.picture(), seen(&disks[0].1), seen(&disks[1].1));
+        for failing in 0..=together.len() {
+            let mut actions = together.to_vec();
+            actions.insert(failing, Action::Abort);
+            transact(&graph, &actions).await.unwrap_err();
+            assert_eq!(
+                (graph.picture(), seen(&disks[0].1), seen(&disks[1].1)),
+                before
+            );
+            assert!(graph.jobs().get("job").is_none());
+            for (disk, image) in &disks {
+                assert!(Arc::ptr_eq(&disk.node().unwrap(), image) && !image.is_read_only());
+                assert!(!disk.gate().is_closed());
+            }
+        }
+        transact(&graph, &together).await.unwrap();
+        for (disk, image) in &disks {
+            write(disk, 0).await;
+            assert!(image.is_read_only());
+            let over = disk.node().unwrap().backing().unwrap();
+            assert!(Arc::ptr_eq(&over, image));
+        }
+        let job = graph.jobs().get("job").unwrap();
+        job.cancel(true).unwrap();
+        job.concluded().await;
+    });
+}
+
 #[test]
 fn only_jobs_are_grouped() {
     run(async |graph| {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sluice_block::graph::SnapshotSync;
 use sluice_block::graph::query::VertexKind;
 use sluice_block::{BlockError, Home, Node};
 
+use super::block::refuse_disk_name;
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::blockdev::{self, NodeOptions};
 use crate::qmp::error::QmpError;
@@ -91,6 +93,17 @@ pub(super) async fn blockdev_snapshot(
     let node = monitor.graph.device_or_node(&arguments.node)?;
     let overlay = monitor.graph.device_or_node(&arguments.overlay)?;
     monitor.graph.snapshot(&node, &overlay).await?;
+    Ok(Done {})
+}
+
+pub(super) async fn blockdev_snapshot_sync(
+    monitor: Arc<Monitor>,
+    arguments: SnapshotSync,
+) -> Result<Done, QmpError> {
+    if let Some(name) = &arguments.snapshot_node_name {
+        refuse_disk_name(&monitor, name)?;
+    }
+    monitor.graph.snapshot_sync(&arguments).await?;
     Ok(Done {})
 }
 

@@ -122,6 +122,7 @@ commands! {
     "blockdev-remove-medium" => media::blockdev_remove_medium;
     "blockdev-reopen" => graph::blockdev_reopen;
     "blockdev-snapshot" => graph::blockdev_snapshot;
+    "blockdev-snapshot-sync" => graph::blockdev_snapshot_sync;
     "cont" => general::cont;
     "device-list-properties" => qom::device_list_properties;
     "drive-backup" => backup::drive_backup;

@@ -73,6 +73,7 @@ fn read(monitor: &Monitor, path: &str, raw: RawAction) -> Result<Action, QmpErro
             let BlockdevSnapshot { node, overlay } = data.read()?;
             Action::Snapshot { node, overlay }
         }
+        "blockdev-snapshot-sync" => Action::SnapshotSync(Box::new(data.read()?)),
         "blockdev-backup" => {
             let backup = backup::read_blockdev(monitor, data.read()?, &data.path)?;
             Action::BlockdevBackup(Box::new(backup))

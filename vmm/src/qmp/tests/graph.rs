@@ -138,6 +138,88 @@ fn overlays_need_a_format_with_backing_images() {
 }
 
 #[test]
+fn overlays_in_files_need_one_too() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        let node = world.graph.node("d").unwrap();
+        world.graph.add_backend("disk", &node).unwrap();
+        world.graph.add_empty_backend("cd", true).unwrap();
+        let file = world.image("over", 1 << 20, 0);
+        let way_out = ": no format here has a backing image yet, but 'blockdev-backup' keeps a disk as it is now \
+                       and 'blockdev-mirror' moves it";
+        let (new, fresh) = (world.path("new"), "New overlay node-name");
+        let known = world.graph.nodes().len();
+        for (given, expected) in [
+            (
+                json!({}),
+                "Cannot find device='' nor node-name=''".to_owned(),
+            ),
+            (
+                json!({"device": "x"}),
+                "Cannot find device='x' nor node-name=''".to_owned(),
+            ),
+            (
+                json!({"device": "d"}),
+                "Cannot find device='d' nor node-name=''".to_owned(),
+            ),
+            (
+                json!({"node-name": "disk"}),
+                "Cannot find device='' nor node-name='disk'".to_owned(),
+            ),
+            (
+                json!({"device": "cd"}),
+                "Device 'cd' has no medium".to_owned(),
+            ),
+            (json!({"node-name": "d"}), format!("{fresh} missing")),
+            (
+                json!({"device": "disk", "snapshot-node-name": "d"}),
+                format!("{fresh} already in use"),
+            ),
+            (
+                json!({"device": "disk"}),
+                format!("Unknown file format 'qcow2'{way_out}"),
+            ),
+            (
+                json!({"device": "disk", "format": "raw"}),
+                format!("Backing file not supported for file format 'raw'{way_out}"),
+            ),
+            (
+                json!({"device": "disk", "mode": "existing"}),
+                format!("Unknown driver 'qcow2'{way_out}"),
+            ),
+            (
+                json!({"device": "disk", "mode": "existing", "format": "raw", "snapshot-file": file}),
+                "The overlay does not support backing images".to_owned(),
+            ),
+        ] {
+            let mut data = json!({"snapshot-file": new});
+            let given = given.as_object().unwrap().clone();
+            data.as_object_mut().unwrap().extend(given);
+            assert_eq!(
+                client.generic("blockdev-snapshot-sync", data.clone()),
+                expected
+            );
+            // In a transaction it takes back what came before.
+            let bitmap = json!({"node": "disk", "name": "b"});
+            let actions = json!([
+                {"type": "block-dirty-bitmap-add", "data": bitmap},
+                {"type": "blockdev-snapshot-sync", "data": data}
+            ]);
+            let error = client.generic("transaction", json!({"actions": actions}));
+            assert_eq!(error, expected);
+            assert_eq!(node.dirty_bitmaps(), []);
+        }
+        let missing = client.generic("blockdev-snapshot-sync", json!({"device": "disk"}));
+        assert_eq!(missing, "Parameter 'snapshot-file' is missing");
+        // Nothing is left of any of them, and no file was made.
+        assert_eq!(world.graph.nodes().len(), known);
+        assert!(!std::path::Path::new(&new).exists());
+        assert!(!node.is_read_only());
+    });
+}
+
+#[test]
 fn nodes_move_between_iothreads_unless_a_device_has_them() {
     run(|world| {
         let mut client = world.client();
