@@ -1,9 +1,9 @@
 //! Monitors: QMP, the machine protocol, in QEMU's wire format, and a line mode for people.
 //!
 //! ```text
-//!  stream ── Framer ── Session ── commands ──► Graph, jobs, VmControl, IoThreads
-//!     ▲                   │ replies
-//!     └──── Outbox ◄──────┴──────── EventBus ◄── block layer, machine (any thread)
+//!  stream ── Framer ── queue ── Session ── commands ──► Graph, jobs, VmControl, IoThreads
+//!     ▲                             │ replies
+//!     └──── Outbox ◄────────────────┴──────── EventBus ◄── block layer, machine (any thread)
 //! ```
 //!
 //! The wire format, names, argument types and error texts are QEMU 10.0's for everything that is
@@ -13,6 +13,7 @@
 pub mod blockdev;
 mod commands;
 mod console;
+mod control;
 mod error;
 mod events;
 pub mod input;

@@ -15,20 +15,19 @@ use sluice_aio::{JoinHandle, current};
 
 use super::commands::Monitor;
 use super::console::Console;
+use super::control;
 use super::events::EventBus;
-use super::json::Framer;
 use super::outbox::{Form, Outbox};
-use super::session::{AfterReply, Session};
 use crate::chardev::{Attachment, Endpoint, Input, Listener, Output, SocketFile, Stream};
 
 /// Clients at once, over all monitors; more wait in the sockets' backlogs.
 const MAX_CLIENTS: usize = 64;
 /// Bytes taken off a stream at once. Also bounds how many messages can wait to be executed.
-const READ_SIZE: usize = 4096;
+pub(super) const READ_SIZE: usize = 4096;
 /// What needs a descriptor and finds none left is tried again after this long.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the end of the process waits for clients to take their last events.
-const FAREWELL: Duration = Duration::from_millis(500);
+pub(super) const FAREWELL: Duration = Duration::from_millis(500);
 
 /// How a monitor speaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -171,15 +170,6 @@ fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Att
     shared.events.subscribe(&outbox);
     shared.sessions.borrow_mut().push(Arc::downgrade(&outbox));
     let monitor = Arc::clone(&shared.monitor);
-    let conversation = match mode {
-        MonitorMode::Control { .. } => {
-            let session = Session::new(Arc::clone(&monitor), Arc::clone(&outbox));
-            Conversation::Control(session, Framer::default())
-        }
-        MonitorMode::Readline => {
-            Conversation::Readline(Console::new(Arc::clone(&monitor), Arc::clone(&outbox)))
-        }
-    };
     let place = Place::take(shared);
     let client = attachment.client();
     let Stream { input, output } = stream;
@@ -192,7 +182,10 @@ fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Att
     };
     current::spawn_local(writing).detach();
     let reading = async move {
-        read(input, conversation, outbox, monitor).await;
+        match mode {
+            MonitorMode::Control { .. } => control::converse(input, outbox, monitor).await,
+            MonitorMode::Readline => converse(input, outbox, monitor).await,
+        }
         drop(place);
     };
     current::spawn_local(reading).detach();
@@ -233,48 +226,13 @@ async fn write(output: Output, outbox: Arc<Outbox>) {
     output.close();
 }
 
-/// What is said on one connection, by either protocol.
-enum Conversation {
-    Control(Session, Framer),
-    Readline(Console),
-}
-
-impl Conversation {
-    fn push(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Control(_, framer) => framer.push(bytes),
-            Self::Readline(console) => console.push(bytes),
-        }
-    }
-
-    /// Executes the next message, if there is a whole one; tells what must wait until the client has the
-    /// reply.
-    async fn step(&mut self) -> Option<Option<AfterReply>> {
-        match self {
-            Self::Control(session, framer) => {
-                let message = framer.pop()?;
-                Some(session.handle(message).await)
-            }
-            Self::Readline(console) => console.step().await.then_some(None),
-        }
-    }
-}
-
-/// The reader task of one client.
-async fn read(
-    input: Input,
-    mut conversation: Conversation,
-    outbox: Arc<Outbox>,
-    monitor: Arc<Monitor>,
-) {
+/// The reader task of a client that reads lines of text.
+async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Monitor>) {
+    let mut console = Console::new(monitor, Arc::clone(&outbox));
     let mut buffer = [0; READ_SIZE];
     let mut descriptors = Vec::new();
     loop {
-        while let Some(after_reply) = conversation.step().await {
-            if let Some(after_reply) = after_reply {
-                outbox.flushed_or(FAREWELL).await;
-                after_reply(&monitor);
-            }
+        while console.step().await {
             if !outbox.has_room().await {
                 return;
             }
@@ -291,7 +249,7 @@ async fn read(
         descriptors.clear();
         match read {
             Ok(0) => break outbox.finish(),
-            Ok(count) => conversation.push(buffer.get(..count).unwrap_or_default()),
+            Ok(count) => console.push(buffer.get(..count).unwrap_or_default()),
             Err(error) => {
                 tracing::debug!(%error, "a monitor's client is gone");
                 break outbox.abandon();

@@ -1,8 +1,9 @@
 //! One client's conversation: negotiation, then commands one after the other.
 //!
 //! Pure protocol: messages in, lines into the [`Outbox`]. Runs in the main context; commands of
-//! different sessions interleave at their awaits, those of one session do not.
+//! different sessions interleave at their awaits, those of one session do not, but for those out of band.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,11 @@ pub(super) const PROTOCOL_VERSION: Version = Version {
 
 /// The only command before the negotiation is over, and none after.
 pub(super) const NEGOTIATION: &str = "qmp_capabilities";
+
+/// The member that names a command.
+const EXECUTE: &str = "execute";
+/// The same for one that does not wait for its turn.
+const OUT_OF_BAND: &str = "exec-oob";
 
 /// The answer to `query-version`, and part of the greeting.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -60,23 +66,40 @@ pub(super) type AfterReply = fn(&Monitor);
 pub(super) struct Session {
     monitor: Arc<Monitor>,
     outbox: Arc<Outbox>,
-    negotiated: bool,
+    negotiated: Cell<bool>,
+    /// The client may send commands out of band.
+    oob: Cell<bool>,
 }
 
 impl Session {
     /// Begins a conversation with the greeting.
     pub(super) fn new(monitor: Arc<Monitor>, outbox: Arc<Outbox>) -> Self {
-        let greeting = json!({"QMP": {"version": PROTOCOL_VERSION, "capabilities": []}});
+        let greeting = json!({"QMP": {"version": PROTOCOL_VERSION, "capabilities": ["oob"]}});
         outbox.reply(line(&greeting));
         Self {
             monitor,
             outbox,
-            negotiated: false,
+            negotiated: Cell::new(false),
+            oob: Cell::new(false),
         }
     }
 
+    /// Whether the client may send commands out of band.
+    pub(super) fn has_oob(&self) -> bool {
+        self.oob.get()
+    }
+
+    /// Whether a message wants to be executed before those that wait.
+    pub(super) fn is_out_of_band(&self, message: &Result<Value, JsonError>) -> bool {
+        let members = message.as_ref().ok().and_then(Value::as_object);
+        self.oob.get()
+            && members.is_some_and(|members| {
+                members.contains_key(OUT_OF_BAND) && !members.contains_key(EXECUTE)
+            })
+    }
+
     /// Executes one message and queues the reply. Returns what must wait until the client has it.
-    pub(super) async fn handle(&mut self, message: Result<Value, JsonError>) -> Option<AfterReply> {
+    pub(super) async fn handle(&self, message: Result<Value, JsonError>) -> Option<AfterReply> {
         let (id, result) = match message {
             Err(error) => (None, Err(error.into())),
             Ok(message) => {
@@ -102,13 +125,13 @@ impl Session {
         self.outbox.reply(line(&reply));
     }
 
-    async fn execute(&mut self, message: Value) -> Result<(Value, Option<AfterReply>), QmpError> {
-        let request = Request::read(message)?;
-        if request.command == NEGOTIATION {
+    async fn execute(&self, message: Value) -> Result<(Value, Option<AfterReply>), QmpError> {
+        let request = Request::read(message, self.oob.get())?;
+        if request.command == NEGOTIATION && !request.out_of_band {
             self.negotiate(request.arguments)?;
             return Ok((json!({}), None));
         }
-        if !self.negotiated {
+        if !self.negotiated.get() {
             return Err(QmpError::command_not_found(format!(
                 "Expecting capabilities negotiation with '{NEGOTIATION}'"
             )));
@@ -117,23 +140,27 @@ impl Session {
             let name = &request.command;
             QmpError::command_not_found(format!("The command {name} has not been found"))
         })?;
+        if request.out_of_band && !command.is_allowed_out_of_band() {
+            let name = &request.command;
+            let desc = format!("The command {name} does not support OOB");
+            return Err(QmpError::generic(desc));
+        }
         let value = command
             .run(Arc::clone(&self.monitor), request.arguments)
             .await?;
         Ok((value, command.after_reply()))
     }
 
-    fn negotiate(&mut self, arguments: Value) -> Result<(), QmpError> {
-        if self.negotiated {
+    fn negotiate(&self, arguments: Value) -> Result<(), QmpError> {
+        if self.negotiated.get() {
             return Err(QmpError::command_not_found(
                 "Capabilities negotiation is already complete, command ignored",
             ));
         }
         let arguments: NegotiationArguments = input::from_value(arguments, Scalars::Typed)?;
-        if let Some(Capability::Oob) = arguments.enable.unwrap_or_default().first() {
-            return Err(QmpError::generic("Capability oob not available"));
-        }
-        self.negotiated = true;
+        let enabled = arguments.enable.unwrap_or_default();
+        self.oob.set(enabled.contains(&Capability::Oob));
+        self.negotiated.set(true);
         self.outbox.enable_events();
         Ok(())
     }
@@ -147,7 +174,7 @@ pub(super) struct NegotiationArguments {
 }
 
 /// The protocol's capabilities.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum Capability {
     Oob,
@@ -157,21 +184,28 @@ enum Capability {
 struct Request {
     command: String,
     arguments: Value,
+    out_of_band: bool,
 }
 
 impl Request {
-    fn read(message: Value) -> Result<Self, QmpError> {
+    fn read(message: Value, may_overtake: bool) -> Result<Self, QmpError> {
         let Value::Object(members) = message else {
             return Err(QmpError::generic("QMP input must be a JSON object"));
         };
-        let mut command = None;
+        let mut command: Option<(String, String)> = None;
         let mut arguments = Value::Object(Map::new());
         for (name, value) in members {
             match (name.as_str(), value) {
-                ("execute", Value::String(value)) => command = Some(value),
-                ("execute", _) => {
-                    let desc = "QMP input member 'execute' must be a string";
-                    return Err(QmpError::generic(desc));
+                (EXECUTE | OUT_OF_BAND, value) if name == EXECUTE || may_overtake => {
+                    let Value::String(value) = value else {
+                        let desc = format!("QMP input member '{name}' must be a string");
+                        return Err(QmpError::generic(desc));
+                    };
+                    if let Some((other, _)) = &command {
+                        let desc = format!("QMP input member '{name}' clashes with '{other}'");
+                        return Err(QmpError::generic(desc));
+                    }
+                    command = Some((name, value));
                 }
                 ("arguments", value @ Value::Object(_)) => arguments = value,
                 ("arguments", _) => {
@@ -179,7 +213,7 @@ impl Request {
                     return Err(QmpError::generic(desc));
                 }
                 ("id", _) => {}
-                // Among them exec-oob, which is not offered.
+                // Among them exec-oob, if that was not negotiated.
                 (name, _) => {
                     let desc = format!("QMP input member '{name}' is unexpected");
                     return Err(QmpError::generic(desc));
@@ -187,7 +221,11 @@ impl Request {
             }
         }
         match command {
-            Some(command) => Ok(Self { command, arguments }),
+            Some((member, command)) => Ok(Self {
+                command,
+                arguments,
+                out_of_band: member == OUT_OF_BAND,
+            }),
             None => Err(QmpError::generic("QMP input lacks member 'execute'")),
         }
     }

@@ -73,20 +73,25 @@ pub(super) struct Command {
     reply: fn() -> Shape,
     run: fn(Arc<Monitor>, Value) -> LocalFuture<'static, Result<Value, QmpError>>,
     after_reply: Option<AfterReply>,
+    out_of_band: bool,
 }
 
-/// Builds the table: `"name" => function`, and for commands of which a part must wait until the
-/// client has the reply, `"name" => function, then function`.
+/// Builds the table: `"name" => function`; for commands of which a part must wait until the
+/// client has the reply, `"name" => function, then function`; and `"name" => function => oob` for those that wait
+/// for nothing, and may overtake others.
 macro_rules! commands {
-    ($($name:literal => $run:path $(, then $after:path)?;)*) => {
+    ($($name:literal => $run:path $(, then $after:path)? $(=> $oob:ident)?;)*) => {
         const COMMANDS: &[Command] = &[$(Command {
             name: $name,
             arguments: || arguments_of($run),
             reply: || reply_of($run),
             run: |monitor, arguments| Box::pin(invoke(monitor, arguments, $run)),
             after_reply: commands!(@after $($after)?),
+            out_of_band: commands!(@band $($oob)?),
         }),*];
     };
+    (@band) => { false };
+    (@band oob) => { true };
     (@after) => { None };
     (@after $after:path) => { Some($after) };
 }
@@ -99,7 +104,7 @@ commands! {
     "block-dirty-bitmap-enable" => bitmaps::enable;
     "block-dirty-bitmap-merge" => bitmaps::merge;
     "block-dirty-bitmap-remove" => bitmaps::remove;
-    "block-job-cancel" => jobs::block_job_cancel;
+    "block-job-cancel" => jobs::block_job_cancel => oob;
     "block-job-change" => jobs::block_job_change;
     "block-job-complete" => jobs::block_job_complete;
     "block-job-dismiss" => jobs::block_job_dismiss;
@@ -129,7 +134,7 @@ commands! {
     "drive-mirror" => mirror::drive_mirror;
     "eject" => media::eject;
     "human-monitor-command" => human::human_monitor_command;
-    "job-cancel" => jobs::job_cancel;
+    "job-cancel" => jobs::job_cancel => oob;
     "job-complete" => jobs::job_complete;
     "job-dismiss" => jobs::job_dismiss;
     "job-finalize" => jobs::job_finalize;
@@ -143,19 +148,19 @@ commands! {
     "qom-list-types" => qom::qom_list_types;
     "qom-set" => objects::qom_set;
     "query-block" => block::query_block;
-    "query-block-jobs" => jobs::query_block_jobs;
+    "query-block-jobs" => jobs::query_block_jobs => oob;
     "query-blockstats" => stats::query_blockstats;
     "query-chardev" => machine::query_chardev;
     "query-commands" => general::query_commands;
     "query-cpus-fast" => machine::query_cpus_fast;
     "query-iothreads" => objects::query_iothreads;
-    "query-jobs" => jobs::query_jobs;
+    "query-jobs" => jobs::query_jobs => oob;
     "query-kvm" => general::query_kvm;
     "query-machines" => machine::query_machines;
     "query-name" => general::query_name;
     "query-named-block-nodes" => block::query_named_block_nodes;
     "query-qmp-schema" => general::query_qmp_schema;
-    "query-status" => general::query_status;
+    "query-status" => general::query_status => oob;
     "query-uuid" => machine::query_uuid;
     "query-version" => general::query_version;
     "quit" => general::quit, then general::after_quit;
@@ -168,9 +173,9 @@ commands! {
     "x-debug-block-dirty-bitmap-sha256" => bitmaps::sha256;
     "x-debug-break" => debug::set_break;
     "x-debug-query-block-graph" => graph::query_block_graph;
-    "x-debug-resume" => debug::resume;
+    "x-debug-resume" => debug::resume => oob;
     "x-debug-wait-break" => debug::wait_break;
-    "x-query-block-drains" => drains::query_block_drains;
+    "x-query-block-drains" => drains::query_block_drains => oob;
     "x-query-exit-times" => exits::query_exit_times;
     "x-query-iothread-stats" => loops::query_iothread_stats;
 }
@@ -180,6 +185,7 @@ pub(super) struct Described {
     pub(super) name: &'static str,
     pub(super) arguments: Shape,
     pub(super) reply: Shape,
+    pub(super) out_of_band: bool,
 }
 
 /// All commands, that of the negotiation among them.
@@ -188,11 +194,13 @@ pub(super) fn described() -> impl Iterator<Item = Described> {
         name: session::NEGOTIATION,
         arguments: schema::shape_of::<session::NegotiationArguments>(),
         reply: Shape::Object(Vec::new()),
+        out_of_band: false,
     };
     let others = COMMANDS.iter().map(|command| Described {
         name: command.name,
         arguments: (command.arguments)(),
         reply: (command.reply)(),
+        out_of_band: command.out_of_band,
     });
     std::iter::once(negotiation).chain(others)
 }
@@ -244,6 +252,11 @@ impl Command {
         arguments: Value,
     ) -> Result<Value, QmpError> {
         (self.run)(monitor, arguments).await
+    }
+
+    /// Whether it waits for nothing, so that it may overtake other commands.
+    pub(super) fn is_allowed_out_of_band(&self) -> bool {
+        self.out_of_band
     }
 
     /// What it does after the reply.

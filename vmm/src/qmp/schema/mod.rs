@@ -48,14 +48,19 @@ pub(super) fn schema() -> Vec<Value> {
         name,
         arguments,
         reply,
+        out_of_band,
     } in commands::described()
     {
-        entries.push(json!({
+        let mut entry = json!({
             "name": name,
             "meta-type": "command",
             "arg-type": types.name_of(&arguments),
             "ret-type": types.name_of(&reply),
-        }));
+        });
+        if out_of_band {
+            entry["allow-oob"] = true.into();
+        }
+        entries.push(entry);
     }
     for (name, data) in events::all() {
         entries.push(json!({

@@ -9,6 +9,7 @@ mod harness;
 mod human;
 mod media;
 mod monitors;
+mod oob;
 mod protocol;
 mod schema;
 mod throttle;
