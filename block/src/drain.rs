@@ -67,7 +67,7 @@ struct Covered {
 enum Busy {
     Gate(Gate),
     Job(Arc<Job>),
-    /// The work of a node's driver.
+    /// The work of a node's driver, or requests left behind.
     Driver(Arc<Node>),
 }
 
@@ -77,9 +77,7 @@ impl Busy {
             Self::Gate(gate) => gate.wait_idle().await,
             Self::Job(job) => job.wait_idle().await,
             Self::Driver(node) => {
-                if let Some(background) = node.driver().background() {
-                    background.wait_idle().await;
-                }
+                node.work_ended().await;
             }
         }
     }
@@ -211,7 +209,10 @@ impl SectionInner {
             return Some(Busy::Job(Arc::clone(job)));
         }
         let mut nodes = held.nodes.iter();
-        nodes.find(|node| works(node)).cloned().map(Busy::Driver)
+        nodes
+            .find(|node| node.is_working())
+            .cloned()
+            .map(Busy::Driver)
     }
 
     /// All that are busy, for people.
@@ -221,7 +222,7 @@ impl SectionInner {
         let nodes: Vec<_> = held
             .nodes
             .iter()
-            .filter(|node| works(node))
+            .filter(|node| node.is_working())
             .cloned()
             .collect();
         drop(held);
@@ -396,12 +397,6 @@ impl Drop for Section {
         self.inner.fit_bitmaps();
         self.inner.tell_sizes();
     }
-}
-
-/// Whether the driver of `node` still works for a request that has ended.
-fn works(node: &Node) -> bool {
-    let background = node.driver().background();
-    background.is_some_and(|background| background.running() > 0)
 }
 
 /// Closes, for `section`, every gate that can send requests to `node`, then tells the drivers on

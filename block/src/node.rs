@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::drain::{Cover, PastSections, SectionInner};
-use crate::driver::{BackingEdge, Blkdebug, Driver, FileIdentity, ImageInfo, Role};
+use crate::driver::{Background, BackingEdge, Blkdebug, Driver, FileIdentity, ImageInfo, Role};
 use crate::graph::parent::ParentEdge;
 use crate::home::Home;
 use crate::io::NodeIo;
@@ -55,6 +55,7 @@ pub struct Node {
     read_only: AtomicBool,
     owner: Owner,
     pub(crate) io: NodeIo,
+    left_behind: Arc<Background>,
     pub(crate) state: Mutex<NodeState>,
 }
 
@@ -72,6 +73,7 @@ impl Node {
             read_only: AtomicBool::new(read_only),
             owner,
             io,
+            left_behind: Arc::default(),
             state: Mutex::default(),
         })
     }
@@ -143,6 +145,29 @@ impl Node {
     #[must_use]
     pub fn as_blkdebug(&self) -> Option<&Blkdebug> {
         self.driver.as_blkdebug()
+    }
+
+    /// Requests to this node which whoever sent them has not waited for; sections over the node do.
+    pub(crate) fn left_behind(&self) -> &Arc<Background> {
+        &self.left_behind
+    }
+
+    /// What goes on here although the requests that began it have ended, or have nobody who waits for them.
+    fn background(&self) -> impl Iterator<Item = &Arc<Background>> {
+        let own = std::iter::once(&self.left_behind);
+        own.chain(self.driver.background())
+    }
+
+    /// Whether such work goes on.
+    pub(crate) fn is_working(&self) -> bool {
+        self.background().any(|work| work.running() > 0)
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn work_ended(&self) {
+        for work in self.background() {
+            work.wait_idle().await;
+        }
     }
 
     pub(crate) fn driver(&self) -> &dyn Driver {

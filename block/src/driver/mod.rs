@@ -35,6 +35,7 @@ use crate::io::Place;
 use crate::node::Node;
 use crate::permission::Access;
 pub use background::Background;
+pub(crate) use background::Running;
 pub use blkdebug::{Blkdebug, DebugEvent, InjectError};
 pub(crate) use edge::FrozenChain;
 pub use edge::{BackingEdge, Edge, Role};

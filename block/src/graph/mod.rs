@@ -245,9 +245,7 @@ impl Graph {
         if node.owner() != Owner::Monitor {
             return Err(BlockError::NotOwned(name.to_owned()));
         }
-        let works = node.driver().background();
-        let works = works.is_some_and(|background| background.running() > 0);
-        if works || !node.parents().is_empty() {
+        if node.is_working() || !node.parents().is_empty() {
             return Err(BlockError::InUse(name.to_owned()));
         }
         change.remove_node(&node);

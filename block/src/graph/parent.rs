@@ -181,6 +181,11 @@ impl Node {
         Ok(())
     }
 
+    /// Changes whom the node is claimed for, by its holder.
+    pub(crate) fn block_again(&self, holder: &str) {
+        self.state.lock().blocker = Some(holder.into());
+    }
+
     fn busy(&self, job: &Arc<str>) -> BlockError {
         BlockError::Busy {
             node: self.name().to_owned(),

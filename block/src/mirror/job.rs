@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use parking_lot::Mutex;
-use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::active::OwnChain;
@@ -20,7 +19,7 @@ use super::replaced::Replaced;
 use super::start::{FILTER_ROLE, TARGET_ROLE};
 use crate::event::IoOperation;
 use crate::graph::Graph;
-use crate::job::{ErrorVerdict, Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
+use crate::job::{Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
 use crate::node::Node;
 
 /// How often an idle mirror looks whether the guest has written.
@@ -68,6 +67,8 @@ pub(super) struct MirrorJob {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) pivoted: AtomicBool,
+    /// The target has been left to its requests, which have not returned.
+    pub(super) target_left: AtomicBool,
     pub(super) pause_us: AtomicU64,
     pub(super) postponed: AtomicU64,
     pub(super) longest_wait_us: AtomicU64,
@@ -139,7 +140,7 @@ impl MirrorJob {
         if !errors.is_empty() {
             // Copies run side by side, and what ails one ails all: let them all end and judge
             // their error once, or the operator would have to resume the job for each of them.
-            self.settle_copies().await;
+            self.settle_copies(job).await;
             errors.extend(self.account(job));
         }
         self.judge(job, errors, pace).await
@@ -184,50 +185,25 @@ impl MirrorJob {
         if errors.is_empty() {
             return Ok(());
         }
-        let mut judged: Vec<CopyError> = Vec::new();
-        let mut wait = Duration::ZERO;
-        let mut stopped = false;
-        for error in errors {
-            if judged.contains(&error) {
-                continue;
-            }
-            judged.push(error);
-            let policy = match (pace, error.operation) {
-                // Nobody may wait for an operator with the guest held.
-                (Pace::Pivot, _) => OnError::Report,
-                (Pace::Background, IoOperation::Read) => self.on_source_error,
-                (Pace::Background, IoOperation::Write) => self.on_target_error,
-            };
-            match job.io_error(policy, error.operation, error.errno) {
-                ErrorVerdict::Fail => return Err(JobError::Errno(error.errno)),
-                ErrorVerdict::RetryAfter(delay) => wait = wait.max(delay),
-                ErrorVerdict::Stopped => stopped = true,
-            }
-        }
-        if stopped {
-            job.pause_point().await;
-        } else if !wait.is_zero() {
-            job.back_off(wait).await;
-        }
+        let errors = errors.into_iter();
+        let errors: Vec<_> = errors.map(|error| (error.operation, error.errno)).collect();
+        let policy = |operation| match (pace, operation) {
+            // Nobody may wait for an operator with the guest held.
+            (Pace::Pivot, _) => OnError::Report,
+            (Pace::Background, IoOperation::Read) => self.on_source_error,
+            (Pace::Background, IoOperation::Write) => self.on_target_error,
+        };
+        job.judge_errors(&errors, policy).await?;
         self.ledger.resume();
         Ok(())
-    }
-
-    /// Waits until no copy is on its way.
-    async fn settle_copies(&self) {
-        self.ledger.copies.wait_idle().await;
     }
 
     /// Makes the target durable, as far as it was written before.
     pub(super) async fn flush_target(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
         loop {
             job.check_cancelled()?;
-            let Err(error) = self.target.flush().await else {
+            let Err(error) = self.begin_flush(job).await? else {
                 return Ok(());
-            };
-            let error = CopyError {
-                operation: IoOperation::Write,
-                errno: Errno::from_raw_os_error(error.errno()),
             };
             self.judge(job, vec![error], pace).await?;
         }
@@ -246,7 +222,7 @@ impl MirrorJob {
                 continue;
             }
             // The last chance for an error to be judged by the operator's policy.
-            self.settle_copies().await;
+            self.settle_copies(job).await;
             let errors = self.account(job);
             if errors.is_empty() {
                 return job.check_cancelled();
@@ -311,13 +287,12 @@ impl JobDriver for MirrorJob {
             if result.is_err() {
                 self.ledger.give_up();
             }
-            self.settle_copies().await;
             result
         })
     }
 
-    fn settle<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
-        Box::pin(self.settle_copies())
+    fn settle<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(self.settle_copies(job))
     }
 
     fn prepare<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
@@ -331,7 +306,7 @@ impl JobDriver for MirrorJob {
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             self.ledger.give_up();
-            self.ledger.settle().await;
+            self.settle_at_end(job).await;
             if self.take_pivot_back(job) {
                 return;
             }
@@ -350,9 +325,12 @@ impl JobDriver for MirrorJob {
     fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             let (graph, own) = (&self.graph, job.job());
+            let target_left = self.outcome.target_left.load(Ordering::Relaxed);
             if self.own_chain.is_none() {
                 self.source.unblock();
-                self.target.unblock();
+                if !target_left {
+                    self.target.unblock();
+                }
             }
             if let Some(replaced) = &self.replaced {
                 replaced.let_go();

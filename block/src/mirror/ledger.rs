@@ -68,7 +68,9 @@ pub(super) struct Ledger {
     /// Places at which the target is being changed: only one change of a place at a time.
     pub(super) claims: Arc<Serialiser>,
     pub(super) tally: Tally,
-    /// Twofold writes that have not ended at the target, those included for which nobody waits.
+    /// Looks of copies at the source that have not ended.
+    pub(super) at_source: Arc<Background>,
+    /// Twofold writes and flushes that have not ended at the target, those included for which nobody waits.
     pub(super) at_target: Arc<Background>,
     /// Bytes of guest writes that are on their way to both sides.
     pub(super) on_their_way: AtomicU64,
@@ -101,6 +103,7 @@ impl Ledger {
             target,
             claims: Arc::default(),
             tally: Tally::default(),
+            at_source: Arc::default(),
             at_target: Arc::default(),
             on_their_way: AtomicU64::new(0),
             memory: Memory::new(),
@@ -161,6 +164,11 @@ impl Ledger {
     pub(super) fn give_up(&self) {
         self.over.store(true, Ordering::Release);
         self.ended.notify(usize::MAX);
+    }
+
+    /// Whether the job has given up.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     /// Completes when the job has given up.

@@ -27,6 +27,7 @@ mod balance;
 mod copier;
 mod filter;
 mod first;
+mod hang;
 mod job;
 mod ledger;
 mod options;

@@ -359,7 +359,7 @@ const FILTER_ACCESS: Access = Access {
 };
 
 /// Half a copy is nothing that others could read.
-const TARGET_ACCESS: Access = Access {
+pub(super) const TARGET_ACCESS: Access = Access {
     used: Permissions::WRITE,
     shared: Permissions::WRITE_UNCHANGED,
 };

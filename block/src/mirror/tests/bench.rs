@@ -74,6 +74,15 @@ where
     run_with(Serving::IoThread, Clock::real(), &test);
 }
 
+/// The same on a clock that the test moves.
+pub(super) fn run_both_by_hand<F>(test: impl Fn(Bench) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
+    run_with(Serving::Main, Clock::manual(), &test);
+    run_with(Serving::IoThread, Clock::manual(), &test);
+}
+
 pub(super) fn run_with<T, F>(serving: Serving, clock: Clock, test: impl FnOnce(Bench) -> F) -> T
 where
     T: 'static,

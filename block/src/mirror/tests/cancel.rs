@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use sluice_aio::current;
 
-use super::bench::{BLOCK, Bench, SIZE, block_value, common, pattern, run, run_both};
+use super::bench::{
+    BLOCK, Bench, SIZE, block_value, common, pattern, run, run_both, run_both_by_hand,
+};
 use crate::backend::Backend;
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::event::BlockEvent;
@@ -49,10 +51,10 @@ fn right_after_the_start() {
     });
 }
 
-/// The target hangs. The guest does not, and the job ends when the request does.
+/// The target hangs, and not for too long. The guest does not, and the job ends when the request does.
 #[test]
 fn while_a_copy_hangs() {
-    run_both(|bench| async move {
+    run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
         debug(&target)
@@ -77,7 +79,7 @@ fn while_a_copy_hangs() {
 
 #[test]
 fn while_the_targets_flush_hangs() {
-    run_both(|bench| async move {
+    run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
         debug(&target)

@@ -5,6 +5,7 @@ mod cancel;
 mod copying;
 mod errors;
 mod group;
+mod hang;
 mod locks;
 mod pivot;
 mod random;

@@ -8,7 +8,7 @@ use sluice_aio::{Clock, IoBuffer, current};
 
 use super::bench::{
     BLOCK, Bench, SIZE, Serving, block_value, common, copy_mode, is_synced, pattern, run, run_both,
-    run_with,
+    run_both_by_hand, run_with,
 };
 use crate::backend::Backend;
 use crate::driver::blkdebug::InjectError;
@@ -352,7 +352,7 @@ fn a_failed_write_to_the_source_is_marked() {
 /// request has ended.
 #[test]
 fn a_forced_cancel_frees_a_guest_that_waits_for_the_target() {
-    run_both(|bench| async move {
+    run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
         let job = ready(&bench).await;

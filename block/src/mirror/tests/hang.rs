@@ -1,0 +1,239 @@
+//! A target that hangs, dies, comes back. Time is the test's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sluice_aio::current;
+
+use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand};
+use crate::driver::{Blkdebug, DebugEvent};
+use crate::event::BlockEvent;
+use crate::job::{Job, JobState};
+use crate::mirror::CopyMode;
+use crate::mirror::hang::PATIENCE;
+use crate::node::Node;
+
+fn debug(node: &Node) -> &Blkdebug {
+    node.as_blkdebug().unwrap()
+}
+
+async fn yield_often() {
+    for _ in 0..500 {
+        current::yield_now().await;
+    }
+}
+
+/// Lets time pass until the job has ended.
+async fn lose_patience(bench: &Bench, job: &Job) {
+    while job.state() != JobState::Concluded {
+        bench.advance(PATIENCE / 4);
+        yield_often().await;
+    }
+}
+
+fn was_cancelled(bench: &Bench) -> bool {
+    let cancelled = |event: &BlockEvent| matches!(event, BlockEvent::BlockJobCancelled(_));
+    bench.events().iter().any(cancelled)
+}
+
+/// Waits for the end of a section's beginning.
+fn begin_drain(bench: &Bench, node: &Arc<Node>) -> Arc<AtomicBool> {
+    let (graph, node, done) = (
+        Arc::clone(&bench.graph),
+        Arc::clone(node),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let drained = Arc::clone(&done);
+    current::spawn_local(async move {
+        drop(graph.drain(&node, "test").await);
+        drained.store(true, Ordering::SeqCst);
+    })
+    .detach();
+    done
+}
+
+async fn wait(flag: &AtomicBool) {
+    while !flag.load(Ordering::SeqCst) {
+        current::yield_now().await;
+    }
+}
+
+async fn wait_released(target: &Node) {
+    while target.writer().is_some() || target.check_not_blocked().is_err() {
+        current::yield_now().await;
+    }
+}
+
+#[test]
+fn the_job_ends_without_it_and_the_disk_is_free() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        debug(&target)
+            .set_break(DebugEvent::WriteAio, "hang")
+            .unwrap();
+        let job = bench.mirror("disk", "target").await;
+        debug(&target).wait_break("hang").await.unwrap();
+        job.cancel(true).unwrap();
+        bench.write(&disk, BLOCK, 0xf1).await;
+        bench.wait_for(JobState::Aborting).await;
+        lose_patience(&bench, &job).await;
+        assert!(was_cancelled(&bench));
+        job.dismiss().unwrap();
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        assert!(!bench.has_node_of("mirror_top"));
+
+        // What hangs keeps the target, and what it stands on.
+        assert!(target.writer().is_some());
+        let busy = "Node 'target' is busy: block device is in use by block job: mirror 'job0', whose last writes have \
+                    not returned";
+        let refused = bench.start("target", common("disk")).await.unwrap_err();
+        assert_eq!(refused.to_string(), busy);
+        assert_eq!(
+            bench.graph.del_node("target").unwrap_err().to_string(),
+            busy
+        );
+        // Sections wait for it, those over the source do not.
+        let target_drained = begin_drain(&bench, &target);
+        let image = Arc::clone(&target.children()[0].1);
+        let image_drained = begin_drain(&bench, &image);
+        drop(bench.graph.drain(&disk.node().unwrap(), "test").await);
+        yield_often().await;
+        assert!(!target_drained.load(Ordering::SeqCst));
+        assert!(!image_drained.load(Ordering::SeqCst));
+
+        // The disk goes elsewhere meanwhile.
+        bench.target("other").await;
+        bench.mirror("disk", "other").await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(block_value(&bench.bytes("other"), BLOCK), Some(0xf1));
+        bench.job().dismiss().unwrap();
+
+        // It comes back.
+        debug(&target).resume("hang").unwrap();
+        wait_released(&target).await;
+        wait(&target_drained).await;
+        wait(&image_drained).await;
+        bench.mirror("disk", "target").await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(disk.node().unwrap().name(), "target");
+        assert_eq!(bench.bytes("other"), bench.bytes("target"));
+    });
+}
+
+/// It comes back with an error, which nobody hears.
+#[test]
+fn a_target_that_dies_is_free_again() {
+    run_both_by_hand(|bench| async move {
+        bench.disk("disk").await;
+        let target = bench.target("target").await;
+        debug(&target)
+            .set_break(DebugEvent::WriteAio, "hang")
+            .unwrap();
+        let job = bench.mirror("disk", "target").await;
+        debug(&target).wait_break("hang").await.unwrap();
+        job.cancel(true).unwrap();
+        lose_patience(&bench, &job).await;
+        debug(&target).fail("hang", libc::EIO).unwrap();
+        wait_released(&target).await;
+        assert_eq!(bench.error_events(), 0);
+        bench.graph.del_node("target").unwrap();
+    });
+}
+
+#[test]
+fn a_flush_that_hangs_is_left_too() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        debug(&target)
+            .set_break(DebugEvent::FlushToDisk, "hang")
+            .unwrap();
+        let job = bench.mirror("disk", "target").await;
+        debug(&target).wait_break("hang").await.unwrap();
+        job.cancel(true).unwrap();
+        lose_patience(&bench, &job).await;
+        assert!(was_cancelled(&bench));
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        assert!(target.writer().is_some());
+        debug(&target).resume("hang").unwrap();
+        wait_released(&target).await;
+    });
+}
+
+#[test]
+fn a_guests_write_to_both_that_hangs_is_left_too() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        let job = bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        debug(&target)
+            .set_break(DebugEvent::WriteAio, "hang")
+            .unwrap();
+        let held = bench.begin_write(&disk, 0, 0xf1);
+        debug(&target).wait_break("hang").await.unwrap();
+        job.cancel(true).unwrap();
+        held.await.unwrap();
+        lose_patience(&bench, &job).await;
+        assert_eq!(block_value(&bench.bytes("disk"), 0), Some(0xf1));
+        assert!(target.writer().is_some());
+        debug(&target).resume("hang").unwrap();
+        wait_released(&target).await;
+    });
+}
+
+/// Somebody drains the disk while its mirror can't come to rest: the cancel lets them have it, but not the target.
+#[test]
+fn a_cancel_frees_sections_of_the_disk() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        let source = disk.node().unwrap();
+        debug(&target)
+            .set_break(DebugEvent::WriteAio, "hang")
+            .unwrap();
+        let job = bench.mirror("disk", "target").await;
+        debug(&target).wait_break("hang").await.unwrap();
+        let drained = begin_drain(&bench, &source);
+        yield_often().await;
+        assert!(!drained.load(Ordering::SeqCst), "a copy is on its way");
+        job.cancel(true).unwrap();
+        wait(&drained).await;
+        let target_drained = begin_drain(&bench, &target);
+        lose_patience(&bench, &job).await;
+        yield_often().await;
+        assert!(!target_drained.load(Ordering::SeqCst));
+        debug(&target).resume("hang").unwrap();
+        wait(&target_drained).await;
+        wait_released(&target).await;
+    });
+}
+
+/// What hangs at the source is waited for: its disk must work for the guest anyway. And what has been read by
+/// then is not written any more.
+#[test]
+fn a_read_of_the_source_is_waited_for() {
+    run_both_by_hand(|bench| async move {
+        let (_, source) = bench.debug_disk("disk").await;
+        let target = bench.target("target").await;
+        debug(&source)
+            .set_break(DebugEvent::ReadAio, "read")
+            .unwrap();
+        let job = bench.mirror("disk", "target").await;
+        debug(&source).wait_break("read").await.unwrap();
+        job.cancel(true).unwrap();
+        bench.wait_for(JobState::Aborting).await;
+        for _ in 0..8 {
+            bench.advance(PATIENCE);
+            yield_often().await;
+        }
+        assert_eq!(job.state(), JobState::Aborting);
+        debug(&source).resume("read").unwrap();
+        bench.end().await;
+        assert!(was_cancelled(&bench));
+        assert_eq!(target.writer(), None);
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0));
+    });
+}
