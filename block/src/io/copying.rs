@@ -8,10 +8,9 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use sluice_aio::current;
 
-use crate::driver::file::copying::copy;
+use crate::driver::file::copying::{Lanes, copy};
 use crate::node::Node;
 
 /// Where bytes of a node are: what a driver answers that does nothing to them.
@@ -19,8 +18,8 @@ use crate::node::Node;
 pub struct Place {
     /// A regular file, not opened with O_DIRECT.
     pub file: Arc<File>,
-    /// Held by the thread that copies to this file by its calls, which the kernel does one at a time.
-    pub turn: Arc<Mutex<()>>,
+    /// Who copies to this file in worker threads.
+    pub lanes: Arc<Lanes>,
     /// First byte in the file.
     pub offset: u64,
 }

@@ -21,8 +21,9 @@ use crate::node::Node;
 
 /// So many times more is copied at once where it takes no memory of ours.
 const BY_THE_KERNEL: u64 = 4;
-/// The most copies at once that worker threads make alone: about as many as there are processors for them.
-const MAX_WORKERS: usize = 3;
+/// The most copies at once that worker threads make alone: about as many as there are processors for them,
+/// and some that wait for those.
+const MAX_WORKERS: usize = 4;
 /// The most bytes of data that one copy holds in memory.
 const MAX_DATA: u64 = 1 << 20;
 /// The least, however small a buffer the operator wants.

@@ -3,14 +3,18 @@
 //! `copy_file_range` lets file systems share the bytes (btrfs, xfs) or have a server copy them (NFS), and
 //! copies once where neither is possible. All of that happens under the target's lock, so two threads are no
 //! faster than one. In memory, where nothing else takes time, a thread that comes while another copies so goes
-//! by a [mapping](super::mapped) of the target, which needs no lock.
+//! by a [mapping](super::mapped) of the target, which needs no lock; and no more threads work at once than there
+//! are processors, while those that wait go on at once when one is free.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::fs::{copy_file_range, fstatfs};
 use rustix::io::Errno;
 
@@ -24,17 +28,85 @@ const PIECE: usize = 256 << 10;
 /// `f_type` of the memory file system (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
+/// How a thread copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// By the file's calls, under its lock.
+    Calls,
+    /// By a mapping.
+    Mapping,
+}
+
+/// Who copies to one file in memory.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    taken: Mutex<Taken>,
+    left: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    calls: bool,
+    mappings: usize,
+}
+
+/// A lane that is taken until this is dropped.
+struct InLane<'a> {
+    lanes: &'a Lanes,
+    lane: Lane,
+}
+
+impl Lanes {
+    /// Waits for a lane; by calls if it is free.
+    fn take(&self) -> InLane<'_> {
+        let mut taken = self.taken.lock();
+        let lane = loop {
+            if !taken.calls {
+                taken.calls = true;
+                break Lane::Calls;
+            }
+            if taken.mappings + 1 < processors() {
+                taken.mappings += 1;
+                break Lane::Mapping;
+            }
+            self.left.wait(&mut taken);
+        };
+        InLane { lanes: self, lane }
+    }
+}
+
+impl Drop for InLane<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.lanes.taken.lock();
+        match self.lane {
+            Lane::Calls => taken.calls = false,
+            Lane::Mapping => taken.mappings -= 1,
+        }
+        drop(taken);
+        self.lanes.left.notify_one();
+    }
+}
+
+/// The processors that this program may use; asked once, since that takes long.
+fn processors() -> usize {
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
+}
+
 /// Copies `len` bytes; blocks.
 ///
 /// # Errors
 /// Either file's, or `UnexpectedEof` if the source is shorter; some bytes may have been copied.
 pub(crate) fn copy(from: &Place, to: &Place, len: u64) -> io::Result<()> {
-    let turn = to.turn.try_lock();
-    // What fails there does so here too, or it was only that it can't be mapped.
-    if turn.is_none() && is_in_memory(&to.file)? && mapped::copy(from, to, len).is_ok() {
-        return Ok(());
+    if !is_in_memory(&to.file)? {
+        return copy_by_calls(from, to, len);
     }
-    copy_by_calls(from, to, len)
+    let in_lane = to.lanes.take();
+    // What fails by the mapping does so again, or it was only that the file can't be mapped.
+    match in_lane.lane {
+        Lane::Mapping if mapped::copy(from, to, len).is_ok() => Ok(()),
+        _ => copy_by_calls(from, to, len),
+    }
 }
 
 fn copy_by_calls(from: &Place, to: &Place, len: u64) -> io::Result<()> {
@@ -52,7 +124,7 @@ fn copy_by_calls(from: &Place, to: &Place, len: u64) -> io::Result<()> {
             Err(error) if is_unsupported(&error.into()) || error == Errno::XDEV => {
                 let rest = |place: &Place, offset| Place {
                     file: Arc::clone(&place.file),
-                    turn: Arc::clone(&place.turn),
+                    lanes: Arc::clone(&place.lanes),
                     offset,
                 };
                 return copy_by_pieces(&rest(from, source), &rest(to, target), left);
@@ -87,6 +159,8 @@ fn copy_by_pieces(from: &Place, to: &Place, len: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::SeqCst;
 
     use super::*;
 
@@ -95,7 +169,7 @@ mod tests {
         file.write_all_at(contents, 0).unwrap();
         Place {
             file: Arc::new(file),
-            turn: Arc::default(),
+            lanes: Arc::default(),
             offset: 0,
         }
     }
@@ -147,13 +221,42 @@ mod tests {
                 let from = file(memory.path(), &contents);
                 let mut to = file(target, &vec![0; offset + contents.len()]);
                 to.offset = offset as u64;
-                let turn = Arc::clone(&to.turn);
-                let _turn = turn.lock();
+                let lanes = Arc::clone(&to.lanes);
+                let other = lanes.take();
+                if processors() == 1 {
+                    drop(other);
+                }
                 copy(&from, &to, contents.len() as u64).unwrap();
                 assert_eq!(bytes(&to)[offset..], contents);
                 let beyond = copy(&from, &to, contents.len() as u64 + 1).unwrap_err();
                 assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
             }
         }
+    }
+
+    /// However many come, each copies in the end, and no more at once than there are processors.
+    #[test]
+    fn those_that_find_no_lane_wait_for_one() {
+        let lanes = Lanes::default();
+        let inside = AtomicUsize::new(0);
+        let most = AtomicUsize::new(0);
+        let copies = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..processors() + 4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _lane = lanes.take();
+                        most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
+                        thread::yield_now();
+                        copies.fetch_add(1, SeqCst);
+                        inside.fetch_sub(1, SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(copies.into_inner(), (processors() + 4) * 200);
+        assert!(most.into_inner() <= processors());
+        let first = lanes.take();
+        assert_eq!(first.lane, Lane::Calls);
     }
 }

@@ -200,7 +200,7 @@ impl Driver for FileDriver {
         let plain = self.kind == FileKind::Regular && !opened.direct;
         plain.then(|| Place {
             file: Arc::clone(&opened.file),
-            turn: Arc::clone(&opened.turn),
+            lanes: Arc::clone(&opened.lanes),
             offset,
         })
     }

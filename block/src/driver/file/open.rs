@@ -122,7 +122,7 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
             no_flush: options.no_flush,
             unmap: options.unmap,
             lost: Arc::default(),
-            turn: Arc::default(),
+            lanes: Arc::default(),
         }),
         locks: file,
         path,

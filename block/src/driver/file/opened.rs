@@ -7,12 +7,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use parking_lot::Mutex;
 use rustix::fs::SeekFrom;
 use sluice_aio::current::{self, Transfer};
 use sluice_aio::{EngineKind, IoBuffer, Route};
 
 use super::SECTOR;
+use super::copying::Lanes;
 use super::probe::Alignment;
 use crate::driver::{Allocation, BlockStatus, RequestFlags};
 use crate::error::Result;
@@ -39,8 +39,8 @@ pub(crate) struct Opened {
     /// The errno of the first flush of the page cache that failed; 0 if none did. Shared by all who
     /// go on with this opening of the file.
     pub(super) lost: Arc<AtomicI32>,
-    /// See [`Place::turn`](crate::io::Place::turn).
-    pub(super) turn: Arc<Mutex<()>>,
+    /// See [`Place::lanes`](crate::io::Place::lanes).
+    pub(super) lanes: Arc<Lanes>,
 }
 
 impl Opened {
