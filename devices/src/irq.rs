@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use thiserror::Error;
 
 /// Why no interrupt could be had.
@@ -25,6 +26,60 @@ pub enum IrqError {
 pub trait IrqLine: Send + Sync {
     /// Drives the input. Setting the level it already has does nothing.
     fn set(&self, level: bool);
+}
+
+/// An input that several devices drive: it is asserted while *any* of them asserts its end. Any thread.
+pub struct SharedLine {
+    input: Arc<dyn IrqLine>,
+    /// How many ends assert.
+    asserting: Mutex<usize>,
+}
+
+/// A device's end of a shared line. Dropping it lets go.
+struct End {
+    line: Arc<SharedLine>,
+    level: Mutex<bool>,
+}
+
+impl SharedLine {
+    /// A line that nobody drives yet.
+    #[must_use]
+    pub fn new(input: Arc<dyn IrqLine>) -> Arc<Self> {
+        Arc::new(Self {
+            input,
+            asserting: Mutex::new(0),
+        })
+    }
+
+    /// A new end.
+    pub fn end(self: &Arc<Self>) -> Arc<dyn IrqLine> {
+        Arc::new(End {
+            line: Arc::clone(self),
+            level: Mutex::new(false),
+        })
+    }
+}
+
+impl IrqLine for End {
+    fn set(&self, level: bool) {
+        let mut own = self.level.lock();
+        if *own == level {
+            return;
+        }
+        *own = level;
+        let mut asserting = self.line.asserting.lock();
+        let before = *asserting;
+        *asserting = if level { before + 1 } else { before - 1 };
+        if (before == 0) != (*asserting == 0) {
+            self.line.input.set(*asserting > 0);
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.set(false);
+    }
 }
 
 /// One message-signalled interrupt vector (an MSI or MSI-X entry). Any thread.

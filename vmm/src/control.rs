@@ -168,7 +168,7 @@ pub trait VmControl: Send + Sync {
 }
 
 /// What happened to the machine, for whoever watches it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum VmEvent {
     /// The vCPUs were stopped.
     Stop,
@@ -182,6 +182,13 @@ pub enum VmEvent {
     Shutdown(Cause),
     /// The guest reported a panic; the machine does `action` now.
     GuestPanicked(PanicAction),
+    /// A device, or a part of one, has gone.
+    DeviceDeleted {
+        /// Its id, if it had one.
+        device: Option<String>,
+        /// Its place in QEMU's object tree.
+        path: String,
+    },
 }
 
 /// What the machine does after the guest panicked.

@@ -14,7 +14,7 @@ use futures_util::future::{self, Either};
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, LoopError, current};
 use sluice_block::event::ErrorAction;
 use sluice_block::{BlockEvent, EventSink, Graph};
-use sluice_devices::legacy::SerialSink;
+use sluice_devices::legacy::{Ejector, SerialSink};
 use thiserror::Error;
 
 use crate::chardev::{Chardevs, Endpoints, InheritError, Inherited, OpenError};
@@ -24,11 +24,12 @@ use crate::console::{ConsoleInput, RawTerminal, SerialOutput};
 use crate::control::{Cause, VmControl};
 use crate::exit::{Exit, ExitStatus};
 use crate::iothreads::IoThreads;
-use crate::machine::config::{AcceleratorConfig, MachineConfig, SerialConfig};
+use crate::machine::config::{AcceleratorConfig, MachineConfig, MachineKind, SerialConfig};
 use crate::machine::disks::{self, DiskError, DiskParts};
+use crate::machine::hotplug::{HotPlug, HotPlugParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder, Notice};
 use crate::main_loop::{MainLoop, MainLoopError, Signals};
-use crate::qmp::{EventBus, Monitor, QmpServer};
+use crate::qmp::{Devices, EventBus, Monitor, QmpServer};
 use crate::qtest;
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
@@ -164,16 +165,23 @@ async fn assemble(
     let graph = Graph::with_clocks(Arc::clone(&disk_events) as _, clock, limits_clock);
     let iothreads = Arc::new(IoThreads::new(loop_config));
     let machine_clock = Arc::new(MachineClock::new(devices_clock.clone()));
-    let mut builder =
-        MachineBuilder::new(&command_line.machine, main.clone(), machine_clock, sink)?;
+    let builder = MachineBuilder::new(&command_line.machine, main.clone(), machine_clock, sink)?;
+    let plug = HotPlugParts {
+        graph: Arc::clone(&graph),
+        iothreads: Arc::clone(&iothreads),
+        main: main.clone(),
+        events: Arc::clone(&events) as _,
+    };
+    let plug = HotPlug::new(&builder, plug);
     let parts = DiskParts {
         graph: &graph,
         iothreads: &iothreads,
         main: &main,
         piix: command_line.piix,
         kind: command_line.machine.kind,
+        devices: &plug,
     };
-    disks::add(&mut builder, &command_line.storage, parts).await?;
+    disks::add(&builder, &command_line.storage, parts).await?;
     let machine = builder.finish()?;
 
     let controller = &machine.controller;
@@ -182,13 +190,20 @@ async fn assemble(
     controller.on_resume(resume_disks(&graph));
     disk_events.attach(controller);
     let chardevs = Arc::new(Chardevs::new(&command_line.chardevs));
+    let devices = match command_line.machine.kind {
+        MachineKind::Pc => Some(Devices {
+            plug: Arc::clone(&plug),
+            reader: command_line.devices,
+        }),
+        MachineKind::None => None,
+    };
     let monitor = Monitor {
         chardevs: Arc::clone(&chardevs),
         qemu_io: Arc::default(),
         graph: Arc::clone(&graph),
         vm: Arc::clone(controller) as _,
         iothreads,
-        exit_times: machine.exit_times(),
+        devices,
         main,
     };
     let mut take = |id: &str| {
@@ -214,6 +229,10 @@ async fn assemble(
     }
     let ending = Arc::clone(controller);
     let retiring = machine.retire_disks();
+    let retiring = async move {
+        plug.ejected().await;
+        retiring.await;
+    };
     let farewell = async move {
         let exit = ending.ended().await;
         farewell(&graph, retiring, qmp).await;

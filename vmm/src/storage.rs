@@ -7,6 +7,7 @@ use serde::Deserialize;
 use sluice_block::BlockdevOptions;
 use sluice_block::backend::ErrorPolicy;
 use sluice_block::driver::throttle::ThrottleLimits;
+use sluice_block::job::OnError;
 
 /// Everything between the host's files and the guest's disk controllers.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +35,21 @@ pub struct LooseDriveConfig {
     pub read_only: bool,
     /// The limits of its reads and writes, if it has any.
     pub limits: Option<DiskLimits>,
+    /// What a device that is plugged in later takes from it.
+    pub device: LooseDeviceDefaults,
+}
+
+/// What a `--drive` says about the device on it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LooseDeviceDefaults {
+    /// As [`DiskConfig::write_cache`].
+    pub write_cache: bool,
+    /// What is done about errors of reads.
+    pub rerror: OnError,
+    /// And of writes.
+    pub werror: OnError,
+    /// The serial number, if given.
+    pub serial: Option<String>,
 }
 
 /// `--object iothread,id=…`: the properties of an I/O thread, with QEMU's names, and QEMU's defaults but for polling. The
@@ -130,6 +146,27 @@ pub struct DiskConfig {
     /// shows what happens then (`ide-hd,x-postpone=off`).
     #[cfg(feature = "test-hooks")]
     pub postpone: bool,
+}
+
+/// A virtio disk that is plugged in while the machine runs (`device_add`).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PluggedDisk {
+    /// The device's name.
+    pub id: Option<String>,
+    /// The drive or node that it is put on.
+    pub drive: String,
+    /// As [`DiskConfig::serial`].
+    pub serial: Option<String>,
+    /// As [`DiskConfig::write_cache`]; the drive's if absent.
+    pub write_cache: Option<bool>,
+    /// What is done about errors of reads; `auto`: what the drive says.
+    pub rerror: OnError,
+    /// And of writes.
+    pub werror: OnError,
+    /// As [`DiskConfig::share_rw`].
+    pub share_rw: bool,
+    /// The others.
+    pub device: VirtioDiskConfig,
 }
 
 /// The node that a disk's backend stands on.

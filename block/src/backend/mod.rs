@@ -33,6 +33,7 @@ use sluice_aio::{AioContext, Clock, Gate, IoBuffer, Token};
 use crate::driver::RequestFlags;
 use crate::error::{BlockError, Result};
 use crate::event::{EventSink, IoOperation};
+use crate::home::Home;
 use crate::job::IoStatus;
 use crate::node::Node;
 use crate::permission::{Access, Permissions};
@@ -79,7 +80,7 @@ pub struct Backend {
     next_submitter: AtomicU64,
     events: Arc<dyn EventSink>,
     device: Mutex<Option<DeviceName>>,
-    context: Mutex<Option<AioContext>>,
+    home: Mutex<Option<Home>>,
 }
 
 impl std::fmt::Debug for Backend {
@@ -121,7 +122,7 @@ impl Backend {
             next_submitter: AtomicU64::new(0),
             events,
             device: Mutex::default(),
-            context: Mutex::default(),
+            home: Mutex::default(),
         })
     }
 
@@ -152,12 +153,30 @@ impl Backend {
     /// The loop that serves the device; none until the device has said so.
     #[must_use]
     pub fn context(&self) -> Option<AioContext> {
-        self.context.lock().clone()
+        self.home().map(|home| home.context().clone())
+    }
+
+    /// The same with what keeps the loop's thread, for whoever works there longer than the device is there.
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.home.lock().clone()
     }
 
     /// Says which loop serves the device: jobs on this disk will run there.
     pub fn set_context(&self, context: &AioContext) {
-        *self.context.lock() = Some(context.clone());
+        self.set_home(context.into());
+    }
+
+    /// The same for a loop whose thread those jobs have to keep.
+    pub fn set_home(&self, home: Home) {
+        let before = self.home.lock().replace(home);
+        // The last reference to a thread ends it, which nobody should wait for under a lock.
+        drop(before);
+    }
+
+    /// The device has gone: nobody needs its loop for this disk any more but who works there already.
+    pub(crate) fn leave_home(&self) {
+        let before = self.home.lock().take();
+        drop(before);
     }
 
     /// The gate that holds this disk's external requests.

@@ -343,9 +343,7 @@ pub(crate) fn prepare(
 /// Where the job runs: where the disk's device is served, or the node is at home.
 fn home(filter: &Node, source: &Node, main: &AioContext) -> Home {
     let backends = filter.backends();
-    let context = backends.first().and_then(|backend| backend.context());
-    // The device keeps its loop.
-    let of_device = context.map(|context| Home::from(&context));
+    let of_device = backends.first().and_then(|backend| backend.home());
     of_device
         .or_else(|| source.home())
         .unwrap_or_else(|| main.into())

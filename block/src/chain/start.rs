@@ -535,8 +535,7 @@ impl Setup<'_> {
 /// Where the job runs: where a device of the disk is served, or the node is at home.
 fn home(graph: &Graph, filter: &Arc<Node>, main: &AioContext) -> Home {
     let above = graph.backends_above(filter);
-    let context = above.first().and_then(|backend| backend.context());
-    let of_device = context.map(|context| Home::from(&context));
+    let of_device = above.first().and_then(|backend| backend.home());
     of_device
         .or_else(|| filter.home())
         .unwrap_or_else(|| main.into())

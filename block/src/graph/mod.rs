@@ -340,6 +340,7 @@ impl Graph {
         backend.destroy();
         backend.gate().wait_idle().await;
         backend.set_throttle_group(None);
+        backend.leave_home();
         self.topology()
             .backends
             .retain(|other| !Arc::ptr_eq(other, backend));

@@ -20,7 +20,6 @@ use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
-use crate::home::Home;
 use crate::job::{CreateError, JobId, JobOptions};
 use crate::node::Node;
 use crate::options::{BlockdevOptions, Discard};
@@ -294,9 +293,7 @@ async fn start(
     let home = filter
         .backends()
         .first()
-        .and_then(|backend| backend.context())
-        // The device keeps its loop.
-        .map(|context| Home::from(&context))
+        .and_then(|backend| backend.home())
         .or_else(|| source.home());
     let driver = MirrorJob {
         graph: Arc::clone(graph),

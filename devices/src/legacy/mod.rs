@@ -1,12 +1,14 @@
-//! The few devices of the old PC that a guest still needs: a serial port, the clock, and the
-//! ways to switch the machine off, reset it, or tell that the guest failed.
+//! The few devices of the old PC that a guest still needs: a serial port, the clock, the registers of
+//! ACPI, and the ways to switch the machine off, reset it, or tell that the guest failed.
 //!
 //! All of them sit on the port bus and answer at once. What concerns the whole machine they ask
 //! of it through [`MachineRequests`].
 
 mod debug_exit;
 mod fw_cfg;
+mod gpe;
 mod i8042;
+mod pci_hotplug;
 mod pm;
 mod pvpanic;
 mod reset_control;
@@ -15,7 +17,9 @@ mod serial;
 
 pub use debug_exit::DebugExit;
 pub use fw_cfg::FwCfg;
+pub use gpe::{GeneralEvents, GpeBlock};
 pub use i8042::I8042;
+pub use pci_hotplug::{Ejector, PciHotplug};
 pub use pm::{PmBlock, SLEEP_TYPE_S5};
 pub use pvpanic::PvPanic;
 pub use reset_control::ResetControl;

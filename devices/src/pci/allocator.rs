@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{BarKind, PciError};
 
 /// Hands out addresses from an I/O and a memory window, upwards, each aligned to its size.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BarAllocator {
     io: Range<u64>,
     memory: Range<u64>,

@@ -1,17 +1,19 @@
 //! The machine's PCI bus: configuration mechanism #1 and the windows of the BARs.
 //!
 //! [`PciBus`] is a port device (0xcf8 to 0xcff) for vCPU threads and a [`ResetHook`] for the
-//! machine. Lookups of functions take no lock once the machine is built; moving a BAR takes a lock
-//! that guards the address spaces' tables, never held over I/O.
+//! machine. Lookups of functions take no lock; moving a BAR, adding a function and taking one away
+//! take a lock that guards the address spaces' tables, never held over I/O. A function may therefore
+//! still be called once, on another thread, shortly after it was taken away.
 //!
 //! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2.
 
 mod window;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use self::window::BarWindow;
@@ -39,8 +41,6 @@ const SLOTS: usize = Address::DEVICES as usize * Address::FUNCTIONS as usize;
 struct Slot {
     address: Address,
     function: Arc<dyn PciFunction>,
-    /// Addresses given at machine build, set again by a reset.
-    assigned: Mutex<[Option<u64>; BarIndex::COUNT]>,
     /// Windows in force.
     placed: Mutex<[Option<Window>; BarIndex::COUNT]>,
     /// How long writes to its windows take.
@@ -57,12 +57,13 @@ enum Window {
 /// The root bus.
 pub struct PciBus {
     address: AtomicU32,
-    slots: [OnceLock<Arc<Slot>>; SLOTS],
+    slots: [ArcSwapOption<Slot>; SLOTS],
     pio: Arc<PioBus>,
     mmio: Arc<MmioBus>,
     clock: Arc<dyn Clock>,
-    /// Taken to move windows.
-    moving: Mutex<()>,
+    /// The windows that BARs are assigned from, as they are when all is free; none: they are the guest's to
+    /// assign. Held to move windows, and to change what is on the bus.
+    moving: Mutex<Option<BarAllocator>>,
 }
 
 impl PciBus {
@@ -71,16 +72,16 @@ impl PciBus {
     pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self {
             address: AtomicU32::new(0),
-            slots: std::array::from_fn(|_| OnceLock::new()),
+            slots: std::array::from_fn(|_| ArcSwapOption::empty()),
             pio,
             mmio,
             clock,
-            moving: Mutex::new(()),
+            moving: Mutex::new(None),
         })
     }
 
-    /// Adds a function. Only at machine build. Returns what times writes to its BARs, for a function
-    /// that answers elsewhere too.
+    /// Adds a function, at machine build or while the guest runs. Returns what times writes to its
+    /// BARs, for a function that answers elsewhere too. Any thread.
     ///
     /// # Errors
     /// [`PciError::SlotTaken`].
@@ -93,41 +94,57 @@ impl PciBus {
         let slot = Slot {
             address,
             function,
-            assigned: Mutex::default(),
             placed: Mutex::default(),
             exits: Arc::clone(&exits),
         };
-        let at = slot_index(address);
-        self.slots[at]
-            .set(Arc::new(slot))
-            .map_err(|_taken| PciError::SlotTaken(address))?;
+        let _moving = self.moving.lock();
+        let place = &self.slots[slot_index(address)];
+        if place.load().is_some() {
+            return Err(PciError::SlotTaken(address));
+        }
+        place.store(Some(Arc::new(slot)));
         Ok(exits)
+    }
+
+    /// Takes a function off the bus: when this returns it answers nowhere any more, and its BARs and
+    /// doorbells are gone. What it has in flight is the caller's to end, by
+    /// [`PciFunction::retire`]. None if there is no function. Never waits; any thread.
+    pub fn remove(&self, address: Address) -> Option<Arc<dyn PciFunction>> {
+        let slot = {
+            let _moving = self.moving.lock();
+            let slot = self.slots[slot_index(address)].swap(None)?;
+            for bar in BarIndex::ALL {
+                self.take_away(&slot, bar, None);
+            }
+            slot
+        };
+        // A BAR that lay under one of its windows answers now.
+        self.move_windows();
+        Some(Arc::clone(&slot.function))
     }
 
     /// The first device number at or above `from` without a function 0.
     pub fn free_device(&self, from: u8) -> Result<u8, PciError> {
         (from..Address::DEVICES)
-            .find(|&device| {
-                self.slots[slot_index(Address::new(device, 0))]
-                    .get()
-                    .is_none()
-            })
+            .find(|&device| self.present(Address::new(device, 0)).is_none())
             .ok_or(PciError::BusFull)
     }
 
-    /// Gives every BAR that has no address yet one, as firmware would; decoding stays for the guest
-    /// to enable.
-    pub fn assign_bars(&self, allocator: &mut BarAllocator) -> Result<(), PciError> {
-        for slot in self.slots.iter().filter_map(OnceLock::get) {
-            let mut assigned = slot.assigned.lock();
+    /// Gives every BAR an address, as firmware would, now and at each reset; decoding stays for the
+    /// guest to enable. `allocator` has all of its windows free.
+    pub fn assign_bars(&self, allocator: BarAllocator) -> Result<(), PciError> {
+        let mut moving = self.moving.lock();
+        self.place_bars(allocator.clone())?;
+        *moving = Some(allocator);
+        Ok(())
+    }
+
+    fn place_bars(&self, mut allocator: BarAllocator) -> Result<(), PciError> {
+        for slot in self.functions() {
+            let config = slot.function.config();
             for bar in BarIndex::ALL {
-                let Some((kind, size)) = slot.function.config().bar(bar) else {
-                    continue;
-                };
-                if assigned[bar.index()].is_none() {
-                    let place = allocator.allocate(kind, size)?;
-                    assigned[bar.index()] = Some(place);
-                    slot.function.config().place_bar(bar, place);
+                if let Some((kind, size)) = config.bar(bar) {
+                    config.place_bar(bar, allocator.allocate(kind, size)?);
                 }
             }
         }
@@ -136,15 +153,23 @@ impl PciBus {
 
     /// Ends all functions for good, see [`PciFunction::retire`]. Main loop's thread.
     pub async fn retire(&self) {
-        for slot in self.slots.iter().filter_map(OnceLock::get) {
+        for slot in self.functions() {
             slot.function.retire().await;
         }
+    }
+
+    /// What is on the bus now.
+    fn functions(&self) -> Vec<Arc<Slot>> {
+        self.slots
+            .iter()
+            .filter_map(ArcSwapOption::load_full)
+            .collect()
     }
 
     /// How long writes to the functions' BARs have taken, by function, and to what else is timed
     /// with them. Any thread.
     pub fn exit_times(&self) -> Vec<(Address, Arc<ExitTimes>)> {
-        let slots = self.slots.iter().filter_map(OnceLock::get);
+        let slots = self.functions().into_iter();
         slots
             .map(|slot| (slot.address, Arc::clone(&slot.exits)))
             .collect()
@@ -170,8 +195,8 @@ impl PciBus {
     }
 
     /// The slot of an existing function.
-    fn present(&self, address: Address) -> Option<&Arc<Slot>> {
-        self.slots[slot_index(address)].get()
+    fn present(&self, address: Address) -> Option<Arc<Slot>> {
+        self.slots[slot_index(address)].load_full()
     }
 
     /// Makes the windows follow the BARs of all functions: first what moved is taken away, then
@@ -179,23 +204,24 @@ impl PciBus {
     /// goes, and is tried again every time.
     fn move_windows(&self) {
         let _moving = self.moving.lock();
-        for slot in self.slots.iter().filter_map(OnceLock::get) {
+        let functions = self.functions();
+        for slot in &functions {
             for bar in BarIndex::ALL {
-                self.take_away(slot, bar);
+                let wanted = wanted_window(slot.function.as_ref(), bar);
+                self.take_away(slot, bar, wanted.as_ref());
             }
         }
-        for slot in self.slots.iter().filter_map(OnceLock::get) {
+        for slot in &functions {
             for bar in BarIndex::ALL {
                 self.put_up(slot, bar);
             }
         }
     }
 
-    fn take_away(&self, slot: &Slot, bar: BarIndex) {
-        let wanted = wanted_window(slot.function.as_ref(), bar);
+    /// Takes a BAR's window away unless it is the one that is `wanted`.
+    fn take_away(&self, slot: &Slot, bar: BarIndex, wanted: Option<&Window>) {
         let mut placed = slot.placed.lock();
-        let Some(window) = placed[bar.index()].take_if(|window| wanted.as_ref() != Some(window))
-        else {
+        let Some(window) = placed[bar.index()].take_if(|window| wanted != Some(&*window)) else {
             return;
         };
         let removed = match window {
@@ -338,17 +364,16 @@ impl ResetHook for PciBus {
     /// and assigns the BARs as at machine build.
     fn reset(self: Arc<Self>) -> Resetting {
         Box::pin(async move {
-            for slot in self.slots.iter().filter_map(OnceLock::get) {
+            for slot in self.functions() {
                 slot.function.reset().await;
             }
-            for slot in self.slots.iter().filter_map(OnceLock::get) {
-                let config = slot.function.config();
-                config.reset();
-                let assigned = *slot.assigned.lock();
-                for bar in BarIndex::ALL {
-                    if let Some(place) = assigned[bar.index()] {
-                        config.place_bar(bar, place);
-                    }
+            {
+                let moving = self.moving.lock();
+                for slot in self.functions() {
+                    slot.function.config().reset();
+                }
+                if let Some(Err(error)) = moving.clone().map(|windows| self.place_bars(windows)) {
+                    tracing::warn!(%error, "a BAR is left for the guest to assign");
                 }
             }
             self.address.store(0, Ordering::Release);

@@ -6,42 +6,22 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::layout::InterruptPin;
-use crate::irq::IrqLine;
+use crate::irq::{IrqLine, SharedLine};
 
 /// Number of wires that the slots' pins are spread over.
 pub const WIRES: usize = 4;
 
-/// One wire and who pulls it.
-struct Wire {
-    input: Arc<dyn IrqLine>,
-    /// How many ends assert.
-    asserting: Mutex<usize>,
-}
-
 /// Connects the functions' pins to four interrupt inputs.
 pub struct IntxRouter {
-    wires: [Arc<Wire>; WIRES],
-}
-
-/// A function's end of a wire.
-struct End {
-    wire: Arc<Wire>,
-    level: Mutex<bool>,
+    wires: [Arc<SharedLine>; WIRES],
 }
 
 impl IntxRouter {
     /// Routes to `inputs`, in the order PIRQA to PIRQD.
     pub fn new(inputs: [Arc<dyn IrqLine>; WIRES]) -> Self {
         Self {
-            wires: inputs.map(|input| {
-                Arc::new(Wire {
-                    input,
-                    asserting: Mutex::new(0),
-                })
-            }),
+            wires: inputs.map(SharedLine::new),
         }
     }
 
@@ -54,33 +34,7 @@ impl IntxRouter {
 
     /// A new end for a function of `device`.
     pub fn line(&self, device: u8, pin: InterruptPin) -> Arc<dyn IrqLine> {
-        let wire = Arc::clone(&self.wires[Self::wire_of(device, pin)]);
-        Arc::new(End {
-            wire,
-            level: Mutex::new(false),
-        })
-    }
-}
-
-impl IrqLine for End {
-    fn set(&self, level: bool) {
-        let mut own = self.level.lock();
-        if *own == level {
-            return;
-        }
-        *own = level;
-        let mut asserting = self.wire.asserting.lock();
-        let before = *asserting;
-        *asserting = if level { before + 1 } else { before - 1 };
-        if (before == 0) != (*asserting == 0) {
-            self.wire.input.set(*asserting > 0);
-        }
-    }
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        self.set(false);
+        self.wires[Self::wire_of(device, pin)].end()
     }
 }
 

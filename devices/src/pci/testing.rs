@@ -54,6 +54,11 @@ impl RecordedMsi {
         self.sent.lock().clone()
     }
 
+    /// How many vectors somebody has.
+    pub(crate) fn vectors(&self) -> usize {
+        Arc::strong_count(&self.sent) - 1
+    }
+
     /// How often vectors were configured.
     pub(crate) fn configured(&self) -> usize {
         self.configured.load(Ordering::SeqCst)

@@ -108,6 +108,12 @@ impl QtestMachine {
         Ok(self.process.wait_end(LIMIT)?.code())
     }
 
+    /// The process's number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// What it printed to standard error.
     #[must_use]
     pub fn messages(&self) -> String {

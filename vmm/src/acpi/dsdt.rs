@@ -10,7 +10,7 @@ use sluice_devices::legacy::{CmosRtc, PvPanic, SLEEP_TYPE_S5, SerialPort};
 use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::pci::{Address, IntxRouter};
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform};
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, hotplug};
 use crate::machine::routing::PCI_GSIS;
 use crate::memory::PCI_MMIO_WINDOW;
 
@@ -28,6 +28,7 @@ pub(super) fn dsdt(platform: Platform) -> Sdt {
     let mut code = Vec::new();
     soft_off(&mut code);
     pci_root(platform, &mut code);
+    hotplug::event(&mut code);
     let mut dsdt = Sdt::new(
         *b"DSDT",
         HEADER_LENGTH,
@@ -79,7 +80,11 @@ fn pci_root(platform: Platform, code: &mut Vec<u8>) {
     }
     let isa = Device::new("ISA_".into(), behind_isa);
 
-    let root = Device::new("PCI0".into(), vec![&hid, &adr, &uid, &crs, &prt, &isa]);
+    let mut slots = Vec::new();
+    hotplug::slots(&mut slots);
+    let slots = Raw(slots);
+    let inside: Vec<&dyn Aml> = vec![&hid, &adr, &uid, &crs, &prt, &isa, &slots];
+    let root = Device::new("PCI0".into(), inside);
     Scope::new("_SB_".into(), vec![&root]).to_aml_bytes(code);
 }
 
@@ -135,7 +140,7 @@ fn panic_port(code: &mut Vec<u8>) {
 }
 
 /// Code that is assembled already.
-struct Raw(Vec<u8>);
+pub(super) struct Raw(pub(super) Vec<u8>);
 
 impl Aml for Raw {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {

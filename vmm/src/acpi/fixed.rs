@@ -6,7 +6,7 @@ use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use bitflags::bitflags;
-use sluice_devices::legacy::{CmosRtc, PmBlock, ResetControl};
+use sluice_devices::legacy::{CmosRtc, GpeBlock, PmBlock, ResetControl};
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -91,6 +91,9 @@ pub(super) fn fadt(dsdt: u64, facs: u64) -> FADT {
         PmBlock::TIMER_LENGTH,
         AccessSize::DwordAccess,
     );
+    fadt.gpe0_blk = u32::from(GpeBlock::BASE).into();
+    fadt.gpe0_blk_len = GpeBlock::LENGTH;
+    fadt.x_gpe0_blk = ports(GpeBlock::BASE, GpeBlock::LENGTH, AccessSize::ByteAccess);
     // Values beyond 100 and 1000 microseconds say: no C2, no C3 (§5.2.9).
     fadt.p_lvl2_lat = 0xfff.into();
     fadt.p_lvl3_lat = 0xfff.into();

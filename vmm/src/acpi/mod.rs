@@ -1,11 +1,12 @@
-//! The ACPI tables: enough for interrupt routing, the PCI bus, the clock, the serial port, the
-//! power button and switching off (ACPI specification 6.5).
+//! The ACPI tables: enough for interrupt routing, the PCI bus and what is plugged into it, the clock,
+//! the serial port, the power button and switching off (ACPI specification 6.5).
 //!
 //! [`write_tables`] puts them into the BIOS area of guest memory, at machine build and at every
 //! reset, on the main thread with no vCPU running.
 
 mod dsdt;
 mod fixed;
+mod hotplug;
 
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;

@@ -82,6 +82,7 @@ fn fadt_names_the_fixed_hardware() {
     assert_eq!(number(&fadt[56..60]), 0x600);
     assert_eq!(number(&fadt[64..68]), 0x604);
     assert_eq!(number(&fadt[76..80]), 0x608);
+    assert_eq!((number(&fadt[80..84]), fadt[92]), (0xafe0, 4), "GPE0");
     let flags = number(&fadt[112..116]);
     assert_eq!(flags & (1 << 4), 0, "the power button is a fixed one");
     assert_ne!(flags & (1 << 10), 0, "there is a reset register");
@@ -121,6 +122,19 @@ fn serial_port_is_named_only_when_there_is_one() {
     };
     assert!(has_serial(true));
     assert!(!has_serial(false));
+}
+
+#[test]
+fn every_slot_but_the_bridges_can_be_ejected() {
+    let found = tables(&ram(), PLATFORM);
+    let dsdt = &found[2].1;
+    let times = |name: &[u8]| dsdt.windows(name.len()).filter(|at| *at == name).count();
+    assert_eq!(times(b"_EJ0"), 30);
+    // Each is defined once and notified once.
+    let named = |slot: u8| times(format!("S{:02X}_", slot << 3).as_bytes());
+    assert!((2..32).all(|slot| named(slot) == 2));
+    assert_eq!((named(0), named(1)), (0, 0));
+    assert_eq!(times(b"_E01"), 1);
 }
 
 #[test]

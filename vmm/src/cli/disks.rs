@@ -20,6 +20,7 @@ use super::ide::{IdeCdOptions, IdeDiskOptions};
 use super::media;
 use super::options::{DebugExitOptions, DriveInterface, DriveMedia, DriveOptions, Raw};
 use super::places::{Places, ide_place};
+use super::plugged::DeviceReader;
 use super::throttling;
 use super::virtio::{self, VirtioBlkOptions};
 use crate::machine::config::{DebugExitConfig, MachineKind};
@@ -28,8 +29,8 @@ use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
 use crate::qmp::object::{self, ObjectOptions};
 use crate::storage::{
-    Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, LooseDriveConfig, StorageConfig,
-    ThrottleGroupConfig,
+    Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, LooseDeviceDefaults,
+    LooseDriveConfig, StorageConfig, ThrottleGroupConfig,
 };
 
 const OBJECT: &str = "--object";
@@ -50,6 +51,7 @@ pub(super) struct Devices {
     pub(super) storage: StorageConfig,
     pub(super) debug_exit: Option<DebugExitConfig>,
     pub(super) warnings: Vec<String>,
+    pub(super) reader: DeviceReader,
 }
 
 /// Reads all disk options of `arguments`, for a machine of this kind with so many processors.
@@ -83,6 +85,7 @@ pub(super) fn parse(
     builder.check_names()?;
     Ok(Devices {
         warnings: builder.globals.warnings(),
+        reader: DeviceReader::new(builder.globals, cpus),
         storage: builder.storage,
         debug_exit: builder.debug_exit,
     })
@@ -596,6 +599,12 @@ impl Builder {
                     root: root_of(drive.medium.as_ref()),
                     read_only: drive.read_only,
                     limits: drive.limits.clone(),
+                    device: LooseDeviceDefaults {
+                        write_cache: drive.write_cache,
+                        rerror: drive.rerror,
+                        werror: drive.werror,
+                        serial: drive.serial.clone(),
+                    },
                 });
             }
         }
@@ -671,7 +680,7 @@ pub(super) fn check_id(
     Err(CliError::new(option, text, problem, remedy))
 }
 
-fn check_serial(
+pub(super) fn check_serial(
     option: &'static str,
     text: &str,
     serial: Option<String>,

@@ -43,6 +43,11 @@ impl CliError {
         }
     }
 
+    /// What is wrong, without where it was typed.
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+
     /// `option` with `value` does not fit its type.
     pub(super) fn input(option: &'static str, value: &str, error: &InputError) -> Self {
         let remedy = match error.alternatives() {

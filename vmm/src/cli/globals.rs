@@ -12,7 +12,7 @@ use crate::qmp::input::Scalars;
 
 const GLOBAL: &str = "--global";
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Options {
     driver: String,
@@ -21,7 +21,7 @@ struct Options {
 }
 
 /// All of them, in the order of the command line.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Globals {
     all: Vec<(String, Options)>,
     /// Kinds of devices that were made.
@@ -56,10 +56,18 @@ impl Globals {
     /// Adds to the properties of a device of kind `driver` those that it does not give itself.
     pub(super) fn apply(&mut self, driver: &str, raw: &mut Raw) {
         self.made.insert(driver.to_owned());
-        let Some(members) = raw.value.as_object_mut() else {
-            return;
-        };
-        let scalars = raw.scalars;
+        if let Some(members) = raw.value.as_object_mut() {
+            self.complete(driver, members, raw.scalars);
+        }
+    }
+
+    /// The same for properties that are given in any other way.
+    pub(super) fn complete(
+        &self,
+        driver: &str,
+        members: &mut Map<String, Value>,
+        scalars: Scalars,
+    ) {
         let mut defaults = Map::new();
         // Of several for one property the last one holds.
         for (_, global) in self

@@ -18,6 +18,7 @@ pub mod keyval;
 mod media;
 mod options;
 mod places;
+mod plugged;
 #[cfg(test)]
 mod tests;
 mod throttling;
@@ -25,6 +26,7 @@ mod virtio;
 
 pub use chardevs::MonitorConfig;
 pub use error::CliError;
+pub use plugged::{DeviceReader, PropertyError};
 
 use std::ffi::OsString;
 use std::fmt;
@@ -66,6 +68,8 @@ pub struct CommandLine {
     pub chardevs: Vec<ChardevConfig>,
     /// `--mon`, `--qmp`, `--monitor`: who is at which of them.
     pub monitors: Vec<MonitorConfig>,
+    /// Reads the devices that come later.
+    pub devices: DeviceReader,
     /// What the user should know, though nothing is wrong; a line each.
     pub warnings: Vec<String>,
 }
@@ -209,6 +213,7 @@ fn interpret(arguments: Arguments) -> Result<CommandLine, CliError> {
         chardevs: chardevs.chardevs,
         monitors: chardevs.monitors,
         warnings: devices.warnings,
+        devices: devices.reader,
         machine,
     })
 }

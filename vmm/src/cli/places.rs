@@ -58,16 +58,9 @@ impl Places {
         text: &str,
     ) -> Result<PciAddress, CliError> {
         let remedy = "write SLOT or SLOT.FUNCTION in hexadecimal, slot 2 to 1f, function 0 to 7";
-        let (slot, function) = addr.split_once('.').unwrap_or((addr, "0"));
-        let hex = |text: &str| u8::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok();
-        let address = match (hex(slot), hex(function)) {
-            (Some(slot), Some(function)) if slot < PCI_SLOTS && function < PCI_FUNCTIONS => {
-                PciAddress { slot, function }
-            }
-            _ => {
-                let problem = format!("Parameter 'addr' does not accept value '{addr}'");
-                return Err(CliError::new(option, text, problem, remedy));
-            }
+        let Some(address) = pci_address(addr) else {
+            let problem = format!("Parameter 'addr' does not accept value '{addr}'");
+            return Err(CliError::new(option, text, problem, remedy));
         };
         if address.slot < BOARD_SLOTS || !self.pci.insert(address) {
             let problem = format!(
@@ -78,6 +71,14 @@ impl Places {
         }
         Ok(address)
     }
+}
+
+/// The place that `addr=` names, if it can be one: `SLOT` or `SLOT.FUNCTION`, in hexadecimal.
+pub(super) fn pci_address(text: &str) -> Option<PciAddress> {
+    let (slot, function) = text.split_once('.').unwrap_or((text, "0"));
+    let hex = |text: &str| u8::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok();
+    let (slot, function) = (hex(slot)?, hex(function)?);
+    (slot < PCI_SLOTS && function < PCI_FUNCTIONS).then_some(PciAddress { slot, function })
 }
 
 fn ide_positions() -> impl Iterator<Item = IdePosition> {

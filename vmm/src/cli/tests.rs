@@ -13,8 +13,8 @@ use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
 use crate::qmp::MonitorMode;
 use crate::qtest::QtestLog;
 use crate::storage::{
-    Attachment, DiskRoot, IdePosition, IoThreadConfig, LooseDriveConfig, PciAddress,
-    VirtioBlkProperties, VirtioDiskConfig,
+    Attachment, DiskRoot, IdePosition, IoThreadConfig, LooseDeviceDefaults, LooseDriveConfig,
+    PciAddress, VirtioBlkProperties, VirtioDiskConfig,
 };
 
 /// Splits at blanks; none of the tests needs a blank in an argument.
@@ -251,6 +251,12 @@ fn drives_may_be_empty_or_hold_what_is_never_written() {
         root: DiskRoot::Empty,
         read_only,
         limits: None,
+        device: LooseDeviceDefaults {
+            write_cache: true,
+            rerror: OnError::Report,
+            werror: OnError::Report,
+            serial: None,
+        },
     };
     let expected = [empty("cd0", true), empty("ro", true), empty("stick", false)];
     assert_eq!(parsed.storage.loose_drives, expected);

@@ -8,16 +8,15 @@
 
 use std::sync::Arc;
 
-use sluice_aio::{AioContext, IoThread};
+use sluice_aio::AioContext;
 use sluice_devices::bus::{BusError, MmioBus, PioBus, PioDevice};
 use sluice_devices::clock::Clock;
 use sluice_devices::doorbell::Doorbells;
-use sluice_devices::exits::ExitTimes;
-use sluice_devices::irq::{IrqLine, MsiController};
+use sluice_devices::irq::{IrqLine, MsiController, SharedLine};
 use sluice_devices::legacy::{
-    CmosRtc, DebugExit, FwCfg, I8042, PmBlock, PvPanic, ResetControl, SerialPort, SerialSink,
+    CmosRtc, DebugExit, FwCfg, GpeBlock, I8042, PciHotplug, PmBlock, PvPanic, ResetControl,
+    SerialPort, SerialSink,
 };
-use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::pci::{
     Address, BarAllocator, Bridge, CONFIG_PORTS, IntxRouter, PciBus, PciError,
 };
@@ -30,6 +29,7 @@ use super::controller::{Controller, Parts};
 use super::engine::{Engine, Firmware, FirmwareError, KvmEngine};
 use super::requests::Requests;
 use super::routing::{PCI_GSIS, SCI};
+use super::site::PciSite;
 use crate::acpi::Platform;
 use crate::boot::{BootError, BootImages};
 use crate::exit::ExitStatus;
@@ -117,23 +117,36 @@ impl Interrupts {
             Self::Qtest(recorder) => recorder.line(gsi),
         }
     }
+
+    fn msi(&self, ram: &Arc<GuestRam>) -> Arc<dyn MsiController> {
+        match self {
+            Self::Kvm { router, .. } => Arc::clone(router) as _,
+            Self::Qtest(recorder) => recorder.msi(ram),
+        }
+    }
+
+    fn doorbells(&self) -> Arc<dyn Doorbells> {
+        match self {
+            Self::Kvm { vm, .. } => Arc::new(KvmDoorbells::new(Arc::clone(vm.fd()))),
+            Self::Qtest(recorder) => Arc::clone(recorder) as _,
+        }
+    }
 }
 
 /// A machine without vCPUs, to which devices can be added.
 pub struct MachineBuilder {
     config: MachineConfig,
     layout: MemoryLayout,
-    ram: Arc<GuestRam>,
     images: Option<BootImages>,
     interrupts: Interrupts,
     buses: Buses,
-    pci: Arc<PciBus>,
-    intx: IntxRouter,
+    site: PciSite,
     pm: Arc<PmBlock>,
+    gpe: Arc<GpeBlock>,
+    hotplug: Arc<PciHotplug>,
     serial: Option<Arc<SerialPort>>,
     requests: Arc<Requests>,
     reset_hooks: Vec<Arc<dyn ResetHook>>,
-    iothreads: Vec<Arc<IoThread>>,
     main: AioContext,
 }
 
@@ -151,16 +164,9 @@ pub struct Machine {
     pci: Arc<PciBus>,
     /// What a qtest client sees of interrupts; none on KVM.
     pub qtest: Option<Arc<QtestInterrupts>>,
-    /// The threads that serve its disks; in use as long as it exists.
-    pub iothreads: Vec<Arc<IoThread>>,
 }
 
 impl Machine {
-    /// How long the guest's writes to each PCI function have taken. Any thread.
-    pub fn exit_times(&self) -> Vec<(Address, Arc<ExitTimes>)> {
-        self.pci.exit_times()
-    }
-
     /// Ends the disks' controllers for good, when no vCPU runs any more: cancels what the guest
     /// has waiting, awaits what is in flight. Their backends are out of use then. To be awaited in
     /// the main loop.
@@ -209,30 +215,36 @@ impl MachineBuilder {
             Arc::clone(&buses.mmio),
             Arc::clone(&clock),
         );
-        let intx = IntxRouter::new(PCI_GSIS.map(|gsi| interrupts.line(gsi)));
+        let site = PciSite {
+            bus: pci,
+            intx: Arc::new(IntxRouter::new(PCI_GSIS.map(|gsi| interrupts.line(gsi)))),
+            msi: interrupts.msi(&ram),
+            doorbells: interrupts.doorbells(),
+            ram,
+        };
         let requests = Requests::new(main.clone());
-        let sci = interrupts.line(SCI.into());
+        let sci = SharedLine::new(interrupts.line(SCI.into()));
         let pm = Arc::new(PmBlock::new(
-            sci,
+            sci.end(),
             Arc::clone(&clock),
             Arc::clone(&requests) as _,
         ));
+        let gpe = Arc::new(GpeBlock::new(sci.end()));
         let serial = serial
             .map(|sink| Arc::new(SerialPort::new(interrupts.line(SerialPort::COM1_IRQ), sink)));
         let mut builder = Self {
             config: config.clone(),
             layout,
-            ram,
             images,
             interrupts,
             buses,
-            pci,
-            intx,
+            site,
             pm,
+            hotplug: PciHotplug::new(Arc::clone(&gpe)),
+            gpe,
             serial,
             requests,
             reset_hooks: Vec::new(),
-            iothreads: Vec::new(),
             main,
         };
         if config.kind == MachineKind::Pc {
@@ -313,23 +325,32 @@ impl MachineBuilder {
     fn add_bridges(&mut self) -> Result<(), BuildError> {
         let address = *CONFIG_PORTS.start();
         let (data, last) = (address + 4, *CONFIG_PORTS.end());
-        self.add_ports(
-            "PCI configuration",
-            address,
-            address,
-            Arc::clone(&self.pci) as _,
-        )?;
-        self.add_ports("PCI configuration", data, last, Arc::clone(&self.pci) as _)?;
-        self.pci.add(Address::new(0, 0), Bridge::host())?;
-        self.pci.add(Address::new(1, 0), Bridge::isa())?;
-        self.reset_hooks.push(Arc::clone(&self.pci) as _);
+        let pci = Arc::clone(&self.site.bus);
+        self.add_ports("PCI configuration", address, address, Arc::clone(&pci) as _)?;
+        self.add_ports("PCI configuration", data, last, Arc::clone(&pci) as _)?;
+        pci.add(Address::new(0, 0), Bridge::host())?;
+        pci.add(Address::new(1, 0), Bridge::isa())?;
+        let gpe = Arc::clone(&self.gpe);
+        self.add_ports("events", GpeBlock::BASE, GpeBlock::LAST, gpe)?;
+        let hotplug = Arc::clone(&self.hotplug);
+        self.add_ports("hotplug", PciHotplug::BASE, PciHotplug::LAST, hotplug)?;
+        self.reset_hooks.push(Arc::clone(&self.gpe) as _);
+        // What is to leave leaves before the bus is reset.
+        self.reset_hooks.push(Arc::clone(&self.hotplug) as _);
+        self.reset_hooks.push(pci);
         Ok(())
     }
 
-    /// Guest memory, for devices' own accesses.
+    /// What PCI devices need.
     #[must_use]
-    pub fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
+    pub fn site(&self) -> &PciSite {
+        &self.site
+    }
+
+    /// The registers by which a guest hears of what is plugged and unplugged.
+    #[must_use]
+    pub fn hotplug(&self) -> &Arc<PciHotplug> {
+        &self.hotplug
     }
 
     /// The address spaces, for devices at fixed places.
@@ -338,40 +359,10 @@ impl MachineBuilder {
         &self.buses
     }
 
-    /// The PCI bus; it moves its functions' BARs and resets its functions by itself.
-    #[must_use]
-    pub fn pci(&self) -> &Arc<PciBus> {
-        &self.pci
-    }
-
-    /// The interrupt wire of a PCI device's pin.
-    #[must_use]
-    pub fn pci_line(&self, device: u8, pin: InterruptPin) -> Arc<dyn IrqLine> {
-        self.intx.line(device, pin)
-    }
-
     /// The line of an ISA interrupt (edge triggered; one owner each).
     #[must_use]
     pub fn isa_line(&self, irq: u32) -> Arc<dyn IrqLine> {
         self.interrupts.line(irq)
-    }
-
-    /// Where message-signalled vectors come from.
-    #[must_use]
-    pub fn msi(&self) -> Arc<dyn MsiController> {
-        match &self.interrupts {
-            Interrupts::Kvm { router, .. } => Arc::clone(router) as _,
-            Interrupts::Qtest(recorder) => recorder.msi(&self.ram),
-        }
-    }
-
-    /// Where doorbells are bound.
-    #[must_use]
-    pub fn doorbells(&self) -> Arc<dyn Doorbells> {
-        match &self.interrupts {
-            Interrupts::Kvm { vm, .. } => Arc::new(KvmDoorbells::new(Arc::clone(vm.fd()))),
-            Interrupts::Qtest(recorder) => Arc::clone(recorder) as _,
-        }
     }
 
     /// Where writes to registers that only keep them are queued.
@@ -383,11 +374,6 @@ impl MachineBuilder {
         }
     }
 
-    /// Keeps `thread` as long as the machine: a device uses it.
-    pub fn keep(&mut self, thread: Arc<IoThread>) {
-        self.iothreads.push(thread);
-    }
-
     /// Gives the BARs their addresses, writes the tables, loads the kernel and makes the vCPUs.
     /// The machine is in state `prelaunch` then.
     ///
@@ -396,12 +382,12 @@ impl MachineBuilder {
     pub fn finish(self) -> Result<Machine, BuildError> {
         // A test assigns BARs itself, as firmware would, and finds none assigned.
         if matches!(self.interrupts, Interrupts::Kvm { .. }) {
-            let mut bars = BarAllocator::new(PCI_PIO_WINDOW, PCI_MMIO_WINDOW);
-            self.pci.assign_bars(&mut bars)?;
+            let bars = BarAllocator::new(PCI_PIO_WINDOW, PCI_MMIO_WINDOW);
+            self.site.bus.assign_bars(bars)?;
         }
         let cpus = self.config.cpus.get();
         let mut firmware = Firmware {
-            ram: Arc::clone(&self.ram),
+            ram: Arc::clone(&self.site.ram),
             layout: self.layout,
             platform: Platform {
                 cpus,
@@ -447,13 +433,9 @@ impl MachineBuilder {
             controller,
             serial: self.serial,
             buses: self.buses,
-            ram: self.ram,
-            pci: self.pci,
+            ram: self.site.ram,
+            pci: self.site.bus,
             qtest,
-            iothreads: self.iothreads,
         })
     }
 }
-
-/// Device numbers below belong to the bridges (and the IDE controller behind one of them).
-pub(super) const FIRST_FREE_DEVICE: u8 = 2;

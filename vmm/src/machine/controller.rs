@@ -178,7 +178,7 @@ impl Controller {
     fn emit(&self, event: VmEvent) {
         tracing::debug!(?event, "machine event");
         for sink in self.sinks.lock().iter() {
-            sink.emit(event);
+            sink.emit(event.clone());
         }
     }
 

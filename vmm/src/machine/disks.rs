@@ -18,16 +18,13 @@ use thiserror::Error;
 
 use super::MachineBuilder;
 use super::config::MachineKind;
+use super::hotplug::{HotPlug, VIRTIO_BACKEND};
 use super::routing::IDE_IRQS;
-use super::virtio;
 use crate::cli::PiixModel;
 use crate::iothreads::{IoThreadError, IoThreads};
 use crate::storage::{
     Attachment, DiskConfig, DiskLimits, DiskRoot, IdePosition, LooseDriveConfig, StorageConfig,
 };
-
-/// What holds the disk of a virtio device in QEMU's object tree.
-const VIRTIO_BACKEND: &str = "virtio-backend";
 
 /// The IDE controller's place: function 1 of the device of the ISA bridge.
 const IDE_ADDRESS: Address = Address::new(1, 1);
@@ -116,6 +113,8 @@ pub struct DiskParts<'a> {
     pub piix: PiixModel,
     /// Whether there are buses at all.
     pub kind: MachineKind,
+    /// Where devices go.
+    pub devices: &'a HotPlug,
 }
 
 /// Starts the threads, opens the nodes and puts the disks on `builder`'s machine. A machine with buses
@@ -124,7 +123,7 @@ pub struct DiskParts<'a> {
 /// # Errors
 /// [`DiskError`], naming the disk or node.
 pub async fn add(
-    builder: &mut MachineBuilder,
+    builder: &MachineBuilder,
     storage: &StorageConfig,
     parts: DiskParts<'_>,
 ) -> Result<(), DiskError> {
@@ -152,6 +151,7 @@ pub async fn add(
     for drive in &storage.loose_drives {
         let backend = loose_backend(parts.graph, drive).await?;
         limit(parts.graph, &backend, drive.limits.as_ref()).await?;
+        parts.devices.keep_drive(drive);
     }
     if parts.kind == MachineKind::None {
         // The command line has no devices for it.
@@ -164,11 +164,11 @@ pub async fn add(
             Attachment::Ide(IdePosition { channel, unit })
             | Attachment::IdeCd(IdePosition { channel, unit }) => {
                 backend.set_context(parts.main);
+                parts.devices.note_ide(disk, *channel);
                 drives[usize::from(*channel)][usize::from(*unit)] = Some(ide_drive(disk, backend));
             }
             Attachment::VirtioPci(device) => {
-                let contexts = virtio::contexts(builder, disk, device, &parts)?;
-                virtio::add(builder, disk, device, backend, contexts)?;
+                parts.devices.add_at_build(disk, device, backend)?;
             }
         }
     }
@@ -294,7 +294,7 @@ fn add_ide(
 ) -> Result<(), DiskError> {
     let irq: [Arc<dyn IrqLine>; 2] = IDE_IRQS.map(|irq| builder.isa_line(irq));
     let config = IdeConfig {
-        memory: Arc::clone(builder.ram()),
+        memory: Arc::clone(&builder.site().ram),
         context: parts.main.clone(),
         irq,
         posted: builder.posted(),
@@ -305,9 +305,8 @@ fn add_ide(
         drives,
     };
     let controller = IdeController::new(&config)?;
-    let times = builder
-        .pci()
-        .add(IDE_ADDRESS, Arc::clone(&controller) as _)?;
+    let bus = &builder.site().bus;
+    let times = bus.add(IDE_ADDRESS, Arc::clone(&controller) as _)?;
     let timed = TimedPorts::new(controller, times);
     for ports in IdeController::ports() {
         builder.buses().pio.insert(ports, Arc::clone(&timed) as _)?;

@@ -5,10 +5,13 @@ pub mod config;
 mod controller;
 pub mod disks;
 mod engine;
+pub mod hotplug;
 pub mod models;
 mod requests;
 pub mod routing;
+mod site;
 mod virtio;
 
 pub use builder::{BuildError, Machine, MachineBuilder};
 pub use controller::{Chore, Controller, Notice};
+pub use site::PciSite;

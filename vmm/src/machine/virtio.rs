@@ -1,63 +1,53 @@
-//! Virtio disks: from their properties to a function on the PCI bus.
+//! Virtio disks: from their properties to a function of the PCI bus.
 //!
-//! Machine build only.
+//! At machine build and when one is plugged in. Main thread.
 
 use std::sync::Arc;
 
-use sluice_aio::AioContext;
-use sluice_block::Backend;
+use sluice_aio::{AioContext, IoThread};
+use sluice_block::{Backend, Home};
 use sluice_devices::pci::Address;
 use sluice_devices::pci::layout::InterruptPin;
 use sluice_devices::virtio::blk::MAX_DISCARD_SECTORS;
 use sluice_devices::virtio::{
-    Geometry, RingFeatures, VirtioBlk, VirtioBlkConfig, VirtioPci, VirtioPciParts,
+    Geometry, RingFeatures, VirtioBlk, VirtioBlkConfig, VirtioError, VirtioPci, VirtioPciParts,
 };
 
-use super::MachineBuilder;
-use super::builder::FIRST_FREE_DEVICE;
-use super::disks::{DiskError, DiskParts};
+use super::PciSite;
 use super::routing::pci_gsi;
-use crate::storage::{DiskConfig, VirtioBlkProperties, VirtioDiskConfig};
+use crate::storage::{VirtioBlkProperties, VirtioDiskConfig};
 
-/// The loops of a virtio disk's queues; their threads are kept for as long as the machine is.
-pub(super) fn contexts(
-    builder: &mut MachineBuilder,
-    disk: &DiskConfig,
-    device: &VirtioDiskConfig,
-    parts: &DiskParts<'_>,
-) -> Result<Vec<AioContext>, DiskError> {
-    if device.iothreads.is_empty() {
-        return Ok(vec![parts.main.clone()]);
-    }
-    let threads = device.iothreads.iter().map(|id| {
-        let thread = parts.iothreads.get(id);
-        let thread = thread.ok_or_else(|| DiskError::NoIoThread {
-            disk: disk.backend.clone(),
-            id: id.clone(),
-        })?;
-        let context = thread.context().clone();
-        builder.keep(thread);
-        Ok(context)
-    });
-    threads.collect()
+/// A virtio disk that is to be made.
+pub(super) struct VirtioDisk<'a> {
+    /// Its disk.
+    pub(super) backend: &'a Arc<Backend>,
+    /// The threads of its queues; none: the main loop serves them.
+    pub(super) threads: &'a [Arc<IoThread>],
+    /// The main loop.
+    pub(super) main: &'a AioContext,
+    /// Shown to the guest.
+    pub(super) serial: Option<&'a str>,
+    /// The guest sees a volatile write cache.
+    pub(super) write_cache: bool,
+    /// Its properties.
+    pub(super) device: &'a VirtioDiskConfig,
 }
 
-/// Puts a virtio disk on the PCI bus.
-pub(super) fn add(
-    builder: &MachineBuilder,
-    disk: &DiskConfig,
-    device: &VirtioDiskConfig,
-    backend: Arc<Backend>,
-    contexts: Vec<AioContext>,
-) -> Result<(), DiskError> {
-    let virtio = |source| DiskError::Virtio {
-        disk: disk.backend.clone(),
-        source,
+/// Makes the function that sits at `address`; the caller puts it there. Jobs on the disk keep the thread of
+/// its first queue.
+pub(super) fn function(
+    site: &PciSite,
+    address: Address,
+    disk: &VirtioDisk<'_>,
+) -> Result<Arc<VirtioPci>, VirtioError> {
+    let contexts = match disk.threads {
+        [] => vec![disk.main.clone()],
+        threads => threads
+            .iter()
+            .map(|thread| thread.context().clone())
+            .collect(),
     };
-    let pci = |source| DiskError::Pci {
-        disk: disk.backend.clone(),
-        source,
-    };
+    let device = disk.device;
     let VirtioBlkProperties {
         queue_size,
         seg_max_adjust,
@@ -79,12 +69,12 @@ pub(super) fn add(
         vectors,
     } = device.properties;
     let settings = VirtioBlkConfig {
-        backend,
+        backend: Arc::clone(disk.backend),
         contexts,
         num_queues: device.num_queues,
         queue_size,
         seg_max_adjust,
-        serial: disk.serial.clone().unwrap_or_default(),
+        serial: disk.serial.unwrap_or_default().to_owned(),
         logical_block_size,
         physical_block_size,
         min_io_size,
@@ -107,26 +97,21 @@ pub(super) fn add(
     features.set(RingFeatures::INDIRECT_DESC, indirect_desc);
     features.set(RingFeatures::RING_RESET, queue_reset);
     features.set(RingFeatures::ACCESS_PLATFORM, iommu_platform);
-    let blk = VirtioBlk::new(settings).map_err(virtio)?;
-    let address = match device.address {
-        Some(place) => Address::new(place.slot, place.function),
-        None => Address::new(
-            builder.pci().free_device(FIRST_FREE_DEVICE).map_err(pci)?,
-            0,
-        ),
-    };
+    let blk = VirtioBlk::new(settings)?;
+    if let Some(thread) = disk.threads.first() {
+        let context = thread.context().clone();
+        disk.backend
+            .set_home(Home::kept(context, Arc::clone(thread) as _));
+    }
     let pin = InterruptPin::A;
-    let line = builder.pci_line(address.device(), pin);
-    let msi = builder.msi();
+    let line = site.intx.line(address.device(), pin);
     let parts = VirtioPciParts {
-        memory: Arc::clone(builder.ram()),
-        msi: msi.as_ref(),
+        memory: Arc::clone(&site.ram),
+        msi: site.msi.as_ref(),
         vectors: vectors.map(|vectors| usize::try_from(vectors).unwrap_or(usize::MAX)),
         features,
-        doorbells: builder.doorbells(),
+        doorbells: Arc::clone(&site.doorbells),
         intx: Some((line, pci_gsi(address.device(), pin))),
     };
-    let function = VirtioPci::new(blk, parts).map_err(virtio)?;
-    builder.pci().add(address, function).map_err(pci)?;
-    Ok(())
+    VirtioPci::new(blk, parts)
 }

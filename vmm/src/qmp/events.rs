@@ -160,6 +160,13 @@ pub(super) fn vm_event(event: VmEvent) -> Value {
         VmEvent::GuestPanicked(action) => {
             json!({"event": "GUEST_PANICKED", "data": {"action": action.name()}})
         }
+        VmEvent::DeviceDeleted {
+            device: Some(device),
+            path,
+        } => json!({"event": "DEVICE_DELETED", "data": {"device": device, "path": path}}),
+        VmEvent::DeviceDeleted { device: None, path } => {
+            json!({"event": "DEVICE_DELETED", "data": {"path": path}})
+        }
     }
 }
 

@@ -26,7 +26,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use commands::Monitor;
+pub use commands::{Devices, Monitor};
 pub use error::{ErrorClass, QmpError};
 pub use events::EventBus;
 pub use server::{MonitorMode, QmpServer};

@@ -6,6 +6,7 @@
 )]
 
 mod exits;
+mod hotplug;
 mod ide;
 mod media;
 mod process;

@@ -11,14 +11,14 @@ use tempfile::TempDir;
 
 use super::process::SLUICE;
 
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 const SECTORS: u64 = 8192;
 const DEVICE: u8 = 4;
 
 /// Guest memory that the tests use.
 const DESCRIPTORS: u64 = 0x10_0000;
 const AVAILABLE: u64 = 0x10_4000;
-const USED: u64 = 0x10_8000;
+pub(super) const USED: u64 = 0x10_8000;
 const INDIRECT: u64 = 0x11_0000;
 const REQUESTS: u64 = 0x12_0000;
 const MESSAGES: u64 = 0x13_0000;
@@ -34,7 +34,7 @@ const ISR: u8 = 3;
 const CONFIG: u8 = 4;
 
 /// Registers of the common structure.
-mod common {
+pub(super) mod common {
     pub const FEATURE_SELECT: u64 = 0;
     pub const FEATURE: u64 = 4;
     pub const DRIVER_FEATURE_SELECT: u64 = 8;
@@ -64,23 +64,23 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const IN_TABLE: u16 = 4;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
+pub(super) const IN: u32 = 0;
+pub(super) const OUT: u32 = 1;
 const GET_ID: u32 = 8;
 const UNKNOWN: u32 = 0x77;
 
-struct Virtio {
-    machine: QtestMachine,
-    common: u64,
+pub(super) struct Virtio {
+    pub(super) machine: QtestMachine,
+    pub(super) common: u64,
     isr: u64,
     config: u64,
     doorbell: u64,
-    function: Function,
+    pub(super) function: Function,
     allocator: Allocator,
     features: u64,
     /// Requests put into the ring.
     made: u16,
-    directory: TempDir,
+    pub(super) directory: TempDir,
 }
 
 impl Virtio {
@@ -104,9 +104,20 @@ impl Virtio {
             "-device",
             &device,
         ];
-        let mut machine = QtestMachine::start(SLUICE, arguments).unwrap();
+        let machine = QtestMachine::start(SLUICE, arguments).unwrap();
+        Self::over(machine, directory, DEVICE, features, vectors)
+    }
+
+    /// Takes the disk in this slot of a machine as far as DRIVER_OK.
+    pub(super) fn over(
+        mut machine: QtestMachine,
+        directory: TempDir,
+        slot: u8,
+        features: u64,
+        vectors: bool,
+    ) -> Self {
         let qtest = &mut machine.qtest;
-        let function = Function::new(DEVICE, 0);
+        let function = Function::new(slot, 0);
         let mut allocator = Allocator::default();
         let mut bars = [None; 6];
         let mut place = |kind: u8| {
@@ -154,6 +165,10 @@ impl Virtio {
         }
         let (common, features) = (self.common, self.features);
         let qtest = &mut self.machine.qtest;
+        // Rings that another driver may have left.
+        for ring in [AVAILABLE, USED] {
+            qtest.write32(ring, 0).unwrap();
+        }
         qtest.write8(common + common::STATUS, 0).unwrap();
         qtest
             .write8(common + common::STATUS, ACKNOWLEDGE | DRIVER)
@@ -241,7 +256,7 @@ impl Virtio {
     }
 
     /// Puts a request into the ring and, unless told otherwise, rings; returns where its data are.
-    fn submit(&mut self, kind: u32, sector: u64, data: &[u8], ring: bool) -> u64 {
+    pub(super) fn submit(&mut self, kind: u32, sector: u64, data: &[u8], ring: bool) -> u64 {
         let slot = self.made % (SIZE / 4);
         let at = REQUESTS + u64::from(slot) * REQUEST;
         let mut header = kind.to_le_bytes().to_vec();
@@ -284,7 +299,7 @@ impl Virtio {
     }
 
     /// Does a request; returns its status and its data.
-    fn request(&mut self, kind: u32, sector: u64, data: &[u8]) -> (u8, Vec<u8>) {
+    pub(super) fn request(&mut self, kind: u32, sector: u64, data: &[u8]) -> (u8, Vec<u8>) {
         let buffer = self.submit(kind, sector, data, true);
         self.wait_used();
         let qtest = &mut self.machine.qtest;

@@ -192,10 +192,7 @@ fn bars_appear_move_and_vanish() {
     let machine = Machine::new();
     let probe = Probe::new();
     machine.bus.add(Address::new(3, 0), probe.clone()).unwrap();
-    machine
-        .bus
-        .assign_bars(&mut BarAllocator::default())
-        .unwrap();
+    machine.bus.assign_bars(BarAllocator::default()).unwrap();
     assert!(!machine.pio_answers(0xc000) && !machine.mmio_answers(0xe000_0000));
 
     machine.write32(3, offset::COMMAND, 3);
@@ -233,10 +230,7 @@ fn an_overlapped_bar_answers_when_the_other_leaves() {
     let (first, second) = (Probe::new(), Probe::new());
     machine.bus.add(Address::new(3, 0), first.clone()).unwrap();
     machine.bus.add(Address::new(4, 0), second.clone()).unwrap();
-    machine
-        .bus
-        .assign_bars(&mut BarAllocator::default())
-        .unwrap();
+    machine.bus.assign_bars(BarAllocator::default()).unwrap();
     machine.write32(3, offset::COMMAND, 2);
     machine.write32(4, 0x10, 0xe000_0000);
     machine.write32(4, offset::COMMAND, 2);
@@ -265,13 +259,52 @@ fn a_slot_is_taken_once() {
 }
 
 #[test]
+fn a_function_that_was_taken_out_answers_nowhere() {
+    let machine = Machine::new();
+    let (first, second) = (Probe::new(), Probe::new());
+    let place = Address::new(3, 0);
+    machine.bus.add(place, first.clone()).unwrap();
+    machine.bus.add(Address::new(4, 0), second.clone()).unwrap();
+    machine.bus.assign_bars(BarAllocator::default()).unwrap();
+    machine.write32(3, offset::COMMAND, 3);
+    machine.write32(4, 0x10, 0xe000_0000);
+    machine.write32(4, offset::COMMAND, 2);
+    let taken = machine.bus.remove(place).unwrap();
+    assert!(machine.bus.remove(place).is_none());
+    assert_eq!(machine.read(3, 0, 0, 4), [0xff; 4]);
+    assert!(!machine.pio_answers(0xc000));
+    let last = |probe: &Probe| probe.places.lock().last().copied();
+    assert_eq!(last(&first), Some((BarIndex::BAR4, None)));
+    // What the other's window had hidden answers now.
+    machine.mmio.write(0xe000_0000, &[1]);
+    assert_eq!(first.writes.lock().len(), 0);
+    assert_eq!(second.writes.lock().len(), 1);
+    drop(taken);
+    assert_eq!(Arc::strong_count(&first), 1, "a window still has it");
+    machine.bus.add(place, Probe::new()).unwrap();
+    assert_eq!(machine.read(3, 0, 0, 2), [0x34, 0x12]);
+}
+
+#[test]
+fn what_was_plugged_in_gets_its_bars_at_a_reset() {
+    let machine = Machine::new();
+    machine.bus.add(Address::new(3, 0), Probe::new()).unwrap();
+    machine.bus.assign_bars(BarAllocator::default()).unwrap();
+    machine.bus.add(Address::new(5, 0), Probe::new()).unwrap();
+    let bar = |device| u32::from_le_bytes(machine.read(device, 0, 0x10, 4).try_into().unwrap());
+    assert_eq!((bar(3), bar(5)), (0xe000_0000, 0));
+    machine.bus.remove(Address::new(3, 0)).unwrap();
+    let mut reset = Arc::clone(&machine.bus).reset();
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(reset.as_mut().poll(&mut context).is_ready());
+    assert_eq!(bar(5), 0xe000_0000);
+}
+
+#[test]
 fn reset_puts_bars_back_where_firmware_put_them() {
     let machine = Machine::new();
     machine.bus.add(Address::new(3, 0), Probe::new()).unwrap();
-    machine
-        .bus
-        .assign_bars(&mut BarAllocator::default())
-        .unwrap();
+    machine.bus.assign_bars(BarAllocator::default()).unwrap();
     machine.write32(3, offset::COMMAND, 3);
     machine.write32(3, 0x10, 0xf000_0000);
     let mut reset = Arc::clone(&machine.bus).reset();
@@ -315,7 +348,7 @@ proptest! {
         let machine = Machine::new();
         let probe = Probe::new();
         machine.bus.add(Address::new(3, 0), probe.clone()).unwrap();
-        machine.bus.assign_bars(&mut BarAllocator::default()).unwrap();
+        machine.bus.assign_bars(BarAllocator::default()).unwrap();
         for (port, value, width) in accesses {
             // Mostly aim at the function's header, or hardly any write would hit it.
             machine.select(3, 0, value.to_le_bytes()[3] & 0x3c);
@@ -339,10 +372,7 @@ proptest! {
 fn writes_to_a_functions_windows_are_timed() {
     let machine = Machine::new();
     let times = machine.bus.add(Address::new(3, 0), Probe::new()).unwrap();
-    machine
-        .bus
-        .assign_bars(&mut BarAllocator::default())
-        .unwrap();
+    machine.bus.assign_bars(BarAllocator::default()).unwrap();
     machine.write32(3, offset::COMMAND, 3);
     machine.mmio.write(0xe000_0000, &[1]);
     machine.pio.write(0xc000, &[1]);

@@ -24,7 +24,9 @@ pub(super) async fn query_exit_times(
     monitor: Arc<Monitor>,
     _: NoArguments,
 ) -> Result<Vec<ExitRecord>, QmpError> {
-    let functions = monitor.exit_times.iter();
+    let devices = monitor.devices.as_ref();
+    let functions = devices.map(|devices| devices.plug.exit_times());
+    let functions = functions.unwrap_or_default().into_iter();
     let records = functions.map(|(address, times)| ExitRecord {
         address: address.to_string(),
         write_times_ns: buckets(&times.writes()),

@@ -9,6 +9,7 @@ mod bitmaps;
 mod block;
 mod chain;
 mod debug;
+mod devices;
 mod drains;
 mod exits;
 mod general;
@@ -35,8 +36,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_aio::AioContext;
 use sluice_block::Graph;
-use sluice_devices::exits::ExitTimes;
-use sluice_devices::pci::Address;
 
 use super::error::QmpError;
 use super::input::{self, Scalars};
@@ -45,6 +44,7 @@ use super::session::{self, AfterReply};
 use crate::chardev::Chardevs;
 use crate::control::{LocalFuture, VmControl};
 use crate::iothreads::IoThreads;
+pub use devices::Devices;
 pub use human::QemuIo;
 pub(super) use human::human_line;
 
@@ -56,8 +56,8 @@ pub struct Monitor {
     pub vm: Arc<dyn VmControl>,
     /// The I/O threads.
     pub iothreads: Arc<IoThreads>,
-    /// How long the guest's writes to PCI functions have taken.
-    pub exit_times: Vec<(Address, Arc<ExitTimes>)>,
+    /// The devices that the guest sees; none on a machine without buses.
+    pub devices: Option<Devices>,
     /// The character devices.
     pub chardevs: Arc<Chardevs>,
     /// Requests made by hand.
@@ -130,6 +130,8 @@ commands! {
     "blockdev-snapshot-sync" => graph::blockdev_snapshot_sync;
     "cont" => general::cont;
     "device-list-properties" => qom::device_list_properties;
+    "device_add" => devices::device_add;
+    "device_del" => devices::device_del;
     "drive-backup" => backup::drive_backup;
     "drive-mirror" => mirror::drive_mirror;
     "eject" => media::eject;
@@ -207,7 +209,9 @@ pub(super) fn described() -> impl Iterator<Item = Described> {
 
 /// The shapes of arguments that are read in several steps, by the newtypes that stand for them.
 pub(super) fn named_shape(name: &str) -> Option<Shape> {
-    mirror::named_shape(name).or_else(|| backup::named_shape(name))
+    mirror::named_shape(name)
+        .or_else(|| backup::named_shape(name))
+        .or_else(|| devices::named_shape(name))
 }
 
 /// What a command's arguments are read from.

@@ -122,6 +122,9 @@ pub(super) async fn qom_get(monitor: Arc<Monitor>, arguments: QomGet) -> Result<
     if let Some(value) = super::qom::machine_property(&monitor, &arguments) {
         return Ok(value);
     }
+    if let Some(value) = super::qom::device_property(&monitor, &arguments) {
+        return Ok(value);
+    }
     let group = group_of(&monitor, &arguments.path, &arguments.property)?;
     serde_json::to_value(group.limits()).map_err(|error| QmpError::generic(error.to_string()))
 }

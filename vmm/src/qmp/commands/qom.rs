@@ -1,7 +1,7 @@
 //! The tree of types and objects, as far as there is one: clients look up in it what they can ask for.
 //!
 //! Types are those of [`crate::machine::models`], in QEMU's names. Of objects the tree has what commands
-//! name by path: the machine, and what `object-add` has made.
+//! name by path: the machine, its devices that were given an id, and what `object-add` has made.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use super::Monitor;
 use super::objects::QomGet;
 use crate::control::Accelerator;
 use crate::machine::config::MachineKind;
+use crate::machine::hotplug::DeviceInfo;
 use crate::machine::models::{self, DEVICES, TYPES};
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::schema::{self, Shape};
@@ -131,7 +132,15 @@ pub(super) async fn qom_list(
     let mut found = vec![property("type", "string")];
     match path {
         "" => found.extend([child("machine", &machine), child("objects", "container")]),
-        "/machine" => found.push(property("accel", "string")),
+        "/machine" => found.extend([
+            property("accel", "string"),
+            child("peripheral", "container"),
+        ]),
+        PERIPHERAL => {
+            let devices = devices(&monitor).into_iter();
+            let named = devices.filter_map(|device| Some((device.id?, device.model)));
+            found.extend(named.map(|(id, model)| child(&id, model)));
+        }
         "/objects" => {
             let threads = monitor.iothreads.list().into_iter();
             found.extend(threads.map(|(config, _)| child(&config.id, "iothread")));
@@ -145,6 +154,12 @@ pub(super) async fn qom_list(
                 found.extend(names.map(|name| property(name, "int")));
             } else if monitor.graph.throttle_groups().object(id).is_some() {
                 found.push(property("limits", "ThrottleLimits"));
+            } else if devices(&monitor).iter().any(|device| device.path == path) {
+                found.extend([
+                    property("drive", "str"),
+                    property("hotplugged", "bool"),
+                    property("realized", "bool"),
+                ]);
             } else {
                 return Err(QmpError {
                     class: ErrorClass::DeviceNotFound,
@@ -154,6 +169,30 @@ pub(super) async fn qom_list(
         }
     }
     Ok(found)
+}
+
+/// Where the devices that were given an id are.
+const PERIPHERAL: &str = "/machine/peripheral";
+
+fn devices(monitor: &Monitor) -> Vec<DeviceInfo> {
+    let devices = monitor.devices.as_ref();
+    devices
+        .map(|devices| devices.plug.list())
+        .unwrap_or_default()
+}
+
+/// What a device tells of itself.
+pub(super) fn device_property(monitor: &Monitor, arguments: &QomGet) -> Option<Value> {
+    let path = normal(&arguments.path);
+    let mut present = devices(monitor).into_iter();
+    let device = present.find(|device| device.is(&path))?;
+    match arguments.property.as_str() {
+        "type" => Some(device.model.into()),
+        "drive" => Some(device.drive.into()),
+        "hotplugged" => Some(device.hotplugged.into()),
+        "realized" => Some(true.into()),
+        _ => None,
+    }
 }
 
 /// A path without slashes that say nothing; the root is empty.

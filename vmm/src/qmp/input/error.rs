@@ -76,6 +76,15 @@ impl InputError {
         self.alternatives
     }
 
+    /// The member that its type does not know, if that is what is wrong with the input itself and not with a part
+    /// of it.
+    pub fn unexpected_member(&self) -> Option<&str> {
+        match &self.fault {
+            Fault::Unexpected(name) if !name.contains(['.', '[']) => Some(name),
+            _ => None,
+        }
+    }
+
     const fn located(fault: Fault) -> Self {
         Self {
             fault,

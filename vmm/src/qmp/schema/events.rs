@@ -20,7 +20,10 @@ pub(super) fn all() -> Vec<(String, Shape)> {
         ));
     }
     for event in vm_examples() {
-        found.push(described(Ok(vm_event(event)), Ok(vm_event(event))));
+        found.push(described(
+            Ok(vm_event(event.clone())),
+            Ok(vm_event(least(event))),
+        ));
     }
     found.into_iter().flatten().collect()
 }
@@ -97,7 +100,15 @@ fn block_examples() -> Vec<Example> {
     ]
 }
 
-fn vm_examples() -> [VmEvent; 6] {
+/// The same event with as little as possible.
+fn least(event: VmEvent) -> VmEvent {
+    match event {
+        VmEvent::DeviceDeleted { path, .. } => VmEvent::DeviceDeleted { device: None, path },
+        other => other,
+    }
+}
+
+fn vm_examples() -> [VmEvent; 7] {
     [
         VmEvent::Stop,
         VmEvent::Resume,
@@ -105,6 +116,10 @@ fn vm_examples() -> [VmEvent; 6] {
         VmEvent::Reset(Cause::GuestReset),
         VmEvent::Shutdown(Cause::GuestShutdown),
         VmEvent::GuestPanicked(PanicAction::Run),
+        VmEvent::DeviceDeleted {
+            device: Some(String::new()),
+            path: String::new(),
+        },
     ]
 }
 

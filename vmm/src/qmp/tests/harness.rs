@@ -185,7 +185,7 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             graph: Arc::clone(&graph),
             vm: Arc::clone(&vm) as _,
             iothreads: Arc::new(IoThreads::new(LoopConfig::default())),
-            exit_times: Vec::new(),
+            devices: None,
             main: main.clone(),
         };
         let mut server = QmpServer::new(monitor, Arc::clone(&events));

@@ -12,3 +12,4 @@ mod resize;
 mod rules;
 mod threads;
 mod traces;
+mod unplug;
