@@ -91,7 +91,7 @@ impl Guest {
         for (address, function) in ADDRESSES.into_iter().zip(&functions) {
             bus.add(address, Arc::clone(function)).unwrap();
         }
-        bus.assign_bars(&mut BarAllocator::default()).unwrap();
+        bus.assign_bars(BarAllocator::default()).unwrap();
         let at_first = functions
             .each_ref()
             .map(|function| space(function.as_ref()));

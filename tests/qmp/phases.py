@@ -6,7 +6,7 @@ import asyncio
 import unittest
 
 from qemu.qmp import ExecuteError
-from run import MIB, PATIENCE, ROOT, QmpTest, event
+from run import MIB, PATIENCE, ROOT, QmpTest, event, events_until
 
 SIZE = 2 * MIB
 # What a cell may say.
@@ -35,11 +35,14 @@ class Phases(QmpTest):
     """The disk `disk` is an IDE disk or a virtio disk, its job is `job`, the job's target `target`."""
 
     DRIVES = {
-        "ide": ["-drive", "file=source.img,format=raw,if=ide,id=disk"],
+        "ide": [
+            *("-drive", "file=source.img,format=raw,if=none,id=disk"),
+            *("-device", "ide-hd,drive=disk,id=front"),
+        ],
         "virtio": [
             *("-object", "iothread,id=io0"),
             *("-drive", "file=source.img,format=raw,if=none,id=disk"),
-            *("-device", "virtio-blk-pci,drive=disk,iothread=io0"),
+            *("-device", "virtio-blk-pci,drive=disk,id=front,iothread=io0,addr=5"),
         ],
     }
     arguments = ()
@@ -122,6 +125,29 @@ class Phases(QmpTest):
     async def change_target(self, client) -> None:
         await client.execute("block_resize", {"node-name": "target", "size": SIZE + 512})
 
+    async def unplug(self, client) -> None:
+        if self.bus == "ide":
+            with self.assertRaises(ExecuteError) as caught:
+                await client.execute("device_del", {"id": "front"})
+            self.assertIn("Bus 'ide.0' does not support hotplugging", str(caught.exception))
+            return
+        (job,) = await client.execute("query-jobs")
+        await client.execute("device_del", {"id": "front"})
+        self.machine.drive()
+        self.machine.qtest.sendall(b"outl 0xae08 0x20\n")
+        deleted = {"device": "front", "path": "/machine/peripheral/front"}
+        is_gone = lambda found: found["event"] == "DEVICE_DELETED" and found["data"] == deleted
+        await events_until(client, is_gone, "DEVICE_DELETED")
+        assert await client.execute("query-block") == []
+        (left,) = await client.execute("query-jobs")
+        assert (left["id"], left["status"]) == (job["id"], job["status"]), left
+
+    async def plug(self, client) -> None:
+        self.machine.image("other.img", SIZE)
+        file = {"driver": "file", "filename": "other.img", "node-name": "other"}
+        await client.execute("blockdev-add", file)
+        await client.execute("device_add", {"driver": "virtio-blk-pci", "drive": "other"})
+
     async def dirty_bitmap(self, client) -> None:
         await client.execute("block-dirty-bitmap-add", {"node": "disk", "name": "b"})
 
@@ -136,6 +162,8 @@ class Phases(QmpTest):
         "`block_resize` of the disk": block_resize,
         "a second job on the disk": second_job,
         "`block_resize` of the target": change_target,
+        "`device_del` of the disk, and its guest ejects it (virtio; an IDE disk stays)": unplug,
+        "`device_add` of another disk": plug,
         "`block-dirty-bitmap-add` to the disk": dirty_bitmap,
         "`transaction` about the disk": transaction,
     }

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::legacy::testing::Line;
 
-    const ENABLE: u16 = GpeBlock::BASE + GpeBlock::ENABLE as u16;
+    const ENABLE: u16 = GpeBlock::BASE + 2;
 
     fn block() -> (Arc<GpeBlock>, Arc<Line>) {
         let sci = Arc::new(Line::default());

@@ -33,10 +33,12 @@ pub trait Ejector: Send + Sync {
 }
 
 /// The registers.
-const UP: usize = 0x00;
-const DOWN: usize = 0x04;
-const EJECT: usize = 0x08;
-const REMOVABLE: usize = 0x0c;
+const UP: u16 = 0x00;
+const DOWN: u16 = 0x04;
+const EJECT: u16 = 0x08;
+const REMOVABLE: u16 = 0x0c;
+/// The bits of an offset that say which byte of a register it is.
+const LANES: u16 = 3;
 
 #[derive(Default)]
 struct Slots {
@@ -59,7 +61,7 @@ impl PciHotplug {
     /// Last port of the registers.
     pub const LAST: u16 = Self::BASE + Self::LENGTH as u16 - 1;
     /// Where the eject register is.
-    pub const EJECT: u16 = Self::BASE + EJECT as u16;
+    pub const EJECT: u16 = Self::BASE + EJECT;
     /// Slots that a device can be plugged into: all but those of the bridges.
     pub const SLOTS: Range<u8> = 2..Address::DEVICES;
 
@@ -91,7 +93,7 @@ impl PciHotplug {
         self.gpe.raise(GeneralEvents::PCI_HOTPLUG);
     }
 
-    fn read_register(&self, register: usize) -> u32 {
+    fn read_register(&self, register: u16) -> u32 {
         let mut slots = self.slots.lock();
         match register {
             UP => std::mem::take(&mut slots.up),
@@ -126,22 +128,24 @@ const fn bit(slot: u8) -> u32 {
 
 impl PioDevice for PciHotplug {
     fn read(&self, port: u16, data: &mut [u8]) {
-        let offset = usize::from(port.saturating_sub(Self::BASE));
+        let offset = port.saturating_sub(Self::BASE);
         // Reading a part of a register is reading it.
-        let register = self.read_register(offset & !3).to_le_bytes();
+        let register = self.read_register(offset & !LANES).to_le_bytes();
         data.fill(0);
-        for (to, from) in data.iter_mut().zip(register.iter().skip(offset & 3)) {
+        let lane = usize::from(offset & LANES);
+        for (to, from) in data.iter_mut().zip(register.iter().skip(lane)) {
             *to = *from;
         }
     }
 
     fn write(&self, port: u16, data: &[u8]) {
-        let offset = usize::from(port.saturating_sub(Self::BASE));
-        if offset & !3 != EJECT {
+        let offset = port.saturating_sub(Self::BASE);
+        if offset & !LANES != EJECT {
             return;
         }
         let mut written = [0; 4];
-        for (to, from) in written.iter_mut().skip(offset & 3).zip(data) {
+        let lane = usize::from(offset & LANES);
+        for (to, from) in written.iter_mut().skip(lane).zip(data) {
             *to = *from;
         }
         self.eject(u32::from_le_bytes(written));
@@ -165,12 +169,15 @@ impl ResetHook for PciHotplug {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
     use crate::legacy::testing::Line;
 
-    /// Remembers what it was to take out.
+    /// Remembers what it was to take out, and does not come to its end by itself.
     #[derive(Default)]
-    struct Hand(Mutex<Vec<u8>>);
+    struct Hand(Mutex<Vec<u8>>, Arc<AtomicBool>);
 
     impl Ejector for Hand {
         fn eject(&self, slot: u8) {
@@ -178,7 +185,12 @@ mod tests {
         }
 
         fn ejected(&self) -> Resetting {
-            settled()
+            let ended = Arc::clone(&self.1);
+            let poll = move |_: &mut Context<'_>| match ended.load(Ordering::Relaxed) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            };
+            Box::pin(std::future::poll_fn(poll))
         }
     }
 
@@ -251,12 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_completes_what_the_guest_was_asked_for() {
+    fn a_reset_completes_what_the_guest_was_asked_for_and_waits() {
         let rig = rig();
         rig.block.plugged(4);
         rig.block.request_unplug(7);
-        drop(Arc::clone(&rig.block).reset());
+        let mut resetting = Arc::clone(&rig.block).reset();
         assert_eq!(*rig.hand.0.lock(), [7]);
         assert_eq!((read(&rig.block, 0), read(&rig.block, 4)), (0, 0));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(resetting.as_mut().poll(&mut context).is_pending());
+        rig.hand.1.store(true, Ordering::Relaxed);
+        assert!(resetting.as_mut().poll(&mut context).is_ready());
     }
 }

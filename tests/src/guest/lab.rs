@@ -122,6 +122,11 @@ impl Guest {
         Ok(())
     }
 
+    /// Types a line at the console.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        Ok(self.machine.type_line(line)?)
+    }
+
     /// Waits for the end of the process, which must have this exit status.
     pub fn ends_with(&mut self, wanted: i32) -> Result<()> {
         let status = self.machine.wait_end(PATIENCE)?;

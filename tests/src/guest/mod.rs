@@ -15,6 +15,7 @@
 mod boot;
 mod disks;
 mod filesystems;
+mod hotplug;
 mod lab;
 mod operator;
 pub mod rates;
@@ -121,6 +122,10 @@ const CASES: &[Case] = &[
     case(
         "a virtio disk grows and shrinks under Linux",
         resize::virtio_follows,
+    ),
+    case(
+        "virtio disks come and go under Linux, one of them under a mirror",
+        hotplug::disk_comes_and_goes,
     ),
     case(
         "virtio on an iothread discards",

@@ -166,7 +166,7 @@ impl Controller {
         let _turn = self.turn.lock().await;
         self.parts.engine.park();
         self.set_state(RunState::Shutdown);
-        self.emit(VmEvent::Shutdown(cause));
+        self.emit(&VmEvent::Shutdown(cause));
         let waiting = {
             let mut ending = self.ending.lock();
             ending.stopped = true;
@@ -175,7 +175,7 @@ impl Controller {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    fn emit(&self, event: VmEvent) {
+    fn emit(&self, event: &VmEvent) {
         tracing::debug!(?event, "machine event");
         for sink in self.sinks.lock().iter() {
             sink.emit(event.clone());
@@ -204,7 +204,7 @@ impl Controller {
                 let _ = self.do_reset(Cause::GuestReset).await;
             }
             MachineRequest::GuestFailed(GuestFailure::Panicked) => {
-                self.emit(VmEvent::GuestPanicked(PanicAction::Poweroff));
+                self.emit(&VmEvent::GuestPanicked(PanicAction::Poweroff));
                 self.set_state(RunState::GuestPanicked);
                 let why = "the guest's kernel panicked (its console says why)";
                 self.end(
@@ -213,7 +213,7 @@ impl Controller {
                 );
             }
             MachineRequest::GuestFailed(GuestFailure::CrashLoaded) => {
-                self.emit(VmEvent::GuestPanicked(PanicAction::Run));
+                self.emit(&VmEvent::GuestPanicked(PanicAction::Run));
             }
             MachineRequest::DebugExit(value) => {
                 self.end(
@@ -254,7 +254,7 @@ impl Controller {
             );
             return Err(ControlError::Failed { verb: VERB, reason });
         }
-        self.emit(VmEvent::Reset(cause));
+        self.emit(&VmEvent::Reset(cause));
         if self.status() == RunState::Running {
             self.parts.engine.run();
         }
@@ -269,7 +269,7 @@ impl Controller {
         }
         self.parts.engine.stop();
         self.set_state(RunState::Shutdown);
-        self.emit(VmEvent::Shutdown(Cause::GuestShutdown));
+        self.emit(&VmEvent::Shutdown(Cause::GuestShutdown));
         let chores = self.on_stop.lock().clone();
         for chore in chores {
             chore().await;
@@ -291,7 +291,7 @@ impl Controller {
         }
         self.parts.engine.stop();
         self.set_state(state);
-        self.emit(VmEvent::Stop);
+        self.emit(&VmEvent::Stop);
         let chores = self.on_stop.lock().clone();
         for chore in chores {
             chore().await;
@@ -314,7 +314,7 @@ impl Controller {
         }
         if state != RunState::Running {
             self.set_state(RunState::Running);
-            self.emit(VmEvent::Resume);
+            self.emit(&VmEvent::Resume);
             let notices = self.on_resume.lock().clone();
             for notice in notices {
                 notice();
@@ -374,7 +374,7 @@ impl VmControl for Controller {
             });
         }
         self.parts.pm.press_power_button();
-        self.emit(VmEvent::Powerdown);
+        self.emit(&VmEvent::Powerdown);
         Ok(())
     }
 

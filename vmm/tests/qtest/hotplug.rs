@@ -57,12 +57,12 @@ impl Rig {
         Self { machine, directory }
     }
 
-    fn execute(&mut self, command: &str, arguments: Value) -> Value {
-        self.machine.qmp.execute(command, &arguments).unwrap()
+    fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        self.machine.qmp.execute(command, arguments).unwrap()
     }
 
     /// The class and text of a refusal.
-    fn refusal(&mut self, command: &str, arguments: Value) -> (String, String) {
+    fn refusal(&mut self, command: &str, arguments: &Value) -> (String, String) {
         refusal(&mut self.machine, command, arguments)
     }
 
@@ -75,13 +75,13 @@ impl Rig {
         if iothread {
             device["iothread"] = "io0".into();
         }
-        self.execute("device_add", device);
+        self.execute("device_add", &device);
         Virtio::over(self.machine, self.directory, SLOT, 0, false)
     }
 }
 
-fn refusal(machine: &mut QtestMachine, command: &str, arguments: Value) -> (String, String) {
-    match machine.qmp.execute(command, &arguments) {
+fn refusal(machine: &mut QtestMachine, command: &str, arguments: &Value) -> (String, String) {
+    match machine.qmp.execute(command, arguments) {
         Err(error @ QmpError::Refused { .. }) => {
             let class = error.class().unwrap().to_owned();
             (class, error.to_string())
@@ -158,7 +158,7 @@ fn a_drive_comes_and_goes() {
     rig.machine.qtest.out8(GPE_ENABLE, PCI_EVENT).unwrap();
     assert_eq!(id(&mut rig.machine), NOTHING);
     let device = json!({"driver": "virtio-blk-pci", "id": "hot", "addr": "6.0", "drive": "drive1"});
-    rig.execute("device_add", device.clone());
+    rig.execute("device_add", &device);
     let machine = &mut rig.machine;
     assert_eq!(id(machine), VIRTIO_BLK);
     assert!(machine.qtest.interrupt(SCI).unwrap());
@@ -166,12 +166,12 @@ fn a_drive_comes_and_goes() {
     machine.qtest.out8(GPE_STATUS, PCI_EVENT).unwrap();
     assert!(!machine.qtest.interrupt(SCI).unwrap());
     assert_eq!(machine.qtest.in32(UP).unwrap(), 1 << SLOT);
-    let listed = rig.execute("qom-list", json!({"path": "/machine/peripheral"}));
+    let listed = rig.execute("qom-list", &json!({"path": "/machine/peripheral"}));
     let child = json!({"name": "hot", "type": "child<virtio-blk-pci>"});
     assert!(listed.as_array().unwrap().contains(&child), "{listed}");
     let got = rig.execute(
         "qom-get",
-        json!({"path": "/machine/peripheral/hot", "property": "drive"}),
+        &json!({"path": "/machine/peripheral/hot", "property": "drive"}),
     );
     assert_eq!(got, "drive1");
     let mut virtio = Virtio::over(rig.machine, rig.directory, SLOT, 0, false);
@@ -182,7 +182,7 @@ fn a_drive_comes_and_goes() {
     let taken = refusal(
         machine,
         "device_add",
-        json!({"driver": "virtio-blk-pci", "drive": "drive1"}),
+        &json!({"driver": "virtio-blk-pci", "drive": "drive1"}),
     );
     assert!(
         taken
@@ -206,7 +206,7 @@ fn a_drive_comes_and_goes() {
         names(machine, "query-named-block-nodes", "node-name"),
         others
     );
-    let gone = refusal(machine, "device_add", device);
+    let gone = refusal(machine, "device_add", &device);
     let text = "Property 'virtio-blk-device.drive' can't find value 'drive1'";
     assert!(gone.1.ends_with(text), "{gone:?}");
 }
@@ -263,7 +263,7 @@ fn what_is_in_flight_ends_before_its_device() {
             0xff,
             "its windows are gone"
         );
-        let again = refusal(machine, "device_del", json!({"id": "hot"}));
+        let again = refusal(machine, "device_del", &json!({"id": "hot"}));
         assert_eq!(again.0, "GenericError");
         assert!(
             again
@@ -272,7 +272,7 @@ fn what_is_in_flight_ends_before_its_device() {
             "{again:?}"
         );
         let taken = json!({"driver": "virtio-blk-pci", "id": "hot", "drive": "target"});
-        let taken = refusal(machine, "device_add", taken);
+        let taken = refusal(machine, "device_add", &taken);
         assert!(taken.1.ends_with("Duplicate device ID 'hot'"), "{taken:?}");
         // The disk has its request as long as it runs.
         assert_eq!(names(machine, "query-block", "device"), ["hot"]);
@@ -392,12 +392,12 @@ fn an_iothread_is_in_use_until_its_last_device_and_job_have_gone() {
         "device": "hot", "target": "target", "sync": "full", "job-id": "job", "speed": 1,
     });
     machine.qmp.execute("blockdev-mirror", &job).unwrap();
-    let refused = refusal(machine, "object-del", json!({"id": "io0"}));
+    let refused = refusal(machine, "object-del", &json!({"id": "io0"}));
     assert!(refused.1.ends_with(in_use), "{refused:?}");
     eject(machine);
     wait_gone(machine);
     // The job was begun in the device's loop and stays there.
-    let refused = refusal(machine, "object-del", json!({"id": "io0"}));
+    let refused = refusal(machine, "object-del", &json!({"id": "io0"}));
     assert!(refused.1.ends_with(in_use), "{refused:?}");
     machine
         .qmp
@@ -508,7 +508,7 @@ fn refusals_are_qemus() {
             "Invalid parameter type for 'num-queues', expected: integer",
         ),
     ] {
-        let (class, said) = rig.refusal("device_add", arguments);
+        let (class, said) = rig.refusal("device_add", &arguments);
         assert!(said.ends_with(text), "{said}");
         assert_eq!(class, "GenericError");
     }
@@ -525,16 +525,19 @@ fn refusals_are_qemus() {
         ),
         ("hot", "DeviceNotFound", "Device 'hot' not found"),
     ] {
-        let said = rig.refusal("device_del", json!({"id": id}));
+        let said = rig.refusal("device_del", &json!({"id": id}));
         assert!(said.0 == class && said.1.ends_with(text), "{said:?}");
     }
     // Nothing was left behind by any of these; and what --global says holds for those that come later.
-    rig.execute("device_add", virtio(json!({"id": "hot", "queue-size": 64})));
     rig.execute(
         "device_add",
-        json!({"driver": "virtio-blk-pci", "drive": "target"}),
+        &virtio(json!({"id": "hot", "queue-size": 64})),
     );
-    let same = rig.refusal("device_add", virtio(json!({"id": "second"})));
+    rig.execute(
+        "device_add",
+        &json!({"driver": "virtio-blk-pci", "drive": "target"}),
+    );
+    let same = rig.refusal("device_add", &virtio(json!({"id": "second"})));
     assert!(same.1.contains("disk"), "{same:?}");
     let machine = &mut rig.machine;
     let mut allocator = Allocator::default();
@@ -560,8 +563,8 @@ fn a_hundred_devices_leave_nothing_behind() {
     });
     let mut counts = Vec::new();
     for _ in 0..100 {
-        rig.execute("device_add", device.clone());
-        rig.execute("device_del", json!({"id": "/machine/peripheral/hot"}));
+        rig.execute("device_add", &device);
+        rig.execute("device_del", &json!({"id": "/machine/peripheral/hot"}));
         eject(&mut rig.machine);
         wait_gone(&rig.machine);
         let open = format!("/proc/{}/fd", rig.machine.pid());
