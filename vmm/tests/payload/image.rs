@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Where the image is loaded and entered.
-const LOAD_ADDRESS: u32 = 0x10_0000;
+pub(crate) const LOAD_ADDRESS: u32 = 0x10_0000;
 const ELF_HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 /// Name size, descriptor size, type, "Xen\0", descriptor.

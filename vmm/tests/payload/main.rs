@@ -13,6 +13,7 @@ mod image;
 mod lifecycle;
 mod monitor;
 mod posted;
+mod rates;
 mod terminal;
 
 use std::ffi::OsString;
