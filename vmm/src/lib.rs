@@ -10,6 +10,7 @@ pub mod control;
 pub mod exit;
 pub mod iothreads;
 pub mod kvm;
+pub mod log;
 pub mod machine;
 pub mod main_loop;
 pub mod memory;

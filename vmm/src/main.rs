@@ -5,8 +5,11 @@ use std::process::ExitCode;
 
 use sluice_vmm::cli;
 use sluice_vmm::exit::ExitStatus;
+use sluice_vmm::log::Ration;
 use sluice_vmm::process;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The variable that says what is logged; by default warnings and errors are.
 const LOG_VARIABLE: &str = "SLUICE_LOG";
@@ -17,6 +20,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .finish()
+        .with(Ration::new())
         .init();
 
     let command_line = match cli::parse(std::env::args_os().skip(1)) {

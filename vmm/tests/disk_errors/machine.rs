@@ -199,9 +199,16 @@ impl Vm {
 
     /// Ends the machine; it must end orderly.
     #[track_caller]
-    pub fn quit(mut self) {
+    pub fn quit(self) {
+        self.quit_and_tell();
+    }
+
+    /// The same. Returns what it has said on its standard error.
+    #[track_caller]
+    pub fn quit_and_tell(mut self) -> String {
         self.execute("quit", &json!({}));
         let status = self.process.wait_end(LIMIT).unwrap();
         assert_eq!(status.code(), Some(0), "{}", self.process.output());
+        self.process.messages()
     }
 }

@@ -127,3 +127,24 @@ fn a_virtio_read_that_is_reported_fails() {
     assert_eq!(reads(&mut vm), (0, 1));
     vm.quit();
 }
+
+/// A guest may read what can't be read as often as it likes: the log does not grow with it.
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    const READS: usize = 300;
+    let rule = json!([{"event": "read_aio", "errno": 5}]);
+    let (directory, _image, node) = image_with_blkdebug(&rule);
+    let device = "ide-hd,drive=faulty,id=d0,rerror=report,werror=report";
+    let mut vm = Vm::start(directory, &["--blockdev", &node, "--device", device]);
+    for _ in 0..READS {
+        Ide::begin_read(&mut vm.qtest, 7);
+        assert!(!Ide::ends_well(&mut vm.qtest));
+    }
+    let said = vm.quit_and_tell();
+    let lines = said.matches("an IDE request failed").count();
+    assert!((10..READS).contains(&lines), "{lines} lines");
+    assert!(
+        said.contains("more messages like the last one are left out"),
+        "{said}"
+    );
+}
