@@ -9,6 +9,7 @@ mod exits;
 mod hotplug;
 mod ide;
 mod media;
+mod mirror;
 mod process;
 mod virtio;
 
