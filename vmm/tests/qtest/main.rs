@@ -11,6 +11,8 @@ mod ide;
 mod media;
 mod mirror;
 mod process;
+mod scenarios;
+mod two_disks;
 mod virtio;
 
 use std::io::{BufRead, BufReader, Write};
