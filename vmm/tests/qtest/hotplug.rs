@@ -554,6 +554,78 @@ fn refusals_are_qemus() {
     }
 }
 
+/// A drive's node goes with its device, or else with the job that has it.
+#[test]
+fn a_drives_node_stays_for_its_job() {
+    let nodes = |machine: &mut QtestMachine| names(machine, "query-named-block-nodes", "node-name");
+    let others = nodes(&mut Rig::start(&[]).machine);
+    let size = format!("size={SIZE}");
+    let drive =
+        format!("if=none,id=drive1,file=null-co://,file.{size},file.read-zeroes=on,format=raw");
+    let mut rig = Rig::start(&["-drive", &drive]);
+    let device = json!({"driver": "virtio-blk-pci", "id": "hot", "drive": "drive1", "addr": "6"});
+    rig.execute("device_add", &device);
+    let mirror = json!({
+        "device": "drive1", "target": "target", "sync": "full", "job-id": "job", "speed": 1,
+    });
+    rig.execute("blockdev-mirror", &mirror);
+    let machine = &mut rig.machine;
+    eject(machine);
+    wait_gone(machine);
+    assert!(nodes(machine).len() > others.len());
+    rig.execute("block-job-set-speed", &json!({"device": "job", "speed": 0}));
+    let machine = &mut rig.machine;
+    machine
+        .qmp
+        .wait_job_event("BLOCK_JOB_READY", "job", LIMIT)
+        .unwrap();
+    rig.execute("block-job-complete", &json!({"device": "job"}));
+    let machine = &mut rig.machine;
+    let ended = machine
+        .qmp
+        .wait_job_event("BLOCK_JOB_COMPLETED", "job", LIMIT);
+    assert!(ended.unwrap().data.get("error").is_none());
+    let dismissed = |event: &Event| event.data == json!({"id": "job", "status": "null"});
+    machine
+        .qmp
+        .wait_event("the job's end", LIMIT, dismissed)
+        .unwrap();
+    assert_eq!(nodes(machine), others);
+}
+
+/// What waits for the turn of its disk's limits goes with the device: nobody waits for a clock that stands still.
+#[test]
+fn what_waits_for_its_limits_goes_with_its_device() {
+    let drive =
+        "if=none,id=slow,file=null-co://,file.read-zeroes=on,format=raw,throttling.iops-read=1";
+    let mut rig = Rig::start(&["-drive", drive]);
+    let device = json!({
+        "driver": "virtio-blk-pci", "id": "hot", "drive": "slow", "addr": "6", "num-queues": 2,
+        "iothread-vq-mapping": [{"iothread": "io0"}],
+    });
+    rig.execute("device_add", &device);
+    let mut virtio = Virtio::over(rig.machine, rig.directory, SLOT, 0, false);
+    assert_eq!(virtio.request(IN, 0, &[7; SECTOR]), (0, vec![0; SECTOR]));
+    virtio.submit(IN, 0, &[7; SECTOR], true);
+    virtio.submit(IN, 0, &[7; SECTOR], true);
+    let machine = &mut virtio.machine;
+    let in_flight = |machine: &mut QtestMachine| {
+        let all = machine
+            .qmp
+            .execute("x-query-block-drains", &json!({}))
+            .unwrap();
+        let mut disks = all.as_array().unwrap().iter();
+        let disk = disks.find(|one| one["device"] == "slow").unwrap();
+        disk["in-flight"].as_u64().unwrap()
+    };
+    while in_flight(machine) < 2 {}
+    eject(machine);
+    wait_gone(machine);
+    assert_eq!(machine.qtest.read16(USED + 2).unwrap(), 1);
+    let deleted = json!({"id": "io0"});
+    machine.qmp.execute("object-del", &deleted).unwrap();
+}
+
 /// A device that comes and goes leaves no descriptor behind.
 #[test]
 fn a_hundred_devices_leave_nothing_behind() {

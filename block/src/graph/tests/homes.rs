@@ -159,6 +159,24 @@ fn a_change_that_is_refused_moves_nobody() {
     });
 }
 
+#[test]
+fn a_disk_keeps_its_devices_thread_until_the_device_goes() {
+    run(async |bench| {
+        let thread = thread();
+        let (node, _) = bench.probe("node", false);
+        let disk = bench.graph.add_backend("disk", &node).unwrap();
+        let home = || Home::kept(thread.context().clone(), Arc::clone(&thread) as Arc<_>);
+        disk.set_home(home());
+        // Whoever works there longer has a share of his own.
+        let worker = disk.home();
+        assert_eq!(Arc::strong_count(&thread), 3);
+        bench.graph.remove_backend(&disk).await;
+        assert!(disk.home().is_none());
+        assert_eq!(Arc::strong_count(&thread), 2);
+        drop(worker);
+    });
+}
+
 /// A job works on in the loop that it was started in, though its nodes have gone elsewhere.
 #[test]
 fn a_job_keeps_the_thread_that_it_works_in() {

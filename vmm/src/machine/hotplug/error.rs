@@ -1,4 +1,4 @@
-//! Why a device does not come or go. The texts are QEMU's.
+//! [`PlugError`], in QEMU's words.
 
 use sluice_block::BlockError;
 use sluice_devices::pci::PciError;
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::storage::PciAddress;
 
-/// See the [module](self).
+/// Why a device does not come or go.
 #[derive(Debug, Error)]
 pub enum PlugError {
     /// There is no such device.
