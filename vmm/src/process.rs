@@ -200,10 +200,11 @@ async fn assemble(
     let monitor = Monitor {
         chardevs: Arc::clone(&chardevs),
         qemu_io: Arc::default(),
+        descriptors: Arc::default(),
         graph: Arc::clone(&graph),
         vm: Arc::clone(controller) as _,
         iothreads,
-        devices,
+        devices: devices.map(Arc::new),
         main,
     };
     let mut take = |id: &str| {

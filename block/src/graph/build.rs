@@ -133,7 +133,7 @@ impl Graph {
                         BlockdevOptions::HostDevice(_) => FileKind::Device,
                         _ => FileKind::Regular,
                     };
-                    let (driver, writable) = open_file(file, kind, settings).await?;
+                    let (driver, writable) = self.open_file(file, kind, settings).await?;
                     read_only |= !writable;
                     Box::new(driver)
                 }
@@ -281,23 +281,27 @@ fn is_well_formed(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
-async fn open_file(
-    file: &FileNode,
-    kind: FileKind,
-    settings: Inherited,
-) -> Result<(FileDriver, bool)> {
-    let options = FileOptions {
-        path: file.filename.clone(),
-        kind,
-        read_only: settings.read_only,
-        auto_read_only: settings.auto_read_only,
-        direct: settings.direct(),
-        no_flush: settings.no_flush(),
-        unmap: settings.discard == Discard::Unmap,
-        engine: file.aio.into(),
-        locking: file.locking,
-    };
-    let driver = current::blocking(move || FileDriver::open(options)).await??;
-    let writable = driver.is_writable();
-    Ok((driver, writable))
+impl Graph {
+    async fn open_file(
+        &self,
+        file: &FileNode,
+        kind: FileKind,
+        settings: Inherited,
+    ) -> Result<(FileDriver, bool)> {
+        let options = FileOptions {
+            path: file.filename.clone(),
+            fd_sets: Arc::clone(&self.fd_sets),
+            kind,
+            read_only: settings.read_only,
+            auto_read_only: settings.auto_read_only,
+            direct: settings.direct(),
+            no_flush: settings.no_flush(),
+            unmap: settings.discard == Discard::Unmap,
+            engine: file.aio.into(),
+            locking: file.locking,
+        };
+        let driver = current::blocking(move || FileDriver::open(options)).await??;
+        let writable = driver.is_writable();
+        Ok((driver, writable))
+    }
 }

@@ -33,6 +33,7 @@ use sluice_aio::Clock;
 use crate::backend::Backend;
 use crate::drain::{Section, SectionInner, cover_above, enlist};
 use crate::driver::FileIdentity;
+use crate::driver::file::FdSets;
 use crate::driver::throttle::ThrottleGroups;
 use crate::error::{BlockError, Result};
 use crate::event::EventSink;
@@ -50,6 +51,7 @@ pub struct Graph {
     throttle_groups: ThrottleGroups,
     events: Arc<dyn EventSink>,
     clock: Clock,
+    fd_sets: Arc<FdSets>,
 }
 
 impl std::fmt::Debug for Graph {
@@ -128,6 +130,7 @@ impl Graph {
             topology: Mutex::default(),
             jobs,
             throttle_groups: ThrottleGroups::new(limits),
+            fd_sets: Arc::default(),
             events,
             clock,
         })
@@ -143,6 +146,12 @@ impl Graph {
     #[must_use]
     pub fn throttle_groups(&self) -> &ThrottleGroups {
         &self.throttle_groups
+    }
+
+    /// Files that somebody else has opened, for paths that mean one of them.
+    #[must_use]
+    pub fn fd_sets(&self) -> &FdSets {
+        &self.fd_sets
     }
 
     /// Where events go.

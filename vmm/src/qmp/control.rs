@@ -15,6 +15,7 @@ use futures_util::future::{self, Either};
 use serde_json::Value;
 
 use super::commands::Monitor;
+use super::descriptors::Descriptors;
 use super::json::{Framer, JsonError};
 use super::outbox::Outbox;
 use super::server::{FAREWELL, READ_SIZE};
@@ -104,7 +105,7 @@ pub(super) async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Mon
     let session = Session::new(Arc::clone(&monitor), Arc::clone(&outbox));
     let queue = Queue::default();
     let reading = async {
-        let execute = read(&input, &session, &queue, &outbox).await;
+        let execute = read(&input, &session, &queue, &outbox, &monitor.descriptors).await;
         queue.close(execute);
     };
     let executing = async {
@@ -125,7 +126,13 @@ pub(super) async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Mon
 }
 
 /// Takes messages off the stream. Returns whether what waits then is still to be executed.
-async fn read(input: &Input, session: &Session, queue: &Queue, outbox: &Outbox) -> bool {
+async fn read(
+    input: &Input,
+    session: &Session,
+    queue: &Queue,
+    outbox: &Outbox,
+    given: &Descriptors,
+) -> bool {
     let mut framer = Framer::default();
     let mut buffer = [0; READ_SIZE];
     let mut descriptors: Vec<OwnedFd> = Vec::new();
@@ -163,8 +170,7 @@ async fn read(input: &Input, session: &Session, queue: &Queue, outbox: &Outbox) 
                 Either::Right(_) => return false,
             }
         };
-        // No command takes one. Kept, they would be as many as a client likes.
-        descriptors.clear();
+        given.receive(&mut descriptors);
         match read {
             Ok(0) => return true,
             Ok(count) => framer.push(buffer.get(..count).unwrap_or_default()),

@@ -14,6 +14,7 @@ pub mod blockdev;
 mod commands;
 mod console;
 mod control;
+mod descriptors;
 mod error;
 mod events;
 pub mod input;
@@ -27,6 +28,7 @@ mod session;
 mod tests;
 
 pub use commands::{Devices, Monitor};
+pub use descriptors::Descriptors;
 pub use error::{ErrorClass, QmpError};
 pub use events::EventBus;
 pub use server::{MonitorMode, QmpServer};

@@ -169,7 +169,7 @@ fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Att
     let outbox = Outbox::new(form);
     shared.events.subscribe(&outbox);
     shared.sessions.borrow_mut().push(Arc::downgrade(&outbox));
-    let monitor = Arc::clone(&shared.monitor);
+    let monitor = shared.monitor.for_client();
     let place = Place::take(shared);
     let client = attachment.client();
     let Stream { input, output } = stream;

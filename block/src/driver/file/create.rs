@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
+use super::fdset::SetName;
 use super::lock;
 use super::open::{check_kind, identity_of, open_error, unsuitable};
 use crate::driver::FileIdentity;
@@ -19,6 +20,12 @@ use crate::permission::Access;
 /// The file is in use here or elsewhere, is no regular file, or can't be made that large.
 pub fn create_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> Result<()> {
     let failed = |error| open_error(path, error, "");
+    if SetName::of(path).is_some() {
+        return Err(unsuitable(
+            path,
+            "a file that is passed exists already; use it with mode=existing",
+        ));
+    }
     // A better word than that of the opening, which changes nothing but may fail.
     if let Ok(metadata) = path.metadata() {
         check_kind(&metadata, path)?;

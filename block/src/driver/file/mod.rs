@@ -8,7 +8,8 @@
 pub(crate) mod copying;
 pub mod create;
 mod device;
-pub mod lock;
+pub mod fdset;
+mod lock;
 mod mapped;
 mod open;
 mod opened;
@@ -35,6 +36,7 @@ use crate::io::Place;
 use crate::options::{BlockdevOptions, Locking};
 use crate::permission::Access;
 pub use create::create_image;
+pub use fdset::{FdInfo, FdSetError, FdSets};
 pub use open::{FileKind, FileOptions};
 pub(crate) use opened::Opened;
 use opened::is_unsupported;
@@ -47,6 +49,8 @@ pub struct FileDriver {
     /// What was opened first: it keeps the locks, which belong to one opening of the file.
     locks: Arc<File>,
     path: PathBuf,
+    /// Where it is opened again, if the path means one of them.
+    fd_sets: Arc<FdSets>,
     /// Size in bytes at opening, or as it was set since.
     size: AtomicU64,
     identity: FileIdentity,
@@ -246,6 +250,7 @@ impl Driver for FileDriver {
             if exchanges {
                 let mut options = FileOptions::new(&self.path);
                 options.kind = self.kind;
+                options.fd_sets = Arc::clone(&self.fd_sets);
                 options.direct = wanted.direct;
                 options.read_only = wanted.read_only;
                 options.auto_read_only = wanted.auto_read_only;

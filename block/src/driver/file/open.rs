@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use arc_swap::ArcSwap;
 use sluice_aio::{EngineKind, Route};
 
+use super::fdset::{FdSetError, FdSets, SetName};
 use super::probe::{self, Alignment};
 use super::{FileDriver, Opened, SECTOR, device};
 use crate::driver::FileIdentity;
@@ -66,6 +67,8 @@ impl FileKind {
 pub struct FileOptions {
     /// The file.
     pub path: PathBuf,
+    /// Files that others have opened, for paths that mean one of them.
+    pub fd_sets: Arc<FdSets>,
     /// What it must be.
     pub kind: FileKind,
     /// Open without write access.
@@ -90,6 +93,7 @@ impl FileOptions {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            fd_sets: Arc::default(),
             kind: FileKind::Regular,
             read_only: false,
             auto_read_only: false,
@@ -126,6 +130,7 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
         }),
         locks: file,
         path,
+        fd_sets: options.fd_sets,
         size: AtomicU64::new(size),
         identity: identity_of(&metadata),
         kind: options.kind,
@@ -178,8 +183,27 @@ pub(super) fn reopen(
     Ok((file, writable, alignment))
 }
 
+/// Takes a file that somebody else has opened.
+///
+/// # Errors
+/// There is none, or none that was opened as the options want it.
+fn open_from_set(options: &FileOptions, name: &SetName) -> Result<(File, bool)> {
+    let attempt = |write: bool| options.fd_sets.open(name, write, options.direct);
+    let mut writable = !options.read_only;
+    let mut opened = attempt(writable);
+    if matches!(opened, Err(FdSetError::NoMatch(_))) && writable && options.auto_read_only {
+        writable = false;
+        opened = attempt(writable);
+    }
+    let file = opened.map_err(|error| BlockError::Refused(error.to_string()))?;
+    Ok((file, writable))
+}
+
 fn open_file(options: &FileOptions) -> Result<(File, bool)> {
     let path = &options.path;
+    if let Some(name) = SetName::of(path) {
+        return open_from_set(options, &name);
+    }
     // Before opening: that of a pipe without a writer would never end. What can't be looked at is
     // left to the opening, whose error says more.
     if let Ok(metadata) = path.metadata() {

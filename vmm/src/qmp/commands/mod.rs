@@ -9,6 +9,7 @@ mod bitmaps;
 mod block;
 mod chain;
 mod debug;
+mod descriptors;
 mod devices;
 mod drains;
 mod exits;
@@ -37,6 +38,7 @@ use serde_json::Value;
 use sluice_aio::AioContext;
 use sluice_block::Graph;
 
+use super::descriptors::Descriptors;
 use super::error::QmpError;
 use super::input::{self, Scalars};
 use super::schema::{self, Shape};
@@ -49,6 +51,7 @@ pub use human::QemuIo;
 pub(super) use human::human_line;
 
 /// All that commands work on.
+#[derive(Clone)]
 pub struct Monitor {
     /// Nodes, backends and jobs.
     pub graph: Arc<Graph>,
@@ -57,9 +60,11 @@ pub struct Monitor {
     /// The I/O threads.
     pub iothreads: Arc<IoThreads>,
     /// The devices that the guest sees; none on a machine without buses.
-    pub devices: Option<Devices>,
+    pub devices: Option<Arc<Devices>>,
     /// The character devices.
     pub chardevs: Arc<Chardevs>,
+    /// What the client that asks has sent along; each client gets its own.
+    pub descriptors: Arc<Descriptors>,
     /// Requests made by hand.
     pub qemu_io: Arc<QemuIo>,
     /// The loop that the monitor itself runs in; jobs on disks without an I/O thread run there.
@@ -97,6 +102,7 @@ macro_rules! commands {
 }
 
 commands! {
+    "add-fd" => descriptors::add_fd;
     "block-commit" => chain::block_commit;
     "block-dirty-bitmap-add" => bitmaps::add;
     "block-dirty-bitmap-clear" => bitmaps::clear;
@@ -128,6 +134,7 @@ commands! {
     "blockdev-reopen" => graph::blockdev_reopen;
     "blockdev-snapshot" => graph::blockdev_snapshot;
     "blockdev-snapshot-sync" => graph::blockdev_snapshot_sync;
+    "closefd" => descriptors::closefd;
     "cont" => general::cont;
     "device-list-properties" => qom::device_list_properties;
     "device_add" => devices::device_add;
@@ -135,6 +142,7 @@ commands! {
     "drive-backup" => backup::drive_backup;
     "drive-mirror" => mirror::drive_mirror;
     "eject" => media::eject;
+    "getfd" => descriptors::getfd;
     "human-monitor-command" => human::human_monitor_command;
     "job-cancel" => jobs::job_cancel => oob;
     "job-complete" => jobs::job_complete;
@@ -155,6 +163,7 @@ commands! {
     "query-chardev" => machine::query_chardev;
     "query-commands" => general::query_commands;
     "query-cpus-fast" => machine::query_cpus_fast;
+    "query-fdsets" => descriptors::query_fdsets;
     "query-iothreads" => objects::query_iothreads;
     "query-jobs" => jobs::query_jobs => oob;
     "query-kvm" => general::query_kvm;
@@ -166,6 +175,7 @@ commands! {
     "query-uuid" => machine::query_uuid;
     "query-version" => general::query_version;
     "quit" => general::quit, then general::after_quit;
+    "remove-fd" => descriptors::remove_fd;
     "stop" => general::stop;
     "system_powerdown" => general::system_powerdown;
     "system_reset" => general::system_reset;
@@ -241,6 +251,16 @@ where
 /// The names in the table.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     COMMANDS.iter().map(|command| command.name)
+}
+
+impl Monitor {
+    /// The same for another client.
+    pub(super) fn for_client(&self) -> Arc<Self> {
+        Arc::new(Self {
+            descriptors: Arc::default(),
+            ..self.clone()
+        })
+    }
 }
 
 impl Command {

@@ -182,6 +182,7 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
         let monitor = Monitor {
             chardevs: Arc::clone(&chardevs),
             qemu_io: Arc::default(),
+            descriptors: Arc::default(),
             graph: Arc::clone(&graph),
             vm: Arc::clone(&vm) as _,
             iothreads: Arc::new(IoThreads::new(LoopConfig::default())),

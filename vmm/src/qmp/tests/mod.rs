@@ -3,6 +3,7 @@
 mod backup;
 mod bitmaps;
 mod block;
+mod descriptors;
 mod drivers;
 mod graph;
 mod harness;
