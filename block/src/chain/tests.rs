@@ -306,6 +306,36 @@ fn a_write_is_not_undone_by_a_stream() {
     });
 }
 
+/// The guest writes a cluster whose old bytes the job has read already and is about to write above.
+#[test]
+fn a_write_is_not_undone_by_what_a_stream_writes() {
+    run(5, |bench| async move {
+        let cluster = first_below(&bench).await;
+        let at = cluster * CLUSTER;
+        // So that it is the first that the job writes.
+        for before in 0..cluster {
+            guest_write(&bench.disk, before * CLUSTER, CLUSTER, 0x11).await;
+        }
+        let mut expected = bench.images_shown().await;
+        let debug = bench.debug();
+        let debug = debug.as_blkdebug().unwrap();
+        debug.set_break(DebugEvent::WriteAio, "copy").unwrap();
+        let job = bench.stream(&json!({})).await.unwrap();
+        debug.wait_break("copy").await.unwrap();
+        let disk = Arc::clone(&bench.disk);
+        // A whole cluster, so that it need not wait to read what it leaves.
+        let writing =
+            current::spawn_local(async move { guest_write(&disk, at, CLUSTER, 0xfe).await });
+        settle().await;
+        debug.resume("copy").unwrap();
+        writing.await.unwrap();
+        assert_eq!(end(&job).await, None);
+        expected[at..at + CLUSTER].fill(0xfe);
+        assert!(bench.shown().await == expected);
+        bench.check_clean();
+    });
+}
+
 impl Bench {
     /// What the guest would see, past the fault injector.
     async fn images_shown(&self) -> Vec<u8> {

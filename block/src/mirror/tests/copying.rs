@@ -421,9 +421,23 @@ fn writes_are_recorded_from_the_first_moment() {
 /// On a clock that the test moves: what is copied never exceeds what the limit allows for the time.
 #[test]
 fn the_speed_limit_is_kept() {
-    run_with(Serving::Main, Clock::manual(), |bench| async move {
+    keeps_to_its_speed(false);
+}
+
+#[test]
+fn the_speed_limit_is_kept_by_worker_threads() {
+    keeps_to_its_speed(true);
+}
+
+fn keeps_to_its_speed(by_workers: bool) {
+    run_with(Serving::Main, Clock::manual(), move |bench| async move {
         let disk = bench.disk("disk").await;
-        bench.target("target").await;
+        if by_workers {
+            bench.empty_image("target", SIZE);
+            bench.plain_node("target", json!({})).await;
+        } else {
+            bench.target("target").await;
+        }
         let mut arguments = common("disk");
         // 65536 bytes per slice of a tenth of a second, in copies of 65536.
         arguments.speed = Some(655_360);
