@@ -5,7 +5,6 @@
 //! port accesses of Linux's driver, in its order (libata of 6.1: 13 reads and 13 writes), or by a virtio queue with one
 //! store to the doorbell and one message. Nothing but this is measured, so the difference is what the exits cost.
 
-use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::Path;
 use std::time::Instant;
@@ -16,9 +15,9 @@ use crate::{sluice, told};
 /// Bytes of a read.
 const READ: u32 = 64 << 10;
 /// Reads between two looks at the clock.
-const READS: u32 = 1024;
+const READS: u32 = 256;
 /// How often either disk is measured; the first time is not counted.
-const TURNS: usize = 6;
+const TURNS: usize = 25;
 /// The least share of virtio's rate that IDE is to reach.
 const WANTED: f64 = 0.6;
 
@@ -340,24 +339,32 @@ fn measure(directory: &Path) -> String {
             .collect()
     };
     let (ide, virtio) = (rates(0), rates(1));
-    let ratio = median(
-        ide.iter()
-            .zip(&virtio)
-            .map(|(ide, virtio)| ide / virtio)
-            .collect(),
-    );
-    let mut report = String::new();
-    let _infallible = write!(
-        report,
-        "{:57} {:>6} {:>11.1} {:>11.1} {ratio:>6.2} {:>9} {}",
-        "IDE against virtio, 64 KiB reads, no operating system",
-        "MiB/s",
-        median(ide),
-        median(virtio),
-        format!(">= {WANTED}x"),
-        if ratio >= WANTED { "met" } else { "MISSED" }
-    );
-    report
+    let ratios = ide.iter().zip(&virtio).map(|(ide, virtio)| ide / virtio);
+    let (ratio, ide_best, virtio_best) = (median(ratios.collect()), best(&ide), best(&virtio));
+    let row = |what: &str, ide: f64, virtio: f64, ratio: f64| {
+        let verdict = if ratio >= WANTED { "met" } else { "MISSED" };
+        let target = format!(">= {WANTED}x");
+        format!("{what:57} MiB/s {ide:>11.1} {virtio:>11.1} {ratio:>6.2} {target:>9} {verdict}")
+    };
+    let what = "IDE against virtio, 64 KiB reads, no operating system";
+    [
+        row(what, median(ide), median(virtio), ratio),
+        // On a busy machine the only figures that come again.
+        row(
+            "  the ninth tenth of the turns",
+            ide_best,
+            virtio_best,
+            ide_best / virtio_best,
+        ),
+    ]
+    .join("\n")
+}
+
+/// The rate that one turn in ten exceeds: the console's way to us now and then lets one turn look long and the next short.
+fn best(rates: &[f64]) -> f64 {
+    let mut rates = rates.to_vec();
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() * 9 / 10]
 }
 
 #[test]

@@ -406,6 +406,90 @@ fn a_flush_that_failed_is_done_again_on_cont() {
 
 /// While one drive's request is held, everything is drained: what the other drive is given meanwhile begins when the
 /// section is over, and not before.
+/// Nobody answers for a device 0 that is missing: its registers hold what is written, its status is zero, no
+/// command begins. Device 1 is there all the same (ATA/ATAPI-6, sections 8.11 and 9.16).
+#[test]
+fn a_slave_without_a_master_works_and_does_not_stand_in_for_it() {
+    const DEVICE_1: u8 = 0x10;
+    const DIAGNOSTIC: u8 = 0x90;
+    const PASSED: u8 = 0x01;
+    const SRST: u8 = 0x04;
+    let mut ide = Ide::start(&["-drive", "file={},format=raw,if=ide,index=1"]);
+    let content = fs::File::options().write(true).open(ide.image()).unwrap();
+    content
+        .write_all_at(&[0xa5; SECTOR], 7 * SECTOR as u64)
+        .unwrap();
+
+    let nobody = |ide: &mut Ide, when: &str| {
+        assert_eq!(ide.get(port::ALTERNATE_STATUS), 0, "{when}");
+        assert_eq!(ide.get(port::STATUS), 0, "{when}");
+        assert!(!ide.interrupt(), "{when}");
+    };
+    let signature = |ide: &mut Ide, when: &str| {
+        ide.put(port::DEVICE, DEVICE_1);
+        assert_ne!(ide.ready() & status::READY, 0, "{when}");
+        let registers = [
+            port::ERROR,
+            port::COUNT,
+            port::LBA_LOW,
+            port::LBA_MID,
+            port::LBA_HIGH,
+        ];
+        assert_eq!(
+            registers.map(|port| ide.get(port)),
+            [PASSED, 1, 1, 0, 0],
+            "{when}"
+        );
+        assert!(!ide.interrupt(), "{when}");
+    };
+
+    nobody(&mut ide, "at power-on");
+    signature(&mut ide, "at power-on");
+    for command in [IDENTIFY, READ_SECTORS, FLUSH_CACHE, PACKET] {
+        ide.put(port::DEVICE, LBA);
+        ide.put(port::COUNT, 0x55);
+        ide.put(port::COMMAND, command);
+        nobody(&mut ide, &format!("after command {command:#x}"));
+        assert_eq!(ide.get(port::COUNT), 0x55);
+    }
+    // Nor does the bus master find anybody.
+    ide.table(ONE_SECTOR);
+    ide.address(7, 1);
+    ide.put(port::COMMAND, READ_DMA);
+    ide.start_bus_master(TO_MEMORY);
+    nobody(&mut ide, "after a start of the bus master");
+    let bus_master = ide.bus_master;
+    assert_eq!(
+        ide.get(bus_master + BM_STATUS) & (ACTIVE | INTERRUPT),
+        ACTIVE
+    );
+    ide.put(bus_master + BM_COMMAND, 0);
+    assert_eq!(ide.get(bus_master + BM_STATUS) & ACTIVE, 0);
+
+    // A diagnostic is run by both, whichever is selected, and selects device 0, for which nobody interrupts.
+    for selected in [0, DEVICE_1] {
+        ide.put(port::DEVICE, selected);
+        ide.put(port::COMMAND, DIAGNOSTIC);
+        assert_eq!(ide.get(port::DEVICE) & DEVICE_1, 0);
+        nobody(&mut ide, "after a diagnostic");
+        signature(&mut ide, "after a diagnostic");
+    }
+    ide.put(port::ALTERNATE_STATUS, SRST);
+    ide.put(port::ALTERNATE_STATUS, 0);
+    nobody(&mut ide, "after a software reset");
+    signature(&mut ide, "after a software reset");
+
+    ide.table(ONE_SECTOR);
+    ide.address(7, 1);
+    ide.put(port::DEVICE, LBA | DEVICE_1);
+    ide.put(port::COMMAND, READ_DMA);
+    ide.start_bus_master(TO_MEMORY);
+    assert_eq!(ide.end_of_transfer().0, INTERRUPT);
+    let read = ide.machine.qtest.read(BUFFER.into(), SECTOR).unwrap();
+    assert_eq!(read, [0xa5; SECTOR]);
+    ide.end();
+}
+
 #[test]
 fn a_command_in_a_drained_section_begins_after_it() {
     const SECOND_CHANNEL: u64 = 0x80;
