@@ -59,8 +59,8 @@ const FIXED_DEVICE: u16 = 0x0040;
 const MULTIPLE_MARK: u16 = 0x8000;
 /// Word 48: doubleword accesses to the data register work.
 const DOUBLEWORD_IO: u16 = 0x0001;
-/// Word 49: IORDY, IORDY may be disabled, LBA, DMA.
-const LBA_AND_DMA: u16 = 0x0f00;
+/// Word 49: IORDY, LBA, DMA.
+const LBA_AND_DMA: u16 = 0x0b00;
 /// Word 53: words 54-58, 64-70 and 88 are valid.
 const ALL_VALID: u16 = 0x0007;
 /// Word 59: the setting of SET MULTIPLE MODE is valid.
@@ -324,5 +324,67 @@ mod tests {
         let bytes = identify(&disk, &Settings::power_on(&disk), &Smart::new());
         assert_eq!(word_of(&bytes, 169), 0);
         assert_eq!(word_of(&bytes, 69), 0);
+    }
+
+    /// By number and value, as a driver looks at them; what the drive's size and settings decide has tests of its own.
+    #[test]
+    fn a_disk_says_what_it_can() {
+        let disk = disk();
+        let bytes = identify(&disk, &Settings::power_on(&disk), &Smart::new());
+        let expected = [
+            (0, 0x0040),
+            (47, 0x8010),
+            (48, 0x0001),
+            (49, 0x0b00),
+            (53, 0x0007),
+            (64, 0x0003),
+            (65, 120),
+            (66, 120),
+            (67, 120),
+            (68, 120),
+            (69, 0x4000),
+            (75, 0),
+            (76, 0),
+            (80, 0x00f0),
+            (81, 0x0016),
+            (82, 0x4021),
+            (83, 0x7400),
+            (84, 0x4043),
+            (85, 0x4021),
+            (86, 0x3400),
+            (87, 0x4043),
+            (88, 0x203f),
+            (93, 0x6001),
+            (105, MAX_TRIM_BLOCKS),
+            (106, 0x4000),
+        ];
+        for (word, value) in expected {
+            assert_eq!(word_of(&bytes, word), value, "word {word}");
+        }
+    }
+
+    #[test]
+    fn a_cd_rom_drive_says_what_it_can() {
+        let disk = disk();
+        let bytes = identify_packet(&disk.identity, &Settings::power_on(&disk));
+        let expected = [
+            (0, 0x85c0),
+            (48, 0x0001),
+            (49, 0x0b00),
+            (53, 0x0007),
+            (62, 0x0007),
+            (63, 0x0007),
+            (64, 0x0003),
+            (65, 120),
+            (68, 120),
+            (80, 0x00f0),
+            (82, 0x0210),
+            (85, 0x0210),
+            (88, 0x203f),
+            (93, 0x6001),
+        ];
+        for (word, value) in expected {
+            assert_eq!(word_of(&bytes, word), value, "word {word}");
+        }
     }
 }

@@ -145,16 +145,22 @@ fn wide_accesses_reach_one_register_after_the_other() {
 #[test]
 fn transfer_modes_show_in_identify() {
     let mut bench = Bench::new();
-    for (mode, multiword, ultra) in [
-        (0x42, 0x0007, 0x043f),
-        (0x22, 0x0407, 0x003f),
-        (0x0c, 0x0007, 0x003f),
+    for (mode, singleword, multiword, ultra) in [
+        (0x42, 0x0007, 0x0007, 0x043f),
+        (0x22, 0x0007, 0x0407, 0x003f),
+        (0x10, 0x0107, 0x0007, 0x003f),
+        (0x12, 0x0407, 0x0007, 0x003f),
+        (0x0c, 0x0007, 0x0007, 0x003f),
+        // PIO's default mode, with and without IORDY.
+        (0x00, 0x0007, 0x0007, 0x003f),
+        (0x01, 0x0007, 0x0007, 0x003f),
     ] {
         bench.outb(FEATURES, 0x03);
         bench.outb(COUNT, mode);
         assert_eq!(bench.simple(0xef), DRDY | DSC, "mode {mode:#x}");
         let words = identify(&mut bench);
-        assert_eq!((words[63], words[88]), (multiword, ultra), "mode {mode:#x}");
+        let shown = (words[62], words[63], words[88]);
+        assert_eq!(shown, (singleword, multiword, ultra), "mode {mode:#x}");
     }
     for mode in [0x46, 0x23, 0x0d, 0x13, 0xff] {
         bench.outb(FEATURES, 0x03);
@@ -168,8 +174,15 @@ fn unknown_features_are_aborted() {
     let mut bench = Bench::new();
     bench.outb(FEATURES, 0x77);
     assert_eq!(bench.simple(0xef), DRDY | ERR);
-    bench.outb(FEATURES, 0xaa);
-    assert_eq!(bench.simple(0xef), DRDY | DSC);
+    // Read look-ahead, reverting to defaults, power and noise management, retries and the like: taken, and
+    // nothing to do.
+    let taken = [
+        0xaa, 0x55, 0xcc, 0x66, 0x05, 0x85, 0x42, 0xc2, 0x67, 0x69, 0x96, 0x9a,
+    ];
+    for feature in taken {
+        bench.outb(FEATURES, feature);
+        assert_eq!(bench.simple(0xef), DRDY | DSC, "{feature:#x}");
+    }
 }
 
 #[test]

@@ -280,3 +280,20 @@ fn without_postponing_a_write_breaks_into_the_section() {
     assert_eq!(bench.disks[0].sector(50), vec![0xab; SECTOR]);
     drop(section);
 }
+
+/// The flush that switching the write cache off brings along is a request like any other.
+#[test]
+fn switching_the_write_cache_off_waits_with_its_flush() {
+    let mut bench = Bench::new();
+    let section = bench.drain();
+    bench.outb(FEATURES, 0x82);
+    bench.outb(COMMAND, 0xef);
+    bench.wait_parked();
+    bench.idle_turns();
+    assert_eq!(bench.status(), BSY | DRDY);
+    assert!(!bench.is_interrupted());
+    drop(section);
+    bench.wait_ready();
+    assert_eq!(bench.inb(STATUS), DRDY | DSC);
+    assert_eq!(bench.drive_stats().flushes, 1);
+}

@@ -3,6 +3,7 @@
 
 mod answers;
 mod ata_side;
+mod errors;
 mod every_code;
 mod fuzz;
 mod media;
