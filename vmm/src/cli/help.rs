@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use super::arguments::Arguments;
+use super::options::DriveFormat;
 use crate::machine::config::MachineKind;
 use crate::machine::models::DEVICES;
-use crate::qmp::{blockdev, object};
+use crate::qmp::object;
 
 /// The list that was asked for, if one was.
 pub(super) fn asked_for(arguments: &Arguments) -> Option<String> {
@@ -24,7 +25,7 @@ pub(super) fn asked_for(arguments: &Arguments) -> Option<String> {
     if arguments.drive.iter().any(format_help) {
         return Some(format!(
             "Supported formats: {}\n",
-            blockdev::DRIVERS.join(" ")
+            DriveFormat::NAMES.join(" ")
         ));
     }
     if asks(&arguments.object) {

@@ -199,6 +199,11 @@ pub(super) enum DriveFormat {
     Raw,
 }
 
+impl DriveFormat {
+    /// What the option takes.
+    pub(super) const NAMES: [&'static str; 1] = ["raw"];
+}
+
 /// Which device `--drive` makes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]

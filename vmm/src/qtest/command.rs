@@ -186,7 +186,7 @@ pub(super) fn parse(line: &str) -> Result<Command, Failure> {
             level: number(level)? != 0,
         }),
         ("module_load", [_, _]) => Ok(Command::ModuleLoad),
-        ("read", [_, "0"]) => Err("there is nothing to read".into()),
+        ("read", [_, count]) if length(count)? == 0 => Err("there is nothing to read".into()),
         ("read" | "b64read", [at, count]) => Ok(Command::ReadBytes {
             address: number(at)?,
             length: length(count)?,

@@ -108,6 +108,7 @@ fn memory_and_registers_are_one_address_space() {
         ("write 0x2000 1 zzz", Err("the data are not hexadecimal")),
         ("b64write 0x2000 1 A", Err("ERR invalid argument size")),
         ("read 0x2000 0", Err("there is nothing to read")),
+        ("read 0x2000 0x0", Err("there is nothing to read")),
         ("module_load block- x", Ok("")),
         ("endianness", Ok("little")),
     ]);

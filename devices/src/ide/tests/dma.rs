@@ -155,6 +155,25 @@ fn without_the_pci_bit_no_memory_is_touched() {
     assert!(bench.disks[0].is_untouched());
 }
 
+/// TRIM's ranges come from memory too.
+#[test]
+fn without_the_pci_bit_nothing_is_trimmed() {
+    let mut bench = Bench::new();
+    let mut payload = vec![0; SECTOR];
+    payload[..8].copy_from_slice(&(8_u64 | 8 << 48).to_le_bytes());
+    bench.fill_memory(BUFFER, &payload);
+    for (command, status, trimmed) in [(0x1, DRDY | ERR, false), (0x5, DRDY | DSC, true)] {
+        bench.set_pci_command(command);
+        bench.set_table(&[(BUFFER, 0x200 | EOT)]);
+        bench.outb(FEATURES, 1);
+        bench.address48(0, 1);
+        dma(&mut bench, 0x06);
+        assert_eq!(bench.status(), status);
+        let expected = if trimmed { vec![0; SECTOR] } else { stamp(8) };
+        assert_eq!(bench.disks[0].sector(8), expected);
+    }
+}
+
 #[test]
 fn memory_that_is_not_there_is_an_error() {
     let mut bench = Bench::new();

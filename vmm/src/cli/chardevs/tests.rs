@@ -224,7 +224,7 @@ fn lists_are_shown_when_asked_for() {
         ("-machine help", "pc                   PC"),
         ("-M help", "alias of pc-i440fx-10.0"),
         ("-device help", "name \"virtio-blk-pci\", bus PCI"),
-        ("-drive format=help", "Supported formats: blkdebug"),
+        ("-drive format=help", "Supported formats: raw\n"),
         ("-accel help", "qtest"),
         ("-object help", "throttle-group"),
         ("-chardev help", "socket"),

@@ -117,15 +117,23 @@ fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<Throttl
 
 pub(super) async fn qom_get(monitor: Arc<Monitor>, arguments: QomGet) -> Result<Value, QmpError> {
     if let Some(id) = thread_of(&monitor, &arguments.path) {
+        if arguments.property == "type" {
+            return Ok("iothread".into());
+        }
         return Ok(monitor.iothreads.property(id, &arguments.property)?.into());
     }
-    if let Some(value) = super::qom::machine_property(&monitor, &arguments) {
+    if let Some(value) = super::qom::fixed_property(&monitor, &arguments) {
         return Ok(value);
     }
     if let Some(value) = super::qom::device_property(&monitor, &arguments) {
         return Ok(value);
     }
-    let group = group_of(&monitor, &arguments.path, &arguments.property)?;
+    let is_type = arguments.property == "type";
+    let asked = if is_type { LIMITS } else { &arguments.property };
+    let group = group_of(&monitor, &arguments.path, asked)?;
+    if is_type {
+        return Ok("throttle-group".into());
+    }
     serde_json::to_value(group.limits()).map_err(|error| QmpError::generic(error.to_string()))
 }
 

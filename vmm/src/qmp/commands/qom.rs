@@ -206,8 +206,8 @@ pub(super) fn normal(path: &str) -> String {
     }
 }
 
-/// What the machine itself tells: its type, and who runs it.
-pub(super) fn machine_property(monitor: &Monitor, arguments: &QomGet) -> Option<Value> {
+/// What the fixed part of the tree tells: types, and who runs the machine.
+pub(super) fn fixed_property(monitor: &Monitor, arguments: &QomGet) -> Option<Value> {
     let accelerator = match monitor.vm.accelerator() {
         Accelerator::Kvm => "kvm",
         Accelerator::Qtest => "qtest",
@@ -216,6 +216,7 @@ pub(super) fn machine_property(monitor: &Monitor, arguments: &QomGet) -> Option<
         normal(&arguments.path).as_str(),
         arguments.property.as_str(),
     ) {
+        ("" | "/objects" | PERIPHERAL, "type") => Some("container".into()),
         ("/machine", "type") => Some(models::machine_type(monitor.vm.machine_kind()).into()),
         ("/machine", "accel") => Some(accelerator.into()),
         _ => None,

@@ -161,6 +161,40 @@ fn the_tree_of_objects_has_what_was_made() {
     });
 }
 
+/// Whoever walks the tree may ask each object for each property that it is said to have.
+#[test]
+fn whatever_the_tree_lists_can_be_got() {
+    run(|world| {
+        let mut client = world.client();
+        client.ok("object-add", json!({"qom-type": "iothread", "id": "io0"}));
+        client.ok(
+            "object-add",
+            json!({"qom-type": "throttle-group", "id": "tg0"}),
+        );
+        let mut paths = vec!["/".to_owned()];
+        let mut got = 0;
+        while let Some(path) = paths.pop() {
+            let listed = client.ok("qom-list", json!({"path": path}));
+            for property in listed.as_array().unwrap() {
+                let name = property["name"].as_str().unwrap();
+                let kind = property["type"].as_str().unwrap();
+                if kind.starts_with("child<") {
+                    paths.push(format!("{}/{name}", path.trim_end_matches('/')));
+                    continue;
+                }
+                let value = client.ok("qom-get", json!({"path": path, "property": name}));
+                assert!(!value.is_null(), "{path} {name}");
+                got += 1;
+            }
+        }
+        assert!(got > 10, "{got}");
+        let get = json!({"path": "/objects/tg0", "property": "type"});
+        assert_eq!(client.ok("qom-get", get), "throttle-group");
+        let get = json!({"path": "/machine", "property": "accel"});
+        assert_eq!(client.ok("qom-get", get), "qtest");
+    });
+}
+
 #[test]
 fn cpus_and_character_devices_are_told_of() {
     run(|world| {

@@ -176,3 +176,19 @@ fn a_host_that_cannot_read_is_a_medium_error() {
     assert_eq!(bench.sense(), UNRECOVERED_READ);
     assert_eq!(bench.packet(&read_10(20, 1)), block(20));
 }
+
+/// A read goes nowhere and ends, as a disk's does.
+#[test]
+fn without_the_pci_bit_a_packet_leaves_memory_alone() {
+    let mut bench = cd();
+    for (command, expected) in [(0x1, vec![0xcd; BLOCK]), (0x5, block(50))] {
+        bench.fill_memory(BUFFER, &[0xcd; BLOCK]);
+        bench.set_pci_command(command);
+        bench.set_table(&[(BUFFER, 0x800 | EOT)]);
+        bench.start_packet_dma(&read_10(50, 1));
+        bench.wait(|bench| bench.status() & BSY == 0);
+        bench.quiesce();
+        assert_eq!(bench.memory_at(BUFFER, BLOCK), expected);
+        bench.inb(STATUS);
+    }
+}
