@@ -1,7 +1,7 @@
 //! What is said on the standard error stream, and that a guest cannot fill the host's disk with it.
 //!
 //! Some warnings come from what a guest does: a read that fails, a ring that breaks the rules. A guest can do so as often
-//! as it likes. [`Ration`] lets [`BURST`] warnings or errors of a kind pass in [`INTERVAL`], says that more are left out,
+//! as it likes. [`Ration`] lets ten warnings or errors of a kind pass in ten seconds, says that more are left out,
 //! and how many there were when the next one passes. A kind is a place of the source. What is asked for by `SLUICE_LOG`
 //! beyond warnings is not rationed.
 
