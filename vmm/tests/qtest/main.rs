@@ -8,6 +8,7 @@
 mod exits;
 mod hotplug;
 mod ide;
+mod ide_commands;
 mod media;
 mod mirror;
 mod process;
