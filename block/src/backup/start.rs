@@ -15,7 +15,7 @@ use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
-use crate::home::Home;
+use crate::graph::undo::Undo;
 use crate::job::{CreateError, Job, JobGroup, JobId, JobOptions};
 use crate::mirror::NewImageMode;
 use crate::node::Node;
@@ -285,24 +285,20 @@ pub(crate) fn prepare(
     let blocker = format!("{JOB_TYPE} '{}'", options.id);
     let mut undo = Undo::new(graph);
 
-    source.block(&blocker)?;
-    undo.blocked.push(Arc::clone(&source));
-    target.block(&blocker)?;
-    undo.blocked.push(Arc::clone(target));
+    undo.block(&source, &blocker)?;
+    undo.block(target, &blocker)?;
     let mut says = None;
     if let Some(bitmap) = &bitmap {
         says = bitmap.begin()?;
-        undo.bitmap = Some(Arc::clone(bitmap));
+        let bitmap = Arc::clone(bitmap);
+        undo.push(move |_| bitmap.end(End::NotBegun));
     }
     let to_copy = marks(common, shape, source.len(), says.as_deref())?;
     let copier = Copier::new(Arc::clone(&source), Arc::clone(target), to_copy);
     let copier = Arc::new(copier);
     let driver = CopyBeforeWrite::of_job(Arc::clone(&copier), common.on_cbw_error);
     let name = common.filter_node_name.as_deref();
-    let filter = graph.insert_filter(name, &source, Box::new(driver))?;
-    undo.filter = Some((Arc::clone(&filter), Arc::clone(&source)));
-    // Until it goes, with the job.
-    filter.block(&blocker)?;
+    let filter = undo.insert_filter(name, &source, Box::new(driver), &blocker)?;
     let job = BackupJob {
         graph: Arc::clone(graph),
         ends: Ends {
@@ -318,7 +314,7 @@ pub(crate) fn prepare(
         on_target_error: common.on_target_error,
         state: Arc::default(),
     };
-    let home = home(&filter, &source, main);
+    let home = graph.home_of_job(&filter, main);
     let job = graph.jobs().create(options, Box::new(job), home);
     let job = job.map_err(|error| refused(error.to_string()))?;
     let mut change = graph.transaction();
@@ -338,55 +334,4 @@ pub(crate) fn prepare(
             bitmap,
         },
     })
-}
-
-/// Where the job runs: where the disk's device is served, or the node is at home.
-fn home(filter: &Node, source: &Node, main: &AioContext) -> Home {
-    let backends = filter.backends();
-    let of_device = backends.first().and_then(|backend| backend.home());
-    of_device
-        .or_else(|| source.home())
-        .unwrap_or_else(|| main.into())
-}
-
-/// What was done so far, which is undone if the rest fails.
-struct Undo<'a> {
-    graph: &'a Graph,
-    blocked: Vec<Arc<Node>>,
-    bitmap: Option<Arc<SyncBitmap>>,
-    filter: Option<(Arc<Node>, Arc<Node>)>,
-}
-
-impl<'a> Undo<'a> {
-    fn new(graph: &'a Graph) -> Self {
-        Self {
-            graph,
-            blocked: Vec::new(),
-            bitmap: None,
-            filter: None,
-        }
-    }
-
-    fn forget(mut self) {
-        self.blocked.clear();
-        self.bitmap = None;
-        self.filter = None;
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if let Some((filter, source)) = self.filter.take() {
-            if let Err(error) = self.graph.replace_node(&filter, &source) {
-                tracing::error!(%error, "the backup's filter can't be taken out");
-            }
-            self.graph.remove_if_unused(&filter);
-        }
-        if let Some(bitmap) = self.bitmap.take() {
-            bitmap.end(End::NotBegun);
-        }
-        for node in self.blocked.drain(..) {
-            node.unblock();
-        }
-    }
 }

@@ -15,7 +15,7 @@ use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::bitmaps::below_implicit_filters;
 use crate::graph::parent::Parent;
-use crate::home::Home;
+use crate::graph::undo::Undo;
 use crate::job::{CreateError, JobDriver, JobId, JobKind, JobOptions, OnError};
 use crate::mirror::ActiveCommit;
 use crate::node::Node;
@@ -493,26 +493,31 @@ impl Setup<'_> {
                 own.push(Arc::clone(node));
             }
         }
-        for node in own {
-            node.block(&blocker)?;
-            undo.blocked.push(node);
+        for node in &own {
+            undo.block(node, &blocker)?;
         }
         let frozen = FrozenChain::new(&below, &lowest);
         let frozen = frozen.ok_or_else(|| refused("the backing chain has changed meanwhile"))?;
+        let mut read_only = None;
         if written.is_read_only() {
             graph.set_read_only(&written, false)?;
-            undo.read_only = Some(Arc::clone(&written));
+            let node = Arc::clone(&written);
+            undo.push(move |graph| {
+                if let Err(error) = graph.set_read_only(&node, true) {
+                    tracing::debug!(node = node.name(), %error, "an image stays writable");
+                }
+            });
+            read_only = Some(Arc::clone(&written));
         }
         if let Some(size) = least_size
             && written.len() < size
         {
             written.resize(size).await?;
         }
-        let filter = graph.insert_filter(filter_name, &below, work.filter(&below))?;
-        undo.filter = Some((Arc::clone(&filter), Arc::clone(&below)));
-        filter.block(&blocker)?;
-        let home = home(graph, &filter, main);
-        let claimed = Claimed::new(frozen, undo.blocked.clone(), undo.read_only.clone());
+        let driver = work.filter(&below);
+        let filter = undo.insert_filter(filter_name, &below, driver, &blocker)?;
+        let home = graph.home_of_job(&filter, main);
+        let claimed = Claimed::new(frozen, own, read_only);
         let job = work.job(graph, &filter, claimed);
         let job = graph.jobs().create(options, job, home);
         let job = job.map_err(|error| refused(error.to_string()))?;
@@ -529,58 +534,5 @@ impl Setup<'_> {
         job.start();
         drop(section);
         Ok(())
-    }
-}
-
-/// Where the job runs: where a device of the disk is served, or the node is at home.
-fn home(graph: &Graph, filter: &Arc<Node>, main: &AioContext) -> Home {
-    let above = graph.backends_above(filter);
-    let of_device = above.first().and_then(|backend| backend.home());
-    of_device
-        .or_else(|| filter.home())
-        .unwrap_or_else(|| main.into())
-}
-
-/// What was done so far, which is undone if the rest fails.
-struct Undo<'a> {
-    graph: &'a Graph,
-    blocked: Vec<Arc<Node>>,
-    read_only: Option<Arc<Node>>,
-    filter: Option<(Arc<Node>, Arc<Node>)>,
-}
-
-impl<'a> Undo<'a> {
-    fn new(graph: &'a Graph) -> Self {
-        Self {
-            graph,
-            blocked: Vec::new(),
-            read_only: None,
-            filter: None,
-        }
-    }
-
-    fn forget(mut self) {
-        self.blocked.clear();
-        self.read_only = None;
-        self.filter = None;
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if let Some((filter, below)) = self.filter.take() {
-            if let Err(error) = self.graph.replace_node(&filter, &below) {
-                tracing::error!(%error, "the job's filter can't be taken out");
-            }
-            self.graph.remove_if_unused(&filter);
-        }
-        if let Some(node) = self.read_only.take()
-            && let Err(error) = self.graph.set_read_only(&node, true)
-        {
-            tracing::debug!(node = node.name(), %error, "an image stays writable");
-        }
-        for node in self.blocked.drain(..) {
-            node.unblock();
-        }
     }
 }

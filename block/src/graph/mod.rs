@@ -19,6 +19,7 @@ pub(crate) mod snapshot;
 mod tests;
 mod throttle;
 pub(crate) mod transaction;
+pub(crate) mod undo;
 
 pub use bitmaps::{BitmapAction, BitmapAdd, BitmapMerge, BitmapSource};
 pub use overlay::SnapshotSync;

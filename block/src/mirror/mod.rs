@@ -20,7 +20,7 @@
 //!
 //! On a cancel or a failure the filter is taken out, in a section too, and the source stays.
 //!
-//! An [active commit](active) is the same with an image below the source for a target.
+//! An active commit is the same with an image below the source for a target.
 
 mod active;
 mod balance;

@@ -290,11 +290,7 @@ async fn start(
     let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
     // Until it goes, with the job.
     filter.block(&blocker_text(&id))?;
-    let home = filter
-        .backends()
-        .first()
-        .and_then(|backend| backend.home())
-        .or_else(|| source.home());
+    let home = graph.home_of_job(&filter, main);
     let driver = MirrorJob {
         graph: Arc::clone(graph),
         source: Arc::clone(&source),
@@ -317,7 +313,6 @@ async fn start(
         held: Mutex::default(),
         outcome: Outcome::default(),
     };
-    let home = home.unwrap_or_else(|| main.into());
     let job = match graph.jobs().create(options, Box::new(driver), home) {
         Ok(job) => job,
         Err(error) => {

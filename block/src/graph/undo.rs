@@ -1,0 +1,93 @@
+//! [`Undo`]: what a command has done to the graph for a job that does not stand yet.
+
+use std::sync::Arc;
+
+use sluice_aio::AioContext;
+
+use super::Graph;
+use crate::driver::Driver;
+use crate::error::Result;
+use crate::home::Home;
+use crate::node::Node;
+
+type Step<'a> = Box<dyn FnOnce(&Graph) + Send + 'a>;
+
+/// See the [module](self). Dropped, it undoes its steps in reverse order, inside the sections in which they were
+/// made.
+pub(crate) struct Undo<'a> {
+    graph: &'a Graph,
+    steps: Vec<Step<'a>>,
+}
+
+impl<'a> Undo<'a> {
+    pub(crate) fn new(graph: &'a Graph) -> Self {
+        Self {
+            graph,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Has `step` done, too, if the rest fails.
+    pub(crate) fn push(&mut self, step: impl FnOnce(&Graph) + Send + 'a) {
+        self.steps.push(Box::new(step));
+    }
+
+    /// Claims a node for a job, given by its type and id.
+    ///
+    /// # Errors
+    /// Another job has it.
+    pub(crate) fn block(&mut self, node: &Arc<Node>, job: &str) -> Result<()> {
+        node.block(job)?;
+        let node = Arc::clone(node);
+        self.push(move |_| node.unblock());
+        Ok(())
+    }
+
+    /// Puts a job's filter above `below`, for that job alone until it goes.
+    ///
+    /// # Errors
+    /// Those of [`Graph::insert_filter`].
+    pub(crate) fn insert_filter(
+        &mut self,
+        name: Option<&str>,
+        below: &Arc<Node>,
+        driver: Box<dyn Driver>,
+        job: &str,
+    ) -> Result<Arc<Node>> {
+        let filter = self.graph.insert_filter(name, below, driver)?;
+        let (own, below) = (Arc::clone(&filter), Arc::clone(below));
+        self.push(move |graph| {
+            if let Err(error) = graph.replace_node(&own, &below) {
+                tracing::error!(%error, "the job's filter can't be taken out");
+            }
+            graph.remove_if_unused(&own);
+        });
+        filter.block(job)?;
+        Ok(filter)
+    }
+
+    /// The job stands; its end undoes what is to be undone.
+    pub(crate) fn forget(mut self) {
+        self.steps.clear();
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        while let Some(step) = self.steps.pop() {
+            step(self.graph);
+        }
+    }
+}
+
+impl Graph {
+    /// Where the job of a filter runs: where a device above it is served, or the filter is at home, or in `main`.
+    pub(crate) fn home_of_job(&self, filter: &Arc<Node>, main: &AioContext) -> Home {
+        let above = self.backends_above(filter);
+        // The device keeps its loop.
+        let of_device = above.first().and_then(|backend| backend.home());
+        of_device
+            .or_else(|| filter.home())
+            .unwrap_or_else(|| main.into())
+    }
+}
