@@ -3,7 +3,7 @@
 //!
 //! Data moves by the engine chosen with `aio=`; calls that may block and that the ring can't do
 //! (opening, searching holes) go to worker threads. The file's right to be written is guarded by
-//! [locks](lock) that other programs of this family respect.
+//! locks that other programs of this family respect.
 
 pub(crate) mod copying;
 pub mod create;
