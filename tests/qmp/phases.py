@@ -46,6 +46,8 @@ class Phases(QmpTest):
         ],
     }
     arguments = ()
+    # After this many seconds an action counts as one that hangs.
+    patience = PATIENCE
 
     def prepare(self) -> None:
         self.machine.image("source.img", SIZE, 0x5A)
@@ -169,6 +171,8 @@ class Phases(QmpTest):
     }
 
     async def play(self, kind: str, phase: str, action: str, answer: str) -> None:
+        if phase != "pivoting":
+            self.assertNotEqual(answer, WAITS, "there is no pivot that it could wait for")
         await self.reach(kind, phase)
         other = await self.another()
         acting = asyncio.create_task(self.ACTIONS[action](self, other))
@@ -188,10 +192,10 @@ class Phases(QmpTest):
 
     async def end_of(self, acting: asyncio.Task, answer: str) -> None:
         if answer != REFUSED:
-            await asyncio.wait_for(acting, PATIENCE)
+            await asyncio.wait_for(acting, self.patience)
             return
         with self.assertRaises(ExecuteError) as caught:
-            await asyncio.wait_for(acting, PATIENCE)
+            await asyncio.wait_for(acting, self.patience)
         self.assertIn("is busy", str(caught.exception))
 
 
@@ -200,11 +204,52 @@ def phases_of(kind: str) -> set[str]:
     return set(table()[0]) - (only_mirrors if kind == "backup" else set())
 
 
+class WrongCells(Phases):
+    """Cells that say something else than the table does."""
+
+    bus = "ide"
+    # None of these waits for anything that comes.
+    patience = 3
+
+    # For what a cell says, in which phases, and what it says then.
+    WRONG = (
+        (NOW, "running", REFUSED),
+        (REFUSED, "running", NOW),
+        (NOW, "running", WAITS),
+        (NOW, "pivoting", WAITS),
+        (NOW, "pivoting", REFUSED),
+        (REFUSED, "pivoting", NOW),
+        (WAITS, "pivoting", NOW),
+        (WAITS, "pivoting", REFUSED),
+    )
+
+    async def is_noticed(self, phase: str, action: str, wrong: str) -> None:
+        with self.assertRaises((AssertionError, ExecuteError, asyncio.TimeoutError)):
+            await self.play("mirror", phase, action, wrong)
+
+    @classmethod
+    def load(cls, phases: list[str], rows: dict[str, list[str]]) -> unittest.TestSuite:
+        """A test for each of them, with the first action that the table says something else of."""
+        suite = unittest.TestSuite()
+        for right, phase, wrong in cls.WRONG:
+            place = phases.index(phase)
+            # The end of the program is no action that could be asked about in the middle of a pivot.
+            found = [name for name, answers in rows.items() if answers[place] == right and "quit" not in name]
+
+            async def test(self, phase=phase, action=found[0], wrong=wrong):
+                await self.is_noticed(phase, action, wrong)
+
+            name = f"test that it is noticed if {found[0]} while a mirror is {phase} were not {right} but {wrong}"
+            suite.addTest(type("WrongCells", (cls,), {name: test})(name))
+        return suite
+
+
 def load(loader: unittest.TestLoader) -> unittest.TestSuite:
     """A test for each cell, each kind of job and each kind of disk."""
     suite = unittest.TestSuite()
     phases, rows = table()
     assert set(rows) == set(Phases.ACTIONS), "the table and the tests name different actions"
+    suite.addTest(WrongCells.load(phases, rows))
     for bus in Phases.DRIVES:
         for kind in ("backup", "mirror"):
             for action, answers in rows.items():

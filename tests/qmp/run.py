@@ -194,6 +194,28 @@ class Control(QmpTest):
             names,
         )
 
+    async def test_the_shell_of_the_public_client(self) -> None:
+        lines = (
+            "query-status",
+            "blockdev-add driver=null-co node-name=n size=1048576",
+            'blockdev-reopen options=[{"driver":"null-co","node-name":"n","size":1048576,"read-only":true}]',
+            "query-named-block-nodes",
+            "blockdev-del node-name=m",
+        )
+        # Unlike a person's, its lines come from a pipe.
+        shell = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "qemu.qmp.qmp_shell", "-v", str(self.machine.socket)),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "HOME": str(self.machine.directory)},
+        )
+        output, _ = await asyncio.wait_for(shell.communicate("".join(f"{line}\n" for line in lines).encode()), PATIENCE)
+        text = output.decode()
+        self.assertEqual(shell.returncode, 0, text)
+        self.assertIn("running", text)
+        self.assertIn("Failed to find node with node-name='m'", text)
+        (node,) = await self.client.execute("query-named-block-nodes")
+        self.assertEqual((node["node-name"], node["ro"]), ("n", True), text)
+
     async def test_stop_and_cont_with_their_events(self) -> None:
         watcher = await self.another()
         await self.client.execute("stop")

@@ -82,7 +82,7 @@ impl Graph {
     /// Call it from a task that holds no token of the disk. On an error nothing has changed.
     ///
     /// # Errors
-    /// Those of `open_overlay` and [`snapshot`](Self::snapshot).
+    /// What QEMU refuses, with its texts and what can be done instead; those of [`snapshot`](Self::snapshot).
     pub async fn snapshot_sync(&self, arguments: &SnapshotSync) -> Result<()> {
         let (node, overlay) = self.open_overlay(arguments).await?;
         let made = self.snapshot(&node, &overlay).await;

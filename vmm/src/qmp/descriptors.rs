@@ -11,7 +11,7 @@ use super::error::QmpError;
 /// The most descriptors to which one client gives names.
 const MOST_NAMED: usize = 64;
 
-/// See the [module](self). Everything in it is closed when its client has gone.
+/// What a client has sent along. Everything in it is closed when its client has gone.
 #[derive(Debug, Default)]
 pub struct Descriptors {
     /// What came last.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::{BitmapAction, BitmapAdd};
-use crate::job::VerbError;
+use crate::job::{JobGroup, VerbError};
 use crate::transaction::{Action, CompletionMode, transact};
 
 /// Waits until the job may be completed.
@@ -400,6 +400,38 @@ fn an_image_in_the_middle_that_a_disk_writes_to_goes_over_with_the_disk() {
             std::fs::read(&path).unwrap()[9 * CLUSTER..][..512],
             [7; 512]
         );
+    });
+}
+
+/// Two disks go over to their bases together: if one cannot, the other goes back onto its whole chain.
+#[test]
+fn a_pivot_is_taken_back_if_another_fails() {
+    run(34, |bench| async move {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("base.img");
+        let (second, _, injector) = over_a_file(&bench, &path).await;
+        let expected = bench.shown().await;
+        let job = bench.commit(&json!({})).await.unwrap();
+        let other = json!({"device": "second", "job-id": "other", "auto-dismiss": false});
+        let other = serde_json::from_value(other).unwrap();
+        let main = current::context();
+        block_commit(&bench.graph, &other, &main).await.unwrap();
+        let other = bench.graph.jobs().get("other").unwrap();
+        for job in [&job, &other] {
+            ready(job).await;
+        }
+        // The pivot's own copies are the operator's no more.
+        guest_write(&second, 20 * CLUSTER, 512, 8).await;
+        let full = InjectError::new(DebugEvent::FlushToDisk, libc::ENOSPC);
+        injector.as_blkdebug().unwrap().inject(full);
+        JobGroup::complete(&[Arc::clone(&job), Arc::clone(&other)]).unwrap();
+        for job in [&job, &other] {
+            end(job).await;
+        }
+        assert_eq!(second.node().unwrap().name(), "top");
+        bench.check_clean();
+        assert_eq!(bench.chain(), ["image2", "image1", "image0"]);
+        assert!(bench.shown().await == expected);
     });
 }
 

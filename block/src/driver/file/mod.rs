@@ -9,7 +9,7 @@ pub(crate) mod copying;
 pub mod create;
 mod device;
 pub mod fdset;
-mod lock;
+pub mod lock;
 mod mapped;
 mod open;
 mod opened;
