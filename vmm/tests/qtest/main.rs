@@ -15,6 +15,7 @@ mod process;
 mod scenarios;
 mod two_disks;
 mod virtio;
+mod virtio_commands;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -16,16 +16,16 @@ const SECTORS: u64 = 8192;
 const DEVICE: u8 = 4;
 
 /// Guest memory that the tests use.
-const DESCRIPTORS: u64 = 0x10_0000;
-const AVAILABLE: u64 = 0x10_4000;
+pub(super) const DESCRIPTORS: u64 = 0x10_0000;
+pub(super) const AVAILABLE: u64 = 0x10_4000;
 pub(super) const USED: u64 = 0x10_8000;
-const INDIRECT: u64 = 0x11_0000;
-const REQUESTS: u64 = 0x12_0000;
+pub(super) const INDIRECT: u64 = 0x11_0000;
+pub(super) const REQUESTS: u64 = 0x12_0000;
 const MESSAGES: u64 = 0x13_0000;
 /// Apart from each other in [`REQUESTS`].
 const REQUEST: u64 = 0x1000;
 /// Entries of the ring: few, so that it wraps around.
-const SIZE: u16 = 8;
+pub(super) const SIZE: u16 = 8;
 
 /// Structures of the device, by `cfg_type`.
 const COMMON: u8 = 1;
@@ -50,36 +50,42 @@ pub(super) mod common {
     pub const QUEUE_DESC: u64 = 32;
     pub const QUEUE_DRIVER: u64 = 40;
     pub const QUEUE_DEVICE: u64 = 48;
+    pub const QUEUE_RESET: u64 = 58;
 }
 const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
 const FEATURES_OK: u8 = 8;
 const DRIVER_OK: u8 = 4;
 
-const INDIRECT_DESC: u64 = 1 << 28;
-const EVENT_IDX: u64 = 1 << 29;
-const VERSION_1: u64 = 1 << 32;
+pub(super) const INDIRECT_DESC: u64 = 1 << 28;
+pub(super) const EVENT_IDX: u64 = 1 << 29;
+pub(super) const VERSION_1: u64 = 1 << 32;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const IN_TABLE: u16 = 4;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
+pub(super) const IN_TABLE: u16 = 4;
 
 pub(super) const IN: u32 = 0;
 pub(super) const OUT: u32 = 1;
-const GET_ID: u32 = 8;
-const UNKNOWN: u32 = 0x77;
+pub(super) const FLUSH: u32 = 4;
+pub(super) const GET_ID: u32 = 8;
+pub(super) const DISCARD: u32 = 11;
+pub(super) const WRITE_ZEROES: u32 = 13;
+pub(super) const UNKNOWN: u32 = 0x77;
 
 pub(super) struct Virtio {
     pub(super) machine: QtestMachine,
     pub(super) common: u64,
     isr: u64,
-    config: u64,
-    doorbell: u64,
+    pub(super) config: u64,
+    notify: u64,
+    multiplier: u64,
+    pub(super) doorbell: u64,
     pub(super) function: Function,
     allocator: Allocator,
     features: u64,
     /// Requests put into the ring.
-    made: u16,
+    pub(super) made: u16,
     pub(super) directory: TempDir,
 }
 
@@ -148,6 +154,8 @@ impl Virtio {
             common,
             isr,
             config,
+            notify,
+            multiplier,
             doorbell: notify,
             function,
             allocator,
@@ -155,21 +163,19 @@ impl Virtio {
             made: 0,
             directory,
         };
-        virtio.bring_up(multiplier, vectors);
+        virtio.bring_up(vectors);
         virtio
     }
 
-    fn bring_up(&mut self, multiplier: u64, vectors: bool) {
+    pub(super) fn bring_up(&mut self, vectors: bool) {
         if vectors {
             self.enable_vectors();
         }
         let (common, features) = (self.common, self.features);
         let qtest = &mut self.machine.qtest;
-        // Rings that another driver may have left.
-        for ring in [AVAILABLE, USED] {
-            qtest.write32(ring, 0).unwrap();
-        }
         qtest.write8(common + common::STATUS, 0).unwrap();
+        // A reset that waits for a request is over when the status says so.
+        while qtest.read8(common + common::STATUS).unwrap() != 0 {}
         qtest
             .write8(common + common::STATUS, ACKNOWLEDGE | DRIVER)
             .unwrap();
@@ -194,6 +200,21 @@ impl Virtio {
             qtest.write16(common + common::CONFIG_VECTOR, 0).unwrap();
             assert_eq!(qtest.read16(common + common::CONFIG_VECTOR).unwrap(), 0);
         }
+        self.enable_queue(vectors);
+        self.machine
+            .qtest
+            .write8(common + common::STATUS, status | DRIVER_OK)
+            .unwrap();
+    }
+
+    /// Sets up the queue with an empty ring, and enables it.
+    pub(super) fn enable_queue(&mut self, vectors: bool) {
+        self.made = 0;
+        let (common, qtest) = (self.common, &mut self.machine.qtest);
+        // Rings that another driver may have left.
+        for ring in [AVAILABLE, USED] {
+            qtest.write32(ring, 0).unwrap();
+        }
         qtest.write16(common + common::QUEUE_SELECT, 0).unwrap();
         qtest.write16(common + common::QUEUE_SIZE, SIZE).unwrap();
         for (register, address) in [
@@ -208,10 +229,7 @@ impl Virtio {
         }
         qtest.write16(common + common::QUEUE_ENABLE, 1).unwrap();
         let offset = qtest.read16(common + common::QUEUE_NOTIFY_OFF).unwrap();
-        self.doorbell += u64::from(offset) * multiplier;
-        qtest
-            .write8(common + common::STATUS, status | DRIVER_OK)
-            .unwrap();
+        self.doorbell = self.notify + u64::from(offset) * self.multiplier;
     }
 
     /// Has vector N write N + 1 to memory.
@@ -240,14 +258,14 @@ impl Virtio {
     }
 
     /// The message that vector N has written, taken away.
-    fn take_message(&mut self, vector: u64) -> u32 {
+    pub(super) fn take_message(&mut self, vector: u64) -> u32 {
         let at = MESSAGES + 4 * vector;
         let message = self.machine.qtest.read32(at).unwrap();
         self.machine.qtest.write32(at, 0).unwrap();
         message
     }
 
-    fn descriptor(&mut self, at: u64, address: u64, length: u32, flags: u16, next: u16) {
+    pub(super) fn descriptor(&mut self, at: u64, address: u64, length: u32, flags: u16, next: u16) {
         let mut bytes = address.to_le_bytes().to_vec();
         bytes.extend(length.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
@@ -265,9 +283,11 @@ impl Virtio {
         self.machine.qtest.write(at, &header).unwrap();
         let buffer = at + 0x100;
         let status = at + 0x800;
-        self.machine.qtest.write(buffer, data).unwrap();
         self.machine.qtest.write8(status, 0xff).unwrap();
-        let to_device = if kind == OUT { 0 } else { WRITE };
+        let to_device = match kind {
+            OUT | DISCARD | WRITE_ZEROES => 0,
+            _ => WRITE,
+        };
         let length = u32::try_from(data.len()).unwrap();
         let head = slot * 4;
         let indirect = self.features & INDIRECT_DESC != 0;
@@ -277,24 +297,34 @@ impl Virtio {
             (DESCRIPTORS + 16 * u64::from(head), head)
         };
         self.descriptor(table, at, 16, NEXT, first + 1);
-        self.descriptor(table + 16, buffer, length, NEXT | to_device, first + 2);
-        self.descriptor(table + 32, status, 1, WRITE, 0);
+        if data.is_empty() {
+            self.descriptor(table + 16, status, 1, WRITE, 0);
+        } else {
+            self.machine.qtest.write(buffer, data).unwrap();
+            self.descriptor(table + 16, buffer, length, NEXT | to_device, first + 2);
+            self.descriptor(table + 32, status, 1, WRITE, 0);
+        }
         if indirect {
             self.descriptor(DESCRIPTORS + 16 * u64::from(head), table, 48, IN_TABLE, 0);
         }
+        self.offer(head);
+        if ring {
+            self.machine.qtest.write16(self.doorbell, 0).unwrap();
+        }
+        buffer
+    }
+
+    /// Puts the head of a chain into the ring.
+    pub(super) fn offer(&mut self, head: u16) {
         let entry = AVAILABLE + 4 + 2 * u64::from(self.made % SIZE);
         let qtest = &mut self.machine.qtest;
         qtest.write16(entry, head).unwrap();
         self.made = self.made.wrapping_add(1);
         qtest.write16(AVAILABLE + 2, self.made).unwrap();
-        if ring {
-            qtest.write16(self.doorbell, 0).unwrap();
-        }
-        buffer
     }
 
     /// Waits until the device has used all that was made.
-    fn wait_used(&mut self) {
+    pub(super) fn wait_used(&mut self) {
         while self.machine.qtest.read16(USED + 2).unwrap() != self.made {}
     }
 
@@ -302,9 +332,18 @@ impl Virtio {
     pub(super) fn request(&mut self, kind: u32, sector: u64, data: &[u8]) -> (u8, Vec<u8>) {
         let buffer = self.submit(kind, sector, data, true);
         self.wait_used();
+        self.answer(buffer, data.len())
+    }
+
+    /// The status and the data of the request whose data are there.
+    pub(super) fn answer(&mut self, buffer: u64, length: usize) -> (u8, Vec<u8>) {
         let qtest = &mut self.machine.qtest;
         let status = qtest.read8(buffer - 0x100 + 0x800).unwrap();
-        (status, qtest.read(buffer, data.len()).unwrap())
+        let data = match length {
+            0 => Vec::new(),
+            length => qtest.read(buffer, length).unwrap(),
+        };
+        (status, data)
     }
 
     fn capacity(&mut self) -> u64 {
@@ -312,7 +351,7 @@ impl Virtio {
     }
 
     /// Which causes the interrupt line has; it is released.
-    fn take_isr(&mut self) -> u8 {
+    pub(super) fn take_isr(&mut self) -> u8 {
         self.machine.qtest.read8(self.isr).unwrap()
     }
 
@@ -346,7 +385,7 @@ impl Virtio {
         assert_eq!(self.request(UNKNOWN, 0, &[0; SECTOR]).0, 2);
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         assert_eq!(self.machine.end().unwrap(), Some(0));
     }
 }
