@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use sluice_bench::allocations::Counting;
 use sluice_bench::report::{Row, heading};
@@ -99,10 +99,7 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some([source, target, way]) = arguments.mirror.as_deref() {
-        let way = match way.as_str() {
-            "direct" => mirror::Way::Direct,
-            _ => mirror::Way::Buffered,
-        };
+        let way = mirror::Way::named(way).context("no such way")?;
         let report = mirror::ours::mirror(source.as_ref(), target.as_ref(), way)?;
         println!("{}", serde_json::to_string(&report)?);
         return Ok(ExitCode::SUCCESS);

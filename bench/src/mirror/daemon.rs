@@ -12,10 +12,11 @@ use crate::daemon::Daemon;
 fn node(name: &str, path: &Path, way: Way) -> String {
     let path = path.display();
     let more = match way {
-        Way::Buffered => "",
-        Way::Direct => ",cache.direct=on,aio=native",
+        Way::Buffered => ",discard=unmap",
+        Way::Keeping => "",
+        Way::Direct => ",discard=unmap,cache.direct=on,aio=native",
     };
-    format!("driver=file,node-name={name},discard=unmap,filename={path}{more}")
+    format!("driver=file,node-name={name},filename={path}{more}")
 }
 
 /// As [`super::ours::mirror`], by a daemon that is started for it.

@@ -28,8 +28,29 @@ const MIB: u64 = 1 << 20;
 pub enum Way {
     /// Through the page cache.
     Buffered,
+    /// The same, with nodes that were not given `discard=unmap`.
+    Keeping,
     /// Past it, with O_DIRECT.
     Direct,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Buffered, Self::Keeping, Self::Direct];
+
+    /// As an argument of the program.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Buffered => "buffered",
+            Self::Keeping => "keeping",
+            Self::Direct => "direct",
+        }
+    }
+
+    /// The way of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|way| way.name() == name)
+    }
 }
 
 /// What a copy took.
@@ -116,11 +137,7 @@ impl Images {
                 let own = std::env::current_exe().context("can't find this program")?;
                 let mut command = Command::new(own);
                 command.arg("--mirror").arg(source).arg(target);
-                command.arg(if way == Way::Direct {
-                    "direct"
-                } else {
-                    "buffered"
-                });
+                command.arg(way.name());
                 let (output, computed) = children::run(&mut command)?;
                 let report: ours::Report = serde_json::from_slice(&output)?;
                 let memory = mib(report.memory << 10);
@@ -298,6 +315,13 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
             of_daemon(&samples, &computed),
             Target::None,
         ),
+        row(
+            "the same: memory beyond what was in use",
+            "MiB",
+            samples[0].memory,
+            None,
+            Target::AtMost(32.0),
+        ),
     ]);
     drop(images);
 
@@ -322,6 +346,29 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
             of_daemon(&samples, &allocated),
             Target::RatioAtMost(1.0),
         ),
+        row(
+            "the same: processor time",
+            "s",
+            computed(&samples[0]),
+            of_daemon(&samples, &computed),
+            Target::None,
+        ),
+        row(
+            "the same: memory beyond what was in use",
+            "MiB",
+            samples[0].memory,
+            None,
+            Target::AtMost(32.0),
+        ),
     ]);
+    // The daemon fills the target then, until memory runs out.
+    let samples = compare(&images, &[Program::Ours], Way::Keeping, 1)?;
+    rows.push(row(
+        "without discard=unmap: memory that the target takes",
+        "MiB",
+        allocated(&samples[0]),
+        None,
+        Target::AtMost(mib(data)),
+    ));
     Ok(rows)
 }

@@ -37,9 +37,13 @@ impl Report {
 
 async fn open(graph: &Arc<Graph>, name: &str, path: &Path, way: Way) -> Result<Arc<Node>> {
     let cache = json!({"direct": way == Way::Direct});
+    let discard = match way {
+        Way::Keeping => "ignore",
+        Way::Buffered | Way::Direct => "unmap",
+    };
     let options = json!({
-        "driver": "raw", "node-name": name, "discard": "unmap", "cache": cache,
-        "file": {"driver": "file", "filename": path, "discard": "unmap", "cache": cache},
+        "driver": "raw", "node-name": name, "discard": discard, "cache": cache,
+        "file": {"driver": "file", "filename": path, "discard": discard, "cache": cache},
     });
     let node = graph.add_node(&serde_json::from_value(options)?).await;
     node.context("can't open an image")

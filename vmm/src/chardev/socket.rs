@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -37,6 +37,15 @@ pub enum SocketError {
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
+    },
+    /// An address that other hosts reach.
+    #[error(
+        "can't listen on '{name}': whoever reaches it could do all that a monitor can; listen on 127.0.0.1 or \
+         localhost, and come from elsewhere by a tunnel (ssh -L)"
+    )]
+    NotLoopback {
+        /// The address, in QEMU's notation.
+        name: String,
     },
     /// The system refused a TCP socket, or standard input or output.
     #[error("can't {action} '{name}': {source}")]
@@ -129,13 +138,20 @@ pub(super) fn connect_inet(host: &str, port: u16) -> Result<OwnedFd, SocketError
     connected.map_err(|source| inet("connect to", host, port, source))
 }
 
-/// Listens on a TCP port.
+/// Listens on a TCP port of this host that no other reaches: nothing here asks a client who it is.
 pub(super) fn listen_inet(host: &str, port: u16) -> Result<TcpListener, SocketError> {
-    let bound = TcpListener::bind((host, port)).and_then(|listener| {
+    let failed = |source| inet("listen on", host, port, source);
+    let found = (host, port).to_socket_addrs().map_err(failed)?;
+    let (own, others): (Vec<_>, Vec<_>) = found.partition(|found| found.ip().is_loopback());
+    if own.is_empty() && !others.is_empty() {
+        let name = format!("tcp:{host}:{port}");
+        return Err(SocketError::NotLoopback { name });
+    }
+    let bound = TcpListener::bind(own.as_slice()).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    bound.map_err(|source| inet("listen on", host, port, source))
+    bound.map_err(failed)
 }
 
 fn inet(action: &'static str, host: &str, port: u16, source: io::Error) -> SocketError {

@@ -125,6 +125,20 @@ fn tcp_is_served_on_this_host() {
 }
 
 #[test]
+fn no_other_host_reaches_a_monitor() {
+    for host in ["0.0.0.0", "::", "192.0.2.1"] {
+        let host = host.to_owned();
+        let outside = socket(SocketAddress::Inet { host, port: 0 }, true);
+        let error = Endpoints::open(&[outside], Inherited::default()).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("tcp:") && said.contains("127.0.0.1"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn what_can_not_be_had_is_named() {
     let nobody = socket(SocketAddress::Unix("/nonexistent/s".into()), false);
     let error = Endpoints::open(&[nobody], Inherited::default()).unwrap_err();
