@@ -7,6 +7,7 @@
 
 use std::io::Read as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use crate::image::{Code, LOAD_ADDRESS, port};
@@ -269,11 +270,11 @@ fn virtio_read() -> Code {
         .wait()
 }
 
-/// The guest: it tells of the end of each turn, and at the end the virtio status and the drive's error.
-fn payload() -> Code {
-    let turn = |code: Code, read: &Code| code.repeat(READS, read).print(".");
+/// The guest: it tells of the end of each turn of so many reads, and at the end the virtio status and the drive's error.
+fn payload(turns: usize, reads: u32) -> Code {
+    let turn = |code: Code, read: &Code| code.repeat(reads, read).print(".");
     let code = virtio_set_up(ide_set_up(machine())).store8(place::STATUS, 0xff);
-    let code = (0..TURNS).fold(code.print("."), |code, _| {
+    let code = (0..turns).fold(code.print("."), |code, _| {
         turn(turn(code, &ide_read()), &virtio_read())
     });
     // mov al, [STATUS]
@@ -290,9 +291,10 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn measure(directory: &Path) -> String {
+/// The guest's program and its two disks.
+fn machine_with(directory: &Path, payload: &Code) -> Command {
     let kernel = directory.join("payload");
-    std::fs::write(&kernel, payload().image()).unwrap();
+    std::fs::write(&kernel, payload.image()).unwrap();
     let disks = ["ide", "virtio"].map(|name| {
         let path = directory.join(name);
         std::fs::write(&path, vec![0x5a; 1 << 20]).unwrap();
@@ -309,7 +311,11 @@ fn measure(directory: &Path) -> String {
         "--device".to_owned(),
         "virtio-blk-pci,drive=fast,iothread=io0".to_owned(),
     ];
-    let mut child = sluice(&kernel, &drives.each_ref().map(String::as_str))
+    sluice(&kernel, &drives.each_ref().map(String::as_str))
+}
+
+fn measure(directory: &Path) -> String {
+    let mut child = machine_with(directory, &payload(TURNS, READS))
         .spawn()
         .unwrap();
     let mut console = child.stdout.take().unwrap();
@@ -373,4 +379,31 @@ fn best(rates: &[f64]) -> f64 {
 fn of_ide_and_virtio() {
     let directory = tempfile::tempdir().unwrap();
     println!("{}", measure(directory.path()));
+}
+
+/// A doorbell wakes the queue's thread, its message and the IDE channel's line wake the processor from its sleep,
+/// and the bytes are where the guest wants them: on a real processor, without an operating system.
+#[test]
+fn doorbells_and_interrupts_reach_a_processor() {
+    let directory = tempfile::tempdir().unwrap();
+    // What was read last is told of too; before each turn it is wiped.
+    let told_of = |code: Code| {
+        code.bytes(&[0xa0]) // mov al, [DATA + READ - 1]
+            .bytes(&(place::DATA + READ - 1).to_le_bytes())
+            .out_al(port::SERIAL)
+            .store8(place::DATA + READ - 1, 0)
+    };
+    let code = virtio_set_up(ide_set_up(machine())).store8(place::STATUS, 0xff);
+    let code = told_of(code.store8(place::DATA + READ - 1, 1));
+    let code = told_of(code.repeat(3, &ide_read()));
+    let code = told_of(code.repeat(3, &virtio_read()));
+    let output = machine_with(directory.path(), &code.power_off())
+        .output()
+        .unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(0), &[1, 0x5a, 0x5a][..]),
+        "{:?}",
+        told(&output)
+    );
 }
