@@ -49,6 +49,7 @@ pub mod job;
 pub mod mirror;
 pub mod node;
 pub mod options;
+mod parting;
 pub mod permission;
 pub mod transaction;
 

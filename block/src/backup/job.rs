@@ -4,9 +4,11 @@
 //! still marked, and the next lap tries it again if the operator's policy says so.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, select};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use sluice_aio::current;
@@ -14,11 +16,12 @@ use sluice_aio::current;
 use super::arguments::{BackupSync, Shape};
 use super::bitmap::End;
 use super::start::Ends;
-use crate::driver::copy_before_write::{Copier, CopyError};
-use crate::driver::{Allocation, Background};
+use crate::driver::copy_before_write::{Copier, CopyError, TARGET_ACCESS};
+use crate::driver::{Allocation, Background, Role};
 use crate::event::IoOperation;
 use crate::graph::Graph;
 use crate::job::{JobContext, JobDriver, JobError, JobKind, OnError};
+use crate::parting::Target;
 
 /// The most bytes of zeroes that one copy covers.
 const MAX_ZEROES: u64 = 1 << 30;
@@ -39,6 +42,8 @@ pub(super) struct BackupJob {
 pub(super) struct State {
     running: Arc<Background>,
     errors: Mutex<Vec<(IoOperation, Errno)>>,
+    /// The target has been left to its requests, which have not returned.
+    target_left: AtomicBool,
 }
 
 impl BackupJob {
@@ -53,6 +58,7 @@ impl BackupJob {
             match self.copier.leave_out_below(at..end).await {
                 Ok(len) => at += len,
                 Err(error) => {
+                    job.check_cancelled()?;
                     let error = (IoOperation::Read, errno(error.errno()));
                     self.judge(job, vec![error]).await?;
                 }
@@ -112,7 +118,9 @@ impl BackupJob {
             return Ok(());
         }
         // Copies run side by side, and what ails one ails all: they are judged together.
-        self.state.running.wait_idle().await;
+        let idle = pin!(self.state.running.wait_idle());
+        select(idle, pin!(job.cancelled())).await;
+        job.check_cancelled()?;
         let mut errors = errors;
         errors.append(&mut self.state.errors.lock());
         self.judge(job, errors).await
@@ -168,7 +176,9 @@ impl BackupJob {
         );
         let running = self.state.running.begin();
         current::spawn_local(async move {
-            if let Err(CopyError { operation, error }) = copier.save(&range).await {
+            if let Err(CopyError { operation, error }) = copier.save(&range).await
+                && !copier.parting().is_over()
+            {
                 state.errors.lock().push((operation, errno(error.errno())));
             }
             drop(running);
@@ -181,7 +191,8 @@ impl BackupJob {
     async fn flush(&self, job: &JobContext) -> Result<(), JobError> {
         loop {
             self.look(job).await?;
-            let Err(error) = self.ends.target.flush().await else {
+            let flushed = self.copier.parting().flush(job, &self.ends.target);
+            let Err(error) = flushed.await? else {
                 return Ok(());
             };
             let error = (IoOperation::Write, errno(error.errno()));
@@ -204,11 +215,32 @@ impl BackupJob {
         self.flush(job).await
     }
 
+    /// Waits for the copies of a backup that has given up, for as long as that makes sense.
+    async fn settle_at_end(&self, job: &JobContext) {
+        let target = Target {
+            graph: &self.graph,
+            node: &self.ends.target,
+            role: Role::Target.name(),
+            access: TARGET_ACCESS,
+            user: None,
+        };
+        let left = || returned(Arc::clone(&self.copier));
+        let parting = self.copier.parting();
+        if parting.settle_at_end(job, target, left).await {
+            self.state.target_left.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn end_bitmap(&self, end: End<'_>) {
         if let Some(bitmap) = &self.ends.bitmap {
             bitmap.end(end);
         }
     }
+}
+
+/// Completes when no copy and no flush is under way.
+async fn returned(copier: Arc<Copier>) {
+    copier.parting().target_idle().await;
 }
 
 fn errno(raw: i32) -> Errno {
@@ -223,22 +255,40 @@ impl JobDriver for BackupJob {
     fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             let result = self.work(job).await;
-            self.state.running.wait_idle().await;
+            if result.is_err() {
+                self.copier.parting().give_up();
+            }
             self.account(job);
             result
         })
     }
 
-    fn settle<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
-        Box::pin(self.state.running.wait_idle())
+    fn settle<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async move {
+            let idle = self.state.running.wait_idle();
+            let returned = returned(Arc::clone(&self.copier));
+            let parting = self.copier.parting();
+            parting.settle(job, &self.ends.target, idle, returned).await;
+        })
     }
 
     fn commit<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async { self.end_bitmap(End::Success) })
     }
 
-    fn abort<'a>(&'a self, _job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
-        Box::pin(async { self.end_bitmap(End::Failure(self.copier.to_copy())) })
+    fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.copier.parting().give_up();
+            self.settle_at_end(job).await;
+            self.account(job);
+            self.end_bitmap(End::Failure(self.copier.to_copy()));
+        })
+    }
+
+    fn on_cancel(&self, force: bool) {
+        if force {
+            self.copier.parting().give_up();
+        }
     }
 
     fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
@@ -250,7 +300,8 @@ impl JobDriver for BackupJob {
                 .drain_by_job(&self.ends.filter, &holder, own)
                 .await;
             self.ends.take_filter_out(&self.graph);
-            self.ends.let_go(&self.graph, own);
+            let target_left = self.state.target_left.load(Ordering::Relaxed);
+            self.ends.let_go(&self.graph, own, target_left);
             drop(section);
         })
     }

@@ -227,12 +227,14 @@ impl Ends {
         }
     }
 
-    /// Gives the nodes back, once the filter is out.
-    pub(super) fn let_go(&self, graph: &Graph, job: &Arc<Job>) {
+    /// Gives the nodes back, once the filter is out; not a target that was left to its requests.
+    pub(super) fn let_go(&self, graph: &Graph, job: &Arc<Job>, target_left: bool) {
         graph.remove_job_parent(&self.filter, job, FILTER_ROLE);
         graph.remove_if_unused(&self.filter);
         self.source.unblock();
-        self.target.unblock();
+        if !target_left {
+            self.target.unblock();
+        }
         graph.remove_if_unused(&self.source);
         graph.remove_if_unused(&self.target);
     }
@@ -250,7 +252,7 @@ impl Prepared {
         if let Some(bitmap) = &ends.bitmap {
             bitmap.end(End::NotBegun);
         }
-        ends.let_go(&graph, &job);
+        ends.let_go(&graph, &job, false);
         job.discard();
         job.concluded().await;
     }

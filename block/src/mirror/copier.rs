@@ -269,7 +269,7 @@ impl Copier {
         match result {
             Ok(()) => ledger.add_finished(len),
             // What fails once the job has given up is nobody's business any more.
-            Err(_) if ledger.is_over() => {}
+            Err(_) if ledger.parting.is_over() => {}
             Err(error) => ledger.report(error),
         }
         drop(token);
@@ -283,7 +283,7 @@ impl Copier {
             let status = match is_data {
                 true => None,
                 false => {
-                    let looking = self.ledger.look_at_source()?;
+                    let looking = self.ledger.parting.look_at_source()?;
                     let status = self.source.block_status(at, left).await.ok();
                     drop(looking);
                     status
@@ -311,6 +311,7 @@ impl Copier {
         } else {
             RequestFlags::empty()
         };
+        self.ledger.parting.check_going_on()?;
         self.target
             .write_zeroes(offset, len, flags)
             .await
@@ -321,7 +322,7 @@ impl Copier {
 
     /// Moves data, at most one buffer of it if that is needed, and says how much it was.
     async fn move_data(&self, offset: u64, len: u64) -> Result<u64, CopyError> {
-        self.ledger.check_going_on()?;
+        self.ledger.parting.check_going_on()?;
         let tally = &self.ledger.tally;
         // What failed it does not tell; the ordinary way will.
         if self.by_the_kernel && self.target.copy_from(&self.source, offset, len).await {
@@ -332,13 +333,13 @@ impl Copier {
         // A piece is at most 1 MiB.
         let memory = self.memory(usize::try_from(len).unwrap_or_default());
         let buffer = memory.slice(0, usize::try_from(len).unwrap_or_default());
-        let looking = self.ledger.look_at_source()?;
+        let looking = self.ledger.parting.look_at_source()?;
         self.source
             .read(offset, buffer.clone())
             .await
             .map_err(|error| CopyError::new(IoOperation::Read, &error))?;
         drop(looking);
-        self.ledger.check_going_on()?;
+        self.ledger.parting.check_going_on()?;
         self.target
             .write(offset, buffer, RequestFlags::empty())
             .await

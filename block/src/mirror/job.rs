@@ -285,7 +285,7 @@ impl JobDriver for MirrorJob {
             }
             .await;
             if result.is_err() {
-                self.ledger.give_up();
+                self.ledger.parting.give_up();
             }
             result
         })
@@ -305,7 +305,7 @@ impl JobDriver for MirrorJob {
 
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
-            self.ledger.give_up();
+            self.ledger.parting.give_up();
             self.settle_at_end(job).await;
             if self.take_pivot_back(job) {
                 return;
@@ -351,7 +351,7 @@ impl JobDriver for MirrorJob {
 
     fn on_cancel(&self, force: bool) {
         if force {
-            self.ledger.give_up();
+            self.ledger.parting.give_up();
         }
     }
 

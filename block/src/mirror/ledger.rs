@@ -15,12 +15,12 @@ use sluice_aio::{Clock, Gate};
 
 use super::options::CopyMode;
 use crate::dirty::DirtyBitmap;
-use crate::driver::Background;
 use crate::error::BlockError;
 use crate::event::IoOperation;
 use crate::io::serialise::Serialiser;
 use crate::job::JobKicker;
 use crate::node::Node;
+use crate::parting::Parting;
 
 /// Why a copy failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +68,8 @@ pub(super) struct Ledger {
     /// Places at which the target is being changed: only one change of a place at a time.
     pub(super) claims: Arc<Serialiser>,
     pub(super) tally: Tally,
-    /// Looks of copies at the source that have not ended.
-    pub(super) at_source: Arc<Background>,
-    /// Twofold writes and flushes that have not ended at the target, those included for which nobody waits.
-    pub(super) at_target: Arc<Background>,
+    /// Whether the job has given up, and twofold writes and flushes that have not ended at the target.
+    pub(super) parting: Parting,
     /// Bytes of guest writes that are on their way to both sides.
     pub(super) on_their_way: AtomicU64,
     /// Memory of twofold writes.
@@ -82,9 +80,6 @@ pub(super) struct Ledger {
     twofold: AtomicBool,
     /// The target has failed a guest's write, and the job has not judged that yet.
     suspended: AtomicBool,
-    /// The job has come to its end without a pivot: no guest waits for the target any more.
-    over: AtomicBool,
-    ended: Event,
     news: Mutex<News>,
     kicker: OnceLock<JobKicker>,
     /// Counts copies in flight.
@@ -103,15 +98,12 @@ impl Ledger {
             target,
             claims: Arc::default(),
             tally: Tally::default(),
-            at_source: Arc::default(),
-            at_target: Arc::default(),
+            parting: Parting::default(),
             on_their_way: AtomicU64::new(0),
             memory: Memory::new(),
             mode: Mutex::new(mode),
             twofold: AtomicBool::new(mode == CopyMode::WriteBlocking),
             suspended: AtomicBool::new(false),
-            over: AtomicBool::new(false),
-            ended: Event::new(),
             news: Mutex::default(),
             kicker: OnceLock::new(),
             copies: Gate::new("mirror copies", clock),
@@ -155,36 +147,13 @@ impl Ledger {
 
     /// Whether a guest's write that comes now goes to both sides.
     pub(super) fn writes_both(&self) -> bool {
-        self.is_twofold()
-            && !self.suspended.load(Ordering::Acquire)
-            && !self.over.load(Ordering::Acquire)
-    }
-
-    /// From now on no guest waits for the target.
-    pub(super) fn give_up(&self) {
-        self.over.store(true, Ordering::Release);
-        self.ended.notify(usize::MAX);
-    }
-
-    /// Whether the job has given up.
-    pub(super) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
-    }
-
-    /// Completes when the job has given up.
-    pub(super) async fn given_up(&self) {
-        while !self.over.load(Ordering::Acquire) {
-            let ended = self.ended.listen();
-            if !self.over.load(Ordering::Acquire) {
-                ended.await;
-            }
-        }
+        self.is_twofold() && !self.suspended.load(Ordering::Acquire) && !self.parting.is_over()
     }
 
     /// Waits until nothing of the mirror is on its way to the target.
     pub(super) async fn settle(&self) {
         self.copies.wait_idle().await;
-        self.at_target.wait_idle().await;
+        self.parting.target_idle().await;
     }
 
     /// The part of a guest's change that the target gets at once: all but the ends that lie in chunks which

@@ -92,7 +92,7 @@ pub(super) async fn write_both(
                 .claims
                 .claim_owned(range.clone(), ClaimKind::Exclusive)
         );
-        match select(claim, pin!(ledger.given_up())).await {
+        match select(claim, pin!(ledger.parting.given_up())).await {
             Either::Left((claim, _)) => Some(claim),
             Either::Right(_) => None,
         }
@@ -229,14 +229,14 @@ impl Twofold<'_> {
     /// Has the target do its part, in a task of its own: the guest may stop to wait for it. Whether it was
     /// done.
     async fn at_target(&self, change: Change, range: Range<u64>) -> bool {
-        let running = self.ledger.at_target.begin();
+        let running = self.ledger.parting.begin_at_target();
         let (target, claim) = (Arc::clone(&self.ledger.target), Arc::clone(&self.claim));
         let task = current::spawn_local(async move {
             let result = change.apply(&target, range).await;
             drop((claim, running));
             result
         });
-        match select(task, pin!(self.ledger.given_up())).await {
+        match select(task, pin!(self.ledger.parting.given_up())).await {
             Either::Left((Ok(Ok(())), _)) => true,
             Either::Left((Ok(Err(error)), _)) => {
                 self.ledger

@@ -5,6 +5,7 @@ mod bench;
 mod bitmaps;
 mod copying;
 mod errors;
+mod hang;
 mod many;
 mod random;
 mod refusals;

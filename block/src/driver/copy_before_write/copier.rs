@@ -5,10 +5,13 @@
 //! finds it cleared may write without looking further. Who copies claims the clusters alone, by the
 //! [`Serialiser`], and looks again once it has them, so each is copied once.
 
+use std::io;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
+use futures_util::future::{Either, select};
 use rustix::io::Errno;
 use sluice_aio::IoBuffer;
 
@@ -16,9 +19,10 @@ use crate::dirty::DirtyBitmap;
 use crate::driver::{Allocation, Edge, RequestFlags, Role};
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
-use crate::io::serialise::{ClaimKind, Serialiser};
+use crate::io::serialise::{Claim, ClaimKind, Serialiser};
 use crate::job::JobKicker;
 use crate::node::Node;
+use crate::parting::{GivenUp, Parting};
 
 /// The most bytes of data in memory for one copy: what a guest changes at once must not decide how
 /// much memory the copy takes.
@@ -47,6 +51,8 @@ pub(crate) struct Copier {
     broken: AtomicI32,
     /// Bytes that were copied or zeroed.
     done: AtomicU64,
+    /// Whether the job still wants the old data, and the copies that have not ended.
+    parting: Parting,
     /// The job that is told of every copy's end, if there is one.
     kicker: std::sync::OnceLock<JobKicker>,
 }
@@ -55,6 +61,8 @@ impl Copier {
     /// Of `file` to `target`, which is at least as large, what is marked.
     pub(crate) fn new(file: Arc<Node>, target: Arc<Node>, to_copy: DirtyBitmap) -> Self {
         Self {
+            // A guest goes on when the job gives up, while its copy may still read what is below.
+            parting: Parting::counted_by(file.left_behind()),
             file: Edge::new(Role::File, file),
             target: Edge::new(Role::Target, target),
             to_copy,
@@ -68,6 +76,11 @@ impl Copier {
     /// What is still to be copied.
     pub(crate) fn to_copy(&self) -> &DirtyBitmap {
         &self.to_copy
+    }
+
+    /// Whether the job still wants the old data; for ever if there is none.
+    pub(crate) fn parting(&self) -> &Parting {
+        &self.parting
     }
 
     /// Bytes that were saved so far.
@@ -111,16 +124,19 @@ impl Copier {
 
     /// Whether nothing of these clusters is to be copied any more.
     pub(super) fn is_saved(&self, clusters: &Range<u64>) -> bool {
-        clusters.is_empty() || self.broken().is_some() || self.next_run(clusters).is_none()
+        clusters.is_empty()
+            || self.broken().is_some()
+            || self.parting.is_over()
+            || self.next_run(clusters).is_none()
     }
 
     /// Copies what is left of these clusters, once nobody else is about to.
     ///
     /// # Errors
-    /// The copy failed; what was not copied is still to be.
+    /// The copy failed, or the job has given up; what was not copied is still to be.
     pub(crate) async fn save(&self, clusters: &Range<u64>) -> std::result::Result<(), CopyError> {
-        let claim = self.copying.claim(clusters.clone(), ClaimKind::Exclusive);
-        let _claim = claim.await;
+        let _running = self.parting.begin_at_target();
+        let _claim = self.claim(clusters.clone()).await?;
         while let Some(run) = self.next_run(clusters) {
             if self.broken().is_some() {
                 return Ok(());
@@ -139,16 +155,28 @@ impl Copier {
     /// has let go can land while it is looked at.
     ///
     /// # Errors
-    /// The file's.
+    /// The file's; the job has given up.
     pub(crate) async fn leave_out_below(&self, range: Range<u64>) -> Result<u64> {
         let len = range.end - range.start;
-        let claim = self.copying.claim(range.clone(), ClaimKind::Exclusive);
-        let _claim = claim.await;
+        let _claim = self.claim(range.clone()).await?;
+        let _looking = self.parting.look_at_source()?;
         let status = self.file.node().layer_status(range.start, len).await?;
         if status.allocation == Allocation::Below {
             self.to_copy.clear(range.start, status.len);
         }
         Ok(status.len)
+    }
+
+    /// Waits until nobody else copies there.
+    ///
+    /// # Errors
+    /// The job has given up: who copies there may hang.
+    async fn claim(&self, range: Range<u64>) -> std::result::Result<Claim<&Serialiser>, GivenUp> {
+        let claim = pin!(self.copying.claim(range, ClaimKind::Exclusive));
+        match select(claim, pin!(self.parting.given_up())).await {
+            Either::Left((claim, _)) => Ok(claim),
+            Either::Right(_) => Err(GivenUp),
+        }
     }
 
     /// From now on the old data is not whole.
@@ -164,10 +192,13 @@ impl Copier {
         let (file, target) = (self.file.node(), self.target.node());
         let mut at = run.start;
         while at < run.end {
+            let looking = self.parting.look_at_source()?;
             let status = file.block_status(at, run.end - at).await;
             let status = status.map_err(|error| failed(IoOperation::Read, error))?;
             at += match status.allocation {
                 Allocation::Zero => {
+                    drop(looking);
+                    self.parting.check_going_on()?;
                     let flags = RequestFlags::MAY_UNMAP;
                     let zeroed = target.write_zeroes(at, status.len, flags).await;
                     zeroed.map_err(|error| failed(IoOperation::Write, error))?;
@@ -176,8 +207,15 @@ impl Copier {
                 // All that is below is looked through: there is data somewhere.
                 Allocation::Data | Allocation::Below => {
                     let len = status.len.min(MAX_DATA);
-                    let data = move_data(&file, &target, at, len).await;
-                    data.map_err(|(operation, error)| failed(operation, error))?;
+                    // Bounded, so this is no more than memory has.
+                    let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or(usize::MAX));
+                    let read = file.read(at, buffer.clone()).await;
+                    read.map_err(|error| failed(IoOperation::Read, error))?;
+                    drop(looking);
+                    // A guest may have changed meanwhile what was read.
+                    self.parting.check_going_on()?;
+                    let written = target.write(at, buffer, RequestFlags::empty()).await;
+                    written.map_err(|error| failed(IoOperation::Write, error))?;
                     len
                 }
             };
@@ -190,16 +228,14 @@ fn failed(operation: IoOperation, error: BlockError) -> CopyError {
     CopyError { operation, error }
 }
 
-async fn move_data(
-    file: &Node,
-    target: &Node,
-    at: u64,
-    len: u64,
-) -> std::result::Result<(), (IoOperation, BlockError)> {
-    // Bounded, so this is no more than memory has.
-    let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or(usize::MAX));
-    let read: Result<()> = file.read(at, buffer.clone()).await;
-    read.map_err(|error| (IoOperation::Read, error))?;
-    let written = target.write(at, buffer, RequestFlags::empty()).await;
-    written.map_err(|error| (IoOperation::Write, error))
+impl From<GivenUp> for BlockError {
+    fn from(GivenUp: GivenUp) -> Self {
+        io::Error::from_raw_os_error(libc::ECANCELED).into()
+    }
+}
+
+impl From<GivenUp> for CopyError {
+    fn from(given_up: GivenUp) -> Self {
+        failed(IoOperation::Read, given_up.into())
+    }
 }

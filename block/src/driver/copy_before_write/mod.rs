@@ -22,6 +22,7 @@ use crate::dirty::{DirtyBitmap, Granularity};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::options::{CopyBeforeWriteNode, OnCbwError};
+use crate::parting::GivenUp;
 use crate::permission::{Access, Permissions};
 
 pub(crate) use copier::{Copier, CopyError};
@@ -33,13 +34,27 @@ mod tests;
 /// Bytes of a cluster, unless a larger one is asked for.
 pub(crate) const CLUSTER: u64 = 64 << 10;
 
+/// What is done with the target.
+pub(crate) const TARGET_ACCESS: Access = Access {
+    used: Permissions::WRITE,
+    shared: Permissions::RESIZE.complement(),
+};
+
+/// How long a request waits for the copy of what it changes.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    Endless,
+    Within(Duration),
+    /// Until the job gives up.
+    OfJob,
+}
+
 /// See the [module](self). Any thread.
 #[derive(Debug)]
 pub struct CopyBeforeWrite {
     copier: Arc<Copier>,
     on_error: OnCbwError,
-    /// How long a request waits for the copy of what it changes; for ever if none.
-    timeout: Option<Duration>,
+    patience: Patience,
     /// Copies that may be longer on their way than the requests that began them.
     background: Arc<Background>,
 }
@@ -89,7 +104,9 @@ impl CopyBeforeWrite {
         Ok(Self {
             copier: Arc::new(Copier::new(file, target, to_copy)),
             on_error: options.on_cbw_error,
-            timeout: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            patience: seconds.map_or(Patience::Endless, |seconds| {
+                Patience::Within(Duration::from_secs(seconds.into()))
+            }),
             background: Arc::default(),
         })
     }
@@ -99,7 +116,7 @@ impl CopyBeforeWrite {
         Self {
             copier,
             on_error,
-            timeout: None,
+            patience: Patience::OfJob,
             background: Arc::default(),
         }
     }
@@ -114,17 +131,34 @@ impl CopyBeforeWrite {
         if copier.is_saved(&clusters) {
             return Ok(());
         }
-        let saved = match self.timeout {
-            None => copier.save(&clusters).await.map_err(|failed| failed.error),
-            Some(timeout) => self.save_within(clusters, timeout).await,
+        let saved = match self.patience {
+            Patience::Endless => copier.save(&clusters).await.map_err(|failed| failed.error),
+            Patience::Within(timeout) => self.save_within(clusters, timeout).await,
+            Patience::OfJob => self.save_for_job(clusters).await,
         };
         let Err(error) = saved else { return Ok(()) };
+        if copier.parting().is_over() {
+            // Nobody wants the old data any more.
+            return Ok(());
+        }
         match self.on_error {
             OnCbwError::BreakGuestWrite => Err(error),
             OnCbwError::BreakSnapshot => {
                 copier.give_up(&error);
                 Ok(())
             }
+        }
+    }
+
+    /// # Errors
+    /// The copy's; `ECANCELED` if the job has given up, then what has begun of the copy goes on.
+    async fn save_for_job(&self, clusters: Range<u64>) -> Result<()> {
+        let copier = Arc::clone(&self.copier);
+        // Of its own: what is on its way to the target can't be called back.
+        let saving = current::spawn_local(async move { copier.save(&clusters).await });
+        match select(saving, pin!(self.copier.parting().given_up())).await {
+            Either::Left((saved, _)) => saved?.map_err(|failed| failed.error),
+            Either::Right(_) => Err(GivenUp.into()),
         }
     }
 
@@ -196,10 +230,7 @@ impl Driver for CopyBeforeWrite {
 
     fn child_access(&self, role: Role, above: Access) -> Access {
         if role == Role::Target {
-            return Access {
-                used: Permissions::WRITE,
-                shared: Permissions::all() - Permissions::RESIZE,
-            };
+            return TARGET_ACCESS;
         }
         let mut access = above;
         if above.used.contains(Permissions::WRITE) {

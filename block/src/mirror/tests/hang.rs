@@ -1,67 +1,29 @@
 //! A target that hangs, dies, comes back. Time is the test's.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use sluice_aio::current;
+use std::sync::atomic::Ordering;
 
 use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand};
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::event::BlockEvent;
 use crate::job::{Job, JobState};
 use crate::mirror::CopyMode;
-use crate::mirror::hang::PATIENCE;
 use crate::node::Node;
+use crate::parting::PATIENCE;
+use crate::parting::tests::{self as parting, begin_drain, wait, wait_released, yield_often};
 
 fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
 }
 
-async fn yield_often() {
-    for _ in 0..500 {
-        current::yield_now().await;
-    }
-}
-
 /// Lets time pass until the job has ended.
 async fn lose_patience(bench: &Bench, job: &Job) {
-    while job.state() != JobState::Concluded {
-        bench.advance(PATIENCE / 4);
-        yield_often().await;
-    }
+    parting::lose_patience(&bench.clock, &bench.context, job).await;
 }
 
 fn was_cancelled(bench: &Bench) -> bool {
     let cancelled = |event: &BlockEvent| matches!(event, BlockEvent::BlockJobCancelled(_));
     bench.events().iter().any(cancelled)
-}
-
-/// Waits for the end of a section's beginning.
-fn begin_drain(bench: &Bench, node: &Arc<Node>) -> Arc<AtomicBool> {
-    let (graph, node, done) = (
-        Arc::clone(&bench.graph),
-        Arc::clone(node),
-        Arc::new(AtomicBool::new(false)),
-    );
-    let drained = Arc::clone(&done);
-    current::spawn_local(async move {
-        drop(graph.drain(&node, "test").await);
-        drained.store(true, Ordering::SeqCst);
-    })
-    .detach();
-    done
-}
-
-async fn wait(flag: &AtomicBool) {
-    while !flag.load(Ordering::SeqCst) {
-        current::yield_now().await;
-    }
-}
-
-async fn wait_released(target: &Node) {
-    while target.writer().is_some() || target.check_not_blocked().is_err() {
-        current::yield_now().await;
-    }
 }
 
 #[test]
@@ -94,9 +56,9 @@ fn the_job_ends_without_it_and_the_disk_is_free() {
             busy
         );
         // Sections wait for it, those over the source do not.
-        let target_drained = begin_drain(&bench, &target);
+        let target_drained = begin_drain(&bench.graph, &target);
         let image = Arc::clone(&target.children()[0].1);
-        let image_drained = begin_drain(&bench, &image);
+        let image_drained = begin_drain(&bench.graph, &image);
         drop(bench.graph.drain(&disk.node().unwrap(), "test").await);
         yield_often().await;
         assert!(!target_drained.load(Ordering::SeqCst));
@@ -196,14 +158,14 @@ fn a_cancel_frees_sections_of_the_disk() {
             .unwrap();
         let job = bench.mirror("disk", "target").await;
         debug(&target).wait_break("hang").await.unwrap();
-        let drained = begin_drain(&bench, &source);
+        let drained = begin_drain(&bench.graph, &source);
         yield_often().await;
         assert!(!drained.load(Ordering::SeqCst), "a copy is on its way");
         job.cancel(true).unwrap();
         wait(&drained).await;
         // A section over the target that is there before the job begins its end would keep it from that.
         bench.wait_for(JobState::Aborting).await;
-        let target_drained = begin_drain(&bench, &target);
+        let target_drained = begin_drain(&bench.graph, &target);
         lose_patience(&bench, &job).await;
         yield_often().await;
         assert!(!target_drained.load(Ordering::SeqCst));
