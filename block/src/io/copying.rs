@@ -8,9 +8,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use futures_channel::oneshot;
 use sluice_aio::current;
 
-use crate::driver::file::copying::{Lanes, copy};
+use crate::driver::file::copying::{Copy, Lanes};
 use crate::node::Node;
 
 /// Where bytes of a node are: what a driver answers that does nothing to them.
@@ -44,8 +45,15 @@ impl Node {
         let (Some(from), Some(to)) = (source.place(offset, len), self.place(offset, len)) else {
             return false;
         };
-        let copied = current::blocking(move || copy(&from, &to, len)).await;
-        if !matches!(copied, Ok(Ok(()))) {
+        let (done, copied) = oneshot::channel();
+        let copy = Copy {
+            from,
+            to,
+            len,
+            done,
+        };
+        let taken = current::blocking(move || copy.carry_out()).await;
+        if taken.is_err() || !matches!(copied.await, Ok(Ok(()))) {
             return false;
         }
         self.note_written(offset + len);

@@ -3,10 +3,12 @@
 //! `copy_file_range` lets file systems share the bytes (btrfs, xfs) or have a server copy them (NFS), and
 //! copies once where neither is possible. All of that happens under the target's lock, so two threads are no
 //! faster than one. In memory, where nothing else takes time, a thread that comes while another copies so goes
-//! by a [mapping](super::mapped) of the target, which needs no lock; and no more threads work at once than there
-//! are processors, while those that wait go on at once when one is free.
+//! by a [mapping](super::mapped) of the target, which needs no lock. No more threads work at once than there are
+//! processors: what comes then stands in line, and whoever is done takes the next, without anybody being woken.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::num::NonZero;
@@ -14,7 +16,8 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use parking_lot::{Condvar, Mutex};
+use futures_channel::oneshot;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{copy_file_range, fstatfs};
 use rustix::io::Errno;
 
@@ -37,53 +40,60 @@ enum Lane {
     Mapping,
 }
 
-/// Who copies to one file in memory.
-#[derive(Debug, Default)]
-pub struct Lanes {
-    taken: Mutex<Taken>,
-    left: Condvar,
-}
+/// A copy that was put off until it has a lane.
+type Work = Box<dyn FnOnce(Lane) + Send>;
 
-#[derive(Debug, Default)]
-struct Taken {
+/// Who copies to one file in memory, and what stands in line for that.
+#[derive(Default)]
+pub struct Lanes(Mutex<Line>);
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Work>,
     calls: bool,
     mappings: usize,
 }
 
-/// A lane that is taken until this is dropped.
-struct InLane<'a> {
-    lanes: &'a Lanes,
-    lane: Lane,
-}
+impl Line {
+    /// Takes a lane if there is one; that of the calls first.
+    fn enter(&mut self) -> Option<Lane> {
+        if !self.calls {
+            self.calls = true;
+            return Some(Lane::Calls);
+        }
+        let free = self.mappings + 1 < processors();
+        self.mappings += usize::from(free);
+        free.then_some(Lane::Mapping)
+    }
 
-impl Lanes {
-    /// Waits for a lane; by calls if it is free.
-    fn take(&self) -> InLane<'_> {
-        let mut taken = self.taken.lock();
-        let lane = loop {
-            if !taken.calls {
-                taken.calls = true;
-                break Lane::Calls;
-            }
-            if taken.mappings + 1 < processors() {
-                taken.mappings += 1;
-                break Lane::Mapping;
-            }
-            self.left.wait(&mut taken);
-        };
-        InLane { lanes: self, lane }
+    fn leave(&mut self, lane: Lane) {
+        match lane {
+            Lane::Calls => self.calls = false,
+            Lane::Mapping => self.mappings -= 1,
+        }
     }
 }
 
-impl Drop for InLane<'_> {
-    fn drop(&mut self) {
-        let mut taken = self.lanes.taken.lock();
-        match self.lane {
-            Lane::Calls => taken.calls = false,
-            Lane::Mapping => taken.mappings -= 1,
+impl Lanes {
+    /// Puts `work`, which must not panic, into the line. If a lane is free, works the line off, however much
+    /// joins it meanwhile, and blocks; otherwise those in the lanes will do it.
+    fn run(&self, work: Work) {
+        let mut line = self.0.lock();
+        line.waiting.push_back(work);
+        let Some(lane) = line.enter() else {
+            return;
+        };
+        while let Some(work) = line.waiting.pop_front() {
+            MutexGuard::unlocked(&mut line, || work(lane));
         }
-        drop(taken);
-        self.lanes.left.notify_one();
+        // Nothing has joined since: both happen under one lock.
+        line.leave(lane);
+    }
+}
+
+impl fmt::Debug for Lanes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lanes").finish_non_exhaustive()
     }
 }
 
@@ -93,17 +103,39 @@ fn processors() -> usize {
     *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// Copies `len` bytes; blocks.
-///
-/// # Errors
-/// Either file's, or `UnexpectedEof` if the source is shorter; some bytes may have been copied.
-pub(crate) fn copy(from: &Place, to: &Place, len: u64) -> io::Result<()> {
-    if !is_in_memory(&to.file)? {
-        return copy_by_calls(from, to, len);
+/// A copy of `len` bytes.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    pub(crate) from: Place,
+    pub(crate) to: Place,
+    pub(crate) len: u64,
+    /// Is told of the end: either file's error, or `UnexpectedEof` if the source is shorter; some bytes
+    /// may have been copied then.
+    pub(crate) done: oneshot::Sender<io::Result<()>>,
+}
+
+impl Copy {
+    /// Copies, or leaves it to a thread that copies to the same file already; blocks.
+    pub(crate) fn carry_out(self) {
+        // An error is met again by the copy, which tells it.
+        if !is_in_memory(&self.to.file).unwrap_or(false) {
+            return self.end(Lane::Calls);
+        }
+        let lanes = Arc::clone(&self.to.lanes);
+        lanes.run(Box::new(|lane| self.end(lane)));
     }
-    let in_lane = to.lanes.take();
-    // What fails by the mapping does so again, or it was only that the file can't be mapped.
-    match in_lane.lane {
+
+    fn end(self, lane: Lane) {
+        let copied = copy(lane, &self.from, &self.to, self.len);
+        // Nobody may wait any more.
+        let _ = self.done.send(copied);
+    }
+}
+
+/// Copies `len` bytes; blocks.
+fn copy(lane: Lane, from: &Place, to: &Place, len: u64) -> io::Result<()> {
+    match lane {
+        // What fails by the mapping does so again, or it was only that the file can't be mapped.
         Lane::Mapping if mapped::copy(from, to, len).is_ok() => Ok(()),
         _ => copy_by_calls(from, to, len),
     }
@@ -196,13 +228,13 @@ mod tests {
                 let mut to = file(target, &vec![0xff; len]);
                 (from.offset, to.offset) = (512, 1024);
                 let count = len - 2048;
-                copy(&from, &to, count as u64).unwrap();
+                copy(Lane::Calls, &from, &to, count as u64).unwrap();
                 let after = bytes(&to);
                 assert_eq!(after[1024..1024 + count], contents[512..512 + count]);
                 let untouched = after[..1024].iter().chain(&after[1024 + count..]);
                 assert!(untouched.copied().all(|byte| byte == 0xff));
                 // Beyond the end there is nothing to copy.
-                let beyond = copy(&from, &to, len as u64).unwrap_err();
+                let beyond = copy(Lane::Calls, &from, &to, len as u64).unwrap_err();
                 assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
             }
         }
@@ -221,42 +253,75 @@ mod tests {
                 let from = file(memory.path(), &contents);
                 let mut to = file(target, &vec![0; offset + contents.len()]);
                 to.offset = offset as u64;
-                let lanes = Arc::clone(&to.lanes);
-                let other = lanes.take();
-                if processors() == 1 {
-                    drop(other);
-                }
-                copy(&from, &to, contents.len() as u64).unwrap();
+                let len = contents.len() as u64;
+                copy(Lane::Mapping, &from, &to, len).unwrap();
                 assert_eq!(bytes(&to)[offset..], contents);
-                let beyond = copy(&from, &to, contents.len() as u64 + 1).unwrap_err();
+                let beyond = copy(Lane::Mapping, &from, &to, len + 1).unwrap_err();
                 assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
             }
         }
     }
 
-    /// However many come, each copies in the end, and no more at once than there are processors.
+    /// Whoever carries it out: each copy is made, and told of.
     #[test]
-    fn those_that_find_no_lane_wait_for_one() {
+    fn copies_from_many_threads_are_all_made() {
+        const LEN: usize = 16 << 10;
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        for directory in [memory, tempfile::tempdir().unwrap()] {
+            let from = file(directory.path(), &[0x5a; 64 * LEN]);
+            let to = file(directory.path(), &[0; 64 * LEN]);
+            let at = |place: &Place, number: u64| Place {
+                file: Arc::clone(&place.file),
+                lanes: Arc::clone(&place.lanes),
+                offset: number * LEN as u64,
+            };
+            thread::scope(|scope| {
+                for number in 0..64 {
+                    let (from, to, len) = (at(&from, number), at(&to, number), LEN as u64);
+                    scope.spawn(move || {
+                        let (done, copied) = oneshot::channel();
+                        let copy = Copy {
+                            from,
+                            to,
+                            len,
+                            done,
+                        };
+                        copy.carry_out();
+                        futures_util::FutureExt::now_or_never(copied)
+                    });
+                }
+            });
+            assert_eq!(bytes(&to), [0x5a; 64 * LEN]);
+        }
+    }
+
+    /// However much comes, all of it is done, and no more at once than there are processors.
+    #[test]
+    fn what_finds_no_lane_is_done_by_those_who_have_one() {
+        const EACH: usize = 200;
         let lanes = Lanes::default();
-        let inside = AtomicUsize::new(0);
-        let most = AtomicUsize::new(0);
-        let copies = AtomicUsize::new(0);
+        let inside = Arc::new(AtomicUsize::new(0));
+        let most = Arc::new(AtomicUsize::new(0));
+        let done = Arc::new(AtomicUsize::new(0));
         thread::scope(|scope| {
             for _ in 0..processors() + 4 {
                 scope.spawn(|| {
-                    for _ in 0..200 {
-                        let _lane = lanes.take();
-                        most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
-                        thread::yield_now();
-                        copies.fetch_add(1, SeqCst);
-                        inside.fetch_sub(1, SeqCst);
+                    for _ in 0..EACH {
+                        let counts = [&inside, &most, &done].map(Arc::clone);
+                        lanes.run(Box::new(move |_| {
+                            let [inside, most, done] = counts;
+                            most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
+                            thread::yield_now();
+                            done.fetch_add(1, SeqCst);
+                            inside.fetch_sub(1, SeqCst);
+                        }));
                     }
                 });
             }
         });
-        assert_eq!(copies.into_inner(), (processors() + 4) * 200);
-        assert!(most.into_inner() <= processors());
-        let first = lanes.take();
-        assert_eq!(first.lane, Lane::Calls);
+        assert_eq!(done.load(SeqCst), (processors() + 4) * EACH);
+        assert!(most.load(SeqCst) <= processors());
+        let line = lanes.0.lock();
+        assert!(line.waiting.is_empty() && !line.calls && line.mappings == 0);
     }
 }
