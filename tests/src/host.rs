@@ -6,7 +6,7 @@
 use crate::process::threads::CIRCLES;
 
 /// How often something is run in all when the emulated host spoils it.
-pub const ATTEMPTS: u32 = 3;
+pub const ATTEMPTS: u32 = 6;
 
 /// The variable in which `ci/kvm-host` says what kind of host it has got.
 const HOST_VARIABLE: &str = "KVM_HOST";
