@@ -347,10 +347,13 @@ impl World {
             disk.sections.clear();
             disk.node.as_blkdebug().unwrap().clear_errors();
         }
-        self.resume();
         self.wait("the end of every request", |world| {
-            let mut gates = world.disks.iter().map(|disk| disk.backend.gate());
-            gates.all(|gate| gate.in_flight() == 0 && gate.parked() == 0)
+            // What fails only now stops the machine once more.
+            world.resume();
+            world.disks.iter().all(|disk| {
+                let gate = disk.backend.gate();
+                gate.in_flight() == 0 && gate.parked() == 0 && disk.backend.halted() == 0
+            })
         });
         self.check();
     }

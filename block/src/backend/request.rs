@@ -247,9 +247,10 @@ impl Request<'_> {
         let operation = kind.direction();
         let errno = Errno::from_raw_os_error(error.errno());
         let policy = backend.policy();
-        // The disk has become smaller under the guest: no retry helps, so stopping would never end.
+        // The disk has become smaller under the guest, or was ejected: no retry helps, so stopping would never end.
         let action = match error {
             BlockError::OutOfRange { .. } => ErrorAction::Report,
+            _ if errno == Errno::NOMEDIUM => ErrorAction::Report,
             _ => policy.action(operation, errno),
         };
         if action == ErrorAction::Stop {

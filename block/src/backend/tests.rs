@@ -254,6 +254,22 @@ fn what_lies_beyond_the_end_is_reported_whatever_the_policy() {
     }
 }
 
+/// A disc that was ejected under a request: the machine would stop at every `cont` until there is another.
+#[test]
+fn a_missing_medium_is_reported_whatever_the_policy() {
+    for policy in [OnError::Stop, OnError::Ignore, OnError::Enospc] {
+        run(policy, |bench| async move {
+            bench.medium.fail(libc::ENOMEDIUM);
+            let refused = bench.write(0).await.unwrap().unwrap_err();
+            assert_eq!(refused.errno(), libc::ENOMEDIUM);
+            assert_eq!(bench.backend.halted(), 0);
+            let actions = bench.actions();
+            assert!(actions.iter().all(|action| action.1 == ErrorAction::Report));
+            assert_ne!(bench.backend.io_status(), Some(IoStatus::Failed));
+        });
+    }
+}
+
 #[test]
 fn an_error_that_lasts_stops_the_machine_again() {
     run(OnError::Enospc, |bench| async move {
