@@ -260,11 +260,17 @@ fn a_missing_medium_is_reported_whatever_the_policy() {
     for policy in [OnError::Stop, OnError::Ignore, OnError::Enospc] {
         run(policy, |bench| async move {
             bench.medium.fail(libc::ENOMEDIUM);
-            let refused = bench.write(0).await.unwrap().unwrap_err();
+            let request = bench.write(0);
+            let mut actions = Vec::new();
+            while actions.is_empty() {
+                current::yield_now().await;
+                actions = bench.actions();
+            }
+            assert_eq!(actions.len(), 1);
+            assert_eq!(actions[0].1, ErrorAction::Report);
+            let refused = request.await.unwrap().unwrap_err();
             assert_eq!(refused.errno(), libc::ENOMEDIUM);
             assert_eq!(bench.backend.halted(), 0);
-            let actions = bench.actions();
-            assert!(actions.iter().all(|action| action.1 == ErrorAction::Report));
             assert_ne!(bench.backend.io_status(), Some(IoStatus::Failed));
         });
     }
