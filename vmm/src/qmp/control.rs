@@ -138,11 +138,7 @@ async fn read(
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     loop {
         while let Some(message) = framer.pop() {
-            match session.has_oob() {
-                true => queue.room().await,
-                false => queue.idle().await,
-            }
-            if queue.closed.get() {
+            if !turn(session, queue).await {
                 return false;
             }
             if session.is_out_of_band(&message) {
@@ -155,11 +151,7 @@ async fn read(
                 queue.push(message);
             }
         }
-        match session.has_oob() {
-            true => queue.room().await,
-            false => queue.idle().await,
-        }
-        if queue.closed.get() {
+        if !turn(session, queue).await {
             return false;
         }
         let read = {
@@ -181,4 +173,13 @@ async fn read(
             }
         }
     }
+}
+
+/// Waits until another message may be taken; false: none is taken any more.
+async fn turn(session: &Session, queue: &Queue) -> bool {
+    match session.has_oob() {
+        true => queue.room().await,
+        false => queue.idle().await,
+    }
+    !queue.closed.get()
 }

@@ -144,9 +144,8 @@ impl HotPlug {
             Attachment::IdeCd(_) => "ide-cd",
             _ => "ide-hd",
         };
-        let shown = state.info(disk.id.clone(), model, disk.backend.clone(), false);
-        let place = Place::Ide(bus);
-        state.devices.push(Device { shown, place });
+        let drive = disk.backend.clone();
+        state.add(disk.id.clone(), model, drive, false, Place::Ide(bus));
     }
 
     /// Those that were given an id.
@@ -268,13 +267,14 @@ impl Ejector for HotPlug {
 }
 
 impl State {
-    fn info(
+    fn add(
         &mut self,
         id: Option<String>,
         model: &'static str,
         drive: String,
         hotplugged: bool,
-    ) -> DeviceInfo {
+        place: Place,
+    ) {
         let path = match &id {
             Some(id) => DeviceName::of(id).path(),
             None => {
@@ -283,13 +283,14 @@ impl State {
                 format!("/machine/peripheral-anon/device[{number}]")
             }
         };
-        DeviceInfo {
+        let shown = DeviceInfo {
             id,
             path,
             model,
             drive,
             hotplugged,
-        }
+        };
+        self.devices.push(Device { shown, place });
     }
 }
 

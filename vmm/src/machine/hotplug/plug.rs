@@ -9,7 +9,7 @@ use sluice_block::job::OnError;
 use sluice_devices::legacy::PciHotplug;
 use sluice_devices::pci::Address;
 
-use super::{Device, HotPlug, Place, PlugError, VIRTIO_BACKEND};
+use super::{HotPlug, Place, PlugError, VIRTIO_BACKEND};
 use crate::machine::disks::DiskError;
 use crate::machine::virtio::{VirtioDisk, function};
 use crate::storage::{DiskConfig, LooseDeviceDefaults, PciAddress, PluggedDisk, VirtioDiskConfig};
@@ -60,14 +60,13 @@ impl HotPlug {
             DiskError::Virtio { disk, source }
         })?;
         bus.add(address, function).map_err(pci)?;
-        let mut state = self.state.lock();
-        let shown = state.info(disk.id.clone(), MODEL, name(), false);
         let place = Place::Pci {
             address,
             backend,
             threads,
         };
-        state.devices.push(Device { shown, place });
+        let mut state = self.state.lock();
+        state.add(disk.id.clone(), MODEL, name(), false, place);
         Ok(())
     }
 
@@ -201,13 +200,12 @@ impl HotPlug {
             self.site.bus.add(address, function)?;
             let drive = backend.name().to_owned();
             state.drives.remove(&drive);
-            let shown = state.info(disk.id.clone(), MODEL, drive, true);
             let place = Place::Pci {
                 address,
                 backend: Arc::clone(backend),
                 threads,
             };
-            state.devices.push(Device { shown, place });
+            state.add(disk.id.clone(), MODEL, drive, true, place);
         }
         self.registers.plugged(address.device());
         Ok(())
