@@ -6,9 +6,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sluice_aio::{AioContext, Clock, current};
 
 use super::PATIENCE;
+use crate::driver::DebugEvent;
 use crate::graph::Graph;
 use crate::job::{Job, JobState};
 use crate::node::Node;
+
+/// From now on a node's first request of that kind hangs.
+pub(crate) fn hold(node: &Node, event: DebugEvent) {
+    node.as_blkdebug()
+        .unwrap()
+        .set_break(event, "hang")
+        .unwrap();
+}
+
+/// Waits until it does.
+pub(crate) async fn wait_held(node: &Node) {
+    node.as_blkdebug()
+        .unwrap()
+        .wait_break("hang")
+        .await
+        .unwrap();
+}
 
 pub(crate) async fn yield_often() {
     for _ in 0..500 {

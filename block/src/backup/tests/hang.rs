@@ -9,9 +9,10 @@ use sluice_aio::{Clock, current};
 use super::bench::*;
 use crate::driver::DebugEvent;
 use crate::job::{Job, JobState};
-use crate::node::Node;
 use crate::parting::PATIENCE;
-use crate::parting::tests::{self as parting, begin_drain, wait, wait_released, yield_often};
+use crate::parting::tests::{
+    self as parting, begin_drain, hold, wait, wait_held, wait_released, yield_often,
+};
 
 fn run_both_by_hand<F: Future<Output = ()> + 'static>(test: impl Fn(Bench) -> F) {
     run_with(false, Clock::manual(), &test);
@@ -28,14 +29,6 @@ async fn wait_aborting(job: &Job) {
     while job.state() != JobState::Aborting {
         current::yield_now().await;
     }
-}
-
-fn hold(node: &Node, event: DebugEvent) {
-    debug(node).set_break(event, "hang").unwrap();
-}
-
-async fn wait_held(node: &Node) {
-    debug(node).wait_break("hang").await.unwrap();
 }
 
 fn holds(image: &[u8], cluster: usize, value: u8) -> bool {

@@ -13,6 +13,7 @@ use crate::event::BlockEvent;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, blockdev_mirror};
 use crate::node::Node;
+use crate::parting::tests::{hold, wait_held};
 
 fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
@@ -57,11 +58,9 @@ fn while_a_copy_hangs() {
     run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        debug(&target)
-            .set_break(DebugEvent::WriteAio, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::WriteAio);
         let job = bench.mirror("disk", "target").await;
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         job.cancel(true).unwrap();
         for block in 0..64 {
             bench.write(&disk, block * BLOCK, 0xf5).await;
@@ -82,11 +81,9 @@ fn while_the_targets_flush_hangs() {
     run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        debug(&target)
-            .set_break(DebugEvent::FlushToDisk, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::FlushToDisk);
         let job = bench.mirror("disk", "target").await;
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         job.cancel(true).unwrap();
         bench.write(&disk, BLOCK, 0xf5).await;
         debug(&target).resume("hang").unwrap();

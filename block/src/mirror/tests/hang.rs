@@ -10,7 +10,9 @@ use crate::job::{Job, JobState};
 use crate::mirror::CopyMode;
 use crate::node::Node;
 use crate::parting::PATIENCE;
-use crate::parting::tests::{self as parting, begin_drain, wait, wait_released, yield_often};
+use crate::parting::tests::{
+    self as parting, begin_drain, hold, wait, wait_held, wait_released, yield_often,
+};
 
 fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
@@ -31,11 +33,9 @@ fn the_job_ends_without_it_and_the_disk_is_free() {
     run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        debug(&target)
-            .set_break(DebugEvent::WriteAio, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::WriteAio);
         let job = bench.mirror("disk", "target").await;
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         job.cancel(true).unwrap();
         bench.write(&disk, BLOCK, 0xf1).await;
         bench.wait_for(JobState::Aborting).await;
@@ -89,11 +89,9 @@ fn a_target_that_dies_is_free_again() {
     run_both_by_hand(|bench| async move {
         bench.disk("disk").await;
         let target = bench.target("target").await;
-        debug(&target)
-            .set_break(DebugEvent::WriteAio, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::WriteAio);
         let job = bench.mirror("disk", "target").await;
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         job.cancel(true).unwrap();
         lose_patience(&bench, &job).await;
         debug(&target).fail("hang", libc::EIO).unwrap();
@@ -108,11 +106,9 @@ fn a_flush_that_hangs_is_left_too() {
     run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        debug(&target)
-            .set_break(DebugEvent::FlushToDisk, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::FlushToDisk);
         let job = bench.mirror("disk", "target").await;
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         job.cancel(true).unwrap();
         lose_patience(&bench, &job).await;
         assert!(was_cancelled(&bench));
@@ -131,11 +127,9 @@ fn a_guests_write_to_both_that_hangs_is_left_too() {
         let job = bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
         job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
-        debug(&target)
-            .set_break(DebugEvent::WriteAio, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::WriteAio);
         let held = bench.begin_write(&disk, 0, 0xf1);
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         job.cancel(true).unwrap();
         held.await.unwrap();
         lose_patience(&bench, &job).await;
@@ -153,11 +147,9 @@ fn a_cancel_frees_sections_of_the_disk() {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
         let source = disk.node().unwrap();
-        debug(&target)
-            .set_break(DebugEvent::WriteAio, "hang")
-            .unwrap();
+        hold(&target, DebugEvent::WriteAio);
         let job = bench.mirror("disk", "target").await;
-        debug(&target).wait_break("hang").await.unwrap();
+        wait_held(&target).await;
         let drained = begin_drain(&bench.graph, &source);
         yield_often().await;
         assert!(!drained.load(Ordering::SeqCst), "a copy is on its way");
