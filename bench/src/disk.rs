@@ -17,12 +17,12 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, Route, current};
 use sluice_block::driver::throttle::ThrottleLimits;
-use sluice_block::job::JobState;
-use sluice_block::mirror::{BlockdevMirror, blockdev_mirror};
 use sluice_block::{Backend, BlockEvent, EventSink, Graph};
 use tracing::Instrument as _;
 
 use crate::allocations::Counting;
+use crate::job::{mirror, ready};
+use crate::random;
 use crate::timing::processor_time;
 
 /// Bytes of one request.
@@ -202,22 +202,11 @@ impl Disk {
     /// It can't be started, or there is no disk.
     pub fn mirror(&mut self) -> Result<()> {
         let graph = self.graph.clone().context("there are no nodes")?;
-        let context = self.event_loop.context();
         self.event_loop.run_until(async move {
             let target = json!({"driver": "null-co", "size": SIZE, "node-name": "target"});
             graph.add_node(&serde_json::from_value(target)?).await?;
-            let common = json!({"device": "bench", "job-id": "job", "sync": "none"});
-            let mirror = BlockdevMirror {
-                common: serde_json::from_value(common)?,
-                target: "target".to_owned(),
-                filter_node_name: None,
-                target_is_zero: false,
-            };
-            blockdev_mirror(&graph, mirror, &context).await?;
-            let job = graph.jobs().get("job").context("the job has ended")?;
-            while job.state() != JobState::Ready {
-                current::yield_now().await;
-            }
+            let job = mirror(&graph, "bench", "target", json!({"sync": "none"})).await?;
+            ready(&job).await?;
             Ok(())
         })?
     }
@@ -253,7 +242,7 @@ impl Disk {
             running: Cell::new(0),
             stop: Cell::new(false),
             failure: Cell::new(None),
-            random: Cell::new(0x9e37_79b9_7f4a_7c15),
+            random: Cell::new(random::SEED),
             waiter: RefCell::new(None),
         });
         let (computed, allocations) = (processor_time(), Counting::allocations());
@@ -289,7 +278,7 @@ struct Flood {
     running: Cell<usize>,
     stop: Cell<bool>,
     failure: Cell<Option<anyhow::Error>>,
-    /// State of the offsets' generator (xorshift).
+    /// State of the offsets' generator.
     random: Cell<u64>,
     waiter: RefCell<Option<Waker>>,
 }
@@ -339,11 +328,9 @@ impl Flood {
     }
 
     fn offset(&self) -> u64 {
-        let mut random = self.random.get();
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        self.random.set(random);
+        let mut state = self.random.get();
+        let random = random::next(&mut state);
+        self.random.set(state);
         random % (SIZE / BLOCK) * BLOCK
     }
 

@@ -12,8 +12,9 @@ use sluice_aio::current;
 use sluice_block::job::{Job, JobState};
 use sluice_block::{Backend, Graph};
 
-use super::ours::{Writers, add_node, event_loop, graph, mirror, ready};
+use super::ours::{Writers, add_node, event_loop, graph};
 use super::{Images, micros};
+use crate::job::{mirror, ready};
 use crate::random_read::confine;
 use crate::report::{Row, Target};
 use crate::timing::{Effort, median};

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::random;
 use crate::report::Row;
 use crate::timing::Effort;
 
@@ -36,16 +37,13 @@ struct Offsets {
 impl Offsets {
     fn below(size: u64) -> Self {
         Self {
-            state: 0x9e37_79b9_7f4a_7c15,
+            state: random::SEED,
             blocks: (size / BLOCK).max(1),
         }
     }
 
     fn next(&mut self) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.state % self.blocks * BLOCK
+        random::next(&mut self.state) % self.blocks * BLOCK
     }
 }
 

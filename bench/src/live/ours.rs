@@ -6,17 +6,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
+use anyhow::{Context as _, Result};
+use serde_json::json;
 use sluice_aio::{Clock, EventLoop, IoBuffer, LoopConfig, current};
-use sluice_block::job::{Job, JobState};
-use sluice_block::mirror::{BlockdevMirror, blockdev_mirror};
 use sluice_block::{Backend, Graph};
 
 use super::{BLOCK, Offsets, Span};
 use crate::disk::Quiet;
 
-/// How often a job's state is looked at.
+/// How often it is looked whether all writers have ended.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A loop as an iothread's.
@@ -41,39 +39,6 @@ pub(super) async fn add_node(graph: &Arc<Graph>, name: &str, path: &Path) -> Res
     });
     let node = graph.add_node(&serde_json::from_value(options)?).await;
     node.with_context(|| format!("can't open {}", path.display()))?;
-    Ok(())
-}
-
-/// Begins to mirror `source` to `target` as the job `job`; `more` are other options.
-pub(super) async fn mirror(
-    graph: &Arc<Graph>,
-    source: &str,
-    target: &str,
-    more: Value,
-) -> Result<Arc<Job>> {
-    let mut common = json!({"device": source, "job-id": "job", "sync": "full"});
-    if let (Some(common), Some(more)) = (common.as_object_mut(), more.as_object()) {
-        common.extend(more.clone());
-    }
-    let mirror = BlockdevMirror {
-        common: serde_json::from_value(common)?,
-        target: target.to_owned(),
-        filter_node_name: None,
-        target_is_zero: false,
-    };
-    let context = current::context();
-    blockdev_mirror(graph, mirror, &context).await?;
-    graph.jobs().get("job").context("the job has ended")
-}
-
-/// Waits until the job is ready.
-pub(super) async fn ready(job: &Job) -> Result<()> {
-    while job.state() != JobState::Ready {
-        if let Some(error) = job.info().error {
-            bail!("the mirror failed: {error}");
-        }
-        current::sleep(LOOK).await;
-    }
     Ok(())
 }
 

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use sluice_aio::current;
 
 use super::nbd::Client;
-use super::ours::{Writers, add_node, event_loop, graph, mirror, ready};
+use super::ours::{Writers, add_node, event_loop, graph};
 use super::{Images, Span, micros};
 use crate::daemon::{Daemon, is_installed};
+use crate::job::{mirror, ready};
 use crate::report::{Row, Target};
 use crate::timing::{Effort, median, percentile};
 

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 
 use crate::children;
 use crate::daemon::is_installed;
+use crate::random;
 use crate::report::{Row, Target};
 use crate::timing::{Effort, median};
 
@@ -82,10 +83,7 @@ struct Images {
 /// Fills a buffer with bytes that nothing can compress or take for zeroes.
 fn scramble(buffer: &mut [u8], state: &mut u64) {
     for word in buffer.chunks_exact_mut(8) {
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        word.copy_from_slice(&state.to_le_bytes());
+        word.copy_from_slice(&random::next(state).to_le_bytes());
     }
 }
 
@@ -98,7 +96,7 @@ impl Images {
         let file = File::create(images.source())?;
         file.set_len(size)?;
         let mut piece = vec![0; usize::try_from(MIB)?];
-        let mut state = 0x9e37_79b9_7f4a_7c15;
+        let mut state = random::SEED;
         let distance = size / (data / MIB).max(1) / MIB * MIB;
         for number in 0..data / MIB {
             scramble(&mut piece, &mut state);
@@ -256,6 +254,26 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
     };
     let rate = |samples: &Samples| samples.rate(size);
     let computed = |samples: &Samples| median(&samples.computed);
+    // What follows the figures of each comparison.
+    let computed_row = |samples: &[Samples]| {
+        let theirs = of_daemon(samples, &computed);
+        row(
+            "the same: processor time",
+            "s",
+            computed(&samples[0]),
+            theirs,
+            Target::None,
+        )
+    };
+    let memory_row = |samples: &[Samples]| {
+        row(
+            "the same: memory beyond what was in use",
+            "MiB",
+            samples[0].memory,
+            None,
+            Target::AtMost(32.0),
+        )
+    };
     let cp = rate(&samples[1]).max(rate(&samples[2]));
     rows.extend([
         row(
@@ -272,20 +290,8 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
             Some(cp),
             Target::RatioAtLeast(1.0),
         ),
-        row(
-            "the same: processor time",
-            "s",
-            computed(&samples[0]),
-            of_daemon(&samples, &computed),
-            Target::None,
-        ),
-        row(
-            "the same: memory beyond what was in use",
-            "MiB",
-            samples[0].memory,
-            None,
-            Target::AtMost(32.0),
-        ),
+        computed_row(&samples),
+        memory_row(&samples),
     ]);
     drop(images);
 
@@ -308,20 +314,8 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
             Some(rate(&samples[1])),
             Target::None,
         ),
-        row(
-            "the same: processor time",
-            "s",
-            computed(&samples[0]),
-            of_daemon(&samples, &computed),
-            Target::None,
-        ),
-        row(
-            "the same: memory beyond what was in use",
-            "MiB",
-            samples[0].memory,
-            None,
-            Target::AtMost(32.0),
-        ),
+        computed_row(&samples),
+        memory_row(&samples),
     ]);
     drop(images);
 
@@ -346,20 +340,8 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
             of_daemon(&samples, &allocated),
             Target::RatioAtMost(1.0),
         ),
-        row(
-            "the same: processor time",
-            "s",
-            computed(&samples[0]),
-            of_daemon(&samples, &computed),
-            Target::None,
-        ),
-        row(
-            "the same: memory beyond what was in use",
-            "MiB",
-            samples[0].memory,
-            None,
-            Target::AtMost(32.0),
-        ),
+        computed_row(&samples),
+        memory_row(&samples),
     ]);
     // The daemon fills the target then, until memory runs out.
     let samples = compare(&images, &[Program::Ours], Way::Keeping, 1)?;

@@ -4,16 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sluice_aio::{Clock, EventLoop, LoopConfig, current};
-use sluice_block::job::JobState;
-use sluice_block::mirror::{BlockdevMirror, blockdev_mirror};
+use sluice_aio::{Clock, EventLoop, LoopConfig};
 use sluice_block::{Graph, Node};
 
 use super::{Copied, Way};
 use crate::disk::Quiet;
+use crate::job;
 
 /// What the process says of itself.
 #[derive(Debug, Deserialize, Serialize)]
@@ -55,36 +54,20 @@ async fn open(graph: &Arc<Graph>, name: &str, path: &Path, way: Way) -> Result<A
 /// The images', or the job's.
 pub fn mirror(source: &Path, target: &Path, way: Way) -> Result<Report> {
     let mut event_loop = EventLoop::new("bench", &LoopConfig::default())?;
-    let context = event_loop.context();
     let (source, target) = (source.to_owned(), target.to_owned());
     event_loop.run_until(async move {
         let graph = Graph::new(Arc::new(Quiet), Clock::real());
         let node = open(&graph, "source", &source, way).await?;
         graph.add_backend("disk", &node)?;
         open(&graph, "target", &target, way).await?;
-        let common =
-            json!({"device": "disk", "job-id": "job", "sync": "full", "auto-dismiss": false});
-        let mirror = BlockdevMirror {
-            common: serde_json::from_value(common)?,
-            target: "target".to_owned(),
-            filter_node_name: None,
-            target_is_zero: false,
-        };
         let idle = memory("VmRSS:")?;
         let began = Instant::now();
-        blockdev_mirror(&graph, mirror, &context).await?;
-        let job = graph.jobs().get("job").context("the job has ended")?;
-        while job.state() != JobState::Ready {
-            if let Some(error) = job.info().error {
-                bail!("the mirror failed: {error}");
-            }
-            // The job tells of its readiness by an event; a look each millisecond is as good here.
-            current::sleep(std::time::Duration::from_millis(1)).await;
-        }
+        let mirror = job::mirror(&graph, "disk", "target", json!({"auto-dismiss": false})).await?;
+        job::ready(&mirror).await?;
         let seconds = began.elapsed().as_secs_f64();
         let memory = memory("VmHWM:")?.saturating_sub(idle);
-        job.cancel(true)?;
-        job.concluded().await;
+        mirror.cancel(true)?;
+        mirror.concluded().await;
         Ok(Report { seconds, memory })
     })?
 }
