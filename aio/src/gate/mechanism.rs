@@ -76,7 +76,7 @@ pub(super) struct State {
     /// A section has taken the head's grant back, and nobody has started since.
     passed_over: bool,
     pub(super) idle: BTreeMap<u64, IdleWaiter>,
-    pub(super) opened: BTreeMap<u64, Waker>,
+    pub(super) opened: BTreeMap<u64, Unserved>,
     pub(super) holders: BTreeMap<u64, Holder>,
     pub(super) stats: GateStats,
     pub(super) describers: Describers,
@@ -91,12 +91,28 @@ pub(super) struct Waiter {
     pub(super) since: Duration,
 }
 
+/// A source with a queue of its own that waits for an open gate.
+#[derive(Debug)]
+pub(super) struct Unserved {
+    waker: Waker,
+    /// When it first had to wait.
+    pub(super) since: Duration,
+}
+
 /// Somebody who waits until no token is out.
 #[derive(Debug)]
 pub(super) struct IdleWaiter {
     /// Taken when it is woken; its next poll brings a new one, or finds the gate idle.
     waker: Option<Waker>,
     pub(super) since: Duration,
+}
+
+/// How [`super::Opened`] waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waits {
+    /// Its place in the list.
+    pub(super) key: u64,
+    since: Duration,
 }
 
 /// Where a request stands after a look at the gate.
@@ -220,9 +236,7 @@ impl Inner {
             self.revoke_grants(0, &mut state, &mut after);
             let parked = state.queue.values_mut();
             after.wake.extend(parked.filter_map(|w| w.waker.take()));
-            after
-                .wake
-                .extend(std::mem::take(&mut state.opened).into_values());
+            after.wake.extend(state.take_unserved());
         }
         drop(state);
         after.run();
@@ -386,20 +400,26 @@ impl Inner {
         }
     }
 
-    /// One look of [`super::Opened`]; `key` is the place it had in the list of those who wait.
-    /// Returns [`Step::Entered`] if the gate is open.
-    pub(super) fn look_opened(&self, key: Option<u64>, cx: &mut Context<'_>) -> Step {
+    /// One look of [`super::Opened`]; `waits` is the place it had in the list of those who wait, and since when
+    /// it has been waiting. Returns [`Step::Entered`] if the gate is open.
+    pub(super) fn look_opened(&self, waits: &mut Option<Waits>, cx: &mut Context<'_>) -> Step {
         let mut after = Aftermath::default();
         let waker = cx.waker().clone();
+        let now = self.clock.now();
         let mut state = self.state.lock();
-        after.retire = key.and_then(|key| state.opened.remove(&key));
+        let before = waits.take();
+        let listed = before.and_then(|before| state.opened.remove(&before.key));
+        after.retire = listed.map(|unserved| unserved.waker);
+        let since = before.map_or(now, |before| before.since);
         let step = if state.destroyed {
             Step::Cancelled
         } else if state.closed == 0 && state.queue.is_empty() {
+            state.stats.is_served(now.saturating_sub(since));
             Step::Entered
         } else {
             let key = state.ticket();
-            state.opened.insert(key, waker);
+            state.opened.insert(key, Unserved { waker, since });
+            *waits = Some(Waits { key, since });
             Step::Waits(key)
         };
         drop(state);
@@ -409,8 +429,8 @@ impl Inner {
 
     /// Forgets a [`super::Opened`] that was dropped.
     pub(super) fn forget_opened(&self, key: u64) {
-        let waker = self.state.lock().opened.remove(&key);
-        drop(waker);
+        let unserved = self.state.lock().opened.remove(&key);
+        drop(unserved);
     }
 
     /// One look of [`super::WaitIdle`], which has `key` from the look before: the key under which
@@ -479,9 +499,21 @@ impl State {
     /// Collects those who wait for an open gate with an empty queue, if it is so now.
     fn collect_opened(&mut self, after: &mut Aftermath) {
         if self.closed == 0 && self.queue.is_empty() {
-            after
-                .wake
-                .extend(std::mem::take(&mut self.opened).into_values());
+            after.wake.extend(self.take_unserved());
         }
+    }
+
+    /// The wakers of those who wait for an open gate, who look anew.
+    fn take_unserved(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        let unserved = std::mem::take(&mut self.opened).into_values();
+        unserved.map(|unserved| unserved.waker)
+    }
+
+    /// The longest that anybody outside has been waiting until `now`.
+    pub(super) fn longest_wait(&self, now: Duration) -> Duration {
+        let parked = self.queue.values().map(|waiter| waiter.since);
+        let unserved = self.opened.values().map(|unserved| unserved.since);
+        let first = parked.chain(unserved).min();
+        first.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 }

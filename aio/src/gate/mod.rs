@@ -184,19 +184,14 @@ impl Gate {
         self.0.state.lock().queue.len()
     }
 
-    /// Who waits now: parked requests and sources that wait for [`Gate::opened`], and the longest
-    /// wait of the parked ones so far.
+    /// Who waits now: parked requests and sources that wait for [`Gate::opened`], and the longest that any of
+    /// them has been waiting.
     #[must_use]
     pub fn waiting(&self) -> (u64, Duration) {
         let now = self.0.clock.now();
         let state = self.0.state.lock();
-        let longest = state
-            .queue
-            .values()
-            .map(|waiter| now.saturating_sub(waiter.since))
-            .max();
         let count = (state.queue.len() + state.opened.len()) as u64;
-        (count, longest.unwrap_or_default())
+        (count, state.longest_wait(now))
     }
 
     /// Whether both are handles of the same gate.
@@ -213,12 +208,7 @@ impl Gate {
         let mut stats = state.stats.clone();
         stats.holders = state.holders.values().cloned().collect();
         stats.parked_now = state.queue.len();
-        stats.longest_wait_now = state
-            .queue
-            .values()
-            .map(|waiter| now.saturating_sub(waiter.since))
-            .max()
-            .unwrap_or_default();
+        stats.longest_wait_now = state.longest_wait(now);
         stats.unserved_now = state.opened.len();
         stats.in_flight = self.in_flight();
         stats.awaited_since = state.idle.values().map(|waiter| waiter.since).min();

@@ -62,7 +62,7 @@ pub struct GateStats {
     pub parked: u64,
     /// Parked requests that gave up before they could start (cancelled, reset).
     pub abandoned: u64,
-    /// The longest wait of a parked request that has ended.
+    /// The longest wait that has ended, of a parked request or of a queue that was left unserved.
     pub longest_wait: Duration,
     /// How long parked requests waited, in microseconds.
     pub wait_times: Histogram,
@@ -72,10 +72,10 @@ pub struct GateStats {
     pub holders: Vec<Holder>,
     /// Requests parked now.
     pub parked_now: usize,
-    /// The longest wait among them so far.
-    pub longest_wait_now: Duration,
     /// Sources with a queue of their own that leave it unserved now.
     pub unserved_now: usize,
+    /// The longest that any of both has been waiting so far.
+    pub longest_wait_now: Duration,
     /// Tokens out now, those granted to parked requests that have not started included.
     pub in_flight: usize,
     /// Since when somebody has been waiting for the last of them to come back.
@@ -92,6 +92,11 @@ impl GateStats {
     pub(super) fn drain_ended(&mut self, waited: Duration) {
         self.longest_drain = self.longest_drain.max(waited);
         self.drain_times.record_micros(waited);
+    }
+
+    /// A queue is served again that was left alone for so long.
+    pub(super) fn is_served(&mut self, waited: Duration) {
+        self.longest_wait = self.longest_wait.max(waited);
     }
 
     pub(super) fn wait_ended(&mut self, waited: Duration) {

@@ -530,6 +530,30 @@ fn a_source_with_its_own_queue_parks_nothing() {
     assert!(gate.try_enter().is_some());
 }
 
+/// Also if it looks in between, and if a section follows another.
+#[test]
+fn how_long_a_queue_is_left_unserved_is_known() {
+    let clock = Clock::manual();
+    let gate = Gate::new("disk", clock.clone());
+    let first = gate.close("test");
+    let mut opened = Driven::new(gate.opened());
+    assert!(opened.is_pending());
+    clock.advance(Duration::from_millis(2));
+    assert_eq!(gate.waiting(), (1, Duration::from_millis(2)));
+    assert!(opened.is_pending());
+    drop(first);
+    let second = gate.close("test");
+    assert!(opened.poll_if_woken().is_pending());
+    clock.advance(Duration::from_millis(3));
+    assert_eq!(gate.waiting(), (1, Duration::from_millis(5)));
+    assert_eq!(gate.stats().longest_wait_now, Duration::from_millis(5));
+    assert_eq!(gate.stats().longest_wait, Duration::ZERO);
+    drop(second);
+    assert_eq!(opened.poll_if_woken(), Poll::Ready(Ok(())));
+    assert_eq!(gate.stats().longest_wait, Duration::from_millis(5));
+    assert_eq!(gate.waiting(), (0, Duration::ZERO));
+}
+
 #[test]
 fn a_source_with_its_own_queue_goes_behind_the_parked() {
     let gate = gate();

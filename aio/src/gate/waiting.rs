@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::mechanism::Step;
+use super::mechanism::{Step, Waits};
 use super::{Cancelled, Gate, Token};
 
 /// Future of [`Gate::enter`] and [`Gate::enter_again`]. Dropping it leaves the queue, or gives the token back.
@@ -96,12 +96,12 @@ impl Drop for Enter {
 #[derive(Debug)]
 pub struct Opened {
     gate: Gate,
-    key: Option<u64>,
+    waits: Option<Waits>,
 }
 
 impl Opened {
     pub(super) fn new(gate: Gate) -> Self {
-        Self { gate, key: None }
+        Self { gate, waits: None }
     }
 }
 
@@ -109,12 +109,9 @@ impl Future for Opened {
     type Output = Result<(), Cancelled>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let key = self.key.take();
-        match self.gate.0.look_opened(key, cx) {
-            Step::Waits(key) => {
-                self.key = Some(key);
-                Poll::Pending
-            }
+        let Self { gate, waits } = &mut *self;
+        match gate.0.look_opened(waits, cx) {
+            Step::Waits(_) => Poll::Pending,
             Step::Entered => Poll::Ready(Ok(())),
             Step::Cancelled => Poll::Ready(Err(Cancelled)),
         }
@@ -123,8 +120,8 @@ impl Future for Opened {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        if let Some(key) = self.key {
-            self.gate.0.forget_opened(key);
+        if let Some(waits) = self.waits {
+            self.gate.0.forget_opened(waits.key);
         }
     }
 }
