@@ -15,18 +15,26 @@ use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use event_listener::Event;
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use sluice_aio::gate::{Closed, Holder};
 use sluice_aio::{Clock, Gate, Histogram, current};
 
 use crate::backend::{Backend, Unlimited};
+use crate::driver::Background;
 use crate::graph::parent::Parent;
 use crate::job::{Job, Quiesced};
 use crate::node::Node;
 
-/// How long a drain waits before it says for what; then twice as long, and so on.
-const PATIENCE: Duration = Duration::from_secs(1);
+mod begin;
+
+use begin::HeldUp;
+pub(crate) use begin::begin_section;
+
+/// How long a drain waits before it says for what; then twice as long, and so on. So long it holds guests for a job that
+/// does not come to rest.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What one section holds.
 #[derive(Debug)]
@@ -36,6 +44,10 @@ pub(crate) struct SectionInner {
     began: Duration,
     /// The job whose section it is: it would wait for itself.
     own_job: Option<Arc<Job>>,
+    /// Whether it waits for requests that jobs have left behind, which may never return.
+    waits_for_left: bool,
+    /// A job may have left requests behind that it covers.
+    orphaned: Event,
     held: Mutex<Held>,
 }
 
@@ -46,6 +58,8 @@ struct Held {
     known: HashSet<usize>,
     backends: Vec<Covered>,
     jobs: Vec<(Arc<Job>, Quiesced)>,
+    /// Nothing was in flight, and from then on nothing is.
+    has_begun: bool,
 }
 
 impl Held {
@@ -68,7 +82,7 @@ enum Busy {
     Gate(Gate),
     Job(Arc<Job>),
     /// The work of a node's driver, or requests left behind.
-    Driver(Arc<Node>),
+    Driver(Arc<Node>, Arc<Background>),
 }
 
 impl Busy {
@@ -76,9 +90,7 @@ impl Busy {
         match self {
             Self::Gate(gate) => gate.wait_idle().await,
             Self::Job(job) => job.wait_idle().await,
-            Self::Driver(node) => {
-                node.work_ended().await;
-            }
+            Self::Driver(_, work) => work.wait_idle().await,
         }
     }
 }
@@ -95,20 +107,47 @@ impl std::fmt::Display for Busy {
                 f.write_str(")")
             }
             Self::Job(job) => write!(f, "{} job '{}'", job.kind().name(), job.id()),
-            Self::Driver(node) => write!(f, "{} '{}'", node.driver_name(), node.name()),
+            Self::Driver(node, _) => write!(f, "{} '{}'", node.driver_name(), node.name()),
         }
     }
 }
 
 impl SectionInner {
     pub(crate) fn new(holder: &str, own_job: Option<Arc<Job>>, clock: &Clock) -> Arc<Self> {
+        Self::waiting(holder, own_job, clock, true)
+    }
+
+    /// One over everything but requests that jobs have left behind.
+    pub(crate) fn without_what_was_left(holder: &str, clock: &Clock) -> Arc<Self> {
+        Self::waiting(holder, None, clock, false)
+    }
+
+    fn waiting(
+        holder: &str,
+        own_job: Option<Arc<Job>>,
+        clock: &Clock,
+        waits_for_left: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             holder: holder.to_owned(),
             clock: clock.clone(),
             began: clock.now(),
             own_job,
+            waits_for_left,
+            orphaned: Event::new(),
             held: Mutex::default(),
         })
+    }
+
+    /// A job has left requests behind, maybe such as it waits for.
+    pub(crate) fn tell_orphaned(&self) {
+        self.orphaned.notify(usize::MAX);
+    }
+
+    /// What goes on at the node although nobody waits for it.
+    fn work_at(&self, node: &Arc<Node>) -> Option<Busy> {
+        let work = node.work(self.waits_for_left)?;
+        Some(Busy::Driver(Arc::clone(node), Arc::clone(work)))
     }
 
     /// By what nodes know a section.
@@ -189,7 +228,12 @@ impl SectionInner {
         }
         let mut held = self.held.lock();
         if !held.jobs.iter().any(|(other, _)| Arc::ptr_eq(other, job)) {
-            held.jobs.push((Arc::clone(job), job.quiesce()));
+            let quiesced = job.quiesce();
+            if held.has_begun {
+                // It comes into an open section, and has not begun to work.
+                quiesced.begin();
+            }
+            held.jobs.push((Arc::clone(job), quiesced));
         }
     }
 
@@ -208,28 +252,19 @@ impl SectionInner {
         if let Some(job) = jobs.find(|job| job.is_busy()) {
             return Some(Busy::Job(Arc::clone(job)));
         }
-        let mut nodes = held.nodes.iter();
-        nodes
-            .find(|node| node.is_working())
-            .cloned()
-            .map(Busy::Driver)
+        held.nodes.iter().find_map(|node| self.work_at(node))
     }
 
     /// All that are busy, for people.
     fn describe_busy(&self) -> String {
-        let held = self.held.lock();
-        let jobs: Vec<_> = held.jobs.iter().map(|(job, _)| Arc::clone(job)).collect();
-        let nodes: Vec<_> = held
-            .nodes
-            .iter()
-            .filter(|node| node.is_working())
-            .cloned()
-            .collect();
-        drop(held);
+        let nodes: Vec<_> = {
+            let held = self.held.lock();
+            let nodes = held.nodes.iter();
+            nodes.filter_map(|node| self.work_at(node)).collect()
+        };
         let gates = self.gates().into_iter();
         let gates = gates.filter(|gate| gate.in_flight() > 0).map(Busy::Gate);
-        let jobs = jobs.into_iter().filter(|job| job.is_busy()).map(Busy::Job);
-        let nodes = nodes.into_iter().map(Busy::Driver);
+        let jobs = self.busy_jobs().into_iter().map(Busy::Job);
         let busy = gates.chain(jobs).chain(nodes).map(|busy| busy.to_string());
         busy.collect::<Vec<_>>().join(", ")
     }
@@ -256,16 +291,42 @@ impl SectionInner {
         }
     }
 
+    /// Begins, unless a job works again that could not rest for any longer. Until then such a one may.
+    fn begin(&self) -> bool {
+        let mut held = self.held.lock();
+        held.has_begun = held.jobs.iter().all(|(_, quiesced)| quiesced.begin());
+        if !held.has_begun {
+            held.jobs
+                .iter()
+                .for_each(|(_, quiesced)| quiesced.put_off());
+        }
+        held.has_begun
+    }
+
     /// One wait with one condition, evaluated afresh each time: nothing that is covered is busy.
-    pub(crate) async fn wait_idle(&self) {
+    ///
+    /// # Errors
+    /// It may have to wait for ever; it has not begun.
+    pub(crate) async fn wait_idle(&self) -> Result<(), HeldUp> {
         let mut patience = PATIENCE;
         let mut has_waited = false;
-        while let Some(busy) = self.busy() {
+        loop {
+            let orphaned = self.orphaned.listen();
+            if let Some(orphans) = self.orphans() {
+                return Err(orphans);
+            }
+            let Some(busy) = self.busy() else {
+                if self.begin() {
+                    break;
+                }
+                continue;
+            };
             has_waited = true;
             tracing::debug!(holder = self.holder, waits_for = %busy, "draining");
             let idle = pin!(busy.wait_idle());
             let waited = self.clock.now().saturating_sub(self.began);
             let late = pin!(current::sleep(patience.saturating_sub(waited)));
+            let idle = select(idle, orphaned);
             if let Either::Right(_) = select(idle, late).await {
                 tracing::warn!(
                     holder = self.holder,
@@ -273,6 +334,9 @@ impl SectionInner {
                     waits_for = self.describe_busy(),
                     "a drain takes long"
                 );
+                if let Busy::Job(job) = &busy {
+                    return Err(HeldUp::Job(Arc::clone(job)));
+                }
                 patience *= 2;
             }
         }
@@ -283,6 +347,7 @@ impl SectionInner {
                 node.state.lock().past_sections.record_drain(waited);
             }
         }
+        Ok(())
     }
 }
 

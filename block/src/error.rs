@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::parting::NOT_RETURNED;
+
 /// Result of block-layer calls.
 pub type Result<T> = std::result::Result<T, BlockError>;
 
@@ -96,6 +98,8 @@ pub enum BlockError {
         node: String,
         /// The job's type and id.
         job: Arc<str>,
+        /// It is at its end already.
+        is_ending: bool,
     },
     /// One user of a node does what another does not allow.
     #[error(transparent)]
@@ -150,6 +154,37 @@ impl BlockError {
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         matches!(self, Self::Io(source) if source.raw_os_error() == Some(libc::EOPNOTSUPP))
+    }
+
+    /// The same of the disk or node that the operator has named: the root of a disk may be a job's filter, whose name
+    /// nobody gave. From any thread.
+    #[must_use]
+    pub fn naming(self, name: &str) -> Self {
+        match self {
+            Self::Busy { job, is_ending, .. } => Self::Busy {
+                node: name.to_owned(),
+                job,
+                is_ending,
+            },
+            other => other,
+        }
+    }
+
+    /// What can be done about it, for people; none where the text says it itself. From any thread.
+    #[must_use]
+    pub fn way_out(&self) -> Option<&'static str> {
+        match self {
+            Self::Busy { job, .. } if job.ends_with(NOT_RETURNED) => {
+                Some("it is free when they have")
+            }
+            Self::Busy {
+                is_ending: true, ..
+            } => Some("the job is ending already: wait until it is gone"),
+            Self::Busy { .. } => {
+                Some("wait for the job's end, or end it by 'job-complete' or 'job-cancel'")
+            }
+            _ => None,
+        }
     }
 
     /// The errno that a guest or an error policy would see.

@@ -4,10 +4,11 @@
 //! serialises to `{"event": NAME, "data": {…}}` as QMP wants it, only the timestamp is to be
 //! added. Names and members: QEMU 10.0 `qapi/block-core.json` and `qapi/job.json`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::job::{JobKind, JobState};
+use crate::job::{IoFailure, JobDetails, JobKind, JobState};
 
 /// Takes events. Called from any thread, also while a job's lock is held, so that events come in
 /// the order in which things happened.
@@ -20,7 +21,7 @@ pub trait EventSink: Send + Sync {
 }
 
 /// One event of the block layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", content = "data", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum BlockEvent {
     /// A job has changed its state.
@@ -40,8 +41,12 @@ pub enum BlockEvent {
         /// Why it failed; absent if it did not.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
+        /// Where it failed, if that was a request.
+        #[serde(flatten)]
+        failure: Option<IoFailure>,
         /// What only this kind of job can tell; members with the prefix `x-` are Sluice's own.
         #[serde(flatten)]
+        #[schemars(with = "JobDetails")]
         details: Map<String, Value>,
     },
     /// The job was cancelled and has ended.
@@ -54,6 +59,12 @@ pub enum BlockEvent {
         operation: IoOperation,
         /// What was done about it.
         action: ErrorAction,
+        /// The node that could not be read or written. As the next, a member of Sluice's own.
+        #[serde(rename = "x-node-name")]
+        node: String,
+        /// The kernel's number of the reason.
+        #[serde(rename = "x-errno")]
+        errno: i32,
     },
     /// The job waits for `job-finalize`.
     BlockJobPending {
@@ -96,7 +107,7 @@ pub enum BlockEvent {
 }
 
 /// How far a job has come; the common part of several events.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct JobReport {
     /// Kind of job.
     #[serde(rename = "type")]
@@ -112,7 +123,7 @@ pub struct JobReport {
 }
 
 /// The direction of a request that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IoOperation {
     /// Data could not be read.
@@ -122,7 +133,7 @@ pub enum IoOperation {
 }
 
 /// What was done about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorAction {
     /// It was passed over: the request succeeds (guest) or is tried again (job).

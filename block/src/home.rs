@@ -13,11 +13,9 @@ use sluice_aio::AioContext;
 pub struct Home {
     context: AioContext,
     /// Of a thread that nobody may take away; none of one that is there anyway.
-    keeper: Option<Keeper>,
+    #[expect(dead_code, reason = "it is held, not looked at")]
+    keeper: Option<Arc<dyn Any + Send + Sync>>,
 }
-
-/// What keeps a thread while it is held.
-pub(crate) type Keeper = Arc<dyn Any + Send + Sync>;
 
 impl Home {
     /// A loop whose thread stays while `keeper` is held.
@@ -35,8 +33,9 @@ impl Home {
         &self.context
     }
 
-    pub(crate) fn into_parts(self) -> (AioContext, Option<Keeper>) {
-        (self.context, self.keeper)
+    /// The same loop, whose thread need not stay.
+    pub(crate) fn unkept(&self) -> Self {
+        Self::from(&self.context)
     }
 }
 

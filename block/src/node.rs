@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::drain::{Cover, PastSections, SectionInner};
 use crate::driver::{Background, BackingEdge, Blkdebug, Driver, FileIdentity, ImageInfo, Role};
+use crate::error::{BlockError, Result};
 use crate::graph::parent::ParentEdge;
 use crate::home::Home;
 use crate::io::NodeIo;
@@ -43,6 +44,8 @@ pub(crate) struct NodeState {
     pub(crate) options: Option<Box<BlockdevOptions>>,
     /// The job (its type and id) that forbids others to use the node.
     pub(crate) blocker: Option<Arc<str>>,
+    /// That job is at its end already, without success.
+    pub(crate) blocker_is_ending: bool,
     /// A filter that nobody has named.
     pub(crate) implicit_filter: bool,
 }
@@ -56,6 +59,7 @@ pub struct Node {
     owner: Owner,
     pub(crate) io: NodeIo,
     left_behind: Arc<Background>,
+    orphaned: Arc<Background>,
     pub(crate) state: Mutex<NodeState>,
 }
 
@@ -74,6 +78,7 @@ impl Node {
             owner,
             io,
             left_behind: Arc::default(),
+            orphaned: Arc::default(),
             state: Mutex::default(),
         })
     }
@@ -125,6 +130,21 @@ impl Node {
         self.driver.info()
     }
 
+    /// # Errors
+    /// `target`, to which all of this node is to be copied, is shorter or longer.
+    pub(crate) fn check_same_size(&self, target: &Node) -> Result<()> {
+        if self.len() == target.len() {
+            return Ok(());
+        }
+        Err(BlockError::Refused(format!(
+            "Source and target image have different sizes: '{}' has {} bytes, '{}' has {}",
+            self.info().filename,
+            self.len(),
+            target.info().filename,
+            target.len()
+        )))
+    }
+
     /// Children with the names of their roles, in order; a backing image is the last.
     #[must_use]
     pub fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
@@ -152,22 +172,18 @@ impl Node {
         &self.left_behind
     }
 
-    /// What goes on here although the requests that began it have ended, or have nobody who waits for them.
-    fn background(&self) -> impl Iterator<Item = &Arc<Background>> {
-        let own = std::iter::once(&self.left_behind);
-        own.chain(self.driver.background())
+    /// Those of them whose job has ended, which may never return.
+    pub(crate) fn orphaned(&self) -> &Arc<Background> {
+        &self.orphaned
     }
 
-    /// Whether such work goes on.
-    pub(crate) fn is_working(&self) -> bool {
-        self.background().any(|work| work.running() > 0)
-    }
-
-    /// Waits until there is none.
-    pub(crate) async fn work_ended(&self) {
-        for work in self.background() {
-            work.wait_idle().await;
-        }
+    /// Something that goes on here although the requests that began it have ended; or, if `left` counts too, have
+    /// nobody who waits for them.
+    pub(crate) fn work(&self, left: bool) -> Option<&Arc<Background>> {
+        let own = left.then_some([&self.left_behind, &self.orphaned]);
+        let own = own.into_iter().flatten();
+        let mut all = own.chain(self.driver.background());
+        all.find(|work| work.running() > 0)
     }
 
     pub(crate) fn driver(&self) -> &dyn Driver {

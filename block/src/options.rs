@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_aio::EngineKind;
 
@@ -37,6 +38,20 @@ pub enum BlockdevOptions {
     CopyBeforeWrite(CopyBeforeWriteNode),
     /// What is read from a backing image is copied up.
     CopyOnRead(CopyOnReadNode),
+    /// A layer in memory. No release has it.
+    #[cfg(any(test, feature = "test-hooks"))]
+    XOverlay(OverlayNode),
+}
+
+/// Whether a command that takes a path (`drive-mirror`, `drive-backup`, `blockdev-snapshot-sync`) makes the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NewImageMode {
+    /// It exists already.
+    Existing,
+    /// It is created, or emptied if it exists.
+    #[default]
+    AbsolutePaths,
 }
 
 /// What to do with discards.
@@ -104,7 +119,7 @@ pub enum ChildRef {
 }
 
 /// What can be done with a node (QEMU's `BlockPermission`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlockPermission {
     /// Reading, and seeing what was written last.
@@ -137,9 +152,6 @@ macro_rules! node_options {
             /// given. Only for nodes that are read-only.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub force_share: Option<bool>,
-            /// Whether the node can be used, which all nodes here can.
-            #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub active: Option<bool>,
             /// What to do with discards; inherited from the parent if not given.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub discard: Option<Discard>,
@@ -159,7 +171,6 @@ macro_rules! node_options {
                     read_only: self.read_only,
                     auto_read_only: self.auto_read_only,
                     force_share: self.force_share,
-                    active: self.active,
                     discard: self.discard,
                     detect_zeroes: self.detect_zeroes,
                     cache: self.cache,
@@ -320,6 +331,16 @@ node_options! {
     }
 }
 
+#[cfg(any(test, feature = "test-hooks"))]
+node_options! {
+    /// Options of `x-overlay`, an empty layer whose contents are lost with it. `blockdev-snapshot` gives it a
+    /// backing image.
+    OverlayNode {
+        /// Bytes.
+        size: u64,
+    }
+}
+
 /// QEMU's default size of a null disk: 1 GiB.
 fn default_null_size() -> u64 {
     1 << 30
@@ -332,7 +353,6 @@ pub(crate) struct Common<'a> {
     pub(crate) read_only: Option<bool>,
     pub(crate) auto_read_only: Option<bool>,
     pub(crate) force_share: Option<bool>,
-    pub(crate) active: Option<bool>,
     pub(crate) discard: Option<Discard>,
     pub(crate) detect_zeroes: Option<DetectZeroes>,
     pub(crate) cache: Option<CacheOptions>,
@@ -348,6 +368,8 @@ impl BlockdevOptions {
             Self::Throttle(node) => node.common(),
             Self::CopyBeforeWrite(node) => node.common(),
             Self::CopyOnRead(node) => node.common(),
+            #[cfg(any(test, feature = "test-hooks"))]
+            Self::XOverlay(node) => node.common(),
         }
     }
 
@@ -360,6 +382,8 @@ impl BlockdevOptions {
             Self::CopyBeforeWrite(node) => Some((Role::File, &node.file)),
             Self::CopyOnRead(node) => Some((Role::File, &node.file)),
             Self::Blkdebug(node) => Some((Role::Filtered, &node.image)),
+            #[cfg(any(test, feature = "test-hooks"))]
+            Self::XOverlay(_) => None,
         }
     }
 
@@ -377,7 +401,6 @@ impl BlockdevOptions {
             read_only: None,
             auto_read_only: None,
             force_share: None,
-            active: None,
             discard: None,
             detect_zeroes: None,
             cache: None,
@@ -390,7 +413,6 @@ impl BlockdevOptions {
             read_only: None,
             auto_read_only: None,
             force_share: None,
-            active: None,
             discard: None,
             detect_zeroes: None,
             cache: None,

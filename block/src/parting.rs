@@ -5,12 +5,14 @@
 //! waits for the target only for a while ([`PATIENCE`]), in which one that works returns everything. Then the filter
 //! is taken out and the source given back. The target is *left to its requests*: it stays blocked and written to, its
 //! locks stay where they are, and every section over it waits, until the last has returned. None of them begins anything new.
+//!
+//! A job that copies from image to image of a disk's own chain leaves all of that, in the same way
+//! ([`chain::Claimed`](crate::chain)).
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use event_listener::Event;
 use futures_util::future::{Either, select};
@@ -20,15 +22,20 @@ use crate::driver::{Background, Running};
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
+use crate::graph::transaction::Transaction;
+pub(crate) use crate::job::PATIENCE;
 use crate::job::{JobContext, JobError};
 use crate::node::Node;
 use crate::permission::Access;
 
+mod left;
 #[cfg(test)]
 pub(crate) mod tests;
 
-/// How long the end of a job waits for a target.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) use left::Leftover;
+
+/// How the holder of a target ends whose job has ended without it.
+pub(crate) const NOT_RETURNED: &str = ", whose last requests have not returned";
 
 /// Nothing is begun any more: the job has given up.
 #[derive(Clone, Copy, Debug)]
@@ -47,13 +54,42 @@ pub(crate) struct Parting {
 }
 
 /// The target of a job, and what the job does with it.
-pub(crate) struct Target<'a> {
-    pub(crate) graph: &'a Arc<Graph>,
-    pub(crate) node: &'a Arc<Node>,
+pub(crate) struct Target {
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) node: Arc<Node>,
     pub(crate) role: &'static str,
     pub(crate) access: Access,
-    /// Who stands above it for the job and leaves it at once; none if the job's filter does.
-    pub(crate) user: Option<Parent>,
+    /// The job itself stands above it, and leaves it at once; otherwise its filter does.
+    pub(crate) is_jobs: bool,
+}
+
+impl Leftover for Target {
+    fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    fn hand_over(&self, change: &mut Transaction<'_>, job: &Parent, user: &Parent) {
+        if self.is_jobs {
+            change.detach(&self.node, job, self.role);
+        }
+        change.attach(&self.node, user.clone(), self.role, self.access);
+    }
+
+    fn block_again(&self, holder: &str) {
+        self.node.block_again(holder);
+    }
+
+    async fn restore(&self, _user: &Parent) {}
+
+    fn let_go(&self, user: &Parent) {
+        self.graph.let_go(&self.node, user, self.role);
+        self.node.unblock();
+        self.graph.remove_if_unused(&self.node);
+    }
 }
 
 impl Parting {
@@ -120,24 +156,25 @@ impl Parting {
         self.at_target.wait_idle().await;
     }
 
-    /// Waits for `idle`, or until the job was cancelled by force: then sections over the target wait until all has
-    /// `returned`, and those over the source only until nothing reads it.
+    /// Waits for `idle`, or until the job was cancelled by force, and says whether it was: then sections over `node` wait until
+    /// all has `returned`.
     pub(crate) async fn settle(
         &self,
         job: &JobContext,
-        target: &Node,
+        node: &Node,
         idle: impl Future<Output = ()>,
         returned: impl Future<Output = ()> + 'static,
-    ) {
-        if let Either::Right(_) = select(pin!(idle), pin!(job.cancelled())).await {
-            let running = target.left_behind().begin();
-            current::spawn_local(async move {
-                returned.await;
-                drop(running);
-            })
-            .detach();
-            self.source_idle().await;
-        }
+    ) -> bool {
+        let Either::Right(_) = select(pin!(idle), pin!(job.cancelled())).await else {
+            return false;
+        };
+        let running = node.left_behind().begin();
+        current::spawn_local(async move {
+            returned.await;
+            drop(running);
+        })
+        .detach();
+        true
     }
 
     /// Waits for what is under way, once the job has given up: for the source as long as it takes, until all has
@@ -146,26 +183,11 @@ impl Parting {
     pub(crate) async fn settle_at_end<F: Future<Output = ()> + 'static>(
         &self,
         job: &JobContext,
-        target: Target<'_>,
+        target: Target,
         returned: impl Fn() -> F,
     ) -> bool {
         self.source_idle().await;
-        let settled = pin!(returned());
-        let Either::Right(_) = select(settled, pin!(current::sleep(PATIENCE))).await else {
-            return false;
-        };
-        let (id, node) = (job.job().id(), target.node.name());
-        tracing::warn!(
-            job = id,
-            target = node,
-            "the target hangs; the job ends without it"
-        );
-        if let Err(error) = leave(job, target, returned()) {
-            tracing::error!(%error, "the target can't be left alone");
-            returned().await;
-            return false;
-        }
-        true
+        returned_or_left(job, target, returned).await
     }
 
     /// Flushes the target, in a task of its own: a forced cancel ends the wait for it.
@@ -177,14 +199,27 @@ impl Parting {
         job: &JobContext,
         target: &Arc<Node>,
     ) -> std::result::Result<Result<()>, JobError> {
-        let (running, target) = (self.begin_at_target(), Arc::clone(target));
-        let flush = current::spawn_local(async move {
-            let flushed = target.flush().await;
+        let target = Arc::clone(target);
+        self.apart(job, async move { target.flush().await }).await
+    }
+
+    /// Has `work` at the target done, in a task of its own: a forced cancel ends the wait for it.
+    ///
+    /// # Errors
+    /// The job was cancelled.
+    pub(crate) async fn apart<T: 'static>(
+        &self,
+        job: &JobContext,
+        work: impl Future<Output = T> + 'static,
+    ) -> std::result::Result<T, JobError> {
+        let running = self.begin_at_target();
+        let work = current::spawn_local(async move {
+            let done = work.await;
             drop(running);
-            flushed
+            done
         });
-        match select(flush, pin!(job.cancelled())).await {
-            Either::Left((Ok(flushed), _)) => Ok(flushed),
+        match select(work, pin!(job.cancelled())).await {
+            Either::Left((Ok(done), _)) => Ok(done),
             // The loop is at its end.
             Either::Left((Err(_), _)) => Err(JobError::Cancelled),
             Either::Right(_) => Err(JobError::Cancelled),
@@ -192,62 +227,26 @@ impl Parting {
     }
 }
 
-/// A target whose job has ended before its requests; dropped, when they have returned, or their loop is at its end.
-struct Left {
-    graph: Arc<Graph>,
-    target: Arc<Node>,
-    role: &'static str,
-    /// Stands above the target for the job.
-    parent: Parent,
-    /// What sections wait for.
-    running: Option<Running>,
-}
-
-impl Drop for Left {
-    fn drop(&mut self) {
-        self.running = None;
-        self.graph.let_go(&self.target, &self.parent, self.role);
-        self.target.unblock();
-        self.graph.remove_if_unused(&self.target);
-        tracing::info!(node = self.target.name(), "the last request has returned");
-    }
-}
-
-/// Puts the target into the keeping of its requests, until all have `returned`.
-fn leave(
+/// Waits for what has to return from the nodes, for [`PATIENCE`]. Then leaves them to it, and says so: the job ends without them.
+pub(crate) async fn returned_or_left<F: Future<Output = ()> + 'static>(
     job: &JobContext,
-    target: Target<'_>,
-    returned: impl Future<Output = ()> + 'static,
-) -> Result<()> {
-    let Target {
-        graph,
-        node,
-        role,
-        access,
-        user,
-    } = target;
-    let (kind, id) = (job.job().kind().name(), job.job().id());
-    let parent = Parent::Claim(format!("the last writes of {kind} job '{id}'").into());
-    let mut change = graph.transaction();
-    if let Some(user) = user {
-        change.detach(node, &user, role);
-    }
-    change.attach(node, parent.clone(), role, access);
-    change.commit()?;
-    node.block_again(&format!(
-        "{kind} '{id}', whose last writes have not returned"
-    ));
-    let left = Left {
-        graph: Arc::clone(graph),
-        target: Arc::clone(node),
-        role,
-        parent,
-        running: Some(node.left_behind().begin()),
+    nodes: impl Leftover,
+    returned: impl Fn() -> F,
+) -> bool {
+    let patience = pin!(current::sleep(PATIENCE));
+    let Either::Right(_) = select(pin!(returned()), patience).await else {
+        return false;
     };
-    current::spawn_local(async move {
-        returned.await;
-        drop(left);
-    })
-    .detach();
-    Ok(())
+    let (id, node) = (job.job().id(), Arc::clone(nodes.node()));
+    tracing::warn!(
+        job = id,
+        node = node.name(),
+        "requests hang; the job ends without them"
+    );
+    if let Err(error) = left::leave(job, nodes, returned()) {
+        tracing::error!(node = node.name(), %error, "the node can't be left alone");
+        returned().await;
+        return false;
+    }
+    true
 }

@@ -61,6 +61,12 @@ impl Access {
         shared: Permissions::all(),
     };
 
+    /// A job's on its filter: the disk keeps its size while the job lasts; all else goes on.
+    pub(crate) const OF_JOB_FILTER: Self = Self {
+        used: Permissions::empty(),
+        shared: Permissions::RESIZE.complement(),
+    };
+
     /// A device's, as QEMU's disks have it: nobody else may write, but the operator may resize.
     #[must_use]
     pub const fn of_device(read_only: bool) -> Self {

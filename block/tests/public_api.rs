@@ -12,9 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Map, Value, json};
 use sluice_aio::{Clock, EventLoop, IoBuffer, IoThread, LoopConfig, current};
 use sluice_block::job::OnError;
-use sluice_block::mirror::{
-    CopyMode, DriveMirror, MirrorCommon, NewImageMode, SyncMode, drive_mirror,
-};
+use sluice_block::mirror::{CopyMode, DriveMirror, MirrorCommon, SyncMode, drive_mirror};
 use sluice_block::{Backend, BlockEvent, EventSink, Graph};
 
 const SIZE: u64 = 4 << 20;
@@ -102,7 +100,7 @@ fn a_disk_moves_under_its_guest() {
                 target,
                 format: Some("raw".to_owned()),
                 node_name: Some("new".to_owned()),
-                mode: NewImageMode::AbsolutePaths,
+                mode: sluice_block::options::NewImageMode::AbsolutePaths,
                 unmap: true,
             };
             let ready = events.ready.listen();

@@ -174,7 +174,7 @@ impl Backend {
     }
 
     /// The device has gone: nobody needs its loop for this disk any more but who works there already.
-    pub(crate) fn leave_home(&self) {
+    pub fn leave_home(&self) {
         let before = self.home.lock().take();
         drop(before);
     }

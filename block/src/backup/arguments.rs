@@ -10,9 +10,8 @@ use crate::driver::copy_before_write::CLUSTER;
 use crate::error::{BlockError, Result};
 use crate::graph::bitmaps::below_implicit_filters;
 use crate::job::OnError;
-use crate::mirror::NewImageMode;
 use crate::node::Node;
-use crate::options::OnCbwError;
+use crate::options::{NewImageMode, OnCbwError};
 
 /// What is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -69,10 +68,6 @@ impl BitmapMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct BackupPerf {
-    /// Copies inside the kernel; there are none yet, and a job does without, as QEMU's does where the
-    /// kernel can't.
-    #[serde(default)]
-    pub use_copy_range: bool,
     /// Copies at once.
     #[serde(default)]
     pub max_workers: Option<i64>,
@@ -104,9 +99,6 @@ pub struct BackupCommon {
     /// What becomes of it.
     #[serde(default)]
     pub bitmap_mode: Option<BitmapMode>,
-    /// Compress what is written; no target can.
-    #[serde(default)]
-    pub compress: bool,
     /// What to do when the source can't be read.
     #[serde(default)]
     pub on_source_error: OnError,
@@ -125,9 +117,6 @@ pub struct BackupCommon {
     /// A name for the filter; made up if not given.
     #[serde(default)]
     pub filter_node_name: Option<String>,
-    /// Discard what was copied from the source; not done.
-    #[serde(default)]
-    pub discard_source: bool,
     /// How the work is done.
     #[serde(default, rename = "x-perf")]
     pub perf: BackupPerf,

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::future::{LocalBoxFuture, select};
+use futures_util::future::{BoxFuture, LocalBoxFuture, select};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use sluice_aio::current;
@@ -20,7 +20,7 @@ use crate::driver::copy_before_write::{Copier, CopyError, TARGET_ACCESS};
 use crate::driver::{Allocation, Background, Role};
 use crate::event::IoOperation;
 use crate::graph::Graph;
-use crate::job::{JobContext, JobDriver, JobError, JobKind, OnError};
+use crate::job::{IoSide, JobContext, JobDriver, JobError, JobKind, OnError, here};
 use crate::parting::Target;
 
 /// The most bytes of zeroes that one copy covers.
@@ -55,7 +55,7 @@ impl BackupJob {
             job.pause_point().await;
             job.check_cancelled()?;
             let end = size.min(at + MAX_ZEROES);
-            match self.copier.leave_out_below(at..end).await {
+            match here(self.copier.leave_out_below(at..end)).await {
                 Ok(len) => at += len,
                 Err(error) => {
                     job.check_cancelled()?;
@@ -64,7 +64,7 @@ impl BackupJob {
                 }
             }
             self.account(job);
-            current::yield_now().await;
+            here(current::yield_now()).await;
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl BackupJob {
                 job.sleep_until_kicked().await;
                 continue;
             }
-            let (range, data) = self.sized(run).await;
+            let (range, data) = here(self.sized(run)).await;
             cursor = range.end;
             job.charge(data);
             self.begin(job, range);
@@ -109,8 +109,12 @@ impl BackupJob {
     async fn look(&self, job: &JobContext) -> Result<(), JobError> {
         job.pause_point().await;
         job.check_cancelled()?;
-        if let Some(errno) = self.copier.broken() {
-            return Err(JobError::Errno(errno));
+        if let Some((operation, errno)) = self.copier.broken() {
+            let side = IoSide {
+                argument: "on-cbw-error=break-guest-write and werror",
+                ..self.side(operation)
+            };
+            return Err(job.io_failure(side, operation, errno));
         }
         self.account(job);
         let errors = std::mem::take(&mut *self.state.errors.lock());
@@ -131,11 +135,23 @@ impl BackupJob {
         job: &JobContext,
         errors: Vec<(IoOperation, Errno)>,
     ) -> Result<(), JobError> {
-        let policy = |operation| match operation {
-            IoOperation::Read => self.on_source_error,
-            IoOperation::Write => self.on_target_error,
-        };
-        job.judge_errors(&errors, policy).await
+        let side = |operation| self.side(operation);
+        job.judge_errors(&errors, side).await
+    }
+
+    fn side(&self, operation: IoOperation) -> IoSide<'_> {
+        match operation {
+            IoOperation::Read => IoSide {
+                node: &self.ends.source,
+                policy: self.on_source_error,
+                argument: "on-source-error",
+            },
+            IoOperation::Write => IoSide {
+                node: &self.ends.target,
+                policy: self.on_target_error,
+                argument: "on-target-error",
+            },
+        }
     }
 
     fn account(&self, job: &JobContext) {
@@ -192,7 +208,7 @@ impl BackupJob {
         loop {
             self.look(job).await?;
             let flushed = self.copier.parting().flush(job, &self.ends.target);
-            let Err(error) = flushed.await? else {
+            let Err(error) = here(flushed).await? else {
                 return Ok(());
             };
             let error = (IoOperation::Write, errno(error.errno()));
@@ -218,11 +234,11 @@ impl BackupJob {
     /// Waits for the copies of a backup that has given up, for as long as that makes sense.
     async fn settle_at_end(&self, job: &JobContext) {
         let target = Target {
-            graph: &self.graph,
-            node: &self.ends.target,
+            graph: Arc::clone(&self.graph),
+            node: Arc::clone(&self.ends.target),
             role: Role::Target.name(),
             access: TARGET_ACCESS,
-            user: None,
+            is_jobs: false,
         };
         let left = || returned(Arc::clone(&self.copier));
         let parting = self.copier.parting();
@@ -252,7 +268,7 @@ impl JobDriver for BackupJob {
         JobKind::Backup
     }
 
-    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+    fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             let result = self.work(job).await;
             if result.is_err() {
@@ -268,7 +284,10 @@ impl JobDriver for BackupJob {
             let idle = self.state.running.wait_idle();
             let returned = returned(Arc::clone(&self.copier));
             let parting = self.copier.parting();
-            parting.settle(job, &self.ends.target, idle, returned).await;
+            let target = &self.ends.target;
+            if parting.settle(job, target, idle, returned).await {
+                parting.source_idle().await;
+            }
         })
     }
 
@@ -278,6 +297,7 @@ impl JobDriver for BackupJob {
 
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
+            self.graph.say_ending(job.job());
             self.copier.parting().give_up();
             self.settle_at_end(job).await;
             self.account(job);

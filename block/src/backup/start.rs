@@ -14,24 +14,16 @@ use crate::driver::copy_before_write::{Copier, CopyBeforeWrite};
 use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
+use crate::graph::home::MAIN_NODE;
 use crate::graph::parent::Parent;
 use crate::graph::undo::Undo;
-use crate::job::{CreateError, Job, JobGroup, JobId, JobOptions};
-use crate::mirror::NewImageMode;
+use crate::job::{CreateError, Job, JobGroup, JobKind, JobOptions};
 use crate::node::Node;
-use crate::options::{BlockdevOptions, Discard};
-use crate::permission::{Access, Permissions};
+use crate::options::{BlockdevOptions, Discard, NewImageMode};
+use crate::permission::Access;
 
-/// The type in messages of other commands.
-const JOB_TYPE: &str = "backup";
 /// What the filter's node is to the job.
-pub(super) const FILTER_ROLE: &str = "main node";
-
-/// The disk keeps its size while it is copied; all else goes on.
-const FILTER_ACCESS: Access = Access {
-    used: Permissions::empty(),
-    shared: Permissions::RESIZE.complement(),
-};
+pub(super) const FILTER_ROLE: &str = MAIN_NODE;
 
 fn refused(text: impl Into<String>) -> BlockError {
     BlockError::Refused(text.into())
@@ -133,14 +125,8 @@ async fn kind_of(path: &Path) -> Result<FileKind> {
 /// # Errors
 /// A job has the source.
 fn check_source(source: &Node, device: &str) -> Result<()> {
-    match source.blocker() {
-        None => Ok(()),
-        // It may be the filter of that job, whose name nobody gave.
-        Some(job) => Err(BlockError::Busy {
-            node: device.to_owned(),
-            job,
-        }),
-    }
+    let not_blocked = source.check_not_blocked();
+    not_blocked.map_err(|error| error.naming(device))
 }
 
 fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
@@ -148,22 +134,17 @@ fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     let mut target_files = target.files().into_iter();
     let same_file = target_files.any(|file| source_files.contains(&file));
     if Arc::ptr_eq(source, target) || same_file {
-        return Err(refused("Source and target cannot be the same"));
+        return Err(refused(format!(
+            "Source and target cannot be the same: source '{}' and target '{}' are the same image",
+            source.info().filename,
+            target.info().filename
+        )));
     }
     target.check_not_blocked()?;
     if target.is_read_only() {
         return Err(BlockError::ReadOnly(target.name().to_owned()));
     }
-    if source.len() != target.len() {
-        return Err(refused(format!(
-            "Source and target image have different sizes: '{}' has {} bytes, '{}' has {}",
-            source.info().filename,
-            source.len(),
-            target.info().filename,
-            target.len()
-        )));
-    }
-    Ok(())
+    source.check_same_size(target)
 }
 
 fn job_options(
@@ -171,15 +152,13 @@ fn job_options(
     source: &Node,
     group: Option<&Arc<JobGroup>>,
 ) -> Result<JobOptions> {
-    let as_text = |error: CreateError| refused(error.to_string());
-    let backends = source.backends();
-    let backend = backends.first().map(|backend| backend.name());
-    let id = JobId::choose(common.job_id.as_deref(), backend).map_err(as_text)?;
-    let mut options = JobOptions::new(id)
-        .with_speed(common.speed)
-        .map_err(as_text)?;
-    options.auto_finalize = common.auto_finalize.unwrap_or(true);
-    options.auto_dismiss = common.auto_dismiss.unwrap_or(true);
+    let mut options = JobOptions::asked_for(
+        source,
+        common.job_id.as_deref(),
+        common.speed,
+        common.auto_finalize,
+        common.auto_dismiss,
+    )?;
     options.group = group.map(Arc::clone);
     Ok(options)
 }
@@ -272,19 +251,10 @@ pub(crate) fn prepare(
     let source = graph.device_or_node(&common.device)?;
     check_source(&source, &common.device)?;
     check_pair(&source, target)?;
-    if common.compress {
-        let text = "Compression is not supported for this drive";
-        return Err(refused(format!("{text} {}", target.name())));
-    }
-    if common.discard_source {
-        return Err(refused(
-            "Parameter 'discard-source' does not accept value 'true' yet",
-        ));
-    }
     let shape = common.shape()?;
     let bitmap = common.sync_bitmap(&source)?.map(Arc::new);
     let options = job_options(common, &source, group)?;
-    let blocker = format!("{JOB_TYPE} '{}'", options.id);
+    let blocker = JobKind::Backup.named(options.id.as_str());
     let mut undo = Undo::new(graph);
 
     undo.block(&source, &blocker)?;
@@ -320,7 +290,12 @@ pub(crate) fn prepare(
     let job = graph.jobs().create(options, Box::new(job), home);
     let job = job.map_err(|error| refused(error.to_string()))?;
     let mut change = graph.transaction();
-    change.attach(&filter, Parent::job(&job), FILTER_ROLE, FILTER_ACCESS);
+    change.attach(
+        &filter,
+        Parent::job(&job),
+        FILTER_ROLE,
+        Access::OF_JOB_FILTER,
+    );
     if let Err(error) = change.commit() {
         job.discard();
         return Err(error);

@@ -3,21 +3,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
+use rustix::io::Errno;
 use sluice_aio::IoBuffer;
 
 use super::claimed::Claimed;
 use super::walk::{CopyError, Walk};
 use crate::driver::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::event::IoOperation;
-use crate::graph::Graph;
 use crate::graph::parent::Parent;
-use crate::job::{JobContext, JobDriver, JobError, JobKind};
+use crate::job::{IoSide, JobContext, JobDriver, JobError, JobKind, OnError, here};
 use crate::node::Node;
+use crate::parting::{GivenUp, Parting, returned_or_left};
 use crate::permission::Access;
 
-/// What the filter's node is to the job.
-pub(super) const FILTER_ROLE: &str = "main node";
 /// What a commit's base is to the job.
 pub(super) const BASE_ROLE: &str = "base";
 
@@ -67,25 +66,18 @@ impl Direction {
     }
 }
 
-/// Everything the job needs; made by [`super::start`].
-pub(super) struct ChainJob {
-    pub(super) graph: Arc<Graph>,
+/// The images that the job works on, with its filter. What copies hold on to, also when the job has ended.
+pub(super) struct Chain {
     pub(super) direction: Direction,
     pub(super) walk: Walk,
-    pub(super) filter: Arc<Node>,
-    /// What is below the filter.
-    pub(super) below: Arc<Node>,
-    pub(super) claimed: Claimed,
-    pub(super) changed: AtomicBool,
+    pub(super) claimed: Arc<Claimed>,
+    /// Shared with the filter, if that copies.
+    pub(super) parting: Arc<Parting>,
 }
 
-fn failed(error: impl std::fmt::Display) -> JobError {
-    JobError::Failed(error.to_string())
-}
-
-impl ChainJob {
+impl Chain {
     /// Copies one range.
-    async fn copy(&self, offset: u64, len: u64) -> Result<(), CopyError> {
+    pub(super) async fn copy(&self, offset: u64, len: u64) -> Result<(), CopyError> {
         let read = |error| (IoOperation::Read, error);
         let write = |error| (IoOperation::Write, error);
         // Bounded by the walk.
@@ -93,39 +85,111 @@ impl ChainJob {
         let base = match &self.direction {
             // The filter copies up what is read through it.
             Direction::Stream { .. } => {
-                return self.filter.read(offset, alloc()).await.map_err(read);
+                let filter = &self.claimed.filter;
+                return filter.read(offset, alloc()).await.map_err(read);
             }
             Direction::Commit { base } => base,
         };
+        let given_up = |given_up: GivenUp| write(given_up.into());
         let top = &self.walk.top;
         let status = top.block_status(offset, len).await.map_err(read)?;
         if status.allocation == Allocation::Zero && status.len >= len {
+            self.parting.check_going_on().map_err(given_up)?;
             let zeroed = base.write_zeroes(offset, len, RequestFlags::MAY_UNMAP);
             return zeroed.await.map_err(write);
         }
         let buffer = alloc();
         top.read(offset, buffer.clone()).await.map_err(read)?;
+        self.parting.check_going_on().map_err(given_up)?;
         let written = base.write(offset, buffer, RequestFlags::empty());
         written.await.map_err(write)
     }
 
-    async fn flush(&self) -> Result<(), JobError> {
-        let flushed = self.direction.written().flush().await;
-        flushed.map_err(failed)
+    /// The node that is read, or written. What a stream reads through its filter, the filter writes too: its errors
+    /// all count as the chain's.
+    pub(super) fn side(&self, operation: IoOperation) -> &Arc<Node> {
+        match operation {
+            IoOperation::Read => &self.walk.top,
+            IoOperation::Write => self.direction.written(),
+        }
+    }
+}
+
+/// Everything the job needs; made by [`super::start`].
+pub(super) struct ChainJob {
+    pub(super) chain: Arc<Chain>,
+    pub(super) on_error: OnError,
+    pub(super) changed: AtomicBool,
+    /// The images were left to requests that have not returned.
+    pub(super) left: AtomicBool,
+}
+
+/// Completes when nothing is under way.
+async fn idle(parting: Arc<Parting>) {
+    parting.target_idle().await;
+}
+
+fn failed(error: impl std::fmt::Display) -> JobError {
+    JobError::Failed(error.to_string())
+}
+
+impl ChainJob {
+    /// Judges an error by the operator's policy; returns when it is to be tried again.
+    pub(super) async fn judge(
+        &self,
+        job: &JobContext,
+        operation: IoOperation,
+        errno: i32,
+    ) -> Result<(), JobError> {
+        let errors = [(operation, Errno::from_raw_os_error(errno))];
+        let side = |operation| IoSide {
+            node: self.chain.side(operation),
+            policy: self.on_error,
+            argument: "on-error",
+        };
+        job.judge_errors(&errors, side).await
+    }
+
+    /// Makes durable what was written.
+    async fn flush(&self, job: &JobContext) -> Result<(), JobError> {
+        let chain = &self.chain;
+        let written = match &chain.direction {
+            // With the filters above the layer, by which it was written to.
+            Direction::Stream { .. } => &chain.claimed.below,
+            Direction::Commit { base } => base,
+        };
+        loop {
+            job.pause_point().await;
+            job.check_cancelled()?;
+            let flushed = chain.parting.flush(job, written);
+            let Err(error) = here(flushed).await? else {
+                return Ok(());
+            };
+            self.judge(job, IoOperation::Write, error.errno()).await?;
+        }
     }
 
     /// Takes out of the chain what is not needed any more.
     async fn change_chain(&self, job: &JobContext) -> Result<(), JobError> {
         let holder = format!("end of job '{}'", job.job().id());
-        let written = self.direction.written();
-        let section = self.graph.drain_by_job(written, &holder, job.job()).await;
-        self.claimed.thaw();
-        let mut change = self.graph.transaction();
+        let Chain {
+            direction, claimed, ..
+        } = &*self.chain;
+        let Claimed {
+            graph,
+            filter,
+            below,
+            ..
+        } = &**claimed;
+        let written = direction.written();
+        let section = graph.drain_by_job(written, &holder, job.job()).await;
+        claimed.thaw();
+        let mut change = graph.transaction();
         // Those who stand on the base from now on do not share what the job did with it.
         change.set_access(written, &Parent::job(job.job()), Access::NONE);
-        match &self.direction {
+        match direction {
             Direction::Stream { layer, base } => {
-                let moved = change.move_parents(&self.filter, &self.below);
+                let moved = change.move_parents(filter, below);
                 moved.map_err(failed)?;
                 change.clear_backing(layer);
                 if let Some(base) = base {
@@ -133,7 +197,7 @@ impl ChainJob {
                 }
             }
             Direction::Commit { base } => {
-                change.move_parents(&self.filter, base).map_err(failed)?;
+                change.move_parents(filter, base).map_err(failed)?;
             }
         }
         change.commit().map_err(failed)?;
@@ -142,37 +206,39 @@ impl ChainJob {
         Ok(())
     }
 
-    async fn take_filter_out(&self, job: &JobContext) {
-        let holder = format!("end of job '{}'", job.job().id());
-        let section = self
-            .graph
-            .drain_by_job(&self.filter, &holder, job.job())
-            .await;
-        self.claimed.thaw();
-        let mut change = self.graph.transaction();
-        let written = self.direction.written();
-        change.set_access(written, &Parent::job(job.job()), Access::NONE);
-        let moved = change.move_parents(&self.filter, &self.below);
-        if let Err(error) = moved.and_then(|()| change.commit()) {
-            tracing::error!(%error, "the job's filter can't be taken out");
+    /// Ends a job that has not changed the chain.
+    async fn give_up(&self, job: &JobContext) {
+        let chain = &self.chain;
+        let claimed = &chain.claimed;
+        claimed.graph.say_ending(job.job());
+        chain.parting.give_up();
+        let returned = || idle(Arc::clone(&chain.parting));
+        if returned_or_left(job, Arc::clone(claimed), returned).await {
+            return self.left.store(true, Ordering::Relaxed);
         }
+        let holder = format!("end of job '{}'", job.job().id());
+        let drained = claimed
+            .graph
+            .drain_by_job(&claimed.filter, &holder, job.job());
+        let section = drained.await;
+        claimed.thaw();
+        claimed.take_filter_out(&Parent::job(job.job()));
         drop(section);
     }
 }
 
 impl JobDriver for ChainJob {
     fn kind(&self) -> JobKind {
-        match self.direction {
+        match self.chain.direction {
             Direction::Stream { .. } => JobKind::Stream,
             Direction::Commit { .. } => JobKind::Commit,
         }
     }
 
-    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+    fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
-            let copy = async |offset, len| self.copy(offset, len).await;
-            self.walk.run(job, copy).await?;
-            self.flush().await
+            self.copy_all(job).await?;
+            self.flush(job).await
         })
     }
 
@@ -183,20 +249,22 @@ impl JobDriver for ChainJob {
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             if !self.changed.load(Ordering::Relaxed) {
-                self.take_filter_out(job).await;
+                self.give_up(job).await;
             }
         })
     }
 
+    fn on_cancel(&self, force: bool) {
+        if force {
+            self.chain.parting.give_up();
+        }
+    }
+
     fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
-            let (graph, own) = (&self.graph, job.job());
-            if let Direction::Commit { base } = &self.direction {
-                graph.remove_job_parent(base, own, BASE_ROLE);
+            if !self.left.load(Ordering::Relaxed) {
+                self.chain.claimed.give_back(&Parent::job(job.job()));
             }
-            graph.remove_job_parent(&self.filter, own, FILTER_ROLE);
-            graph.remove_if_unused(&self.filter);
-            self.claimed.give_back(graph);
         })
     }
 }

@@ -4,22 +4,25 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 use sluice_aio::AioContext;
 
-use super::claimed::Claimed;
-use super::job::{BASE_ROLE, ChainJob, CommitTop, Direction, FILTER_ROLE};
+use super::claimed::{Base, Claimed};
+use super::job::{BASE_ROLE, Chain, ChainJob, CommitTop, Direction};
 use super::walk::Walk;
+use crate::driver::copy_on_read::CopyOnRead;
 use crate::driver::{Driver, Edge, FrozenChain, Role};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::bitmaps::below_implicit_filters;
 use crate::graph::parent::Parent;
 use crate::graph::undo::Undo;
-use crate::job::{CreateError, JobDriver, JobId, JobKind, JobOptions, OnError};
+use crate::job::{JobDriver, JobKind, JobOptions, OnError};
 use crate::mirror::ActiveCommit;
 use crate::node::Node;
-use crate::permission::{Access, Permissions};
+use crate::parting::Parting;
+use crate::permission::Permissions;
 
 /// Arguments of `block-stream`.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,7 +42,7 @@ pub struct BlockStream {
     /// The lowest image whose data is pulled up.
     #[serde(default)]
     pub bottom: Option<String>,
-    /// What the image names as its backing file afterwards; none here has one in it.
+    /// What the image is to name as its backing file afterwards; no format here has a place for it.
     #[serde(default)]
     pub backing_file: Option<String>,
     /// Bytes per second; 0: no limit.
@@ -80,7 +83,7 @@ pub struct BlockCommit {
     /// Its file name.
     #[serde(default)]
     pub top: Option<String>,
-    /// What the image above names as its backing file afterwards; none here has one in it.
+    /// What the image above is to name as its backing file afterwards; no format here has a place for it.
     #[serde(default)]
     pub backing_file: Option<String>,
     /// Bytes per second; 0: no limit.
@@ -112,20 +115,17 @@ pub enum CommitError {
     Other(#[from] BlockError),
 }
 
-/// All is shared but the size, which stays.
-const FILTER_ACCESS: Access = Access {
-    used: Permissions::empty(),
-    shared: Permissions::RESIZE.complement(),
-};
-
-/// What is written there is what those above show already.
-const BASE_ACCESS: Access = Access {
-    used: Permissions::CONSISTENT_READ.union(Permissions::WRITE),
-    shared: Permissions::CONSISTENT_READ.union(Permissions::WRITE_UNCHANGED),
-};
-
 fn refused(text: impl Into<String>) -> BlockError {
     BlockError::Refused(text.into())
+}
+
+/// A name that would be lost is not taken.
+fn no_backing_file(image: &Node) -> BlockError {
+    let name = image.name();
+    refused(format!(
+        "Parameter 'backing-file' can't be heeded: no image in the chain of '{name}' has a place for the name of its \
+         backing file; leave it out"
+    ))
 }
 
 /// The node below all filters.
@@ -226,17 +226,21 @@ pub async fn block_stream(
             "backing file specified, but streaming the entire chain",
         ));
     }
+    if arguments.backing_file.is_some() {
+        return Err(no_backing_file(&unfiltered(Arc::clone(&node))));
+    }
     let layer = unfiltered(Arc::clone(&node));
     let lowest = match count {
         0 => Arc::clone(&layer),
         count => unfiltered(Arc::clone(&chain[count - 1])),
     };
     let setup = Setup {
-        options: options(
+        options: JobOptions::asked_for(
             &node,
             arguments.job_id.as_deref(),
             arguments.speed,
-            (arguments.auto_finalize, arguments.auto_dismiss),
+            arguments.auto_finalize,
+            arguments.auto_dismiss,
         )?,
         kind: JobKind::Stream,
         filter_name: arguments.filter_node_name.as_deref(),
@@ -252,9 +256,10 @@ pub async fn block_stream(
             top: node,
             lowest,
             with_top: false,
-            on_error: arguments.on_error,
         },
         direction: Direction::Stream { layer, base },
+        on_error: arguments.on_error,
+        parting: Arc::default(),
     };
     setup.start(graph, main, work).await
 }
@@ -286,6 +291,8 @@ pub async fn block_commit(
         return Err(both("base-node", "base").into());
     }
     let root = below_implicit_filters(root);
+    // Whatever else stands against it: whoever has the disk is to be named.
+    root.check_not_blocked()?;
     let chain = root.backing_chain();
     if chain.is_empty() {
         return Err(refused(format!(
@@ -339,6 +346,8 @@ pub async fn block_commit(
             let text = format!("'backing-file' specified, but 'top' {what}");
             return Err(refused(text).into());
         }
+        // What stands on the top is what would name the base.
+        return Err(no_backing_file(&top).into());
     }
     let base_node = unfiltered(Arc::clone(&chain[base]));
     let lowest = match base {
@@ -347,11 +356,12 @@ pub async fn block_commit(
     };
     let is_active = place_of_top.is_none() || has_writer;
     let setup = Setup {
-        options: options(
+        options: JobOptions::asked_for(
             &root,
             arguments.job_id.as_deref(),
             arguments.speed,
-            (arguments.auto_finalize, arguments.auto_dismiss),
+            arguments.auto_finalize,
+            arguments.auto_dismiss,
         )?,
         kind: JobKind::Commit,
         filter_name: arguments.filter_node_name.as_deref(),
@@ -375,9 +385,10 @@ pub async fn block_commit(
             top,
             lowest,
             with_top: true,
-            on_error,
         },
         direction: Direction::Commit { base: base_node },
+        on_error,
+        parting: Arc::default(),
     };
     Ok(setup.start(graph, main, work).await?)
 }
@@ -392,35 +403,21 @@ fn is_own_layer(root: &Arc<Node>, node: &Arc<Node>) -> bool {
     layer.any(|own| Arc::ptr_eq(&own, node))
 }
 
-fn options(
-    node: &Node,
-    job_id: Option<&str>,
-    speed: i64,
-    (auto_finalize, auto_dismiss): (Option<bool>, Option<bool>),
-) -> Result<JobOptions> {
-    let as_text = |error: CreateError| refused(error.to_string());
-    let backends = node.backends();
-    let backend = backends.first().map(|backend| backend.name());
-    let id = JobId::choose(job_id, backend).map_err(as_text)?;
-    let mut options = JobOptions::new(id).with_speed(speed).map_err(as_text)?;
-    options.auto_finalize = auto_finalize.unwrap_or(true);
-    options.auto_dismiss = auto_dismiss.unwrap_or(true);
-    Ok(options)
-}
-
 /// What a job on a chain does, made before anything is touched.
 pub(crate) trait Work {
     /// The filter that is put above `below`.
     fn filter(&self, below: &Arc<Node>) -> Box<dyn Driver>;
 
     /// The job under that filter, which holds what was claimed.
-    fn job(self, graph: &Arc<Graph>, filter: &Arc<Node>, claimed: Claimed) -> Box<dyn JobDriver>;
+    fn job(self, claimed: &Arc<Claimed>) -> Box<dyn JobDriver>;
 }
 
 /// Work that is done once through the image.
 struct ChainWork {
     walk: Walk,
     direction: Direction,
+    on_error: OnError,
+    parting: Arc<Parting>,
 }
 
 impl Work for ChainWork {
@@ -428,8 +425,8 @@ impl Work for ChainWork {
         match &self.direction {
             Direction::Stream { .. } => {
                 let lowest = Arc::clone(&self.walk.lowest);
-                let filter = crate::driver::copy_on_read::CopyOnRead::of_job(below, lowest);
-                Box::new(filter)
+                let parting = Arc::clone(&self.parting);
+                Box::new(CopyOnRead::of_job(below, lowest, parting))
             }
             Direction::Commit { .. } => {
                 Box::new(CommitTop(Edge::new(Role::Filtered, Arc::clone(below))))
@@ -437,16 +434,18 @@ impl Work for ChainWork {
         }
     }
 
-    fn job(self, graph: &Arc<Graph>, filter: &Arc<Node>, claimed: Claimed) -> Box<dyn JobDriver> {
-        Box::new(ChainJob {
-            graph: Arc::clone(graph),
+    fn job(self, claimed: &Arc<Claimed>) -> Box<dyn JobDriver> {
+        let chain = Chain {
             direction: self.direction,
-            // What is below the filter is the walk's upper end.
-            below: Arc::clone(&self.walk.top),
             walk: self.walk,
-            filter: Arc::clone(filter),
-            claimed,
+            claimed: Arc::clone(claimed),
+            parting: self.parting,
+        };
+        Box::new(ChainJob {
+            chain: Arc::new(chain),
+            on_error: self.on_error,
             changed: AtomicBool::new(false),
+            left: AtomicBool::new(false),
         })
     }
 }
@@ -483,16 +482,19 @@ impl Setup<'_> {
             nodes,
             role,
         } = self;
-        let kind = kind.name();
-        let blocker = format!("{kind} '{}'", options.id);
-        let section = graph.drain(&written, &format!("start of a {kind}")).await;
-        let mut undo = Undo::new(graph);
+        let blocker = kind.named(options.id.as_str());
         let mut own = vec![Arc::clone(&below)];
         for node in nodes.iter().chain([&written]) {
             if !own.iter().any(|known| Arc::ptr_eq(known, node)) {
                 own.push(Arc::clone(node));
             }
         }
+        for node in &own {
+            // At once: a section waits for requests that another job has left behind.
+            node.check_not_blocked()?;
+        }
+        let section = graph.drain(&written, &format!("start of a {kind}")).await;
+        let mut undo = Undo::new(graph);
         for node in &own {
             undo.block(node, &blocker)?;
         }
@@ -517,15 +519,24 @@ impl Setup<'_> {
         let driver = work.filter(&below);
         let filter = undo.insert_filter(filter_name, &below, driver, &blocker)?;
         let home = graph.home_of_job(&filter, main);
-        let claimed = Claimed::new(frozen, own, read_only);
-        let job = work.job(graph, &filter, claimed);
+        let base = role.map(|role| Base {
+            node: Arc::clone(&written),
+            role,
+        });
+        let claimed = Arc::new(Claimed {
+            graph: Arc::clone(graph),
+            filter,
+            below,
+            base,
+            frozen: Mutex::new(Some(frozen)),
+            blocked: own,
+            read_only: Mutex::new(read_only),
+        });
+        let job = work.job(&claimed);
         let job = graph.jobs().create(options, job, home);
         let job = job.map_err(|error| refused(error.to_string()))?;
         let mut change = graph.transaction();
-        change.attach(&filter, Parent::job(&job), FILTER_ROLE, FILTER_ACCESS);
-        if let Some(role) = role {
-            change.attach(&written, Parent::job(&job), role, BASE_ACCESS);
-        }
+        claimed.attach(&mut change, &Parent::job(&job));
         if let Err(error) = change.commit() {
             job.discard();
             return Err(error);

@@ -2,31 +2,29 @@
 //! its guest writes meanwhile is not lost.
 
 mod active;
+mod hang;
+mod homes;
+mod phases;
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sluice_aio::{Clock, EventLoop, IoBuffer, IoThread, LoopConfig, current};
+use sluice_aio::{AioContext, Clock, EventLoop, IoBuffer, IoThread, LoopConfig, current};
 
 use super::*;
 use crate::backend::Backend;
 use crate::driver::blkdebug::InjectError;
 use crate::driver::overlay::CLUSTER;
 use crate::driver::{Allocation, DebugEvent, RequestFlags};
-use crate::event::{BlockEvent, EventSink};
+use crate::event::tests::EventLog;
+use crate::event::{BlockEvent, EventSink, IoOperation};
 use crate::graph::Graph;
-use crate::job::{Job, JobState};
+use crate::job::{IoFailure, IoStatus, Job, JobState};
 use crate::node::Node;
 
 /// Clusters of each image.
 const COUNT: usize = 64;
 const SIZE: usize = COUNT * CLUSTER;
-
-struct Silence;
-
-impl EventSink for Silence {
-    fn emit(&self, _event: BlockEvent) {}
-}
 
 /// A disk over `debug` (which holds and fails requests) over `image3`, over `image2`, …, `image0`.
 struct Bench {
@@ -34,6 +32,10 @@ struct Bench {
     disk: Arc<Backend>,
     images: Vec<Arc<Node>>,
     dice: Dice,
+    log: Arc<EventLog>,
+    /// Where the guest's requests and jobs run.
+    context: AioContext,
+    clock: Clock,
 }
 
 /// A small generator of numbers (xorshift64*).
@@ -49,24 +51,32 @@ impl Dice {
     }
 }
 
-fn run<F: Future<Output = ()> + 'static>(seed: u64, test: impl FnOnce(Bench) -> F + 'static) {
-    run_in(false, seed, test);
+/// Runs `test` with a disk that the operator's loop serves, and once more with one in an I/O thread.
+fn run<F: Future<Output = ()> + 'static>(seed: u64, test: impl Fn(Bench) -> F) {
+    for in_thread in [false, true] {
+        run_in(in_thread, Clock::real(), seed, &test);
+    }
 }
 
-/// The same with a disk that an I/O thread serves, if `in_thread`.
 fn run_in<F: Future<Output = ()> + 'static>(
     in_thread: bool,
+    clock: Clock,
     seed: u64,
-    test: impl FnOnce(Bench) -> F + 'static,
+    test: impl FnOnce(Bench) -> F,
 ) {
-    let mut event_loop = EventLoop::new("main", &LoopConfig::default()).unwrap();
-    let iothread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
+    let config = LoopConfig {
+        clock: clock.clone(),
+        ..LoopConfig::default()
+    };
+    let mut event_loop = EventLoop::new("main", &config).unwrap();
+    let iothread = IoThread::spawn("io0", config).unwrap();
     let context = match in_thread {
         true => iothread.context().clone(),
         false => event_loop.context(),
     };
-    let body = async move {
-        let graph = Graph::new(Arc::new(Silence), Clock::real());
+    let bench = async move {
+        let log = Arc::new(EventLog::default());
+        let graph = Graph::new(Arc::clone(&log) as Arc<dyn EventSink>, clock.clone());
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let mut images: Vec<Arc<Node>> = Vec::new();
         for number in 0..4_u8 {
@@ -96,15 +106,18 @@ fn run_in<F: Future<Output = ()> + 'static>(
         let debug = graph.add_node(&debug).await.unwrap();
         let disk = graph.add_backend("disk", &debug).unwrap();
         disk.set_context(&context);
-        test(Bench {
+        Bench {
             graph,
             disk,
             images,
             dice,
-        })
-        .await;
+            log,
+            context,
+            clock,
+        }
     };
-    event_loop.run_until(body).unwrap();
+    let bench = event_loop.run_until(bench).unwrap();
+    event_loop.run_until(test(bench)).unwrap();
 }
 
 async fn write(node: &Node, offset: u64, value: u8) {
@@ -115,11 +128,17 @@ async fn write(node: &Node, offset: u64, value: u8) {
         .unwrap();
 }
 
-async fn guest_write(disk: &Backend, offset: usize, len: usize, value: u8) {
-    let token = disk.enter().await.unwrap();
-    let buffer = IoBuffer::alloc(len);
-    buffer.fill(0, len, value);
-    disk.write(&token, offset as u64, buffer).await.unwrap();
+/// A guest's write, in the loop of its disk.
+async fn guest_write(disk: &Arc<Backend>, offset: usize, len: usize, value: u8) {
+    let context = disk.context().unwrap();
+    let disk = Arc::clone(disk);
+    let write = context.call(move || async move {
+        let token = disk.enter().await.unwrap();
+        let buffer = IoBuffer::alloc(len);
+        buffer.fill(0, len, value);
+        disk.write(&token, offset as u64, buffer).await
+    });
+    write.await.unwrap().unwrap();
 }
 
 fn with(mut all: Value, more: &Value) -> Value {
@@ -135,10 +154,7 @@ impl Bench {
 
     /// What the guest sees.
     async fn shown(&self) -> Vec<u8> {
-        let token = self.disk.enter().await.unwrap();
-        let buffer = IoBuffer::alloc(SIZE);
-        self.disk.read(&token, 0, buffer.clone()).await.unwrap();
-        buffer.to_vec()
+        shown_by(&self.disk).await
     }
 
     async fn stream(&self, more: &Value) -> crate::error::Result<Arc<Job>> {
@@ -196,12 +212,39 @@ impl Bench {
     }
 }
 
+/// What the guest of a disk sees.
+async fn shown_by(disk: &Arc<Backend>) -> Vec<u8> {
+    let context = disk.context().unwrap();
+    let disk = Arc::clone(disk);
+    let read = context.call(move || async move {
+        let token = disk.enter().await.unwrap();
+        let buffer = IoBuffer::alloc(SIZE);
+        disk.read(&token, 0, buffer.clone()).await.unwrap();
+        buffer.to_vec()
+    });
+    read.await.unwrap()
+}
+
 async fn end(job: &Job) -> Option<String> {
     job.concluded().await;
     let error = job.info().error;
     // One that was cancelled before it began has gone by itself.
     drop(job.dismiss());
     error
+}
+
+async fn wait_for(job: &Job, state: JobState) {
+    while job.state() != state {
+        current::yield_now().await;
+    }
+}
+
+/// An error has stopped it; for a moment it is `Paused`, too, by the section that it begins in.
+async fn stopped(job: &Job) {
+    while job.block_job_info().io_status == IoStatus::Ok {
+        current::yield_now().await;
+    }
+    wait_for(job, JobState::Paused).await;
 }
 
 async fn settle() {
@@ -230,8 +273,9 @@ fn a_stream_pulls_everything_up() {
 
 #[test]
 fn a_stream_stops_at_its_base() {
-    for more in [json!({"base-node": "image1"}), json!({"bottom": "image2"})] {
-        run(2, |bench| async move {
+    for (name, image) in [("base-node", "image1"), ("bottom", "image2")] {
+        run(2, move |bench| async move {
+            let more = json!({name: image});
             let before = bench.shown().await;
             let (upper, lower) = (bench.held(3).await, bench.held(2).await);
             let job = bench.stream(&more).await.unwrap();
@@ -404,8 +448,7 @@ fn a_cancelled_job_leaves_the_chain_alone() {
             } else {
                 bench.stream(&json!({"speed": 1})).await.unwrap()
             };
-            settle().await;
-            assert_eq!(job.state(), JobState::Running);
+            wait_for(&job, JobState::Running).await;
             job.cancel(true).unwrap();
             end(&job).await;
             assert!(bench.shown().await == before);
@@ -424,12 +467,16 @@ fn errors_are_the_operators() {
         debug.inject(InjectError::new(DebugEvent::ReadAio, libc::EIO));
         let job = bench.stream(&json!({})).await.unwrap();
         assert_eq!(end(&job).await.as_deref(), Some("Input/output error"));
+        let expected = IoFailure {
+            operation: IoOperation::Read,
+            node: "debug".to_owned(),
+            errno: libc::EIO,
+        };
+        assert_eq!(job.info().failure, Some(expected));
         assert_eq!(bench.chain(), chain);
         bench.check_clean();
         let job = bench.stream(&json!({"on-error": "stop"})).await.unwrap();
-        while job.state() != JobState::Paused {
-            current::yield_now().await;
-        }
+        stopped(&job).await;
         debug.clear_errors();
         let before = bench.images_shown().await;
         job.resume().unwrap();
@@ -501,6 +548,11 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
                 "backing file specified, but streaming the entire chain",
             ),
             (
+                json!({"base-node": "image1", "backing-file": "f"}),
+                "Parameter 'backing-file' can't be heeded: no image in the chain of 'image3' has a place for the \
+                 name of its backing file; leave it out",
+            ),
+            (
                 json!({"speed": -1}),
                 "Parameter 'speed' expects a non-negative value",
             ),
@@ -555,6 +607,11 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
             (
                 json!({"top-node": "debug", "backing-file": "f"}),
                 "'backing-file' specified, but 'top' is the active layer",
+            ),
+            (
+                json!({"top-node": "image2", "backing-file": "f"}),
+                "Parameter 'backing-file' can't be heeded: no image in the chain of 'image2' has a place for the \
+                 name of its backing file; leave it out",
             ),
             (
                 json!({"speed": -1}),
@@ -650,6 +707,6 @@ async fn history(mut bench: Bench) {
 #[test]
 fn whatever_is_moved_below_it_the_disk_holds_what_was_written() {
     for seed in 0..40 {
-        run(100 + seed, history);
+        run_in(seed % 2 == 0, Clock::real(), 100 + seed, history);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use sluice_aio::current;
 
+use super::job::{Chain, ChainJob};
 use crate::driver::Allocation;
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
-use crate::job::{JobContext, JobError, OnError};
+use crate::job::{JobContext, JobError, here};
 use crate::node::Node;
 
 /// The most bytes of one copy.
@@ -28,7 +28,6 @@ pub(super) struct Walk {
     pub(super) lowest: Arc<Node>,
     /// What the upper end itself holds is copied too; otherwise it is left out, with what is below.
     pub(super) with_top: bool,
-    pub(super) on_error: OnError,
 }
 
 impl Walk {
@@ -41,17 +40,15 @@ impl Walk {
         let below = self.top.is_held_below(&self.lowest, offset, status.len);
         below.await
     }
+}
 
-    /// Copies everything that is to be copied.
+impl ChainJob {
+    /// Has everything copied that is to be.
     ///
     /// # Errors
     /// A cancel, or an error that the operator wants to end the job.
-    pub(super) async fn run(
-        &self,
-        job: &JobContext,
-        copy: impl AsyncFn(u64, u64) -> std::result::Result<(), CopyError>,
-    ) -> std::result::Result<(), JobError> {
-        let size = self.top.len();
+    pub(super) async fn copy_all(&self, job: &JobContext) -> std::result::Result<(), JobError> {
+        let size = self.chain.walk.top.len();
         let mut at = 0;
         while at < size {
             job.progress().set_remaining(size - at);
@@ -62,12 +59,18 @@ impl Walk {
                 job.sleep(delay).await;
                 continue;
             }
-            let done = match self.look(at, (size - at).min(MAX_LOOK)).await {
+            let looked = self.apart(job, move |chain| async move {
+                chain.walk.look(at, (size - at).min(MAX_LOOK)).await
+            });
+            let done = match looked.await? {
                 Ok((false, len)) => Ok(len),
                 Ok((true, len)) => {
                     let len = len.min(MAX_COPY);
                     job.charge(len);
-                    copy(at, len).await.map(|()| len)
+                    let copied = self.apart(job, move |chain| async move {
+                        chain.copy(at, len).await.map(|()| len)
+                    });
+                    copied.await?
                 }
                 Err(error) => Err((IoOperation::Read, error)),
             };
@@ -78,14 +81,22 @@ impl Walk {
                     at += len;
                 }
                 Err((operation, error)) => {
-                    let errno = Errno::from_raw_os_error(error.errno());
-                    let errors = [(operation, errno)];
-                    job.judge_errors(&errors, |_| self.on_error).await?;
+                    job.check_cancelled()?;
+                    self.judge(job, operation, error.errno()).await?;
                 }
             }
-            current::yield_now().await;
+            here(current::yield_now()).await;
         }
         job.progress().set_remaining(0);
         Ok(())
+    }
+
+    /// Has that done by a task of its own, for which a forced cancel does not wait.
+    async fn apart<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        job: &JobContext,
+        work: impl FnOnce(Arc<Chain>) -> F + Send,
+    ) -> std::result::Result<T, JobError> {
+        here(self.chain.parting.apart(job, work(Arc::clone(&self.chain)))).await
     }
 }

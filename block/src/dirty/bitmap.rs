@@ -1,25 +1,29 @@
-//! The bitmap itself: two levels of atomic words.
+//! The bitmap itself: leaves of atomic words, and a summary of them.
 //!
-//! Any method may be called from any thread at any time; none waits, none takes a lock.
+//! Any method may be called from any thread at any time; none takes a lock. None waits, but where two need the words
+//! of a leaf at the same time that has none yet.
 
 use std::fmt;
-use std::iter;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use sha2::{Digest, Sha256};
 
-use super::geometry::{BitmapError, Geometry, Granularity};
-
-/// Bits in one word of either level.
-const WORD_BITS: usize = u64::BITS as usize;
+use super::geometry::{BitmapError, Geometry, Granularity, reserved};
+use super::leaves::{self, LEAF_CHUNKS, LEAF_WORDS, Leaves, Piece, WORD_BITS, from_bit};
 
 /// A dirty bitmap over a disk.
+///
+/// # Memory
+/// The marks are kept in leaves of 4096 chunks. One whose chunks are all clear or all marked takes a few bytes, any
+/// other one bit a chunk besides: [`memory`](Self::memory) is what is taken now,
+/// [`memory_at_most`](Self::memory_at_most) what the size allows. A mark or a clear takes memory at most once for each
+/// leaf.
 ///
 /// # What a copier may rely on
 /// A writer marks a range *after* its write has completed ([`record`](Self::record)); a copier
 /// clears a chunk *before* it reads the chunk's data ([`clear`](Self::clear)). Marking and
-/// clearing are read-modify-writes of the same word, so one of them comes first:
+/// clearing are read-modify-writes of the same word, or of the same leaf's state, so one of them comes first:
 ///
 /// - the mark came first: the clear has read it and so happens after the write that was marked;
 ///   the copier's read sees that write;
@@ -55,7 +59,8 @@ const WORD_BITS: usize = u64::BITS as usize;
 /// ```
 pub struct DirtyBitmap {
     geometry: Geometry,
-    words: Box<[AtomicU64]>,
+    leaves: Leaves,
+    /// One word for each leaf.
     summary: Box<[AtomicU64]>,
     dirty_chunks: AtomicU64,
     recording: AtomicBool,
@@ -70,12 +75,12 @@ impl DirtyBitmap {
     /// [`BitmapError::OutOfMemory`].
     pub fn new(size: u64, granularity: Granularity) -> Result<Self, BitmapError> {
         let geometry = Geometry::new(size, granularity)?;
-        let word_count = geometry.chunks.div_ceil(WORD_BITS);
-        let words = zeroed(word_count, &geometry)?;
-        let summary = zeroed(word_count.div_ceil(WORD_BITS), &geometry)?;
+        let leaves = Leaves::new(geometry.chunks)?;
+        let leaf_count = geometry.chunks.div_ceil(LEAF_CHUNKS);
+        let summary = reserved(leaf_count, geometry.chunks, || AtomicU64::new(0))?;
         Ok(Self {
             geometry,
-            words,
+            leaves,
             summary,
             dirty_chunks: AtomicU64::new(0),
             recording: AtomicBool::new(true),
@@ -127,10 +132,19 @@ impl DirtyBitmap {
         }
         self.dirty_chunks.fetch_add(chunks.len() as u64, SeqCst);
         let mut already = 0;
-        for (word, mask) in masks(chunks) {
-            let before = self.words[word].fetch_or(mask, SeqCst);
-            already += u64::from((before & mask).count_ones());
-            self.announce(word);
+        for piece in self.leaves.pieces(chunks) {
+            already += match piece {
+                Piece::Leaf(leaf) => {
+                    let marked = self.leaves.mark_leaf(leaf);
+                    self.announce(leaf, u64::MAX);
+                    marked
+                }
+                Piece::Word(word, mask) => {
+                    let before = self.leaves.mark(word, mask);
+                    self.announce(word / LEAF_WORDS, bit(word));
+                    u64::from((before & mask).count_ones())
+                }
+            };
         }
         if already > 0 {
             self.dirty_chunks.fetch_sub(already, SeqCst);
@@ -144,15 +158,23 @@ impl DirtyBitmap {
     /// partly in the range stay as they are: the rest of them may be dirty.
     pub fn clear(&self, offset: u64, len: u64) -> u64 {
         let mut cleared = 0;
-        for (word, mask) in masks(self.geometry.inward(offset, len)) {
-            if self.words[word].load(SeqCst) == 0 {
-                continue;
-            }
-            let before = self.words[word].fetch_and(!mask, SeqCst);
-            cleared += u64::from((before & mask).count_ones());
-            if before & !mask == 0 {
-                self.scrub(word);
-            }
+        for piece in self.leaves.pieces(self.geometry.inward(offset, len)) {
+            cleared += match piece {
+                Piece::Leaf(leaf) => {
+                    let marked = self.leaves.clear_leaf(leaf);
+                    if marked > 0 {
+                        self.scrub(leaf, u64::MAX);
+                    }
+                    marked
+                }
+                Piece::Word(word, mask) => {
+                    let before = self.leaves.clear(word, mask);
+                    if before != 0 && before & !mask == 0 {
+                        self.scrub(word / LEAF_WORDS, bit(word));
+                    }
+                    u64::from((before & mask).count_ones())
+                }
+            };
         }
         if cleared > 0 {
             self.dirty_chunks.fetch_sub(cleared, SeqCst);
@@ -192,7 +214,7 @@ impl DirtyBitmap {
             .unwrap_or(usize::MAX)
             .max(1);
         let limit = first.saturating_add(most).min(self.geometry.chunks);
-        let end = self.find_clean(first + 1, limit);
+        let end = self.leaves.first_clear(first + 1..limit).unwrap_or(limit);
         Some(self.geometry.offset_of(first)..self.geometry.offset_of(end))
     }
 
@@ -252,9 +274,15 @@ impl DirtyBitmap {
         }
     }
 
-    /// Bytes of memory that a bitmap of this size takes.
+    /// Bytes of memory that it takes now.
     #[must_use]
     pub fn memory(&self) -> u64 {
+        self.leaves.memory() + size_of_val(&*self.summary) as u64
+    }
+
+    /// Bytes of memory that it takes when no leaf is all clear or all marked.
+    #[must_use]
+    pub fn memory_at_most(&self) -> u64 {
         memory_of(self.geometry.chunks as u64)
     }
 
@@ -263,10 +291,10 @@ impl DirtyBitmap {
     #[must_use]
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for word in &self.words {
-            hash.update(word.load(SeqCst).to_le_bytes());
+        for word in 0..self.leaves.word_count() {
+            hash.update(self.leaves.load(word).to_le_bytes());
         }
-        if self.words.is_empty() {
+        if self.leaves.word_count() == 0 {
             hash.update(0_u64.to_le_bytes());
         }
         let digest = hash.finalize();
@@ -274,24 +302,27 @@ impl DirtyBitmap {
     }
 
     fn chunk_is_dirty(&self, chunk: usize) -> bool {
-        self.words[chunk / WORD_BITS].load(SeqCst) & bit(chunk) != 0
+        self.leaves.load(chunk / WORD_BITS) & bit(chunk) != 0
     }
 
-    /// Makes sure that the summary shows `word`, which was just marked.
-    fn announce(&self, word: usize) {
-        let upper = &self.summary[word / WORD_BITS];
-        if upper.load(SeqCst) & bit(word) == 0 {
-            upper.fetch_or(bit(word), SeqCst);
+    /// Makes sure that the summary shows these words of a leaf, which were just marked.
+    fn announce(&self, leaf: usize, words: u64) {
+        let upper = &self.summary[leaf];
+        if upper.load(SeqCst) & words != words {
+            upper.fetch_or(words, SeqCst);
         }
     }
 
-    /// Takes the emptied `word` out of the summary, unless it was marked again meanwhile.
-    fn scrub(&self, word: usize) {
+    /// Takes these words of a leaf, which were emptied, out of the summary; those that were marked again meanwhile
+    /// stay.
+    pub(super) fn scrub(&self, leaf: usize, words: u64) {
         self.scrubs_started.fetch_add(1, SeqCst);
-        let upper = &self.summary[word / WORD_BITS];
-        upper.fetch_and(!bit(word), SeqCst);
-        if self.words[word].load(SeqCst) != 0 {
-            upper.fetch_or(bit(word), SeqCst);
+        let upper = &self.summary[leaf];
+        upper.fetch_and(!words, SeqCst);
+        let marked = bits_of(words).filter(|at| self.leaves.load(leaf * LEAF_WORDS + at) != 0);
+        let back = marked.fold(0, |back, at| back | bit(at));
+        if back != 0 {
+            upper.fetch_or(back, SeqCst);
         }
         self.scrubs_finished.fetch_add(1, SeqCst);
     }
@@ -303,51 +334,25 @@ impl DirtyBitmap {
         if found.is_some() || self.scrubs_started.load(SeqCst) == finished {
             return found;
         }
-        self.find_in_words(from, self.words.len())
+        self.leaves.first_marked(from..self.geometry.chunks)
     }
 
     fn find_by_summary(&self, from: usize) -> Option<usize> {
-        let word = from / WORD_BITS;
-        if let Some(chunk) = self.find_in_words(from, word + 1) {
-            return Some(chunk);
-        }
-        let mut next = word + 1;
-        while next < self.words.len() {
-            let upper = next / WORD_BITS;
-            let mut candidates = self.summary[upper].load(SeqCst) & from_bit(next);
-            while candidates != 0 {
-                let word = upper * WORD_BITS + candidates.trailing_zeros() as usize;
-                if let Some(chunk) = self.find_in_words(word * WORD_BITS, word + 1) {
-                    return Some(chunk);
-                }
-                candidates &= candidates - 1;
-            }
-            next = (upper + 1) * WORD_BITS;
-        }
-        None
-    }
-
-    /// The first dirty chunk from chunk `from` on in the words before `end_word`.
-    fn find_in_words(&self, from: usize, end_word: usize) -> Option<usize> {
-        let mut keep = from_bit(from);
-        for word in from / WORD_BITS..end_word.min(self.words.len()) {
-            let marks = self.words[word].load(SeqCst) & keep;
-            if marks != 0 {
-                return Some(word * WORD_BITS + marks.trailing_zeros() as usize);
-            }
+        let mut keep = from_bit(from / WORD_BITS);
+        for (leaf, upper) in self.summary.iter().enumerate().skip(from / LEAF_CHUNKS) {
+            let words = upper.load(SeqCst) & keep;
             keep = u64::MAX;
+            let mut words = bits_of(words).map(|at| leaf * LEAF_WORDS + at);
+            let found = words.find_map(|word| {
+                let first = from.max(word * WORD_BITS);
+                let end = self.geometry.chunks.min((word + 1) * WORD_BITS);
+                self.leaves.first_marked(first..end)
+            });
+            if found.is_some() {
+                return found;
+            }
         }
         None
-    }
-
-    /// The first clean chunk in `from..limit`, or `limit`.
-    fn find_clean(&self, from: usize, limit: usize) -> usize {
-        masks(from..limit)
-            .find_map(|(word, mask)| {
-                let clean = !self.words[word].load(SeqCst) & mask;
-                (clean != 0).then(|| word * WORD_BITS + clean.trailing_zeros() as usize)
-            })
-            .unwrap_or(limit)
     }
 }
 
@@ -362,10 +367,10 @@ impl fmt::Debug for DirtyBitmap {
     }
 }
 
-/// Bytes of memory for a bitmap of `chunks`, the upper level included.
+/// Bytes of memory for a bitmap of `chunks` of which no leaf is all clear or all marked, the summary included.
 pub(super) fn memory_of(chunks: u64) -> u64 {
-    let words = chunks.div_ceil(u64::BITS.into());
-    words.saturating_add(words.div_ceil(u64::BITS.into())) * 8
+    let summary = chunks.div_ceil(LEAF_CHUNKS as u64) * size_of::<AtomicU64>() as u64;
+    leaves::memory_of(chunks).saturating_add(summary)
 }
 
 /// The bit of item `index` in its word.
@@ -373,36 +378,11 @@ fn bit(index: usize) -> u64 {
     1 << (index % WORD_BITS)
 }
 
-/// All bits of the word of item `index` from that item on.
-fn from_bit(index: usize) -> u64 {
-    u64::MAX << (index % WORD_BITS)
-}
-
-/// The words that `chunks` falls into, each with the bits that belong to the range.
-fn masks(chunks: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
-    let mut at = chunks.start;
-    iter::from_fn(move || {
-        if at >= chunks.end {
-            return None;
-        }
-        let word = at / WORD_BITS;
-        let word_end = (word + 1) * WORD_BITS;
-        let mut mask = from_bit(at);
-        if chunks.end < word_end {
-            mask &= !from_bit(chunks.end);
-        }
-        at = word_end;
-        Some((word, mask))
+/// The places of the bits of a word, lowest first.
+fn bits_of(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = word.trailing_zeros() as usize;
+        word &= word.checked_sub(1)?;
+        Some(at)
     })
-}
-
-fn zeroed(count: usize, geometry: &Geometry) -> Result<Box<[AtomicU64]>, BitmapError> {
-    let mut words = Vec::new();
-    words
-        .try_reserve_exact(count)
-        .map_err(|_| BitmapError::OutOfMemory {
-            chunks: geometry.chunks as u64,
-        })?;
-    words.extend(iter::repeat_with(|| AtomicU64::new(0)).take(count));
-    Ok(words.into_boxed_slice())
 }

@@ -2,6 +2,7 @@
 //!
 //! Pure values; used by [`DirtyBitmap`](super::DirtyBitmap) only, from any thread.
 
+use std::iter;
 use std::ops::Range;
 
 use thiserror::Error;
@@ -70,11 +71,41 @@ impl Granularity {
         })
     }
 
+    /// The smallest with which a disk of `size` bytes has no more than `chunks` chunks, and at least `least` bytes. It
+    /// may be larger than what can be asked for.
+    pub(crate) fn for_chunks(size: u64, chunks: u64, least: u64) -> Self {
+        let bytes = size.div_ceil(chunks).max(least).max(Self::MIN);
+        let shift = u64::BITS - (bytes - 1).leading_zeros();
+        Self { shift }
+    }
+
     /// Bytes that one bit stands for.
     #[must_use]
     pub fn bytes(self) -> u64 {
         1 << self.shift
     }
+}
+
+/// The most chunks of one bitmap: their leaves take 192 MiB even if all are clear.
+const MAX_CHUNKS: u64 = 1 << 34;
+
+/// `count` items of a bitmap of `chunks`.
+///
+/// # Errors
+/// [`BitmapError::OutOfMemory`].
+pub(super) fn reserved<T>(
+    count: usize,
+    chunks: usize,
+    item: impl FnMut() -> T,
+) -> Result<Box<[T]>, BitmapError> {
+    let mut items = Vec::new();
+    items
+        .try_reserve_exact(count)
+        .map_err(|_| BitmapError::OutOfMemory {
+            chunks: chunks as u64,
+        })?;
+    items.extend(iter::repeat_with(item).take(count));
+    Ok(items.into_boxed_slice())
 }
 
 /// A disk of `size` bytes cut into chunks; the last one may be shorter.
@@ -90,7 +121,10 @@ impl Geometry {
     /// [`BitmapError::OutOfMemory`] when the chunks can't even be numbered.
     pub(super) fn new(size: u64, granularity: Granularity) -> Result<Self, BitmapError> {
         let chunks = size.div_ceil(granularity.bytes());
-        let chunks = usize::try_from(chunks).map_err(|_| BitmapError::OutOfMemory { chunks })?;
+        let granted = usize::try_from(chunks)
+            .ok()
+            .filter(|_| chunks <= MAX_CHUNKS);
+        let chunks = granted.ok_or(BitmapError::OutOfMemory { chunks })?;
         Ok(Self {
             size,
             granularity,

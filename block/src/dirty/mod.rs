@@ -5,6 +5,7 @@
 
 mod bitmap;
 mod geometry;
+mod leaves;
 mod named;
 mod nodes;
 

@@ -81,7 +81,7 @@ impl NodeBitmaps {
         if self.get(name).is_some() {
             return Err(NamedBitmapError::Exists(name.to_owned()));
         }
-        let taken = |bitmap: &Arc<NamedBitmap>| bitmap.bits().memory() + OVERHEAD;
+        let taken = |bitmap: &Arc<NamedBitmap>| bitmap.bits().memory_at_most() + OVERHEAD;
         let present: u64 = self.list.load().iter().map(taken).sum();
         let bytes = memory_of(size.div_ceil(granularity.bytes()));
         if present.saturating_add(bytes).saturating_add(OVERHEAD) > MEMORY {

@@ -1,10 +1,11 @@
 //! Dirty bitmaps against a plain set, at their edges, and under threads.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::*;
 
@@ -151,6 +152,117 @@ fn a_resized_copy_keeps_what_still_exists() {
     assert_eq!(smaller.size(), 3 * KIB);
 }
 
+/// Chunks of a leaf.
+const LEAF: u64 = 4096;
+
+#[test]
+fn only_mixed_leaves_take_memory() {
+    let size = (1 << 44) + 5 * 512;
+    let bitmap = bitmap(size, 64 * KIB);
+    let clear = bitmap.memory();
+    assert!(clear < bitmap.memory_at_most() / 10);
+    for _again in 0..2 {
+        bitmap.set_all();
+        assert_eq!(bitmap.count(), size);
+    }
+    assert_eq!(runs(&bitmap, u64::MAX), [(0, size)]);
+    assert_eq!(bitmap.memory(), clear);
+    // A whole leaf stays whole, and a part of one makes it mixed.
+    let leaf = LEAF * 64 * KIB;
+    assert_eq!(bitmap.clear(leaf, leaf), LEAF);
+    assert_eq!(runs(&bitmap, u64::MAX), [(0, leaf), (2 * leaf, size)]);
+    assert_eq!(bitmap.memory(), clear);
+    assert_eq!(bitmap.clear(4 * leaf, 64 * KIB), 1);
+    bitmap.set_dirty(leaf, 64 * KIB);
+    let mixed = bitmap.memory() - clear;
+    assert!(mixed > 0 && mixed < 2 * KIB, "{mixed}");
+    // It does not become more by what comes after that.
+    bitmap.set_dirty(4 * leaf, leaf);
+    bitmap.clear(leaf, leaf / 2);
+    assert_eq!(bitmap.memory() - clear, mixed);
+    bitmap.clear_all();
+    assert!(bitmap.is_clean());
+    assert_eq!(bitmap.next_dirty(0, u64::MAX), None);
+}
+
+#[test]
+fn it_takes_no_more_memory_than_it_says() {
+    let bitmap = bitmap((2 * LEAF + 7) * 512, 512);
+    for chunk in (0..2 * LEAF + 7).step_by(2) {
+        bitmap.set_dirty(chunk * 512, 1);
+    }
+    assert_eq!(bitmap.memory(), bitmap.memory_at_most());
+}
+
+/// Two threads do these to one leaf at the same time, very often.
+fn race(
+    before: impl Fn(&DirtyBitmap),
+    one: impl Fn(&DirtyBitmap) + Sync,
+    other: impl Fn(&DirtyBitmap) + Sync,
+    after: impl Fn(&DirtyBitmap),
+) {
+    const ROUNDS: usize = 20_000;
+    // Two threads often run one after the other on a machine that is busy.
+    const REPEATS: usize = 12;
+    for _ in 0..REPEATS {
+        let bitmaps: Vec<_> = (0..ROUNDS).map(|_| bitmap(LEAF * 512, 512)).collect();
+        bitmaps.iter().for_each(&before);
+        let rounds = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let play = |own: usize, part: &(dyn Fn(&DirtyBitmap) + Sync)| {
+            for (round, bitmap) in bitmaps.iter().enumerate() {
+                rounds[own].store(round + 1, Ordering::SeqCst);
+                while rounds[1 - own].load(Ordering::SeqCst) <= round {
+                    thread::yield_now();
+                }
+                part(bitmap);
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| play(0, &one));
+            play(1, &other);
+        });
+        for bitmap in &bitmaps {
+            let marked: u64 = runs(bitmap, u64::MAX)
+                .iter()
+                .map(|(start, end)| end - start)
+                .sum();
+            assert_eq!(bitmap.count(), marked);
+            after(bitmap);
+        }
+    }
+}
+
+#[test]
+fn a_leaf_that_becomes_marked_and_mixed_at_once_is_marked() {
+    let all = |bitmap: &DirtyBitmap| assert_eq!(bitmap.count(), LEAF * 512);
+    race(
+        |_| {},
+        DirtyBitmap::set_all,
+        |bitmap| bitmap.set_dirty(9 * 512, 1),
+        all,
+    );
+}
+
+#[test]
+fn a_leaf_that_becomes_clear_and_mixed_at_once_is_clear() {
+    let clear = |bitmap: &DirtyBitmap| {
+        bitmap.clear(9 * 512, 512);
+    };
+    let none = |bitmap: &DirtyBitmap| assert!(bitmap.is_clean());
+    race(DirtyBitmap::set_all, DirtyBitmap::clear_all, clear, none);
+}
+
+#[test]
+fn two_that_make_a_leaf_mixed_at_once_lose_nothing() {
+    let both = |bitmap: &DirtyBitmap| assert_eq!(bitmap.count(), 2 * 512);
+    race(
+        |_| {},
+        |bitmap| bitmap.set_dirty(0, 1),
+        |bitmap| bitmap.set_dirty(9 * 512, 1),
+        both,
+    );
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Set(u64, u64),
@@ -172,8 +284,8 @@ fn steps(size: u64) -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn cases() -> impl Strategy<Value = (u64, u64, u64, Vec<Step>)> {
-    // Up to 8192 chunks: more than one word of the summary.
-    (0..8192_u64 * 512, prop_oneof![Just(512_u64), Just(4096)]).prop_flat_map(
+    // Up to three leaves and a bit: more than one word of the summary.
+    (0..12_500_u64 * 512, prop_oneof![Just(512_u64), Just(4096)]).prop_flat_map(
         |(size, granularity)| (Just(size), Just(granularity), 0..size + 2, steps(size)),
     )
 }
@@ -220,6 +332,19 @@ proptest! {
             .flat_map(|(start, end)| start / granularity..end.div_ceil(granularity))
             .collect();
         prop_assert!(found.iter().eq(model.iter()));
+        let mut words = vec![0_u64; usize::try_from(chunks.div_ceil(64).max(1)).unwrap()];
+        for chunk in &model {
+            words[usize::try_from(chunk / 64).unwrap()] |= 1 << (chunk % 64);
+        }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let hash: String =
+            Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        prop_assert_eq!(bitmap.sha256(), hash);
+        prop_assert!(bitmap.memory() <= bitmap.memory_at_most());
+        let copy = bitmap.emptied().unwrap();
+        copy.merge(&bitmap);
+        prop_assert_eq!(copy.sha256(), bitmap.sha256());
+        prop_assert_eq!(copy.count(), bitmap.count());
         let next = model.range(from / granularity..).next().filter(|_| from < size);
         prop_assert_eq!(
             bitmap.next_dirty(from, 1).map(|run| run.start),
@@ -289,6 +414,16 @@ fn no_write_is_forgotten_between_marking_and_clearing() {
             "chunk {chunk}"
         );
     }
+}
+
+/// One thread has emptied a word, another marks in it again, and only then does the first see to the summary.
+#[test]
+fn a_mark_that_comes_before_the_scrub_is_found() {
+    let bitmap = bitmap(64 * 64 * 512, 512);
+    bitmap.set_dirty(64 * 512, 512);
+    bitmap.scrub(0, 1 << 1);
+    let found = bitmap.next_dirty(0, 512);
+    assert_eq!(found.map(|range| range.start), Some(64 * 512));
 }
 
 /// All threads mark and clear in one word, far from the first, which so becomes empty all the time:

@@ -17,7 +17,7 @@ mod edge;
 pub mod file;
 pub(crate) mod limits;
 pub mod null;
-#[cfg(test)]
+#[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod overlay;
 pub mod raw;
 mod reopening;

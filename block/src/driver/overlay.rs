@@ -1,7 +1,8 @@
-//! A format with a backing image, in memory: what tests of the graph stack up. Clusters are written
-//! as a whole; the node above sees to parts of them.
+//! `x-overlay`: a format with a backing image, in memory, that tests stack up. Clusters are written
+//! as a whole; the node above sees to parts of them. No release has it.
 
 use std::collections::BTreeMap;
+#[cfg(test)]
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,20 +10,36 @@ use parking_lot::Mutex;
 use sluice_aio::IoBuffer;
 
 use super::{Allocation, BackingEdge, BlockFuture, BlockStatus, Driver, Limits, RequestFlags};
+#[cfg(test)]
 use crate::error::Result;
+#[cfg(test)]
 use crate::graph::Graph;
+#[cfg(test)]
 use crate::node::{Node, Owner};
 
-/// Bytes of a cluster.
-pub(crate) const CLUSTER: usize = 4096;
+/// Bytes of a cluster, by which requests are aligned.
+const ALIGNMENT: u32 = 4096;
+/// The same.
+pub(crate) const CLUSTER: usize = ALIGNMENT as usize;
 
 /// See the [module](self).
 #[derive(Debug)]
-struct Overlay {
+pub(crate) struct Overlay {
     size: AtomicU64,
     /// What this layer holds, by the cluster's number; `None` for zeroes.
     clusters: Mutex<BTreeMap<u64, Option<Vec<u8>>>>,
     backing: BackingEdge,
+}
+
+impl Overlay {
+    /// A layer of `size` bytes that holds nothing, over nothing.
+    pub(crate) fn empty(size: u64) -> Self {
+        Self {
+            size: AtomicU64::new(size),
+            clusters: Mutex::default(),
+            backing: BackingEdge::default(),
+        }
+    }
 }
 
 fn clusters(offset: u64, len: u64) -> std::ops::Range<u64> {
@@ -32,7 +49,7 @@ fn clusters(offset: u64, len: u64) -> std::ops::Range<u64> {
 
 impl Driver for Overlay {
     fn format_name(&self) -> &'static str {
-        "overlay"
+        "x-overlay"
     }
 
     fn backing(&self) -> Option<&BackingEdge> {
@@ -49,7 +66,7 @@ impl Driver for Overlay {
 
     fn limits(&self) -> Limits {
         Limits {
-            request_alignment: u32::try_from(CLUSTER).unwrap(),
+            request_alignment: ALIGNMENT,
             ..Limits::default()
         }
     }
@@ -66,8 +83,9 @@ impl Driver for Overlay {
                     }
                     (None, Some(below)) => {
                         let start = number * CLUSTER as u64;
-                        let rest = usize::try_from(below.len().saturating_sub(start)).unwrap();
-                        let part = part.slice(0, rest.min(CLUSTER));
+                        let rest = below.len().saturating_sub(start);
+                        let rest = usize::try_from(rest).unwrap_or(CLUSTER).min(CLUSTER);
+                        let part = part.slice(0, rest);
                         if !part.is_empty() {
                             below.read(start, part).await?;
                         }
@@ -133,6 +151,7 @@ impl Driver for Overlay {
     }
 }
 
+#[cfg(test)]
 impl Graph {
     /// Adds an empty overlay of `size` bytes over `backing`.
     pub(crate) fn add_overlay(
@@ -141,11 +160,7 @@ impl Graph {
         size: usize,
         backing: Option<&Arc<Node>>,
     ) -> Result<Arc<Node>> {
-        let overlay = Overlay {
-            size: AtomicU64::new(size as u64),
-            clusters: Mutex::default(),
-            backing: BackingEdge::default(),
-        };
+        let overlay = Overlay::empty(size as u64);
         overlay.backing.set(backing.cloned());
         let node = Node::new(name.to_owned(), Box::new(overlay), false, Owner::Monitor);
         let mut change = self.transaction();

@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::*;
+use crate::job::IoFailure;
 
 /// Keeps every event in the order of arrival.
 #[derive(Debug, Default)]
@@ -59,6 +60,7 @@ fn job_events_have_the_members_of_the_protocol() {
         &BlockEvent::BlockJobCompleted {
             report: report(),
             error: None,
+            failure: None,
             details: Map::new(),
         },
         &json!({"event": "BLOCK_JOB_COMPLETED", "data": common}),
@@ -68,10 +70,14 @@ fn job_events_have_the_members_of_the_protocol() {
             device: "m".to_owned(),
             operation: IoOperation::Write,
             action: ErrorAction::Stop,
+            node: "target".to_owned(),
+            errno: 28,
         },
         &json!({
             "event": "BLOCK_JOB_ERROR",
-            "data": {"device": "m", "operation": "write", "action": "stop"},
+            "data": {
+                "device": "m", "operation": "write", "action": "stop", "x-node-name": "target", "x-errno": 28,
+            },
         }),
     );
     check(
@@ -90,6 +96,11 @@ fn a_failed_job_says_why_and_may_tell_more() {
     let event = BlockEvent::BlockJobCompleted {
         report: report(),
         error: Some("Input/output error".to_owned()),
+        failure: Some(IoFailure {
+            operation: IoOperation::Write,
+            node: "target".to_owned(),
+            errno: libc::EIO,
+        }),
         details,
     };
     check(
@@ -98,7 +109,8 @@ fn a_failed_job_says_why_and_may_tell_more() {
             "event": "BLOCK_JOB_COMPLETED",
             "data": {
                 "type": "mirror", "device": "m", "len": 7, "offset": 3, "speed": 1,
-                "error": "Input/output error", "x-pivot-pause-us": 12,
+                "error": "Input/output error", "x-operation": "write", "x-node-name": "target",
+                "x-errno": 5, "x-pivot-pause-us": 12,
             },
         }),
     );

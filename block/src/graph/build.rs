@@ -60,14 +60,11 @@ impl Inherited {
 
 impl Inherited {
     /// # Errors
-    /// Options of a node that can't stand together, or that no node here can have.
-    pub(super) fn check(self, common: Common<'_>) -> Result<()> {
-        let refused = |text: &str| Err(BlockError::Refused(text.to_owned()));
+    /// Options of a node that can't stand together.
+    pub(super) fn check(self) -> Result<()> {
         if self.force_share && !self.read_only {
-            return refused("force-share=on can only be used with read-only images");
-        }
-        if common.active == Some(false) {
-            return refused("Inactive nodes are not supported: nothing here hands a node over");
+            let text = "force-share=on can only be used with read-only images";
+            return Err(BlockError::Refused(text.to_owned()));
         }
         Ok(())
     }
@@ -122,7 +119,7 @@ impl Graph {
         Box::pin(async move {
             let common = options.common();
             let settings = inherited.overridden_by(common);
-            settings.check(common)?;
+            settings.check()?;
             let name = self.choose_name(common.node_name, opened)?;
             let detect_zeroes = common.detect_zeroes.unwrap_or_default();
             let policy = IoPolicy::new(settings.discard, detect_zeroes)?;
@@ -183,6 +180,10 @@ impl Graph {
                         }
                     };
                     Box::new(CopyOnRead::new(child, bottom)?)
+                }
+                #[cfg(any(test, feature = "test-hooks"))]
+                BlockdevOptions::XOverlay(overlay) => {
+                    Box::new(crate::driver::overlay::Overlay::empty(overlay.size))
                 }
                 BlockdevOptions::Blkdebug(debug) => {
                     let child = self.child(&debug.image, settings, opened).await?;

@@ -13,7 +13,7 @@ use super::Graph;
 use super::parent::Parent;
 use super::transaction::{ROOT, Transaction};
 use crate::backend::{Backend, Tray};
-use crate::drain::{Section, SectionInner, cover_above, enlist};
+use crate::drain::{Section, SectionInner, begin_section, cover_above, enlist};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::options::BlockdevOptions;
@@ -142,17 +142,15 @@ impl Graph {
 
     /// A section that keeps `backend` from its medium, if there is one, and from any that comes.
     async fn drain_medium(&self, backend: &Arc<Backend>, holder: &str) -> Section {
-        let inner = SectionInner::new(holder, None, self.clock());
-        {
+        let cover = |section: &Arc<SectionInner>| {
             let _topology = self.topology();
-            inner.cover(backend);
+            section.cover(backend);
             if let Some(root) = backend.node() {
-                enlist(&mut root.state.lock().sections, &inner);
-                cover_above(&root, &inner);
+                enlist(&mut root.state.lock().sections, section);
+                cover_above(&root, section);
             }
-        }
-        inner.wait_idle().await;
-        Section::new(inner)
+        };
+        begin_section(holder, None, self.clock(), cover).await
     }
 }
 

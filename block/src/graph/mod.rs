@@ -14,6 +14,7 @@ pub(crate) mod parent;
 pub mod query;
 mod reopen;
 mod resize;
+mod rest;
 pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub(crate) mod undo;
 
 pub use bitmaps::{BitmapAction, BitmapAdd, BitmapMerge, BitmapSource};
 pub use overlay::SnapshotSync;
+pub use rest::LeftTarget;
 pub use snapshot::Snapshot;
 
 use std::collections::BTreeMap;
@@ -32,10 +34,12 @@ use parking_lot::{Mutex, MutexGuard};
 use sluice_aio::Clock;
 
 use crate::backend::Backend;
-use crate::drain::{Section, SectionInner, cover_above, enlist};
-use crate::driver::FileIdentity;
+use crate::drain::{
+    Section, SectionInner, begin_section, cover_above, enlist, sections_at_or_below,
+};
 use crate::driver::file::FdSets;
 use crate::driver::throttle::ThrottleGroups;
+use crate::driver::{FileIdentity, Running};
 use crate::error::{BlockError, Result};
 use crate::event::EventSink;
 use crate::job::{Job, JobRegistry};
@@ -92,6 +96,14 @@ impl Topology {
             return Ok(());
         }
         Err(BlockError::NodeNotFound(node.name().to_owned()))
+    }
+
+    fn backends_above(&self, node: &Arc<Node>) -> Vec<Arc<Backend>> {
+        let above = |backend: &&Arc<Backend>| {
+            let root = backend.node();
+            root.is_some_and(|root| transaction::check_acyclic(node, &root).is_err())
+        };
+        self.backends.iter().filter(above).cloned().collect()
     }
 
     fn made_up_name(&mut self) -> String {
@@ -255,7 +267,7 @@ impl Graph {
         if node.owner() != Owner::Monitor {
             return Err(BlockError::NotOwned(name.to_owned()));
         }
-        if node.is_working() || !node.parents().is_empty() {
+        if node.work(true).is_some() || !node.parents().is_empty() {
             return Err(BlockError::InUse(name.to_owned()));
         }
         change.remove_node(&node);
@@ -265,12 +277,7 @@ impl Graph {
     /// The backends that can send requests to `node`, directly or through other nodes.
     #[must_use]
     pub fn backends_above(&self, node: &Arc<Node>) -> Vec<Arc<Backend>> {
-        let topology = self.topology();
-        let above = |backend: &&Arc<Backend>| {
-            let root = backend.node();
-            root.is_some_and(|root| transaction::check_acyclic(node, &root).is_err())
-        };
-        topology.backends.iter().filter(above).cloned().collect()
+        self.topology().backends_above(node)
     }
 
     /// Gives a device its disk: a backend named `name` over `root`.
@@ -364,7 +371,13 @@ impl Graph {
     ///
     /// `holder` says whose section it is. The caller must hold no token of a gate above the node.
     pub async fn drain(&self, node: &Arc<Node>, holder: &str) -> Section {
-        self.drain_for(node, holder, None).await
+        self.drain_for(std::slice::from_ref(node), holder, None)
+            .await
+    }
+
+    /// One section over several nodes: all that is above any of them is kept out from the same instant on.
+    pub(crate) async fn drain_nodes(&self, nodes: &[Arc<Node>], holder: &str) -> Section {
+        self.drain_for(nodes, holder, None).await
     }
 
     /// A section of a job on a node that it stands above itself: everybody else is kept out, and
@@ -375,43 +388,60 @@ impl Graph {
         holder: &str,
         job: &Arc<Job>,
     ) -> Section {
-        self.drain_for(node, holder, Some(Arc::clone(job))).await
+        let nodes = std::slice::from_ref(node);
+        self.drain_for(nodes, holder, Some(Arc::clone(job))).await
     }
 
     async fn drain_for(
         &self,
-        node: &Arc<Node>,
+        nodes: &[Arc<Node>],
         holder: &str,
         own_job: Option<Arc<Job>>,
     ) -> Section {
-        let inner = SectionInner::new(holder, own_job, &self.clock);
-        {
+        let cover = |section: &Arc<SectionInner>| {
             let _topology = self.topology();
-            enlist(&mut node.state.lock().sections, &inner);
-            cover_above(node, &inner);
+            for node in nodes {
+                enlist(&mut node.state.lock().sections, section);
+                cover_above(node, section);
+            }
+        };
+        begin_section(holder, own_job, &self.clock, cover).await
+    }
+
+    /// Counts requests to `node` whose job ends without them, until what is returned is dropped. Sections over the node, or over
+    /// what is below it, that have not begun hold nobody until then.
+    pub(crate) fn orphan_requests(&self, node: &Arc<Node>) -> Running {
+        let running = node.orphaned().begin();
+        let waiting = {
+            let mut topology = self.topology();
+            let mut waiting = sections_at_or_below(node);
+            waiting.append(&mut topology.global_sections());
+            waiting
+        };
+        for section in waiting {
+            section.tell_orphaned();
         }
-        inner.wait_idle().await;
-        Section::new(inner)
+        running
     }
 
     /// A section over every disk and job, those made meanwhile included.
     pub async fn drain_all(&self, holder: &str) -> Section {
-        let inner = SectionInner::new(holder, None, &self.clock);
-        {
-            let mut topology = self.topology();
-            enlist(&mut topology.global, &inner);
-            for backend in &topology.backends {
-                inner.cover(backend);
-            }
-            for job in self.jobs.jobs() {
-                inner.cover_job(&job);
-            }
-            for node in topology.nodes.values() {
-                inner.cover_node(node);
-            }
+        begin_section(holder, None, &self.clock, |section| self.cover_all(section)).await
+    }
+
+    /// Has a section cover all that there is, and all that comes while it is open.
+    fn cover_all(&self, section: &Arc<SectionInner>) {
+        let mut topology = self.topology();
+        enlist(&mut topology.global, section);
+        for backend in &topology.backends {
+            section.cover(backend);
         }
-        inner.wait_idle().await;
-        Section::new(inner)
+        for job in self.jobs.jobs() {
+            section.cover_job(&job);
+        }
+        for node in topology.nodes.values() {
+            section.cover_node(node);
+        }
     }
 
     /// The machine goes on after a stop: every disk does again what an error had halted, before
@@ -420,23 +450,6 @@ impl Graph {
         for backend in self.backends() {
             backend.resume();
         }
-    }
-
-    /// Flushes every writable node; all are tried. Those below others too: what is above may be read-only,
-    /// or flush only one of several.
-    ///
-    /// # Errors
-    /// The first failure.
-    pub async fn flush_all(&self) -> Result<()> {
-        let mut result = Ok(());
-        for node in self.nodes() {
-            let flushed = node.flush().await;
-            if let Err(error) = &flushed {
-                tracing::warn!(node = node.name(), %error, "a node cannot be flushed");
-            }
-            result = result.and(flushed);
-        }
-        result
     }
 
     /// The files behind all nodes, to find a path that is in use.

@@ -10,9 +10,8 @@ use sluice_aio::current;
 use super::Graph;
 use crate::driver::file::FileKind;
 use crate::error::{BlockError, Result};
-use crate::mirror::NewImageMode;
 use crate::node::Node;
-use crate::options::BlockdevOptions;
+use crate::options::{BlockdevOptions, NewImageMode};
 
 /// The format that has no name here: QEMU's default.
 const DEFAULT_FORMAT: &str = "qcow2";

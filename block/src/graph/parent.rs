@@ -9,8 +9,9 @@ use std::sync::{Arc, Weak};
 use crate::backend::Backend;
 use crate::driver::Role;
 use crate::error::{BlockError, PermissionConflict, Result};
+use crate::graph::Graph;
 use crate::job::Job;
-use crate::node::Node;
+use crate::node::{Node, NodeState};
 use crate::permission::Access;
 
 /// Something above a node that can send it requests.
@@ -114,6 +115,19 @@ pub(super) fn cumulative(node: &str, edges: &[ParentEdge]) -> Result<Access> {
     Ok(sum)
 }
 
+impl Graph {
+    /// Tells whoever wants to use the nodes that `job` has claimed that it is ending: nobody can make it end sooner.
+    pub(crate) fn say_ending(&self, job: &Job) {
+        let holder = job.kind().named(job.id());
+        for node in self.nodes() {
+            let mut state = node.state.lock();
+            if state.blocker.as_deref() == Some(&*holder) {
+                state.blocker_is_ending = true;
+            }
+        }
+    }
+}
+
 impl Node {
     pub(crate) fn parents(&self) -> Vec<Parent> {
         let state = self.state.lock();
@@ -174,23 +188,29 @@ impl Node {
     /// Another job has it.
     pub(crate) fn block(&self, job: &str) -> Result<()> {
         let mut state = self.state.lock();
-        if let Some(present) = &state.blocker {
-            return Err(self.busy(present));
+        if let Some(busy) = self.busy(&state) {
+            return Err(busy);
         }
         state.blocker = Some(job.into());
+        state.blocker_is_ending = false;
         Ok(())
     }
 
     /// Changes whom the node is claimed for, by its holder.
     pub(crate) fn block_again(&self, holder: &str) {
-        self.state.lock().blocker = Some(holder.into());
+        let mut state = self.state.lock();
+        state.blocker = Some(holder.into());
+        state.blocker_is_ending = false;
     }
 
-    fn busy(&self, job: &Arc<str>) -> BlockError {
-        BlockError::Busy {
+    /// That a job has claimed the node, if one has.
+    fn busy(&self, state: &NodeState) -> Option<BlockError> {
+        let job = state.blocker.as_ref()?;
+        Some(BlockError::Busy {
             node: self.name().to_owned(),
             job: Arc::clone(job),
-        }
+            is_ending: state.blocker_is_ending,
+        })
     }
 
     /// The job that has claimed the node, by its type and id.
@@ -206,10 +226,7 @@ impl Node {
     /// # Errors
     /// A job runs on the node.
     pub(crate) fn check_not_blocked(&self) -> Result<()> {
-        match &self.state.lock().blocker {
-            Some(job) => Err(self.busy(job)),
-            None => Ok(()),
-        }
+        self.busy(&self.state.lock()).map_or(Ok(()), Err)
     }
 
     /// The name of the disk or job that writes to the node, directly or from further above.

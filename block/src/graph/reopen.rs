@@ -62,13 +62,12 @@ impl Graph {
             self.plan(node, options, Inherited::default(), &mut plans)
                 .await?;
         }
-        let mut sections = Vec::new();
+        let mut changed = Vec::new();
         for plan in &plans {
-            sections.push(self.drain(&plan.node, "reopen").await);
-            if let Some((_, to)) = &plan.child {
-                sections.push(self.drain(to, "reopen").await);
-            }
+            changed.push(Arc::clone(&plan.node));
+            changed.extend(plan.child.as_ref().map(|(_, to)| Arc::clone(to)));
         }
+        let _section = self.drain_nodes(&changed, "reopen").await;
         flush_before(&plans).await?;
         self.make(plans)
     }
@@ -95,7 +94,7 @@ impl Graph {
             };
             check_fixed(&before, options, node.driver().changeable_options())?;
             let settings = inherited.overridden_by(options.common());
-            settings.check(options.common())?;
+            settings.check()?;
             let child = match options.child() {
                 None => None,
                 Some((role, child)) => {

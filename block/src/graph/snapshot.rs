@@ -34,10 +34,8 @@ impl Graph {
     /// backing image or can't have one; a flush that fails; a conflict of permissions. Then nothing
     /// has changed.
     pub async fn snapshot(&self, node: &Arc<Node>, overlay: &Arc<Node>) -> Result<Snapshot> {
-        let sections = [
-            self.drain(node, HOLDER).await,
-            self.drain(overlay, HOLDER).await,
-        ];
+        let both = [Arc::clone(node), Arc::clone(overlay)];
+        let section = self.drain_nodes(&both, HOLDER).await;
         node.check_not_blocked()?;
         node.flush().await?;
         let mut change = self.transaction();
@@ -53,7 +51,7 @@ impl Graph {
         change.commit()?;
         let was_read_only = node.is_read_only();
         self.rest(node);
-        drop(sections);
+        drop(section);
         Ok(Snapshot {
             node: Arc::clone(node),
             overlay: Arc::clone(overlay),

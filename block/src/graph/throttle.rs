@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Graph;
 use crate::backend::Backend;
-use crate::drain::{Section, SectionInner};
+use crate::drain::{Section, begin_section};
 use crate::driver::throttle::{LimitsError, ThrottleLimits};
 
 /// Who holds the disk while it joins or leaves a group, in diagnostics.
@@ -52,9 +52,6 @@ impl Graph {
 
     /// A section over one disk's own requests.
     async fn hold_requests(&self, backend: &Arc<Backend>) -> Section {
-        let inner = SectionInner::new(HOLDER, None, &self.clock);
-        inner.cover(backend);
-        inner.wait_idle().await;
-        Section::new(inner)
+        begin_section(HOLDER, None, &self.clock, |section| section.cover(backend)).await
     }
 }

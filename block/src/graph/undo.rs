@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use sluice_aio::AioContext;
-
 use super::Graph;
 use crate::driver::Driver;
 use crate::error::Result;
-use crate::home::Home;
 use crate::node::Node;
 
 type Step<'a> = Box<dyn FnOnce(&Graph) + Send + 'a>;
@@ -77,17 +74,5 @@ impl Drop for Undo<'_> {
         while let Some(step) = self.steps.pop() {
             step(self.graph);
         }
-    }
-}
-
-impl Graph {
-    /// Where the job of a filter runs: where a device above it is served, or the filter is at home, or in `main`.
-    pub(crate) fn home_of_job(&self, filter: &Arc<Node>, main: &AioContext) -> Home {
-        let above = self.backends_above(filter);
-        // The device keeps its loop.
-        let of_device = above.first().and_then(|backend| backend.home());
-        of_device
-            .or_else(|| filter.home())
-            .unwrap_or_else(|| main.into())
     }
 }

@@ -52,8 +52,11 @@ impl Node {
             len,
             done,
         };
-        let taken = current::blocking(move || copy.carry_out()).await;
-        if taken.is_err() || !matches!(copied.await, Ok(Ok(()))) {
+        if let Some(turn) = copy.join() {
+            // Whoever has the turn does what others want, too, so its end is none of ours.
+            drop(current::blocking(move || turn.take()));
+        }
+        if !matches!(copied.await, Ok(Ok(()))) {
             return false;
         }
         self.note_written(offset + len);

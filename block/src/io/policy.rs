@@ -6,13 +6,14 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bitflags::bitflags;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BlockError, Result};
 use crate::options::Discard;
 
 /// What to do with writes of nothing but zeroes (`detect-zeroes`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DetectZeroes {
     /// Write them like any data; nobody looks.

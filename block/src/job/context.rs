@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use rustix::io::Errno;
+use sluice_aio::current;
 
-use super::error::JobError;
+use super::end::rest;
+use super::error::{IoFailure, JobError};
 use super::handle::{Job, JobKicker};
+use super::home::here;
 use super::inner::{Activity, CancelRequest, Core};
-use super::policy::{ErrorVerdict, IoStatus, OnError};
+use super::policy::{ErrorVerdict, IoSide, IoStatus, OnError};
 use super::progress::Progress;
 use super::state::{IllegalTransition, JobState};
 use crate::event::{BlockEvent, ErrorAction, IoOperation};
@@ -88,6 +91,42 @@ impl JobContext {
             .await;
     }
 
+    /// What is to be done, or `None` as soon as the job is cancelled by force: what was begun is dropped then.
+    ///
+    /// # Errors
+    /// [`JobError::Cancelled`].
+    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, JobError> {
+        match select(pin!(self.cancelled()), pin!(work)).await {
+            Either::Left(_) => Err(JobError::Cancelled),
+            Either::Right((done, _)) => Ok(done),
+        }
+    }
+
+    /// Whether that is there which the job waits for in [`tend`](super::JobDriver::tend).
+    #[must_use]
+    pub fn is_called(&self) -> bool {
+        let core = self.job.lock();
+        self.job.is_called(&core)
+    }
+
+    /// Rests until [`is_called`](Self::is_called) is true. No drained section waits for the job meanwhile.
+    ///
+    /// # Errors
+    /// The job was cancelled by force.
+    pub async fn rest_until_called(&self) -> Result<(), JobError> {
+        let called = self.job.wait(|core| {
+            if self.job.has_to_give_up(core) {
+                return Some(Err(JobError::Cancelled));
+            }
+            if !self.job.is_called(core) {
+                rest(&self.job, core);
+                return None;
+            }
+            core.begin_work().then_some(Ok(()))
+        });
+        called.await
+    }
+
     /// Rests here as long as an operator or a drained section wants it.
     ///
     /// The driver's `settle` is called before the job counts as idle. A forced cancel ends an
@@ -95,17 +134,18 @@ impl JobContext {
     /// task, in `run`.
     pub async fn pause_point(&self) {
         while self.job.lock().must_rest() {
-            self.job.driver.settle(self).await;
+            here(self.job.driver.settle(self)).await;
             if !self.begin_rest() {
                 continue;
             }
-            self.job.wait(|core| self.end_rest(core)).await;
+            self.job.rest_until(|core| self.end_rest(core)).await;
         }
+        debug_assert_eq!(current::context(), self.job.home(), "a job works elsewhere");
     }
 
     /// Sleeps for `duration` or until the job is kicked, whichever comes first; then a pause point.
     pub async fn sleep(&self, duration: Duration) -> Wakeup {
-        self.sleep_until(sluice_aio::current::sleep(duration)).await
+        self.sleep_until(here(current::sleep(duration))).await
     }
 
     /// Sleeps until the job is kicked; then a pause point.
@@ -135,7 +175,7 @@ impl JobContext {
         let interrupt = self
             .job
             .wait(|core| (core.is_cancelled() || core.must_rest()).then_some(()));
-        select(pin!(interrupt), sluice_aio::current::sleep(duration)).await;
+        select(pin!(interrupt), here(current::sleep(duration))).await;
         self.set_activity(Activity::Working);
         self.pause_point().await;
     }
@@ -164,24 +204,35 @@ impl JobContext {
         self.job.lock().rate.charge(bytes, now);
     }
 
-    /// Whether the operator limits the job's speed.
+    /// Whether the operator limits the job's speed. Once the job was finalised that does not count any more.
     #[must_use]
     pub fn is_rate_limited(&self) -> bool {
-        self.job.lock().rate.speed() > 0
+        let core = self.job.lock();
+        core.phase.is_limited() && core.rate.speed() > 0
     }
 
     /// How long the speed limit wants the next transfer to wait; zero: not at all.
     #[must_use]
     pub fn rate_delay(&self) -> Duration {
         let now = self.now();
-        self.job.lock().rate.delay(now)
+        let mut core = self.job.lock();
+        match core.phase.is_limited() {
+            true => core.rate.delay(now),
+            false => Duration::ZERO,
+        }
     }
 
-    /// Reports an I/O error and says what to do about it, by the operator's `policy`.
+    /// Reports that a request to `node` has failed and says what to do about it, by the operator's `policy`.
     ///
     /// Emits `BLOCK_JOB_ERROR`. If the policy says so, the job is paused as by an operator.
     #[must_use]
-    pub fn io_error(&self, policy: OnError, operation: IoOperation, error: Errno) -> ErrorVerdict {
+    pub fn io_error(
+        &self,
+        node: &str,
+        policy: OnError,
+        operation: IoOperation,
+        error: Errno,
+    ) -> ErrorVerdict {
         let action = policy.action(error);
         let now = self.now();
         let mut core = self.job.lock();
@@ -200,20 +251,22 @@ impl JobContext {
                 device,
                 operation,
                 action,
+                node: node.to_owned(),
+                errno: error.raw_os_error(),
             });
         }
         verdict
     }
 
-    /// Judges errors that were met together, each kind once, by the operator's policy for its direction;
-    /// returns when what failed is to be tried again.
+    /// Judges errors that were met together, each kind once, by the operator's policy for the side that its
+    /// direction is about; returns when what failed is to be tried again.
     ///
     /// # Errors
     /// The job has to end.
-    pub async fn judge_errors(
+    pub async fn judge_errors<'a>(
         &self,
         errors: &[(IoOperation, Errno)],
-        policy: impl Fn(IoOperation) -> OnError,
+        side: impl Fn(IoOperation) -> IoSide<'a>,
     ) -> Result<(), JobError> {
         let mut wait = Duration::ZERO;
         let mut stopped = false;
@@ -222,8 +275,9 @@ impl JobContext {
                 continue;
             }
             let (operation, errno) = *error;
-            match self.io_error(policy(operation), operation, errno) {
-                ErrorVerdict::Fail => return Err(JobError::Errno(errno)),
+            let side = side(operation);
+            match self.io_error(side.node.name(), side.policy, operation, errno) {
+                ErrorVerdict::Fail => return Err(self.io_failure(side, operation, errno)),
                 ErrorVerdict::RetryAfter(delay) => wait = wait.max(delay),
                 ErrorVerdict::Stopped => stopped = true,
             }
@@ -234,6 +288,25 @@ impl JobContext {
             self.back_off(wait).await;
         }
         Ok(())
+    }
+
+    /// The error of a job that is to end because a request at `side` failed; the log says what would help.
+    pub fn io_failure(&self, side: IoSide<'_>, operation: IoOperation, errno: Errno) -> JobError {
+        let error = JobError::Io(IoFailure {
+            operation,
+            node: side.node.name().to_owned(),
+            errno: errno.raw_os_error(),
+        });
+        let (job, node, argument) = (self.job.id(), side.node.name(), side.argument);
+        let failed = match operation {
+            IoOperation::Read => "read",
+            IoOperation::Write => "written",
+        };
+        tracing::warn!(
+            "job '{job}' ends: node '{node}' can't be {failed}: {error}; see to its medium and start the job again, \
+             with {argument}=stop if it is to wait for that"
+        );
+        error
     }
 
     /// A transfer has succeeded: the next ignored error waits but shortly again.
@@ -292,6 +365,6 @@ impl JobContext {
     }
 
     fn now(&self) -> Duration {
-        self.job.home().clock().now()
+        self.job.clock().now()
     }
 }

@@ -1,18 +1,19 @@
 //! What a kind of job brings along: its work, and the steps at its end.
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
 use serde_json::{Map, Value};
 
 use super::context::JobContext;
+use super::details::JobDetails;
 use super::error::{JobError, VerbError};
 use super::handle::Job;
 use super::state::JobKind;
 
 /// A job's work and its hooks.
 ///
-/// The futures run in the job's home context, one after the other: `run`; then, if it was
-/// successful and nobody cancelled, `prepare` and `commit`; otherwise `abort`; at last `clean`. If
-/// `prepare` fails, `abort` follows. A job that is cancelled before it began gets only `abort` and
+/// The futures run in the job's home context, which may change where the job rests, one after the other: `run`; then, if it was
+/// successful and nobody cancelled, `tend`, then `catch_up`, `keep_up` and `hold`, if need be again, then `prepare` and `commit`;
+/// otherwise `abort`; at last `clean`. If one of them fails, `abort` follows. A job that is cancelled before it began gets only `abort` and
 /// `clean`. The hooks that are plain functions are called on whatever thread the operator's command
 /// arrives, without the job's lock, and must not wait.
 pub trait JobDriver: Send + Sync + 'static {
@@ -22,9 +23,12 @@ pub trait JobDriver: Send + Sync + 'static {
     /// The work. It calls [`JobContext::pause_point`] (or [`JobContext::sleep`], which is one)
     /// often enough, and returns soon after [`JobContext::is_cancelled`] turned true.
     ///
+    /// Where it rests it may go on in another loop, so it is `Send`; what it awaits besides (requests, timers)
+    /// belongs to the loop and is kept there (`here`).
+    ///
     /// # Errors
     /// Why the job fails. What is returned after a forced cancel does not matter.
-    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>>;
+    fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>>;
 
     /// Waits until nothing of the job is in flight; called at a pause point before the job
     /// counts as idle. It must not reach a pause point itself.
@@ -32,6 +36,48 @@ pub trait JobDriver: Send + Sync + 'static {
         let _ = job;
         Box::pin(async {})
     }
+
+    /// The job's work is done, but it has to wait: for others of its group, or for somebody to finalise it. May
+    /// go on with what keeps its result near, with pause points, until [`JobContext::is_called`]; or just rests.
+    ///
+    /// # Errors
+    /// Why the job fails.
+    fn tend<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(job.rest_until_called())
+    }
+
+    /// The job was finalised: does what can be done before the guest is kept out, with pause points.
+    ///
+    /// # Errors
+    /// Why the job fails.
+    fn catch_up<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        let _ = job;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// The job has caught up, and waits until the others of its group have. Keeps its result near, with pause points, until
+    /// [`JobContext::is_called`]. If it can't, for now, it returns before: then no other goes on either, and `catch_up` follows once more.
+    ///
+    /// # Errors
+    /// Why the job fails.
+    fn keep_up<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(job.rest_until_called())
+    }
+
+    /// Every job of the group has caught up: keeps the guest out, and does all that is left to do before the
+    /// switch-over. It ends soon after [`JobContext::is_cancelled`] turned true. False if that can't be done now: the guest
+    /// goes on then, and `catch_up` follows once more.
+    ///
+    /// # Errors
+    /// Why the job fails; the guest goes on.
+    fn hold<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<bool, JobError>> {
+        let _ = job;
+        Box::pin(async { Ok(true) })
+    }
+
+    /// Ends what [`hold`](Self::hold) has begun, if nothing has been switched over: the job fails, or another of its group
+    /// could not hold and all catch up once more.
+    fn release(&self) {}
 
     /// The last step that can fail: the switch-over. From here on a cancel is refused.
     ///
@@ -96,12 +142,12 @@ pub trait JobDriver: Send + Sync + 'static {
     }
 
     /// Members of this kind of job in the answer to `query-block-jobs`.
-    fn query(&self) -> Map<String, Value> {
-        Map::new()
+    fn query(&self) -> JobDetails {
+        JobDetails::default()
     }
 
     /// Members of this kind of job in `BLOCK_JOB_COMPLETED`.
-    fn report(&self) -> Map<String, Value> {
-        Map::new()
+    fn report(&self) -> JobDetails {
+        JobDetails::default()
     }
 }

@@ -5,10 +5,13 @@
 use std::io;
 
 use rustix::io::Errno;
+use schemars::JsonSchema;
+use serde::Serialize;
 use thiserror::Error;
 
 use super::state::{IllegalTransition, JobState, JobVerb};
 use crate::error::errno_text;
+use crate::event::IoOperation;
 
 /// The error classes of QMP that jobs need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +122,38 @@ pub enum JobError {
     /// The kernel's reason, as text without a number.
     #[error("{}", errno_text(*.0))]
     Errno(Errno),
+    /// A request of its work failed. The text is the kernel's reason alone, which clients compare.
+    #[error("{}", errno_text(Errno::from_raw_os_error(.0.errno)))]
+    Io(IoFailure),
     /// Any other reason, for a human.
     #[error("{0}")]
     Failed(String),
+}
+
+/// Where the work of a job met the error that has ended it. The members' names are Sluice's own; they stand beside
+/// `error`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct IoFailure {
+    /// Whether the source could not be read or the target not be written.
+    #[serde(rename = "x-operation")]
+    pub operation: IoOperation,
+    /// The node that was read or written.
+    #[serde(rename = "x-node-name")]
+    pub node: String,
+    /// The kernel's number of the reason.
+    #[serde(rename = "x-errno")]
+    pub errno: i32,
+}
+
+impl JobError {
+    /// Where it was met, if that was a request of the job's work.
+    #[must_use]
+    pub fn io_failure(&self) -> Option<&IoFailure> {
+        match self {
+            Self::Io(failure) => Some(failure),
+            Self::Cancelled | Self::Errno(_) | Self::Failed(_) => None,
+        }
+    }
 }
 
 impl From<io::Error> for JobError {

@@ -1,8 +1,9 @@
 //! [`JobGroup`]: jobs that succeed together, or not at all.
 //!
 //! A job alone is a group of one. Each step towards the end is taken when all members can take it: to
-//! begin, to become pending, and, when every one of them was prepared, to be made final. If one fails
-//! or is cancelled before that, the others are cancelled.
+//! begin, to become pending, to keep their guests out, to switch over, and, when every one of them has, to be made final.
+//! If one fails or is cancelled before that, the others are cancelled. One that has caught up and falls behind again while others do not
+//! come to that *withdraws*. If one that keeps its guest out can't go on with that, all *retreat*: they let their guests go on, and catch up once more.
 //!
 //! Members come before any of them has begun, or are ready jobs that are completed together. Any thread; the lock is never held while a job's is
 //! taken.
@@ -21,12 +22,34 @@ pub(super) enum Stage {
     Started,
     /// Its work is done.
     Waiting,
+    /// What can be done with the guest running is done.
+    CaughtUp,
+    /// Its guest is kept out, and nothing is left to do but the switch-over.
+    Held,
     /// Its last step that can fail is done.
     Prepared,
 }
 
 /// How many stages there are.
-const STAGES: usize = 3;
+const STAGES: usize = 5;
+
+/// The stages that are given up in a retreat.
+const RETREATED: [Stage; 2] = [Stage::CaughtUp, Stage::Held];
+
+/// The attempt to end together, counted from the group's beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Round(u64);
+
+/// Whether a member may take its next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Others are not that far.
+    NotYet,
+    /// All are.
+    All,
+    /// One of them could not go on: all begin another round.
+    Retreated,
+}
 
 /// None of `jobs` is to complete now; one that was to before keeps to it.
 fn take_back(jobs: &[Arc<Job>]) {
@@ -47,8 +70,25 @@ pub struct JobGroup {
 struct State {
     members: Vec<Weak<Job>>,
     reached: [usize; STAGES],
+    round: Round,
     failed: bool,
     finalize_requested: bool,
+}
+
+impl State {
+    fn is_current(&self, stage: Stage, round: Round) -> bool {
+        self.round == round || !RETREATED.contains(&stage)
+    }
+
+    fn standing(&self, stage: Stage, round: Round) -> Standing {
+        if !self.is_current(stage, round) {
+            Standing::Retreated
+        } else if self.reached[stage as usize] >= self.members.len() {
+            Standing::All
+        } else {
+            Standing::NotYet
+        }
+    }
 }
 
 impl JobGroup {
@@ -108,16 +148,57 @@ impl JobGroup {
         self.wake();
     }
 
-    /// One more member is that far.
-    pub(super) fn reach(&self, stage: Stage) {
-        self.state.lock().reached[stage as usize] += 1;
+    /// The attempt of now.
+    pub(super) fn round(&self) -> Round {
+        self.state.lock().round
+    }
+
+    /// One more member is that far, in an attempt that may be over by now.
+    pub(super) fn reach(&self, stage: Stage, round: Round) {
+        let mut state = self.state.lock();
+        if state.is_current(stage, round) {
+            state.reached[stage as usize] += 1;
+        }
+        drop(state);
         self.wake();
     }
 
-    /// Whether every member is that far.
-    pub(super) fn have_all_reached(&self, stage: Stage) -> bool {
-        let state = self.state.lock();
-        state.reached[stage as usize] >= state.members.len()
+    /// Its creator has let one more begin.
+    pub(super) fn start(&self) {
+        self.reach(Stage::Started, Round::default());
+    }
+
+    /// Whether every member may begin.
+    pub(super) fn have_all_started(&self) -> bool {
+        self.standing(Stage::Started, Round::default()) == Standing::All
+    }
+
+    /// Whether every member is that far, in this attempt.
+    pub(super) fn standing(&self, stage: Stage, round: Round) -> Standing {
+        self.state.lock().standing(stage, round)
+    }
+
+    /// A member is not that far any more, unless all have been by now: then it is held to it. Says how they stood.
+    pub(super) fn withdraw(&self, stage: Stage, round: Round) -> Standing {
+        let mut state = self.state.lock();
+        let standing = state.standing(stage, round);
+        if standing == Standing::NotYet {
+            state.reached[stage as usize] -= 1;
+        }
+        standing
+    }
+
+    /// A member can't go on: all begin another round, unless they have done so.
+    pub(super) fn retreat(&self, round: Round) {
+        let mut state = self.state.lock();
+        if state.round == round {
+            state.round.0 += 1;
+            for stage in RETREATED {
+                state.reached[stage as usize] = 0;
+            }
+        }
+        drop(state);
+        self.wake();
     }
 
     /// Whether a member has failed, so that none will succeed.

@@ -9,17 +9,17 @@ use std::sync::{Arc, Weak};
 
 use event_listener::Event;
 use parking_lot::{Mutex, MutexGuard};
-use sluice_aio::AioContext;
+use sluice_aio::{AioContext, Clock};
 
 use super::driver::JobDriver;
-use super::group::{JobGroup, Stage};
+use super::group::JobGroup;
 use super::id::JobId;
 use super::inner::Core;
 use super::progress::Progress;
 use super::registry::{JobOptions, Shared};
 use super::state::{IllegalTransition, JobKind, JobState};
 use crate::event::{BlockEvent, EventSink, JobReport};
-use crate::home::Keeper;
+use crate::home::Home;
 
 /// A long-running block operation with QEMU's life cycle.
 ///
@@ -32,9 +32,8 @@ pub struct Job {
     /// What it succeeds or fails with.
     pub(super) together: Mutex<Arc<JobGroup>>,
     pub(super) driver: Box<dyn JobDriver>,
-    home: AioContext,
-    /// What keeps the loop's thread, until the job has ended.
-    keeper: Mutex<Option<Keeper>>,
+    /// That of the loop in which it was created.
+    clock: Clock,
     registry: Weak<Shared>,
     events: Arc<dyn EventSink>,
     progress: Progress,
@@ -49,20 +48,19 @@ impl Job {
     pub(super) fn new(
         options: JobOptions,
         driver: Box<dyn JobDriver>,
-        home: AioContext,
-        keeper: Option<Keeper>,
+        home: Home,
         registry: Weak<Shared>,
         events: Arc<dyn EventSink>,
     ) -> Self {
-        let core = Mutex::new(Core::new(options.speed, home.clock().now()));
+        let clock = home.context().clock().clone();
+        let core = Mutex::new(Core::new(home, options.speed, clock.now()));
         Self {
             id: options.id,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
             together: Mutex::new(options.group.unwrap_or_default()),
             driver,
-            home,
-            keeper: Mutex::new(keeper),
+            clock,
             registry,
             events,
             progress: Progress::default(),
@@ -84,17 +82,15 @@ impl Job {
         self.driver.kind()
     }
 
-    /// The event loop that the job's work runs in.
+    /// The event loop that the job's work runs in; it changes when its nodes go elsewhere.
     #[must_use]
-    pub fn home(&self) -> &AioContext {
-        &self.home
+    pub fn home(&self) -> AioContext {
+        self.lock().home.context().clone()
     }
 
-    /// The job has nothing to do in its loop any more: that may be taken away.
-    pub(super) fn leave_home(&self) {
-        let keeper = self.keeper.lock().take();
-        // The last one ends the thread, which nobody should wait for under a lock.
-        drop(keeper);
+    /// What the job's times are measured by.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// How far it has come.
@@ -125,12 +121,12 @@ impl Job {
     pub fn start(&self) {
         let before = std::mem::replace(&mut self.lock().start_requested, true);
         if !before {
-            self.group().reach(Stage::Started);
+            self.group().start();
         }
     }
 
     /// Drops a job that was created but will not be started, because something else failed. Neither
-    /// the driver's `abort` nor `clean` is called. Without effect once it was started or cancelled.
+    /// the driver's `abort` nor `clean` is called, also if it was cancelled. Not once it was started.
     pub fn discard(&self) {
         self.lock().discarded = true;
         self.group().leave(self);
@@ -253,7 +249,7 @@ impl fmt::Debug for Job {
         f.debug_struct("Job")
             .field("id", &self.id())
             .field("kind", &self.kind())
-            .field("home", &self.home)
+            .field("home", &self.home())
             .field("core", &*self.lock())
             .finish_non_exhaustive()
     }

@@ -1,15 +1,18 @@
 //! What queries tell about jobs: the records of `query-block-jobs` and `query-jobs`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::details::JobDetails;
+use super::error::{IoFailure, JobError};
 use super::handle::Job;
 use super::inner::Activity;
 use super::policy::IoStatus;
 use super::state::{JobKind, JobState};
 
 /// One record of `query-block-jobs` (QMP's `BlockJobInfo`).
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockJobInfo {
     /// Kind of job.
@@ -40,13 +43,17 @@ pub struct BlockJobInfo {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Where it failed, if that was a request.
+    #[serde(flatten)]
+    pub failure: Option<IoFailure>,
     /// What only this kind of job can tell.
     #[serde(flatten)]
+    #[schemars(with = "JobDetails")]
     pub details: Map<String, Value>,
 }
 
 /// One record of `query-jobs` (QMP's `JobInfo`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct JobInfo {
     /// The job's id.
@@ -63,13 +70,16 @@ pub struct JobInfo {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Where it failed, if that was a request.
+    #[serde(flatten)]
+    pub failure: Option<IoFailure>,
 }
 
 impl Job {
     /// The job's record for `query-block-jobs`.
     #[must_use]
     pub fn block_job_info(&self) -> BlockJobInfo {
-        let details = self.driver.query();
+        let details = self.driver.query().members();
         let core = self.lock();
         BlockJobInfo {
             kind: self.kind(),
@@ -85,6 +95,7 @@ impl Job {
             auto_finalize: self.auto_finalize(),
             auto_dismiss: self.auto_dismiss(),
             error: core.error.as_ref().map(ToString::to_string),
+            failure: core.error.as_ref().and_then(JobError::io_failure).cloned(),
             details,
         }
     }
@@ -100,6 +111,7 @@ impl Job {
             current_progress: self.progress().current(),
             total_progress: self.progress().total(),
             error: core.error.as_ref().map(ToString::to_string),
+            failure: core.error.as_ref().and_then(JobError::io_failure).cloned(),
         }
     }
 }

@@ -3,13 +3,19 @@
 //! The order of states and events here is what clients rely on (QEMU's `job.c`): created, running,
 //! (ready,) waiting, pending, then the outcome's event, concluded, null; or aborting in the middle.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
+
+use futures_util::future::BoxFuture;
+use sluice_aio::current;
 
 use super::context::JobContext;
+use super::end::finish;
 use super::error::JobError;
-use super::group::Stage;
 use super::handle::Job;
-use super::inner::{Activity, CancelRequest, Core};
+use super::home::here;
+use super::inner::{Activity, Core};
 use super::state::JobState;
 use crate::event::BlockEvent;
 
@@ -20,26 +26,51 @@ enum Launch {
     Discarded,
 }
 
-/// A job's life, on its way into the job's loop.
+/// A job's life, in the job's loop or on its way there.
 ///
 /// If it is dropped before its end (the loop has ended, or the driver's code has panicked) the job
 /// fails without its driver's last hooks: nobody waits for it for ever, and its name is free again.
-pub(super) struct Life(Arc<Job>);
+pub(super) struct Life {
+    job: Arc<Job>,
+    steps: BoxFuture<'static, ()>,
+}
 
 impl Life {
-    pub(super) fn new(job: &Arc<Job>) -> Self {
-        Self(Arc::clone(job))
+    /// Starts it in the job's loop.
+    pub(super) fn begin(job: &Arc<Job>) {
+        let steps = Box::pin(live(Arc::clone(job)));
+        let job = Arc::clone(job);
+        Self { job, steps }.settle();
     }
 
-    /// Lives it.
-    pub(super) async fn live(self) {
-        live(&self.0).await;
+    /// Goes to the job's home and lives there.
+    fn settle(self) {
+        self.job.home().spawn(move || self.live());
+    }
+
+    /// Lives in this loop until the end, or until the job has another home.
+    async fn live(mut self) {
+        let here = current::context();
+        self.job.arrive(&here);
+        let moves = poll_fn(|cx| {
+            if self.job.home() == here && self.steps.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            // The home may have changed while the steps found nothing to do here.
+            match self.job.home() == here {
+                true => Poll::Pending,
+                false => Poll::Ready(true),
+            }
+        });
+        if moves.await {
+            self.settle();
+        }
     }
 }
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let job = &self.0;
+        let job = &self.job;
         let mut core = job.lock();
         if core.state.has_ended() {
             return;
@@ -55,7 +86,8 @@ impl Drop for Life {
     }
 }
 
-async fn live(job: &Arc<Job>) {
+async fn live(job: Arc<Job>) {
+    let job = &job;
     let context = JobContext::new(Arc::clone(job));
     let launch = job.wait(|core| launch(job, core)).await;
     let mut result = match launch {
@@ -73,31 +105,34 @@ async fn live(job: &Arc<Job>) {
         result = finish(&context).await;
     }
     match &result {
-        Ok(()) => job.driver.commit(&context).await,
+        Ok(()) => here(job.driver.commit(&context)).await,
         Err(error) => {
             job.group().fail(job);
-            job.wait(|core| begin_abort(job, core, error)).await;
+            job.rest_until(|core| begin_abort(job, core, error)).await;
             // It may have come into another group before it was known to abort.
             job.group().fail(job);
-            job.driver.abort(&context).await;
+            here(job.driver.abort(&context)).await;
         }
     }
-    job.driver.clean(&context).await;
+    here(job.driver.clean(&context)).await;
     conclude(job);
 }
 
 fn launch(job: &Job, core: &mut Core) -> Option<Launch> {
-    if core.is_cancelled() {
-        return Some(Launch::Cancelled);
-    }
     if core.discarded {
         return Some(Launch::Discarded);
     }
-    if !core.start_requested || !job.group().have_all_reached(Stage::Started) {
+    // Until its creator has said which, it may have to be as if it had never been: a cancel waits for that.
+    if !core.start_requested {
+        return None;
+    }
+    if core.is_cancelled() {
+        return Some(Launch::Cancelled);
+    }
+    if !core.is_at_home() || !job.group().have_all_started() {
         return None;
     }
     job.report_mistake(job.transition(core, JobState::Running));
-    core.started = true;
     // Nothing is done before the first pause point, so the job may count as working for a moment
     // even if a drained section wants it to rest.
     core.activity = Activity::Working;
@@ -108,80 +143,6 @@ async fn work(context: &JobContext) -> Result<(), JobError> {
     context.pause_point().await;
     context.check_cancelled()?;
     context.job().driver.run(context).await
-}
-
-/// From the end of the work to the point of no return, and over it.
-async fn finish(context: &JobContext) -> Result<(), JobError> {
-    let job = context.job();
-    advance(job, JobState::Waiting)?;
-    reach_together(job, Stage::Waiting).await?;
-    advance(job, JobState::Pending)?;
-    if !job.auto_finalize() {
-        let mut core = job.lock();
-        core.activity = Activity::Idle;
-        let id = job.id().to_owned();
-        job.emit(BlockEvent::BlockJobPending {
-            kind: job.kind(),
-            id,
-        });
-        drop(core);
-        job.wake();
-    }
-    job.wait(|core| {
-        if core.is_cancelled() {
-            return Some(Err(JobError::Cancelled));
-        }
-        if !job.group().may_finalize() {
-            // Others may have to be finalised where this one need not.
-            rest(job, core);
-            return None;
-        }
-        if !core.begin_work() {
-            return None;
-        }
-        core.finalizing = true;
-        Some(Ok(()))
-    })
-    .await?;
-    job.driver.prepare(context).await?;
-    reach_together(job, Stage::Prepared).await
-}
-
-/// Tells the others of the group that this one is that far, and rests until all are.
-async fn reach_together(job: &Job, stage: Stage) -> Result<(), JobError> {
-    job.group().reach(stage);
-    job.wait(|core| {
-        if job.group().have_all_reached(stage) {
-            return core.begin_work().then_some(Ok(()));
-        }
-        if core.is_cancelled() || job.group().has_failed() {
-            core.cancel = CancelRequest::Force;
-            return Some(Err(JobError::Cancelled));
-        }
-        rest(job, core);
-        None
-    })
-    .await
-}
-
-/// The job waits for others, and no section has to wait for it.
-fn rest(job: &Job, core: &mut Core) {
-    if core.is_busy() {
-        core.activity = Activity::Idle;
-        job.wake();
-    }
-}
-
-/// Takes one step towards the end, unless the job was cancelled.
-fn advance(job: &Job, to: JobState) -> Result<(), JobError> {
-    let mut core = job.lock();
-    if core.is_cancelled() {
-        return Err(JobError::Cancelled);
-    }
-    job.transition(&mut core, to)?;
-    drop(core);
-    job.wake();
-    Ok(())
 }
 
 fn begin_abort(job: &Job, core: &mut Core, error: &JobError) -> Option<()> {
@@ -196,24 +157,25 @@ fn begin_abort(job: &Job, core: &mut Core, error: &JobError) -> Option<()> {
 fn conclude(job: &Job) {
     // Whoever hears of the end may take the thread away at once.
     job.leave_home();
-    let details = job.driver.report();
+    let details = job.driver.report().members();
     let mut core = job.lock();
     core.activity = Activity::Idle;
-    if core.started {
+    if core.start_requested {
         let report = job.job_report(&core);
         job.emit(if core.is_cancelled() {
             BlockEvent::BlockJobCancelled(report)
         } else {
-            let error = core.error.as_ref().map(ToString::to_string);
+            let error = core.error.as_ref();
             BlockEvent::BlockJobCompleted {
                 report,
-                error,
+                error: error.map(ToString::to_string),
+                failure: error.and_then(JobError::io_failure).cloned(),
                 details,
             }
         });
     }
     let mut result = job.transition(&mut core, JobState::Concluded);
-    if job.auto_dismiss() || !core.started {
+    if job.auto_dismiss() || !core.start_requested {
         result = result.and_then(|()| job.retire(&mut core));
     }
     drop(core);

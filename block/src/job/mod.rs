@@ -6,10 +6,13 @@
 //! [`JobContext`]. What follows what is data: see [`JobState::check`] and [`JobVerb::allowed_in`].
 
 mod context;
+mod details;
 mod driver;
+mod end;
 mod error;
 mod group;
 mod handle;
+mod home;
 mod id;
 mod info;
 mod inner;
@@ -23,18 +26,24 @@ mod state;
 mod verbs;
 
 pub use context::{JobContext, Wakeup};
+pub use details::{FirstCopyPhase, JobDetails};
 pub use driver::JobDriver;
-pub use error::{CreateError, ErrorClass, JobError, VerbError};
+pub use error::{CreateError, ErrorClass, IoFailure, JobError, VerbError};
 pub use group::JobGroup;
 pub use handle::{Job, JobKicker};
+pub(crate) use home::here;
 pub use id::JobId;
 pub use info::{BlockJobInfo, JobInfo};
-pub use policy::{ErrorVerdict, IoStatus, OnError};
+pub use policy::{ErrorVerdict, IoSide, IoStatus, OnError};
 pub use progress::Progress;
+pub(crate) use quiesce::PATIENCE;
 pub use quiesce::Quiesced;
 pub use ratelimit::RateLimit;
 pub use registry::{JobOptions, JobRegistry};
 pub use state::{IllegalTransition, JobKind, JobState, JobVerb};
 
 #[cfg(test)]
-mod tests;
+pub(crate) use end::EndPhase;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -9,9 +9,11 @@
 use std::time::Duration;
 
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{ErrorAction, IoOperation};
+use crate::node::Node;
 
 /// An operator's wish for the case of an I/O error (QMP's `BlockdevOnError`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -44,8 +46,19 @@ impl OnError {
     }
 }
 
+/// One of the sides that a job's requests go to.
+#[derive(Debug, Clone, Copy)]
+pub struct IoSide<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// What the operator wants to be done about its errors.
+    pub policy: OnError,
+    /// The command's argument that says so.
+    pub argument: &'static str,
+}
+
 /// The health of a job's I/O (QMP's `BlockDeviceIoStatus`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IoStatus {
     /// No error has stopped the job.

@@ -16,8 +16,10 @@ use super::id::JobId;
 use super::info::{BlockJobInfo, JobInfo};
 use super::lifecycle::Life;
 use super::state::JobState;
+use crate::error::BlockError;
 use crate::event::EventSink;
 use crate::home::Home;
+use crate::node::Node;
 
 /// What every job needs to be told at its creation.
 #[derive(Debug, Clone)]
@@ -45,6 +47,27 @@ impl JobOptions {
             speed: 0,
             group: None,
         }
+    }
+
+    /// As a command asks for them, for a job on `node`: without a name it has that of the node's disk.
+    ///
+    /// # Errors
+    /// No name can be had, or it is not well formed; the speed is negative.
+    pub(crate) fn asked_for(
+        node: &Node,
+        job_id: Option<&str>,
+        speed: i64,
+        auto_finalize: Option<bool>,
+        auto_dismiss: Option<bool>,
+    ) -> Result<Self, BlockError> {
+        let refused = |error: CreateError| BlockError::Refused(error.to_string());
+        let backends = node.backends();
+        let backend = backends.first().map(|backend| backend.name());
+        let id = JobId::choose(job_id, backend).map_err(refused)?;
+        let mut options = Self::new(id).with_speed(speed).map_err(refused)?;
+        options.auto_finalize = auto_finalize.unwrap_or(options.auto_finalize);
+        options.auto_dismiss = auto_dismiss.unwrap_or(options.auto_dismiss);
+        Ok(options)
     }
 
     /// Sets the speed as a command gives it.
@@ -109,7 +132,6 @@ impl JobRegistry {
         driver: Box<dyn JobDriver>,
         home: impl Into<Home>,
     ) -> Result<Arc<Job>, CreateError> {
-        let (home, keeper) = home.into().into_parts();
         let mut jobs = self.shared.jobs.lock();
         let id = options.id.to_string();
         if jobs.shutting_down {
@@ -122,8 +144,7 @@ impl JobRegistry {
         let job = Arc::new(Job::new(
             options,
             driver,
-            home.clone(),
-            keeper,
+            home.into(),
             registry,
             Arc::clone(&self.events),
         ));
@@ -132,8 +153,7 @@ impl JobRegistry {
         job.group().join(&job);
         jobs.all.push(Arc::clone(&job));
         drop(jobs);
-        let life = Life::new(&job);
-        home.spawn(move || life.live());
+        Life::begin(&job);
         Ok(job)
     }
 

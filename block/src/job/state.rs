@@ -5,11 +5,12 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
 /// Where a job stands in its life. The names are those of QMP's `JobStatus`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Not yet announced; nobody outside ever sees it.
@@ -178,7 +179,11 @@ const VERBS: &[(JobVerb, &[JobState])] = {
             &[Created, Running, Paused, Ready, Standby, Waiting, Pending],
         ),
         (JobVerb::Pause, ALIVE),
-        (JobVerb::Resume, ALIVE),
+        // An error may stop a job that waits, too, which QEMU's does not try again then.
+        (
+            JobVerb::Resume,
+            &[Created, Running, Paused, Ready, Standby, Waiting, Pending],
+        ),
         (JobVerb::SetSpeed, ALIVE),
         (JobVerb::Complete, &[Ready, Standby]),
         (JobVerb::Finalize, &[Pending]),
@@ -231,7 +236,7 @@ impl fmt::Display for JobVerb {
 }
 
 /// Kinds of jobs. The names are those of QMP's `JobType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobKind {
     /// Moves an image from an upper layer down.
@@ -254,6 +259,11 @@ impl JobKind {
             Self::Mirror => "mirror",
             Self::Backup => "backup",
         }
+    }
+
+    /// How a job of this kind is called where it keeps others from something, its nodes above all.
+    pub(crate) fn named(self, id: &str) -> String {
+        format!("{self} '{id}'")
     }
 }
 

@@ -51,7 +51,7 @@ impl Job {
         let mut core = self.lock();
         self.check_verb(&core, JobVerb::SetSpeed)?;
         let speed = u64::try_from(speed).map_err(|_| VerbError::NegativeSpeed)?;
-        core.rate.set_speed(speed, self.home().clock().now());
+        core.rate.set_speed(speed, self.clock().now());
         drop(core);
         self.wake();
         Ok(())
@@ -63,11 +63,11 @@ impl Job {
     /// not switch over. In any other case the job is aborted. Returns before it has ended.
     ///
     /// # Errors
-    /// [`VerbError::WrongState`], also when the job is just being made final.
+    /// [`VerbError::WrongState`], also when the job is just switching over.
     pub fn cancel(&self, force: bool) -> Result<(), VerbError> {
         let mut core = self.lock();
         self.check_verb(&core, JobVerb::Cancel)?;
-        if core.finalizing {
+        if !core.phase.can_be_cancelled() {
             return Err(self.wrong_state(&core, JobVerb::Cancel));
         }
         let soft = !force && core.state.is_ready() && self.driver.cancels_softly();

@@ -9,16 +9,19 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::approach::Nearness;
 use super::balance::Balance;
+use super::checks::DEFAULT_BUF_SIZE;
+use super::claim::TARGET_ROLE;
 use super::copier::Copier;
 use super::filter::MirrorTop;
 use super::first::{First, FirstCopy};
+use super::granularity;
 use super::job::{MirrorJob, Outcome, failed};
 use super::ledger::Ledger;
 use super::options::CopyMode;
-use super::start::{DEFAULT_BUF_SIZE, DEFAULT_GRANULARITY, TARGET_ROLE};
 use crate::chain::{Claimed, Work};
-use crate::dirty::{DirtyBitmap, Granularity};
+use crate::dirty::DirtyBitmap;
 use crate::driver::Driver;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
@@ -30,17 +33,7 @@ use crate::node::Node;
 pub(super) struct OwnChain {
     /// The lowest image above the base.
     pub(super) lowest: Arc<Node>,
-    claimed: Claimed,
-}
-
-impl OwnChain {
-    /// The job has ended.
-    pub(super) fn give_back(&self, graph: &Graph, pivoted: bool) {
-        if pivoted {
-            self.claimed.stays_writable();
-        }
-        self.claimed.give_back(graph);
-    }
+    pub(super) claimed: Arc<Claimed>,
 }
 
 /// An active commit about to be started.
@@ -50,6 +43,7 @@ pub(crate) struct ActiveCommit {
     base: Arc<Node>,
     lowest: Arc<Node>,
     on_error: OnError,
+    known: DirtyBitmap,
     ledger: Arc<Ledger>,
 }
 
@@ -69,15 +63,17 @@ impl ActiveCommit {
         on_error: OnError,
     ) -> Result<Self> {
         let refused = |error: &dyn std::fmt::Display| BlockError::Refused(error.to_string());
-        let granularity = Granularity::new(DEFAULT_GRANULARITY).map_err(|error| refused(&error))?;
+        let granularity = granularity::by_default(source.len());
         let bitmap =
             DirtyBitmap::new(source.len(), granularity).map_err(|error| refused(&error))?;
+        let known = bitmap.emptied().map_err(|error| refused(&error))?;
         let (target, clock) = (Arc::clone(base), graph.clock().clone());
         Ok(Self {
             source: Arc::clone(source),
             base: Arc::clone(base),
             lowest,
             on_error,
+            known,
             ledger: Ledger::new(bitmap, target, CopyMode::Background, clock),
         })
     }
@@ -89,12 +85,13 @@ impl Work for ActiveCommit {
         Box::new(MirrorTop::above_its_target(Arc::clone(below), ledger))
     }
 
-    fn job(self, graph: &Arc<Graph>, filter: &Arc<Node>, claimed: Claimed) -> Box<dyn JobDriver> {
+    fn job(self, claimed: &Arc<Claimed>) -> Box<dyn JobDriver> {
         let Self {
             source,
             base,
             lowest,
             on_error,
+            known,
             ledger,
         } = self;
         let copier = Copier::new(
@@ -102,12 +99,13 @@ impl Work for ActiveCommit {
             Arc::clone(&base),
             Arc::clone(&ledger),
             true,
+            known,
             DEFAULT_BUF_SIZE,
         );
         Box::new(MirrorJob {
-            graph: Arc::clone(graph),
+            graph: Arc::clone(&claimed.graph),
             source,
-            filter: Arc::clone(filter),
+            filter: Arc::clone(&claimed.filter),
             target: base,
             ledger,
             copier: Arc::new(copier),
@@ -115,8 +113,12 @@ impl Work for ActiveCommit {
             on_source_error: on_error,
             on_target_error: on_error,
             replaced: None,
-            own_chain: Some(OwnChain { lowest, claimed }),
+            own_chain: Some(OwnChain {
+                lowest,
+                claimed: Arc::clone(claimed),
+            }),
             balance: Mutex::new(Balance::new()),
+            nearness: Nearness::default(),
             held: Mutex::default(),
             outcome: Outcome::default(),
         })

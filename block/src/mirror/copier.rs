@@ -12,7 +12,8 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use sluice_aio::{IoBuffer, Token, current};
 
-use super::ledger::{CopyError, Ledger};
+use super::ledger::{CopyError, Finished, Ledger};
+use crate::dirty::DirtyBitmap;
 use crate::driver::{Allocation, RequestFlags};
 use crate::event::IoOperation;
 use crate::io::serialise::ClaimKind;
@@ -38,7 +39,7 @@ const MAX_IN_FLIGHT: usize = 16;
 pub(super) enum Step {
     /// A copy was started.
     Started {
-        /// Bytes that are expected to move; zeroes do not count.
+        /// Bytes that are foreseen to move; zeroes do not count.
         data: u64,
     },
     /// There is something to copy, but a running copy must end first.
@@ -58,6 +59,10 @@ pub(super) struct Copier {
     piece: u64,
     /// Worker threads copy from file to file.
     by_the_kernel: bool,
+    /// Dirty chunks that the source said to be data, until they are copied. To ask it for each copy anew would be
+    /// quadratic: some file systems look through all of the data to its end. Zeroes are never taken from
+    /// here: that something is data stays true enough when a guest zeroes it, the reverse would lose a write.
+    known: DirtyBitmap,
     /// Memory of copies that have ended, for those to come.
     spare: Mutex<Vec<IoBuffer>>,
     state: Mutex<State>,
@@ -68,10 +73,6 @@ struct State {
     ranges: Vec<Range<u64>>,
     /// Where the next search begins, so that a hot chunk does not starve the others.
     cursor: u64,
-    /// What the source said last to be data. To ask it for each copy anew would be quadratic: some file systems
-    /// look through all of the data to its end. Zeroes are never taken from here: that something is data
-    /// stays true enough when a guest zeroes it, the reverse would lose a write.
-    data: Range<u64>,
 }
 
 /// A range to be copied.
@@ -80,20 +81,25 @@ struct Copy {
     range: Range<u64>,
     /// All of it counts as data; the source need not be asked.
     is_data: bool,
+    /// Bytes of data that the source was seen to hold there. What else is found counts when it is copied.
+    foreseen: u64,
 }
 
 impl Copier {
+    /// `known` is a clean bitmap like the ledger's.
     pub(super) fn new(
         source: Arc<Node>,
         target: Arc<Node>,
         ledger: Arc<Ledger>,
         unmap: bool,
+        known: DirtyBitmap,
         buf_size: u64,
     ) -> Self {
         let first = MIN_DATA.min(source.len());
         let by_the_kernel = source.place(0, first).is_some() && target.place(0, first).is_some();
         let share = (buf_size / MAX_IN_FLIGHT as u64).clamp(MIN_DATA, MAX_DATA);
         Self {
+            known,
             source,
             target,
             ledger,
@@ -104,7 +110,6 @@ impl Copier {
             state: Mutex::new(State {
                 ranges: Vec::new(),
                 cursor: 0,
-                data: 0..0,
             }),
         }
     }
@@ -126,12 +131,28 @@ impl Copier {
             .saturating_add(twofold)
     }
 
-    /// The source was found to hold data there, so it need not be asked again; only the first such place is kept.
+    /// The source was found to hold data there, so it need not be asked again. Chunks that are data in part are
+    /// not known: they are looked at when they are copied, so that the target is as sparse as it can be.
     pub(super) fn expect_data(&self, range: Range<u64>) {
-        let mut state = self.state.lock();
-        if state.data.is_empty() {
-            state.data = range;
-        }
+        let chunk = self.known.granularity();
+        let first = range.start.next_multiple_of(chunk);
+        let last = match range.end == self.known.size() {
+            true => range.end,
+            false => range.end / chunk * chunk,
+        };
+        self.known.set_dirty(first, last.saturating_sub(first));
+    }
+
+    /// Bytes of memory that the bitmap of what is known to be data takes.
+    pub(super) fn memory_of_known(&self) -> u64 {
+        self.known.memory()
+    }
+
+    /// As much of what begins at `start` as is known to be data, in bytes.
+    fn known_data(&self, start: u64, len: u64) -> u64 {
+        let known = self.known.next_dirty(start, len);
+        let here = known.filter(|range| range.start <= start);
+        here.map_or(0, |range| range.end.min(start + len) - start)
     }
 
     /// Whether nothing is dirty and no copy runs.
@@ -155,8 +176,7 @@ impl Copier {
             return Step::Busy;
         };
         let copy = self.sized(run, steady).await;
-        let len = copy.range.end - copy.range.start;
-        let data = if copy.is_data { len } else { 0 };
+        let data = copy.foreseen;
         let mut state = self.state.lock();
         state.cursor = copy.range.end;
         state.ranges.push(copy.range.clone());
@@ -216,68 +236,83 @@ impl Copier {
     async fn sized(&self, run: Range<u64>, steady: bool) -> Copy {
         let len = run.end - run.start;
         let granularity = self.ledger.dirty.granularity();
-        if !self.state.lock().data.contains(&run.start) {
+        let mut data = self.known_data(run.start, len);
+        let mut seen = len;
+        if data == 0 {
             let ask = MAX_ZEROES.min(self.source.len() - run.start);
-            let (zeroes, data) = match self.source.block_status(run.start, ask).await {
-                Ok(status) if status.allocation == Allocation::Zero => (status.len, 0),
-                Ok(status) => (0, status.len),
+            match self.source.block_status(run.start, ask).await {
+                Ok(status) if status.allocation == Allocation::Zero => {
+                    // At least a chunk, if only its beginning is zeroes.
+                    let whole = (status.len / granularity).max(1) * granularity;
+                    return Copy {
+                        range: run.start..run.start + whole.min(len),
+                        is_data: false,
+                        foreseen: 0,
+                    };
+                }
+                Ok(status) => {
+                    seen = status.len.min(len);
+                    self.expect_data(run.start..run.start + seen);
+                }
                 // Not known counts as data.
-                Err(_) => (0, len),
-            };
-            if zeroes > 0 {
-                // At least a chunk, if only its beginning is zeroes.
-                let whole = (zeroes / granularity).max(1) * granularity;
-                return Copy {
-                    range: run.start..run.start + whole.min(len),
-                    is_data: false,
-                };
+                Err(_) => self.expect_data(run.clone()),
             }
-            self.state.lock().data = run.start..run.start + data;
+            data = self.known_data(run.start, len);
         }
-        let until = self.state.lock().data.end.max(run.start + 1) - run.start;
         let piece = match self.by_the_kernel && !steady {
             true => self.piece * BY_THE_KERNEL,
             false => self.piece,
         };
-        let data = piece.min(until).next_multiple_of(granularity).min(len);
+        let is_data = data > 0;
+        let most = if is_data { data } else { granularity };
+        let until = piece.next_multiple_of(granularity).min(most).min(len);
         Copy {
-            range: run.start..run.start + data,
-            is_data: data <= until,
+            range: run.start..run.start + until,
+            is_data,
+            foreseen: until.min(seen),
         }
     }
 
     async fn run(&self, copy: Copy, token: Token) {
-        let Copy { range, is_data } = copy;
+        let Copy {
+            range,
+            is_data,
+            foreseen,
+        } = copy;
         let ledger = &self.ledger;
         let len = range.end - range.start;
         let claim = ledger
             .claims
             .claim(range.clone(), ClaimKind::Exclusive)
             .await;
+        self.known.clear(range.start, len);
         let marks = ledger.dirty.clear(range.start, len);
         let result = match marks {
             // A guest's write to both sides was here meanwhile.
-            0 => Ok(()),
+            0 => Ok(0),
             _ => self.copy(range.clone(), is_data).await,
         };
         if result.is_err() {
             ledger.dirty.set_dirty(range.start, len);
-            ledger.tally.retried.fetch_add(len, Ordering::Relaxed);
         }
         drop(claim);
         self.state.lock().ranges.retain(|other| *other != range);
         match result {
-            Ok(()) => ledger.add_finished(len),
+            Ok(moved) => ledger.add_finished(Finished {
+                bytes: len,
+                unforeseen: moved.saturating_sub(foreseen),
+            }),
             // What fails once the job has given up is nobody's business any more.
             Err(_) if ledger.parting.is_over() => {}
-            Err(error) => ledger.report(error),
+            Err(error) => ledger.report_failed(error, len),
         }
         drop(token);
     }
 
-    /// Copies a range piece by piece, zeroes as zeroes.
-    async fn copy(&self, range: Range<u64>, is_data: bool) -> Result<(), CopyError> {
+    /// Copies a range piece by piece, zeroes as zeroes. Returns how many bytes were data.
+    async fn copy(&self, range: Range<u64>, is_data: bool) -> Result<u64, CopyError> {
         let mut at = range.start;
+        let mut moved = 0;
         while at < range.end {
             let left = range.end - at;
             let status = match is_data {
@@ -296,13 +331,15 @@ impl Copier {
                 }
                 // Not known counts as data.
                 _ => {
-                    self.move_data(at, status.map_or(left, |status| status.len))
-                        .await?
+                    let len = status.map_or(left, |status| status.len);
+                    let len = self.move_data(at, len).await?;
+                    moved += len;
+                    len
                 }
             };
             at += len;
         }
-        Ok(())
+        Ok(moved)
     }
 
     async fn zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {

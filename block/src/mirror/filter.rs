@@ -48,6 +48,7 @@ impl MirrorTop {
             if self.ledger.writes_both() && len > 0 {
                 write_both_boxed(&self.ledger, &source, range, change).await
             } else {
+                let _recorded = self.ledger.begin_recorded();
                 write_recorded(&self.ledger, &source, range, change).await
             }
         })

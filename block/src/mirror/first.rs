@@ -13,12 +13,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use serde_json::{Map, Value};
 
-use super::job::{MirrorJob, Pace, failed};
+use super::job::{MirrorJob, failed};
 use crate::dirty::DirtyBitmap;
 use crate::driver::{Allocation, BlockStatus};
-use crate::job::{JobContext, JobError};
+pub(super) use crate::job::FirstCopyPhase as Phase;
+use crate::job::{JobContext, JobDetails, JobError, here};
 
 /// What a mirror copies besides what is written while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,31 +35,6 @@ pub(super) enum FirstCopy {
     Nothing,
 }
 
-/// How far the first copy is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// The source is asked what it holds.
-    Looking,
-    /// The target is made zeroes where the source is.
-    Zeroing,
-    /// Data is copied.
-    Copying,
-    /// The first copy is complete.
-    Ready,
-}
-
-impl Phase {
-    /// The name in queries.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Looking => "looking",
-            Self::Zeroing => "zeroing",
-            Self::Copying => "copying",
-            Self::Ready => "ready",
-        }
-    }
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct First {
@@ -69,6 +44,8 @@ pub(super) struct First {
     zeroes: AtomicU64,
     /// Bytes that will be marked when the zeroes are done.
     to_come: AtomicU64,
+    /// Bytes of memory of the bitmap that says which those are.
+    memory: AtomicU64,
 }
 
 impl First {
@@ -78,6 +55,7 @@ impl First {
             phase: Mutex::new(Phase::Looking),
             zeroes: AtomicU64::new(0),
             to_come: AtomicU64::new(0),
+            memory: AtomicU64::new(0),
         }
     }
 
@@ -94,8 +72,13 @@ impl First {
         self.to_come.load(Ordering::Relaxed)
     }
 
+    /// Bytes of memory that a bitmap takes which only the first copy has.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
+    }
+
     /// The phase and how far the zeroes are, of which the job has made `zeroed` bytes up to now.
-    pub(super) fn report(&self, zeroed: u64) -> Map<String, Value> {
+    pub(super) fn report(&self, zeroed: u64, details: &mut JobDetails) {
         let phase = *self.phase.lock();
         let len = self.zeroes.load(Ordering::Relaxed);
         let offset = match phase {
@@ -103,15 +86,9 @@ impl First {
             Phase::Zeroing => zeroed.min(len),
             Phase::Copying | Phase::Ready => len,
         };
-        let members = [
-            ("x-phase", Value::from(phase.name())),
-            ("x-zeroing-len", len.into()),
-            ("x-zeroing-offset", offset.into()),
-        ];
-        let members = members.into_iter();
-        members
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect()
+        details.phase = Some(phase);
+        details.zeroing_len = Some(len);
+        details.zeroing_offset = Some(offset);
     }
 }
 
@@ -133,9 +110,11 @@ impl MirrorJob {
                 let data = self.part(job).await?;
                 if self.first.zeroes.load(Ordering::Relaxed) > 0 {
                     self.first.enter(Phase::Zeroing);
-                    self.pass(job, Pace::Background).await?;
+                    self.pass(job).await?;
                 }
                 dirty.merge(&data);
+                drop(data);
+                self.first.memory.store(0, Ordering::Relaxed);
                 self.first.to_come.store(0, Ordering::Relaxed);
             }
         }
@@ -153,6 +132,9 @@ impl MirrorJob {
         let mut at = 0;
         while at < dirty.size() {
             let status = self.status(job, at).await?;
+            if status.allocation == Allocation::Data {
+                self.copier.expect_data(at..at + status.len);
+            }
             if wanted(status) {
                 dirty.set_dirty(at, status.len);
             } else {
@@ -198,6 +180,7 @@ impl MirrorJob {
             at = end;
         }
         self.first.to_come.store(data.count(), Ordering::Relaxed);
+        self.first.memory.store(data.memory(), Ordering::Relaxed);
         Ok(data)
     }
 
@@ -207,12 +190,12 @@ impl MirrorJob {
         job.check_cancelled()?;
         let left = self.ledger.dirty.size() - at;
         let status = match (self.first.kind, &self.own_chain) {
-            (FirstCopy::TopLayer, _) => self.source.layer_status(at, left).await,
+            (FirstCopy::TopLayer, _) => here(self.source.layer_status(at, left)).await,
             (FirstCopy::AboveTarget, Some(chain)) => {
                 let above = self.source.status_down_to(&chain.lowest, at, left);
-                above.await
+                here(above).await
             }
-            _ => self.source.block_status(at, left).await,
+            _ => here(self.source.block_status(at, left)).await,
         };
         Ok(status.unwrap_or(BlockStatus {
             allocation: Allocation::Data,

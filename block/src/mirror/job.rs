@@ -1,47 +1,25 @@
-//! The mirror's work, phase by phase; see the [module above](super).
+//! The mirror as a job: what it holds, what it does when, and what it tells; see the [module above](super).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::active::OwnChain;
-use super::balance::{Balance, Counts};
-use super::copier::{Copier, Step};
+use super::approach::Nearness;
+use super::balance::Balance;
+use super::claim::{FILTER_ROLE, TARGET_ROLE};
+use super::copier::Copier;
 use super::first::{First, Phase};
-use super::ledger::{CopyError, Ledger};
-use super::options::CopyMode;
+use super::ledger::Ledger;
 use super::pivot::Held;
 use super::replaced::Replaced;
-use super::start::{FILTER_ROLE, TARGET_ROLE};
-use crate::event::IoOperation;
 use crate::graph::Graph;
-use crate::job::{Job, JobContext, JobDriver, JobError, JobKind, OnError, VerbError};
+use crate::graph::parent::Parent;
+use crate::job::{Job, JobContext, JobDetails, JobDriver, JobError, JobKind, OnError, VerbError};
 use crate::node::Node;
-
-/// How often an idle mirror looks whether the guest has written.
-const IDLE_SLICE: Duration = Duration::from_millis(100);
-
-/// Bytes that may still be dirty when the pivot's section begins; more are copied before it, while
-/// the guest runs.
-const PIVOT_BACKLOG: u64 = 4 << 20;
-
-/// Passes over what became dirty meanwhile before a guest that never stops writing is taken as it
-/// is: a small rest does not keep the job from being ready, and the pivot copies any rest inside
-/// its section.
-pub(super) const MAX_PASSES: u32 = 16;
-
-/// How the copying treats everybody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// It obeys the speed limit, rests at pause points and asks the operator's error policies.
-    Background,
-    /// Nothing holds it up, and an error ends the job: the guest is held, or about to be.
-    Pivot,
-}
 
 /// Everything the job needs; made by [`super::start`].
 pub(super) struct MirrorJob {
@@ -59,6 +37,7 @@ pub(super) struct MirrorJob {
     /// The target is one of the images below the source.
     pub(super) own_chain: Option<OwnChain>,
     pub(super) balance: Mutex<Balance>,
+    pub(super) nearness: Nearness,
     pub(super) held: Mutex<Option<Held>>,
     pub(super) outcome: Outcome,
 }
@@ -75,190 +54,35 @@ pub(super) struct Outcome {
 }
 
 impl MirrorJob {
-    /// Copies until nothing is dirty and no copy runs, or `enough` says so.
-    pub(super) async fn copy_until(
-        &self,
-        job: &JobContext,
-        pace: Pace,
-        enough: impl Fn() -> bool,
-    ) -> Result<(), JobError> {
-        loop {
-            if pace == Pace::Background {
-                job.pause_point().await;
-            }
-            job.check_cancelled()?;
-            self.judge_copies(job, pace).await?;
-            if self.copier.is_converged() || enough() {
-                return Ok(());
-            }
-            if pace == Pace::Background {
-                let delay = job.rate_delay();
-                if !delay.is_zero() {
-                    job.sleep(delay).await;
-                    continue;
-                }
-            }
-            let steady = pace == Pace::Background && job.is_rate_limited();
-            match (self.copier.step(&job.kicker(), steady).await, pace) {
-                (Step::Started { data }, Pace::Background) => job.charge(data),
-                (Step::Started { .. }, Pace::Pivot) => {}
-                (Step::Clean | Step::Busy, Pace::Background) => {
-                    job.sleep(IDLE_SLICE).await;
-                }
-                (Step::Clean | Step::Busy, Pace::Pivot) => self.ledger.copies.wait_idle().await,
-            }
-        }
-    }
-
-    /// Copies about as much as is dirty now.
-    pub(super) async fn pass(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
-        self.judge_copies(job, pace).await?;
-        let goal = job.progress().current() + self.copier.remaining();
-        self.copy_until(job, pace, || job.progress().current() >= goal)
-            .await
-    }
-
-    /// Whether so little is dirty that it can be copied while the guest is held.
-    pub(super) fn is_nearly_converged(&self) -> bool {
-        self.copier.remaining() <= PIVOT_BACKLOG
-    }
-
-    /// The first copy of everything, and of what the guest wrote meanwhile.
-    async fn synchronise(&self, job: &JobContext) -> Result<(), JobError> {
-        let mut passes = 0;
-        while !self.copier.is_converged() && (passes < MAX_PASSES || !self.is_nearly_converged()) {
-            self.pass(job, Pace::Background).await?;
-            passes += 1;
-        }
-        self.flush_target(job, Pace::Background).await?;
-        self.judge_copies(job, Pace::Background).await
-    }
-
-    /// Counts what the copies have done, and judges the errors they met.
-    async fn judge_copies(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
-        let mut errors = self.account(job);
-        if !errors.is_empty() {
-            // Copies run side by side, and what ails one ails all: let them all end and judge
-            // their error once, or the operator would have to resume the job for each of them.
-            self.settle_copies(job).await;
-            errors.extend(self.account(job));
-        }
-        self.judge(job, errors, pace).await
-    }
-
-    /// Moves the job's progress; returns the errors that copies met since the last time.
-    fn account(&self, job: &JobContext) -> Vec<CopyError> {
-        let (finished, errors) = self.ledger.take_news();
-        let left = self.copier.remaining();
-        job.progress().add_done(finished);
-        let to_come = self.first.to_come();
-        job.progress().set_remaining(left.saturating_add(to_come));
-        if finished > 0 && errors.is_empty() {
-            job.io_success();
-        }
-        self.weigh(left);
-        errors
-    }
-
-    /// What an automatic mirror decides about the guest's writes, by what was counted up to now.
-    fn weigh(&self, left: u64) {
-        if self.ledger.mode() != CopyMode::Automatic {
-            return;
-        }
-        let tally = &self.ledger.tally;
-        let counts = Counts {
-            copied: tally.copied.load(Ordering::Relaxed) + tally.zeroed.load(Ordering::Relaxed),
-            left,
-            written: tally.twofold.load(Ordering::Relaxed),
-        };
-        let twofold = self.balance.lock().decide(counts);
-        self.ledger.set_twofold(twofold);
-    }
-
-    /// Applies the operator's policy; returns if the job is to go on (what failed is dirty again).
-    async fn judge(
-        &self,
-        job: &JobContext,
-        errors: Vec<CopyError>,
-        pace: Pace,
-    ) -> Result<(), JobError> {
-        if errors.is_empty() {
-            return Ok(());
-        }
-        let errors = errors.into_iter();
-        let errors: Vec<_> = errors.map(|error| (error.operation, error.errno)).collect();
-        let policy = |operation| match (pace, operation) {
-            // Nobody may wait for an operator with the guest held.
-            (Pace::Pivot, _) => OnError::Report,
-            (Pace::Background, IoOperation::Read) => self.on_source_error,
-            (Pace::Background, IoOperation::Write) => self.on_target_error,
-        };
-        job.judge_errors(&errors, policy).await?;
-        self.ledger.resume();
-        Ok(())
-    }
-
-    /// Makes the target durable, as far as it was written before.
-    pub(super) async fn flush_target(&self, job: &JobContext, pace: Pace) -> Result<(), JobError> {
-        loop {
-            job.check_cancelled()?;
-            let Err(error) = self.begin_flush(job).await? else {
-                return Ok(());
-            };
-            self.judge(job, vec![error], pace).await?;
-        }
-    }
-
-    /// From ready until the operator wants the end and what is dirty can be left to the pivot.
-    async fn keep_in_sync(&self, job: &JobContext) -> Result<(), JobError> {
-        let wanted = || job.complete_requested() || job.cancel_requested();
-        loop {
-            self.copy_until(job, Pace::Background, || {
-                wanted() && self.is_nearly_converged()
-            })
-            .await?;
-            if !wanted() {
-                job.sleep(IDLE_SLICE).await;
-                continue;
-            }
-            // The last chance for an error to be judged by the operator's policy.
-            self.settle_copies(job).await;
-            let errors = self.account(job);
-            if errors.is_empty() {
-                return job.check_cancelled();
-            }
-            self.judge(job, errors, Pace::Background).await?;
-        }
+    /// What is to be done for an error: nothing is begun any more, and no guest waits for the target.
+    fn or_give_up<T>(&self, result: Result<T, JobError>) -> Result<T, JobError> {
+        result.inspect_err(|_| self.ledger.parting.give_up())
     }
 
     /// What the pivot cost.
-    fn pivot_report(&self) -> Map<String, Value> {
+    fn report_pivot(&self, details: &mut JobDetails) {
         let outcome = &self.outcome;
-        figures([
-            ("x-pivot-pause-us", &outcome.pause_us),
-            ("x-postponed-requests", &outcome.postponed),
-            ("x-longest-wait-us", &outcome.longest_wait_us),
-        ])
+        details.pivot_pause_us = figure(&outcome.pause_us);
+        details.postponed_requests = figure(&outcome.postponed);
+        details.longest_wait_us = figure(&outcome.longest_wait_us);
     }
 
     /// What was done up to now.
-    fn work_report(&self) -> Map<String, Value> {
+    fn work_report(&self) -> JobDetails {
         let tally = &self.ledger.tally;
-        figures([
-            ("x-bytes-copied", &tally.copied),
-            ("x-bytes-zeroed", &tally.zeroed),
-            ("x-bytes-skipped", &tally.skipped),
-            ("x-bytes-retried", &tally.retried),
-            ("x-bytes-written-to-both", &tally.twofold),
-        ])
+        JobDetails {
+            bytes_copied: figure(&tally.copied),
+            bytes_zeroed: figure(&tally.zeroed),
+            bytes_skipped: figure(&tally.skipped),
+            bytes_retried: figure(&tally.retried),
+            bytes_written_to_both: figure(&tally.twofold),
+            ..JobDetails::default()
+        }
     }
 }
 
-fn figures<const N: usize>(counters: [(&str, &AtomicU64); N]) -> Map<String, Value> {
-    let figure = |(name, counter): (&str, &AtomicU64)| {
-        (name.to_owned(), counter.load(Ordering::Relaxed).into())
-    };
-    counters.into_iter().map(figure).collect()
+fn figure(counter: &AtomicU64) -> Option<u64> {
+    Some(counter.load(Ordering::Relaxed))
 }
 
 pub(super) fn failed(error: impl std::fmt::Display) -> JobError {
@@ -273,7 +97,7 @@ impl JobDriver for MirrorJob {
         }
     }
 
-    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+    fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             self.ledger.set_kicker(job.kicker());
             let result = async {
@@ -284,15 +108,32 @@ impl JobDriver for MirrorJob {
                 self.keep_in_sync(job).await
             }
             .await;
-            if result.is_err() {
-                self.ledger.parting.give_up();
-            }
-            result
+            self.or_give_up(result)
         })
     }
 
     fn settle<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(self.settle_copies(job))
+    }
+
+    fn tend<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(async move { self.or_give_up(self.stay_in_sync(job).await) })
+    }
+
+    fn catch_up<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(async move { self.or_give_up(self.approach(job).await) })
+    }
+
+    fn keep_up<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(async move { self.or_give_up(self.stay_near(job).await) })
+    }
+
+    fn hold<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<bool, JobError>> {
+        Box::pin(async move { self.or_give_up(self.begin_pivot(job).await) })
+    }
+
+    fn release(&self) {
+        self.let_guest_go_on();
     }
 
     fn prepare<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
@@ -305,9 +146,11 @@ impl JobDriver for MirrorJob {
 
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
+            self.graph.say_ending(job.job());
             self.ledger.parting.give_up();
-            self.settle_at_end(job).await;
-            if self.take_pivot_back(job) {
+            // First of all the guest goes on: the target may hang.
+            let is_out = self.take_pivot_back(job);
+            if self.settle_at_end(job).await || is_out {
                 return;
             }
             let holder = format!("end of job '{}'", job.job().id());
@@ -326,11 +169,18 @@ impl JobDriver for MirrorJob {
         Box::pin(async move {
             let (graph, own) = (&self.graph, job.job());
             let target_left = self.outcome.target_left.load(Ordering::Relaxed);
-            if self.own_chain.is_none() {
-                self.source.unblock();
-                if !target_left {
-                    self.target.unblock();
+            if let Some(chain) = &self.own_chain {
+                if self.outcome.pivoted.load(Ordering::Relaxed) {
+                    chain.claimed.stays_writable();
                 }
+                if !target_left {
+                    chain.claimed.give_back(&Parent::job(own));
+                }
+                return graph.remove_if_unused(&self.source);
+            }
+            self.source.unblock();
+            if !target_left {
+                self.target.unblock();
             }
             if let Some(replaced) = &self.replaced {
                 replaced.let_go();
@@ -338,9 +188,6 @@ impl JobDriver for MirrorJob {
             graph.remove_job_parent(&self.filter, own, FILTER_ROLE);
             graph.remove_job_parent(&self.target, own, TARGET_ROLE);
             graph.remove_if_unused(&self.filter);
-            if let Some(chain) = &self.own_chain {
-                chain.give_back(graph, self.outcome.pivoted.load(Ordering::Relaxed));
-            }
             graph.remove_if_unused(&self.source);
         })
     }
@@ -380,28 +227,30 @@ impl JobDriver for MirrorJob {
         }
     }
 
-    fn query(&self) -> Map<String, Value> {
-        let mut members = self.work_report();
+    fn query(&self) -> JobDetails {
+        let mut details = self.work_report();
         if self.outcome.pivoted.load(Ordering::Relaxed) {
-            members.extend(self.pivot_report());
+            self.report_pivot(&mut details);
         }
         if self.own_chain.is_some() {
             // What follows is a mirror's own.
-            return members;
+            return details;
         }
         let zeroed = self.ledger.tally.zeroed.load(Ordering::Relaxed);
-        members.extend(self.first.report(zeroed));
+        self.first.report(zeroed, &mut details);
+        let memory =
+            self.ledger.dirty.memory() + self.copier.memory_of_known() + self.first.memory();
+        details.bitmaps_memory = Some(memory);
         let synced = self.first.is_complete() && self.ledger.is_in_sync();
-        members.insert("actively-synced".to_owned(), synced.into());
-        members.insert("x-copy-mode".to_owned(), self.ledger.mode().name().into());
-        let twofold = self.ledger.is_twofold();
-        members.insert("x-writes-to-both".to_owned(), twofold.into());
-        members
+        details.actively_synced = Some(synced);
+        details.copy_mode = Some(self.ledger.mode());
+        details.writes_to_both = Some(self.ledger.is_twofold());
+        details
     }
 
-    fn report(&self) -> Map<String, Value> {
+    fn report(&self) -> JobDetails {
         let mut report = self.work_report();
-        report.extend(self.pivot_report());
+        self.report_pivot(&mut report);
         report
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use event_listener::Event;
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use sluice_aio::{Clock, Gate};
+use sluice_aio::{Clock, Gate, Token};
 
 use super::options::CopyMode;
 use crate::dirty::DirtyBitmap;
@@ -47,17 +47,38 @@ pub(super) struct Tally {
     pub(super) zeroed: AtomicU64,
     /// Left alone by the first copy, because the target shows the same there anyway.
     pub(super) skipped: AtomicU64,
-    /// Had to be copied again because something failed.
+    /// Copied or written to both in vain, and tried again because the job went on.
     pub(super) retried: AtomicU64,
     /// Written to both sides by the guest.
     pub(super) twofold: AtomicU64,
+}
+
+impl Tally {
+    /// All that was written to the target so far.
+    pub(super) fn at_target(&self) -> u64 {
+        let counters = [&self.copied, &self.zeroed, &self.twofold].into_iter();
+        counters
+            .map(|counter| counter.load(Ordering::Relaxed))
+            .sum()
+    }
 }
 
 /// What the job has not taken notice of yet.
 #[derive(Debug, Default)]
 struct News {
     errors: Vec<CopyError>,
-    finished: u64,
+    finished: Finished,
+    /// Bytes that failed. Whether they are tried again is not decided yet.
+    failed: u64,
+}
+
+/// What copies have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Finished {
+    /// Bytes that reached the target.
+    pub(super) bytes: u64,
+    /// Bytes of data among them that nobody had foreseen when the copies began.
+    pub(super) unforeseen: u64,
 }
 
 /// See the [module](self). Any thread.
@@ -78,6 +99,10 @@ pub(super) struct Ledger {
     mode: Mutex<CopyMode>,
     /// Guest writes go to both sides.
     twofold: AtomicBool,
+    /// Guest writes on their way to the source alone that began before the last stretch.
+    pub(super) recorded: Gate,
+    /// The pivot is near: guest writes go to both sides whatever the operator wants, so that it has nothing to copy.
+    last_stretch: AtomicBool,
     /// The target has failed a guest's write, and the job has not judged that yet.
     suspended: AtomicBool,
     news: Mutex<News>,
@@ -103,6 +128,8 @@ impl Ledger {
             memory: Memory::new(),
             mode: Mutex::new(mode),
             twofold: AtomicBool::new(mode == CopyMode::WriteBlocking),
+            recorded: Gate::new("writes to the source alone", clock.clone()),
+            last_stretch: AtomicBool::new(false),
             suspended: AtomicBool::new(false),
             news: Mutex::default(),
             kicker: OnceLock::new(),
@@ -140,9 +167,25 @@ impl Ledger {
         }
     }
 
+    /// Has guest writes go to both sides as long as what is returned lives; then as the operator wants again.
+    pub(super) fn begin_last_stretch(&self) -> LastStretch<'_> {
+        self.last_stretch.store(true, Ordering::Release);
+        LastStretch(self)
+    }
+
+    /// Counts a guest's write to the source alone, which leaves a mark when it ends, while what is returned lives.
+    pub(super) fn begin_recorded(&self) -> Option<Token> {
+        // In the last stretch only those that had begun before are waited for.
+        (!self.is_last_stretch()).then(|| self.recorded.try_enter())?
+    }
+
+    fn is_last_stretch(&self) -> bool {
+        self.last_stretch.load(Ordering::Acquire)
+    }
+
     /// Whether guest writes are meant to go to both sides.
     pub(super) fn is_twofold(&self) -> bool {
-        self.twofold.load(Ordering::Acquire)
+        self.twofold.load(Ordering::Acquire) || self.is_last_stretch()
     }
 
     /// Whether a guest's write that comes now goes to both sides.
@@ -173,7 +216,13 @@ impl Ledger {
     /// Notes that the target has failed; the guest need not know. Until the job has judged it, the guest's
     /// writes are only recorded.
     pub(super) fn report(&self, error: CopyError) {
+        self.report_failed(error, 0);
+    }
+
+    /// As [`report`](Self::report), for as many `bytes` that are dirty again.
+    pub(super) fn report_failed(&self, error: CopyError, bytes: u64) {
         let mut news = self.news.lock();
+        news.failed += bytes;
         if !news.errors.contains(&error) {
             news.errors.push(error);
         }
@@ -183,31 +232,56 @@ impl Ledger {
         }
     }
 
-    /// As [`report`](Self::report), by a guest's write.
-    pub(super) fn suspend(&self, error: CopyError) {
-        self.suspended.store(true, Ordering::Release);
-        self.report(error);
+    /// Leaves errors that were taken to be judged later.
+    pub(super) fn report_again(&self, errors: Vec<CopyError>) {
+        errors.into_iter().for_each(|error| self.report(error));
     }
 
-    /// The job goes on after an error.
+    /// As [`report_failed`](Self::report_failed), by a guest's write.
+    pub(super) fn suspend(&self, error: CopyError, bytes: u64) {
+        self.suspended.store(true, Ordering::Release);
+        self.report_failed(error, bytes);
+    }
+
+    /// The job goes on after an error. What guests' writes have met since it was judged is forgotten: they left their
+    /// places dirty, so the job meets it itself if it is still so, and need not be told to go on once more.
     pub(super) fn resume(&self) {
+        let mut news = self.news.lock();
+        news.errors.clear();
+        let failed = std::mem::take(&mut news.failed);
+        self.tally.retried.fetch_add(failed, Ordering::Relaxed);
+        drop(news);
         self.suspended.store(false, Ordering::Release);
     }
 
-    /// Counts bytes that reached the target.
-    pub(super) fn add_finished(&self, bytes: u64) {
-        self.news.lock().finished += bytes;
+    /// Counts what has reached the target.
+    pub(super) fn add_finished(&self, new: Finished) {
+        let finished = &mut self.news.lock().finished;
+        finished.bytes += new.bytes;
+        finished.unforeseen += new.unforeseen;
     }
 
-    /// Bytes finished since the last call, and the errors met.
-    pub(super) fn take_news(&self) -> (u64, Vec<CopyError>) {
-        let news = std::mem::take(&mut *self.news.lock());
-        (news.finished, news.errors)
+    /// What was finished since the last call, and the errors met.
+    pub(super) fn take_news(&self) -> (Finished, Vec<CopyError>) {
+        let mut news = self.news.lock();
+        let errors = std::mem::take(&mut news.errors);
+        (std::mem::take(&mut news.finished), errors)
     }
 
     /// Whether source and target hold the same, and will do so after every write that ends.
     pub(super) fn is_in_sync(&self) -> bool {
         self.writes_both() && self.copies.in_flight() == 0 && self.dirty.is_clean()
+    }
+}
+
+/// See [`Ledger::begin_last_stretch`].
+#[must_use = "the stretch ends when it is dropped"]
+#[derive(Debug)]
+pub(super) struct LastStretch<'a>(&'a Ledger);
+
+impl Drop for LastStretch<'_> {
+    fn drop(&mut self) {
+        self.0.last_stretch.store(false, Ordering::Release);
     }
 }
 
@@ -222,7 +296,7 @@ impl Memory {
     /// The most bytes of one piece of a guest's write.
     pub(super) const PIECE: usize = 1 << 20;
     /// The most bytes of all pieces.
-    const ALL: u64 = 8 << 20;
+    pub(super) const ALL: u64 = 8 << 20;
 
     fn new() -> Self {
         Self {

@@ -23,10 +23,14 @@
 //! An active commit is the same with an image below the source for a target.
 
 mod active;
+mod approach;
 mod balance;
+mod checks;
+mod claim;
 mod copier;
 mod filter;
 mod first;
+mod granularity;
 mod hang;
 mod job;
 mod ledger;
@@ -37,7 +41,8 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod twofold;
+mod work;
 
 pub(crate) use active::ActiveCommit;
-pub use options::{BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
+pub use options::{BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, SyncMode};
 pub use start::{blockdev_mirror, drive_mirror};

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::job::OnError;
+use crate::options::NewImageMode;
 
 /// What is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -19,7 +21,7 @@ pub enum SyncMode {
 }
 
 /// How guest writes reach the target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CopyMode {
     /// They are recorded and copied later.
@@ -41,17 +43,6 @@ impl CopyMode {
             Self::Automatic => "automatic",
         }
     }
-}
-
-/// Whether `drive-mirror` makes its target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NewImageMode {
-    /// It exists already.
-    Existing,
-    /// It is created, or emptied if it exists.
-    #[default]
-    AbsolutePaths,
 }
 
 /// What both commands take.

@@ -1,14 +1,18 @@
 //! The pivot: the disk goes over to the target while its guest is held.
 //!
-//! It is made ready in the job's `prepare`, up to the swapped root, and stands from `commit` on: the
-//! section between the two is what jobs that switch over together share. So all of their disks are held at
-//! one instant, and what each target has then is what its guest had been told.
+//! Its phases are those of every job's end (`docs/jobs.md`). When all jobs of the group have [come near](super::approach) the pivot
+//! *begins*. In its *last stretch* the guest's writes go to both sides, whatever the copy mode, until nothing is left to
+//! copy. Then, in a drained section, the bitmap is looked at again, what has failed meanwhile is copied, and the target flushed.
+//! An error ends all that, and the job approaches once more. When all are there the
+//! roots are swapped, which stands from `commit` on. The sections of a group last until then: so all of their disks are held at
+//! one instant, and what each target has is what its guest had been told.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::job::{MAX_PASSES, MirrorJob, Pace, failed};
+use super::approach::PIVOT_BACKLOG;
+use super::job::{MirrorJob, failed};
 use super::replaced::{self, Replaced};
 use crate::drain::Section;
 use crate::driver::DebugEvent;
@@ -17,16 +21,17 @@ use crate::job::{JobContext, JobError};
 use crate::node::Node;
 use crate::permission::Access;
 
-/// A pivot that was made and does not stand yet.
+/// A pivot that was begun and does not stand yet.
 #[derive(Debug)]
 pub(super) struct Held {
     section: Section,
     /// The one on the node whose place the target has taken, if that is not the source.
     beside: Option<Section>,
+    /// The filter is out, and the root swapped, unless the job was cancelled softly.
+    switched: bool,
     /// What stood above the target before.
     known: Vec<ParentEdge>,
-    /// Time for which a fault injector held it.
-    excluded: Duration,
+    stopwatch: Stopwatch,
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -34,89 +39,118 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// Time inside a section, less what a fault injector held it for.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Stopwatch {
-    excluded: std::cell::Cell<Duration>,
+    excluded: Duration,
 }
 
 impl Stopwatch {
     async fn excluding(
-        &self,
+        &mut self,
         section: &Section,
         event: impl Future<Output = crate::error::Result<()>>,
     ) -> Result<(), JobError> {
         let before = section.age();
         let result = event.await.map_err(failed);
-        self.excluded
-            .set(self.excluded.get() + section.age().saturating_sub(before));
+        self.excluded += section.age().saturating_sub(before);
         result
-    }
-
-    fn excluded(&self) -> Duration {
-        self.excluded.get()
     }
 }
 
 impl MirrorJob {
-    /// The pivot: returns inside the section that it has begun, with the guest held.
-    async fn catch_up_in_section(&self, job: &JobContext) -> Result<Section, JobError> {
-        // Much may have become dirty since the work's end, while the job waited to be finalised.
-        // One pass in any case: what it copies need not be copied with the guest held.
-        for _ in 0..MAX_PASSES {
-            self.pass(job, Pace::Pivot).await?;
-            if self.is_nearly_converged() {
-                break;
-            }
+    /// Keeps the guest out, and makes both sides the same. False if that was not possible now; the guest goes on
+    /// then.
+    pub(super) async fn begin_pivot(&self, job: &JobContext) -> Result<bool, JobError> {
+        // However it ends, from the section on, or when the guest goes on, it is over.
+        let stretch = self.ledger.begin_last_stretch();
+        if !self.go_the_last_stretch(job).await? {
+            return Ok(false);
         }
-        // So that the flush inside the section is a short one.
-        self.flush_target(job, Pace::Pivot).await?;
-        let holder = format!("pivot of job '{}'", job.job().id());
-        let section = self
-            .graph
-            .drain_by_job(&self.filter, &holder, job.job())
-            .await;
-        // Requests that ended while draining have left marks.
+        let section = self.drain(job, &self.filter).await?;
+        drop(stretch);
+        // Requests that ended while draining may have left marks.
         loop {
-            self.copy_until(job, Pace::Pivot, || false).await?;
-            self.flush_target(job, Pace::Pivot).await?;
+            if !self.copy_and_flush(job, u64::MAX).await? {
+                return Ok(false);
+            }
             if self.copier.is_converged() {
-                return Ok(section);
+                break;
             }
             tracing::error!(job = job.job().id(), "a write inside a drained section");
         }
-    }
-
-    pub(super) async fn pivot(&self, job: &JobContext) -> Result<(), JobError> {
-        let section = self.catch_up_in_section(job).await?;
-        let stopwatch = Stopwatch::default();
-        stopwatch
-            .excluding(&section, self.target.debug_event(DebugEvent::PivotClean))
-            .await?;
-        let swap = !job.cancel_requested();
-        let known = self.target.edges_above();
-        let mut beside = None;
-        if swap {
-            self.fit_target().await?;
-            let place = self.place();
-            if let Some(node) = &place {
-                let holder = format!("pivot of job '{}'", job.job().id());
-                beside = Some(self.graph.drain_by_job(node, &holder, job.job()).await);
-            }
-            self.swap_root(job, place.as_ref())?;
-            let swapped = self.target.debug_event(DebugEvent::PivotSwapped);
-            if let Err(error) = stopwatch.excluding(&section, swapped).await {
-                tracing::warn!(%error, "the disk is on the target all the same");
-            }
-        } else {
-            self.take_filter_out(job)?;
-        }
-        // The guest goes on when every job of the group has come so far.
+        let mut stopwatch = Stopwatch::default();
+        let clean = self.target.debug_event(DebugEvent::PivotClean);
+        let clean = stopwatch.excluding(&section, clean);
+        job.unless_cancelled(clean).await??;
+        let beside = match self.place() {
+            Some(node) if !job.cancel_requested() => Some(self.drain(job, &node).await?),
+            _ => None,
+        };
         *self.held.lock() = Some(Held {
             section,
             beside,
-            known,
-            excluded: stopwatch.excluded(),
+            switched: false,
+            known: self.target.edges_above(),
+            stopwatch,
         });
+        Ok(true)
+    }
+
+    /// Leaves nothing for the section to copy but what fails: rather than hold all of the guest for that, has each of
+    /// its writes wait for the target. False if that was not possible now.
+    async fn go_the_last_stretch(&self, job: &JobContext) -> Result<bool, JobError> {
+        job.unless_cancelled(self.ledger.recorded.wait_idle())
+            .await?;
+        // A guest whose writes all fail could keep it from ending.
+        let most = self.copier.remaining() * 2 + PIVOT_BACKLOG;
+        self.copy_and_flush(job, most).await
+    }
+
+    /// Copies what is dirty, `most` bytes or a little more, and makes it durable. False if there was an error, which is
+    /// left to be judged when the guest goes on.
+    async fn copy_and_flush(&self, job: &JobContext, most: u64) -> Result<bool, JobError> {
+        if !self.copy_rest(job, most).await? {
+            return Ok(false);
+        }
+        if let Err(error) = self.begin_flush(job).await? {
+            self.ledger.report(error);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    async fn drain(&self, job: &JobContext, node: &Arc<Node>) -> Result<Section, JobError> {
+        let holder = format!("pivot of job '{}'", job.job().id());
+        let section = self.graph.drain_by_job(node, &holder, job.job());
+        job.unless_cancelled(section).await
+    }
+
+    /// Nothing was switched over: the guest goes on as before.
+    pub(super) fn let_guest_go_on(&self) {
+        let held = self.held.lock().take_if(|held| !held.switched);
+        drop(held);
+    }
+
+    /// Swaps the root, or takes the filter out if the job was cancelled softly. It can't be cancelled any more.
+    pub(super) async fn pivot(&self, job: &JobContext) -> Result<(), JobError> {
+        let held = self.held.lock().take();
+        let mut held = held.ok_or_else(|| failed("the disk is not held"))?;
+        let agreed = self.target.debug_event(DebugEvent::PivotAgreed);
+        held.stopwatch.excluding(&held.section, agreed).await?;
+        if job.cancel_requested() {
+            self.take_filter_out(job)?;
+        } else {
+            self.fit_target().await?;
+            self.swap_root(job, self.place().as_ref())?;
+            let swapped = self.target.debug_event(DebugEvent::PivotSwapped);
+            let swapped = held.stopwatch.excluding(&held.section, swapped);
+            if let Err(error) = swapped.await {
+                tracing::warn!(%error, "the disk is on the target all the same");
+            }
+        }
+        held.switched = true;
+        // The guest goes on when every job of the group has come so far.
+        *self.held.lock() = Some(held);
         Ok(())
     }
 
@@ -127,7 +161,7 @@ impl MirrorJob {
         };
         let (section, outcome) = (held.section, &self.outcome);
         let held_back = section.held_back();
-        let pause = section.age().saturating_sub(held.excluded);
+        let pause = section.age().saturating_sub(held.stopwatch.excluded);
         let figures = [
             (&outcome.pause_us, micros(pause)),
             (&outcome.postponed, held_back.requests),
@@ -144,15 +178,14 @@ impl MirrorJob {
     /// before the guest goes on. Whether the filter is out.
     pub(super) fn take_pivot_back(&self, job: &JobContext) -> bool {
         let Some(held) = self.held.lock().take() else {
-            return self.outcome.pivoted.load(Ordering::Relaxed);
+            return false;
         };
         if self.outcome.pivoted.load(Ordering::Relaxed)
             && let Err(error) = self.swap_back(job, &held.known)
         {
             tracing::error!(%error, "the disk stays on its new image");
         }
-        drop(held);
-        true
+        held.switched
     }
 
     fn swap_back(&self, job: &JobContext, known: &[ParentEdge]) -> Result<(), JobError> {

@@ -1,40 +1,31 @@
-//! The commands `blockdev-mirror` and `drive-mirror`: everything that can be wrong is found here,
-//! before the guest's disk is touched.
+//! The commands `blockdev-mirror` and `drive-mirror`: what they make, and the start of the job.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sluice_aio::{AioContext, current};
 
+use super::approach::Nearness;
 use super::balance::Balance;
+use super::checks::{
+    check_job_id, check_pair, check_source, job_options, refused, replaced, settings,
+};
+use super::claim::{Claim, FILTER_ROLE, TARGET_ACCESS, TARGET_ROLE};
 use super::copier::Copier;
 use super::filter::MirrorTop;
 use super::first::{First, FirstCopy};
 use super::job::{MirrorJob, Outcome};
 use super::ledger::Ledger;
-use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode, SyncMode};
-use super::replaced::Replaced;
-use crate::dirty::{DirtyBitmap, Granularity};
-use crate::driver::FileIdentity;
+use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, SyncMode};
+use crate::dirty::DirtyBitmap;
 use crate::driver::file::{FileKind, create_image};
-use crate::error::{BlockError, Result};
+use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
-use crate::job::{CreateError, JobId, JobOptions};
+use crate::job::JobKind;
 use crate::node::Node;
-use crate::options::{BlockdevOptions, Discard};
-use crate::permission::{Access, Permissions};
-
-/// Granularity if none is asked for, in bytes (QEMU: 64 KiB where no cluster size is known).
-pub(super) const DEFAULT_GRANULARITY: u64 = 64 << 10;
-/// Bytes in flight if nothing is asked for, as QEMU.
-pub(super) const DEFAULT_BUF_SIZE: u64 = 16 << 20;
-/// The type in messages of other commands.
-const JOB_TYPE: &str = "mirror";
-
-fn refused(text: impl Into<String>) -> BlockError {
-    BlockError::Refused(text.into())
-}
+use crate::options::{BlockdevOptions, Discard, NewImageMode};
+use crate::permission::Access;
 
 /// Starts a mirror onto an existing node; `main` is where it runs if no loop serves the source.
 ///
@@ -48,7 +39,7 @@ pub async fn blockdev_mirror(
     main: &AioContext,
 ) -> Result<()> {
     let source = source_node(graph, &arguments.common)?;
-    let target = graph.node(&arguments.target)?;
+    let target = graph.device_or_node(&arguments.target)?;
     let plan = Plan {
         source,
         target,
@@ -140,125 +131,6 @@ fn source_node(graph: &Graph, common: &MirrorCommon) -> Result<Arc<Node>> {
     graph.device_or_node(&common.device)
 }
 
-/// `device` is what the operator called the source: the filter of the mirror that is under way has
-/// a name that nobody gave.
-fn check_source(source: &Node, device: &str) -> Result<()> {
-    if source.driver_name() == "mirror_top" {
-        return Err(BlockError::Busy {
-            node: device.to_owned(),
-            job: source.blocker().unwrap_or_else(|| JOB_TYPE.into()),
-        });
-    }
-    source.check_not_blocked()
-}
-
-/// The numbers of a mirror, checked.
-struct Settings {
-    granularity: Granularity,
-    buf_size: u64,
-}
-
-fn settings(common: &MirrorCommon, source: &Node) -> Result<Settings> {
-    let bytes = common
-        .granularity
-        .filter(|bytes| *bytes != 0)
-        .unwrap_or(DEFAULT_GRANULARITY);
-    let granularity = Granularity::new(bytes).map_err(|error| refused(error.to_string()))?;
-    let buf_size = match common.buf_size.unwrap_or(0) {
-        0 => DEFAULT_BUF_SIZE,
-        size => u64::try_from(size).map_err(|_| refused("Invalid parameter 'buf-size'"))?,
-    };
-    job_options(common, source)?;
-    Ok(Settings {
-        granularity,
-        buf_size,
-    })
-}
-
-fn job_options(common: &MirrorCommon, source: &Node) -> Result<JobOptions> {
-    let as_text = |error: CreateError| refused(error.to_string());
-    let backend = source
-        .backends()
-        .first()
-        .map(|backend| backend.name().to_owned());
-    let id = JobId::choose(common.job_id.as_deref(), backend.as_deref()).map_err(as_text)?;
-    let mut options = JobOptions::new(id)
-        .with_speed(common.speed.unwrap_or(0))
-        .map_err(as_text)?;
-    options.auto_finalize = common.auto_finalize.unwrap_or(true);
-    options.auto_dismiss = common.auto_dismiss.unwrap_or(true);
-    Ok(options)
-}
-
-/// The registry decides when the job is made; before that, a file would be emptied in vain.
-fn check_job_id(graph: &Graph, common: &MirrorCommon, source: &Node) -> Result<()> {
-    let id = job_options(common, source)?.id.to_string();
-    match graph.jobs().get(&id) {
-        Some(_) => Err(refused(CreateError::IdInUse { id }.to_string())),
-        None => Ok(()),
-    }
-}
-
-fn replaced(graph: &Graph, common: &MirrorCommon, source: &Arc<Node>) -> Result<Option<Replaced>> {
-    let Some(name) = &common.replaces else {
-        return Ok(None);
-    };
-    let blocker = blocker_text(job_options(common, source)?.id.as_str());
-    Replaced::new(graph, source, name, blocker).map(Some)
-}
-
-fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
-    let overlaps = |own: &Arc<Node>, other: &Arc<Node>| {
-        let others = other.files();
-        own_files(own).iter().any(|file| others.contains(file))
-    };
-    // A backing image, which is only read, may be the same for both.
-    let same_file = overlaps(target, source) || overlaps(source, target);
-    if Arc::ptr_eq(source, target) || same_file {
-        return Err(refused(format!(
-            "Can't mirror node into itself: source '{}' and target '{}' are the same image",
-            source.info().filename,
-            target.info().filename
-        )));
-    }
-    if is_below(source, target) || is_below(target, source) {
-        return Err(refused(
-            "Cannot mirror to a filter on top of a node in the source's backing chain",
-        ));
-    }
-    target.check_not_blocked()?;
-    if target.is_read_only() {
-        return Err(BlockError::ReadOnly(target.name().to_owned()));
-    }
-    if !target.parents().is_empty() {
-        return Err(BlockError::InUse(target.name().to_owned()));
-    }
-    if source.len() != target.len() {
-        return Err(refused(format!(
-            "Source and target image have different sizes: '{}' has {} bytes, '{}' has {}",
-            source.info().filename,
-            source.len(),
-            target.info().filename,
-            target.len()
-        )));
-    }
-    Ok(())
-}
-
-/// The files of a node without those of its backing images.
-fn own_files(node: &Node) -> Vec<FileIdentity> {
-    let below = node.backing().map(|image| image.files());
-    let below = below.unwrap_or_default();
-    let own = node.files().into_iter();
-    own.filter(|file| !below.contains(file)).collect()
-}
-
-fn is_below(node: &Arc<Node>, top: &Arc<Node>) -> bool {
-    top.children()
-        .iter()
-        .any(|(_, child)| Arc::ptr_eq(child, node) || is_below(node, child))
-}
-
 async fn start(
     graph: &Arc<Graph>,
     common: &MirrorCommon,
@@ -279,8 +151,9 @@ async fn start(
     let options = job_options(common, &source)?;
     let id = options.id.to_string();
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
-    let bitmap =
-        bitmap.map_err(|error| refused(format!("{error}; choose a larger granularity")))?;
+    let in_words = |error| refused(format!("{error}; choose a larger granularity"));
+    let bitmap = bitmap.map_err(in_words)?;
+    let known = bitmap.emptied().map_err(in_words)?;
     let clock = graph.clock().clone();
     let ledger = Ledger::new(bitmap, Arc::clone(&target), common.copy_mode, clock);
     let claim = Claim::take(graph, &source, &target, &id)?;
@@ -289,7 +162,7 @@ async fn start(
     let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&ledger)));
     let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
     // Until it goes, with the job.
-    filter.block(&blocker_text(&id))?;
+    filter.block(&JobKind::Mirror.named(&id))?;
     let home = graph.home_of_job(&filter, main);
     let driver = MirrorJob {
         graph: Arc::clone(graph),
@@ -301,6 +174,7 @@ async fn start(
             Arc::clone(&target),
             Arc::clone(&ledger),
             unmap,
+            known,
             settings.buf_size,
         )),
         ledger,
@@ -310,6 +184,7 @@ async fn start(
         replaced,
         own_chain: None,
         balance: Mutex::new(Balance::new()),
+        nearness: Nearness::default(),
         held: Mutex::default(),
         outcome: Outcome::default(),
     };
@@ -323,7 +198,12 @@ async fn start(
         }
     };
     let mut change = graph.transaction();
-    change.attach(&filter, Parent::job(&job), FILTER_ROLE, FILTER_ACCESS);
+    change.attach(
+        &filter,
+        Parent::job(&job),
+        FILTER_ROLE,
+        Access::OF_JOB_FILTER,
+    );
     change.detach(&target, &claim.parent, TARGET_ROLE);
     change.attach(&target, Parent::job(&job), TARGET_ROLE, TARGET_ACCESS);
     change.commit()?;
@@ -332,69 +212,4 @@ async fn start(
     job.start();
     drop(section);
     Ok(())
-}
-
-/// What others are told who want to use the job's nodes: QEMU's word for the job, and which one it is.
-fn blocker_text(id: &str) -> String {
-    format!("{JOB_TYPE} '{id}'")
-}
-
-/// What the filter's node is to the job.
-pub(super) const FILTER_ROLE: &str = "main node";
-/// What the target is to the job.
-pub(super) const TARGET_ROLE: &str = "target";
-
-/// The disk keeps its size while it is copied; all else goes on.
-const FILTER_ACCESS: Access = Access {
-    used: Permissions::empty(),
-    shared: Permissions::RESIZE.complement(),
-};
-
-/// Half a copy is nothing that others could read.
-pub(super) const TARGET_ACCESS: Access = Access {
-    used: Permissions::WRITE,
-    shared: Permissions::WRITE_UNCHANGED,
-};
-
-/// Source and target claimed for a job; dropped, if the start fails.
-struct Claim<'a> {
-    graph: &'a Graph,
-    source: &'a Arc<Node>,
-    target: &'a Arc<Node>,
-    /// Stands above the target until the job is there.
-    parent: Parent,
-}
-
-impl<'a> Claim<'a> {
-    fn take(
-        graph: &'a Graph,
-        source: &'a Arc<Node>,
-        target: &'a Arc<Node>,
-        id: &str,
-    ) -> Result<Self> {
-        let blocker = blocker_text(id);
-        source.block(&blocker)?;
-        target.block(&blocker).inspect_err(|_| source.unblock())?;
-        let claim = Self {
-            graph,
-            source,
-            target,
-            parent: Parent::Claim(format!("{JOB_TYPE} job '{id}'").into()),
-        };
-        let mut change = graph.transaction();
-        // From here on neither can be deleted any more.
-        change.check_present(source)?;
-        change.check_present(target)?;
-        change.attach(target, claim.parent.clone(), TARGET_ROLE, TARGET_ACCESS);
-        change.commit()?;
-        Ok(claim)
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        self.graph.let_go(self.target, &self.parent, TARGET_ROLE);
-        self.source.unblock();
-        self.target.unblock();
-    }
 }

@@ -13,13 +13,13 @@
 
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::{Either, join, select};
 use sluice_aio::{IoBuffer, current};
 
-use super::ledger::{CopyError, Ledger, Memory};
+use super::ledger::{CopyError, Finished, Ledger, Memory};
 use crate::driver::{Allocation, BlockFuture, RequestFlags};
 use crate::error::Result;
 use crate::event::IoOperation;
@@ -58,6 +58,8 @@ struct Twofold<'a> {
     range: Range<u64>,
     /// What the target gets.
     shared: Range<u64>,
+    /// Why the target did not take it, if it failed.
+    failure: OnceLock<CopyError>,
 }
 
 /// Counts a write that is on its way while it lives.
@@ -116,6 +118,7 @@ pub(super) async fn write_both(
         claim: Arc::new(claim),
         range,
         shared,
+        failure: OnceLock::new(),
     };
     let done = match change {
         Change::Data(buffer, flags) => write.data(&buffer, flags).await,
@@ -239,8 +242,8 @@ impl Twofold<'_> {
         match select(task, pin!(self.ledger.parting.given_up())).await {
             Either::Left((Ok(Ok(())), _)) => true,
             Either::Left((Ok(Err(error)), _)) => {
-                self.ledger
-                    .suspend(CopyError::new(IoOperation::Write, &error));
+                // Nothing more is sent there once a part has failed.
+                let _ = self.failure.set(CopyError::new(IoOperation::Write, &error));
                 false
             }
             // The loop is at its end, or the job is.
@@ -254,7 +257,8 @@ impl Twofold<'_> {
         let len = self.range.end - self.range.start;
         if outcome.source.is_ok() && outcome.at_target {
             let bytes = self.shared.end - self.shared.start;
-            self.ledger.add_finished(bytes);
+            let unforeseen = 0;
+            self.ledger.add_finished(Finished { bytes, unforeseen });
             self.ledger
                 .tally
                 .twofold
@@ -262,7 +266,12 @@ impl Twofold<'_> {
         } else {
             // Even a source that failed may have changed in part.
             self.ledger.dirty.set_dirty(self.range.start, len);
-            self.ledger.tally.retried.fetch_add(len, Ordering::Relaxed);
+        }
+        // The range is dirty by now: a job that goes on at once finds it.
+        if let Some(error) = self.failure.into_inner() {
+            // What the source did not take is the guest's to try again.
+            let bytes = if outcome.source.is_ok() { len } else { 0 };
+            self.ledger.suspend(error, bytes);
         }
         outcome.source
     }

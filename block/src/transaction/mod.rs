@@ -130,7 +130,7 @@ pub async fn transact(
     }
     // Opening files takes time, for which no guest is to be held.
     let targets = Targets::open(graph, actions).await?;
-    let sections = drain(graph, actions).await;
+    let section = drain(graph, actions).await;
     let world = World {
         graph,
         group: group.as_ref(),
@@ -151,7 +151,7 @@ pub async fn transact(
     for step in steps {
         step.commit();
     }
-    drop(sections);
+    drop(section);
     Ok(())
 }
 
@@ -199,9 +199,9 @@ fn check_groupable(actions: &[Action], mode: CompletionMode) -> Result<()> {
     }
 }
 
-/// Sections over all nodes that the actions are about. A name that means nothing is the action's to
+/// A section over all nodes that the actions are about. A name that means nothing is the action's to
 /// complain of.
-async fn drain(graph: &Graph, actions: &[Action]) -> Vec<Section> {
+async fn drain(graph: &Graph, actions: &[Action]) -> Section {
     let mut nodes: Vec<Arc<Node>> = Vec::new();
     for name in actions.iter().flat_map(Action::nodes) {
         if let Ok(node) = graph.device_or_node(name)
@@ -210,9 +210,5 @@ async fn drain(graph: &Graph, actions: &[Action]) -> Vec<Section> {
             nodes.push(node);
         }
     }
-    let mut sections = Vec::new();
-    for node in nodes {
-        sections.push(graph.drain(&node, HOLDER).await);
-    }
-    sections
+    graph.drain_nodes(&nodes, HOLDER).await
 }

@@ -161,14 +161,7 @@ impl Bench {
         len: usize,
         value: u8,
     ) -> impl Future<Output = Result<()>> + use<> {
-        let disk = Arc::clone(disk);
-        let write = self.context.call(move || async move {
-            let token = disk.enter().await?;
-            let buffer = IoBuffer::alloc(len);
-            buffer.fill(0, len, value);
-            disk.write(&token, offset as u64, buffer).await
-        });
-        async move { write.await.unwrap() }
+        write_in(&self.context, disk, offset, len, value)
     }
 
     /// The filter has gone, and nobody holds anything any more.
@@ -227,6 +220,24 @@ impl Bench {
     }
 }
 
+/// A guest's write in the loop `context`, which may have to wait.
+pub(super) fn write_in(
+    context: &AioContext,
+    disk: &Arc<Backend>,
+    offset: usize,
+    len: usize,
+    value: u8,
+) -> impl Future<Output = Result<()>> + use<> {
+    let disk = Arc::clone(disk);
+    let write = context.call(move || async move {
+        let token = disk.enter().await?;
+        let buffer = IoBuffer::alloc(len);
+        buffer.fill(0, len, value);
+        disk.write(&token, offset as u64, buffer).await
+    });
+    async move { write.await.unwrap() }
+}
+
 pub(super) fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
 }
@@ -253,7 +264,7 @@ pub(super) async fn settle() {
     for _ in 0..100 {
         current::yield_now().await;
     }
-    current::sleep(std::time::Duration::from_millis(2)).await;
+    current::sleep(std::time::Duration::from_millis(20)).await;
 }
 
 /// What each cluster of an image is full of, if it is one byte.

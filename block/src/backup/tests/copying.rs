@@ -1,9 +1,11 @@
 //! What is copied, by whom, and what the guest notices of it.
 
 use std::os::unix::fs::MetadataExt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use serde_json::json;
 use sluice_aio::{Clock, current};
 
@@ -68,8 +70,11 @@ fn a_write_waits_for_the_copy_of_its_cluster() {
             .backup("full", &json!({"x-perf": {"max-workers": 1}}))
             .await;
         debug(&target).wait_break("copy").await.unwrap();
-        let writing = current::spawn_local(bench.begin_write(&disk, 512, 512, 0xaa));
-        settle().await;
+        let mut writing = current::spawn_local(bench.begin_write(&disk, 512, 512, 0xaa));
+        // Nothing else would keep it for so long.
+        let long = pin!(current::sleep(Duration::from_secs(1)));
+        let ended = matches!(select(&mut writing, long).await, Either::Left(_));
+        assert!(!ended, "not before it is saved");
         assert_eq!(
             bench.bytes("disk")[512],
             pattern()[512],

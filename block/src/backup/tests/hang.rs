@@ -35,6 +35,42 @@ fn holds(image: &[u8], cluster: usize, value: u8) -> bool {
     image[cluster * CLUSTER..][..CLUSTER] == [value; CLUSTER]
 }
 
+/// A section over the target covers the disk, whose filter stands above both. It can't begin as long as the target hangs; once the job
+/// has ended the disk goes on.
+#[test]
+fn a_section_that_cannot_begin_lets_go_of_the_disk() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        hold(&target, DebugEvent::WriteAio);
+        let job = bench.backup("full", &json!({})).await;
+        wait_held(&target).await;
+        let drained = begin_drain(&bench.graph, &target);
+        yield_often().await;
+        let parked = bench.begin_write(&disk, 0, CLUSTER, 0xa0);
+        while disk.gate().parked() == 0 {
+            current::yield_now().await;
+        }
+        // What waits looks again by the clock, from time to time; not while this job ends.
+        assert!(bench.clock.advance(PATIENCE * 4 / 5));
+        bench.context.notify();
+        yield_often().await;
+        job.cancel(true).unwrap();
+        lose_patience(&bench, &job).await;
+        parked.await.unwrap();
+        assert!(holds(&bench.bytes("disk"), 0, 0xa0));
+        assert!(bench.events().contains(&"CANCELLED".to_owned()));
+        assert_eq!(disk.node().unwrap().name(), "disk");
+        bench.write(&disk, 5 * CLUSTER, CLUSTER, 0xa5).await;
+        drop(bench.graph.drain(&disk.node().unwrap(), "test").await);
+        assert!(!drained.load(Ordering::SeqCst));
+        target.as_blkdebug().unwrap().resume("hang").unwrap();
+        wait(&drained).await;
+        wait_released(&target).await;
+        assert!(!holds(&bench.bytes("target"), 0, 0xa0));
+    });
+}
+
 #[test]
 fn the_guest_goes_on_and_the_job_ends_without_it() {
     for on_error in ["break-guest-write", "break-snapshot"] {
@@ -62,7 +98,7 @@ fn the_guest_goes_on_and_the_job_ends_without_it() {
                 // What hangs keeps the target.
                 assert!(target.writer().is_some());
                 let busy = "Node 'target' is busy: block device is in use by block job: backup 'job0', whose last \
-                            writes have not returned";
+                            requests have not returned";
                 let again = arguments("disk-disk", "full", &json!({}));
                 let refused = bench.start(again, "target").await.unwrap_err();
                 assert_eq!(refused.to_string(), busy);

@@ -6,6 +6,7 @@ mod bitmaps;
 mod copying;
 mod errors;
 mod hang;
+mod homes;
 mod many;
 mod random;
 mod refusals;

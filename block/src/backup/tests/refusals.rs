@@ -5,7 +5,7 @@ use sluice_aio::current;
 
 use super::bench::*;
 use crate::backup::{DriveBackup, drive_backup};
-use crate::mirror::NewImageMode;
+use crate::options::NewImageMode;
 
 async fn refused(bench: &Bench, target: &str, sync: &str, more: &Value) -> String {
     let before = bench.graph.nodes().len();
@@ -36,14 +36,6 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
             (
                 full(json!({"speed": -1})),
                 "Parameter 'speed' expects a non-negative value",
-            ),
-            (
-                full(json!({"compress": true})),
-                "Compression is not supported for this drive target",
-            ),
-            (
-                full(json!({"discard-source": true})),
-                "Parameter 'discard-source' does not accept value 'true' yet",
             ),
             (
                 full(json!({"bitmap": "b"})),
@@ -107,7 +99,13 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
         }
         let none = json!({});
         let same = refused(&bench, "disk", "full", &none).await;
-        assert_eq!(same, "Source and target cannot be the same");
+        let path = bench.path("disk").display().to_string();
+        assert_eq!(
+            same,
+            format!(
+                "Source and target cannot be the same: source 'blkdebug::{path}' and target 'blkdebug::{path}' are the same image"
+            )
+        );
         let size = refused(&bench, "small", "full", &none).await;
         assert!(
             size.starts_with("Source and target image have different sizes"),

@@ -1,7 +1,9 @@
 //! Backups in transactions: one instant, all or none, and jobs that succeed together.
 
+use std::pin::pin;
 use std::sync::Arc;
 
+use futures_util::future::{Either, select};
 use serde_json::{Value, json};
 use sluice_aio::{IoBuffer, current};
 
@@ -10,7 +12,7 @@ use crate::backend::Backend;
 use crate::backup::{BlockdevBackup, DriveBackup};
 use crate::driver::DebugEvent;
 use crate::graph::{BitmapAction, BitmapAdd};
-use crate::mirror::NewImageMode;
+use crate::options::NewImageMode;
 use crate::transaction::{Action, CompletionMode, transact};
 
 fn backup(device: &str, target: &str, more: &Value) -> Action {
@@ -219,5 +221,44 @@ fn one_disk_is_backed_up_once_in_a_transaction() {
         assert!(error.unwrap_err().contains("is busy"));
         assert!(bench.graph.jobs().jobs().is_empty());
         bench.check_clean();
+    });
+}
+
+/// Another client cancels the job while the transaction takes it back.
+#[test]
+fn a_job_may_be_cancelled_while_its_transaction_fails() {
+    run_both(|bench| async move {
+        let disks = two_disks(&bench).await;
+        let mut actions = both(&json!({})).to_vec();
+        actions.push(Action::Abort);
+        for _ in 0..50 {
+            let graph = Arc::clone(&bench.graph);
+            let cancels = async move {
+                loop {
+                    if let Some(job) = graph.jobs().get("of-journal-disk") {
+                        // Too late if it has vanished meanwhile.
+                        let _ = job.cancel(true);
+                    }
+                    current::yield_now().await;
+                }
+            };
+            let fails = act(&bench, &actions, CompletionMode::Individual);
+            match select(pin!(fails), pin!(cancels)).await {
+                Either::Left((failed, _)) => failed.unwrap_err(),
+                Either::Right((never, _)) => never,
+            };
+            assert!(bench.graph.jobs().jobs().is_empty());
+            for disk in &disks {
+                assert!(!disk.gate().is_closed());
+                write_record(disk, 1).await;
+            }
+        }
+        act(&bench, &both(&json!({})), CompletionMode::Individual)
+            .await
+            .unwrap();
+        for id in ["of-journal-disk", "of-data-disk"] {
+            let job = bench.graph.jobs().get(id).unwrap();
+            assert_eq!(end(&job).await, None);
+        }
     });
 }

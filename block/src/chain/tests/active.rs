@@ -1,9 +1,7 @@
 //! Commits of the image that the guest writes to: they become ready, and the disk goes over to the base.
 
 use super::*;
-use crate::graph::{BitmapAction, BitmapAdd};
-use crate::job::{JobGroup, VerbError};
-use crate::transaction::{Action, CompletionMode, transact};
+use crate::job::{IoStatus, JobGroup, VerbError};
 
 /// Waits until the job may be completed.
 async fn ready(job: &Job) {
@@ -39,39 +37,37 @@ impl Bench {
 
 #[test]
 fn a_disk_goes_over_to_its_base() {
-    for in_thread in [false, true] {
-        run_in(in_thread, 20, |bench| async move {
-            let mut expected = bench.shown().await;
-            let job = bench.commit(&json!({})).await.unwrap();
-            assert_eq!(job.kind().name(), "commit");
-            for cluster in [0, 7, 63] {
-                guest_write(&bench.disk, cluster * CLUSTER, 512, 0xfe).await;
-                expected[cluster * CLUSTER..][..512].fill(0xfe);
-            }
-            ready(&job).await;
-            assert!(bench.shown().await == expected);
-            assert_eq!(
-                bench.chain(),
-                ["image2", "image1", "image0"],
-                "until it is completed"
-            );
-            guest_write(&bench.disk, 9 * CLUSTER + 512, 512, 0xfd).await;
-            expected[9 * CLUSTER + 512..][..512].fill(0xfd);
-            job.complete().unwrap();
-            assert_eq!(end(&job).await, None);
-            bench.check_pivoted(0);
-            assert!(bench.shown().await == expected);
-            // From now on it is written to.
-            guest_write(&bench.disk, CLUSTER, 512, 0xfc).await;
-            expected[CLUSTER..][..512].fill(0xfc);
-            assert!(bench.image(0).await == expected);
-            // Those that nobody needs can go.
-            for name in ["debug", "image3", "image2", "image1"] {
-                bench.graph.del_node(name).unwrap();
-            }
-            assert!(bench.shown().await == expected);
-        });
-    }
+    run(20, |bench| async move {
+        let mut expected = bench.shown().await;
+        let job = bench.commit(&json!({})).await.unwrap();
+        assert_eq!(job.kind().name(), "commit");
+        for cluster in [0, 7, 63] {
+            guest_write(&bench.disk, cluster * CLUSTER, 512, 0xfe).await;
+            expected[cluster * CLUSTER..][..512].fill(0xfe);
+        }
+        ready(&job).await;
+        assert!(bench.shown().await == expected);
+        assert_eq!(
+            bench.chain(),
+            ["image2", "image1", "image0"],
+            "until it is completed"
+        );
+        guest_write(&bench.disk, 9 * CLUSTER + 512, 512, 0xfd).await;
+        expected[9 * CLUSTER + 512..][..512].fill(0xfd);
+        job.complete().unwrap();
+        assert_eq!(end(&job).await, None);
+        bench.check_pivoted(0);
+        assert!(bench.shown().await == expected);
+        // From now on it is written to.
+        guest_write(&bench.disk, CLUSTER, 512, 0xfc).await;
+        expected[CLUSTER..][..512].fill(0xfc);
+        assert!(bench.image(0).await == expected);
+        // Those that nobody needs can go.
+        for name in ["debug", "image3", "image2", "image1"] {
+            bench.graph.del_node(name).unwrap();
+        }
+        assert!(bench.shown().await == expected);
+    });
 }
 
 #[test]
@@ -167,14 +163,20 @@ fn a_cancel_leaves_the_disk_where_it_is() {
         for when_ready in [true, false] {
             run(24, move |bench| async move {
                 let expected = bench.shown().await;
-                let speed = if when_ready { 0 } else { 1 };
-                let job = bench.commit(&json!({"speed": speed})).await.unwrap();
+                let debug = bench.debug();
+                let debug = debug.as_blkdebug().unwrap();
+                if !when_ready {
+                    debug.set_break(DebugEvent::ReadAio, "copy").unwrap();
+                }
+                let job = bench.commit(&json!({})).await.unwrap();
                 if when_ready {
                     ready(&job).await;
+                    job.cancel(force).unwrap();
                 } else {
-                    settle().await;
+                    debug.wait_break("copy").await.unwrap();
+                    job.cancel(force).unwrap();
+                    debug.resume("copy").unwrap();
                 }
-                job.cancel(force).unwrap();
                 end(&job).await;
                 bench.check_clean();
                 assert_eq!(bench.chain(), ["image2", "image1", "image0"]);
@@ -191,12 +193,16 @@ fn a_cancel_leaves_the_disk_where_it_is() {
 #[test]
 fn commands_come_when_they_may() {
     run(25, |bench| async move {
-        let job = bench.commit(&json!({"speed": 1})).await.unwrap();
+        let debug = bench.debug();
+        let debug = debug.as_blkdebug().unwrap();
+        debug.set_break(DebugEvent::ReadAio, "copy").unwrap();
+        let job = bench.commit(&json!({})).await.unwrap();
+        debug.wait_break("copy").await.unwrap();
         assert!(matches!(job.complete(), Err(VerbError::WrongState { .. })));
         let options = json!({"copy-mode": "write-blocking"});
         let changed = job.change(options.as_object().unwrap());
         assert_eq!(changed, Err(VerbError::CannotChange));
-        job.set_speed(0).unwrap();
+        debug.resume("copy").unwrap();
         ready(&job).await;
         job.cancel(true).unwrap();
         end(&job).await;
@@ -306,7 +312,7 @@ async fn over_a_file(
     let injector = bench.graph.node("injector").unwrap();
     let top = bench.graph.add_overlay("top", SIZE, Some(&base)).unwrap();
     let disk = bench.graph.add_backend("second", &top).unwrap();
-    disk.set_context(&current::context());
+    disk.set_context(&bench.context);
     guest_write(&disk, 3 * CLUSTER, 5 * CLUSTER, 2).await;
     (disk, base, injector)
 }
@@ -331,7 +337,7 @@ fn a_full_file_is_the_operators() {
         guest_write(&disk, 4 * CLUSTER, 512, 3).await;
         let more = with(second, &json!({"on-error": "enospc"}));
         let job = bench.commit(&more).await.unwrap();
-        while job.state() != JobState::Paused {
+        while job.block_job_info().io_status == IoStatus::Ok || job.state() != JobState::Paused {
             current::yield_now().await;
         }
         guest_write(&disk, 5 * CLUSTER, 512, 4).await;
@@ -341,7 +347,7 @@ fn a_full_file_is_the_operators() {
         // What the guest writes is copied too, or not: then the disk stays where it is.
         full();
         guest_write(&disk, 6 * CLUSTER, 512, 5).await;
-        while job.state() != JobState::Standby {
+        while job.block_job_info().io_status == IoStatus::Ok || job.state() != JobState::Standby {
             current::yield_now().await;
         }
         injector.as_blkdebug().unwrap().clear_errors();
@@ -420,11 +426,16 @@ fn a_pivot_is_taken_back_if_another_fails() {
         for job in [&job, &other] {
             ready(job).await;
         }
-        // The pivot's own copies are the operator's no more.
         guest_write(&second, 20 * CLUSTER, 512, 8).await;
-        let full = InjectError::new(DebugEvent::FlushToDisk, libc::ENOSPC);
-        injector.as_blkdebug().unwrap().inject(full);
+        let debug = injector.as_blkdebug().unwrap();
+        debug.set_break(DebugEvent::PivotAgreed, "agreed").unwrap();
         JobGroup::complete(&[Arc::clone(&job), Arc::clone(&other)]).unwrap();
+        debug.wait_break("agreed").await.unwrap();
+        // The one has switched over when the other finds that it can't.
+        while bench.disk.node().unwrap().name() != "image0" {
+            current::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        debug.fail("agreed", libc::ENOSPC).unwrap();
         for job in [&job, &other] {
             end(job).await;
         }
@@ -492,126 +503,6 @@ async fn history(mut bench: Bench) {
 #[test]
 fn whatever_is_committed_below_it_the_disk_holds_what_was_written() {
     for seed in 0..40 {
-        run_in(seed % 4 == 0, 200 + seed, history);
+        run_in(seed % 2 == 0, Clock::real(), 200 + seed, history);
     }
-}
-
-/// The table in docs/jobs.md: phases, and rows of an action and what happens in each of them.
-fn table() -> (Vec<String>, Vec<(String, Vec<String>)>) {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/jobs.md");
-    let page = std::fs::read_to_string(path).unwrap();
-    let cells = |line: &str| {
-        let cells = line.trim_matches('|').split('|');
-        cells
-            .map(|cell| cell.trim().trim_matches('`').to_owned())
-            .collect::<Vec<_>>()
-    };
-    let mut lines = page
-        .lines()
-        .skip_while(|line| !line.starts_with("| action |"));
-    let phases = cells(lines.next().unwrap()).split_off(1);
-    let rows = lines
-        .skip(1)
-        .take_while(|line| line.starts_with('|'))
-        .map(|line| {
-            let mut cells = cells(line);
-            let answers = cells.split_off(1);
-            (cells.remove(0), answers)
-        });
-    (phases, rows.collect())
-}
-
-impl Bench {
-    /// Brings an active commit to that phase; none if the phase is for the real program alone.
-    async fn reach(&self, phase: &str) -> Option<Arc<Job>> {
-        let more = match phase {
-            "running" | "paused" => json!({"speed": 1}),
-            "ready" | "standby" | "concluded" => json!({}),
-            "pending" => json!({"auto-finalize": false}),
-            _ => return None,
-        };
-        let job = self.commit(&more).await.unwrap();
-        if !matches!(phase, "running" | "paused") {
-            ready(&job).await;
-        }
-        if matches!(phase, "paused" | "standby") {
-            job.pause().unwrap();
-        }
-        if matches!(phase, "pending" | "concluded") {
-            job.complete().unwrap();
-        }
-        while job.state().name() != phase {
-            current::yield_now().await;
-        }
-        Some(job)
-    }
-
-    /// What an operator asks in the table, as far as it is a matter of the graph.
-    async fn act(&self, action: &str) -> Option<crate::error::Result<()>> {
-        let add: BitmapAdd = serde_json::from_value(json!({"node": "disk", "name": "b"})).unwrap();
-        let add = BitmapAction::Add(add);
-        let size = (SIZE + CLUSTER) as u64;
-        Some(match action {
-            "block_resize` of the disk" => {
-                let root = self.disk.node().unwrap();
-                self.graph.resize(&root, size).await
-            }
-            "block_resize` of the target" => {
-                let image = self.graph.node("image1").unwrap();
-                if image.is_read_only() {
-                    // When all is over that is what refuses it.
-                    self.graph.set_read_only(&image, false).unwrap();
-                }
-                self.graph.resize(&image, size).await
-            }
-            "a second job on the disk" => {
-                let more = json!({"device": "disk", "job-id": "second", "speed": 1});
-                let more: BlockStream = serde_json::from_value(more).unwrap();
-                match self.chain().is_empty() {
-                    // It stands on its base alone.
-                    true => self.disk.node().unwrap().check_not_blocked(),
-                    false => block_stream(&self.graph, &more, &current::context()).await,
-                }
-            }
-            "block-dirty-bitmap-add` to the disk" => self.graph.change_bitmap(&add),
-            "transaction` about the disk" => {
-                let actions = [Action::Bitmap(add)];
-                let main = current::context();
-                transact(&self.graph, &actions, CompletionMode::Individual, &main).await
-            }
-            _ => return None,
-        })
-    }
-}
-
-#[test]
-fn what_may_be_asked_meanwhile_is_published() {
-    let (phases, rows) = table();
-    let mut played = 0;
-    for (action, answers) in rows {
-        for (phase, answer) in phases.iter().zip(answers) {
-            let (action, phase) = (action.clone(), phase.clone());
-            let was_played = Arc::new(std::sync::atomic::AtomicBool::new(false));
-            let playing = Arc::clone(&was_played);
-            run(32, move |bench| async move {
-                let Some(job) = bench.reach(&phase).await else {
-                    return;
-                };
-                if let Some(done) = bench.act(&action).await {
-                    playing.store(true, std::sync::atomic::Ordering::SeqCst);
-                    match (answer.as_str(), done) {
-                        ("now", Ok(())) => {}
-                        ("refused", Err(error)) => {
-                            assert!(error.to_string().contains("is busy"), "{error}");
-                        }
-                        (answer, done) => panic!("{action} when {phase}: {answer}, but {done:?}"),
-                    }
-                }
-                drop(job.cancel(true));
-                end(&job).await;
-            });
-            played += usize::from(was_played.load(std::sync::atomic::Ordering::SeqCst));
-        }
-    }
-    assert_eq!(played, 5 * 6, "actions and phases of the table");
 }

@@ -109,9 +109,13 @@ pub enum DebugEvent {
     None,
     /// A discard reaches the node. Sluice's own event.
     Pdiscard,
-    /// A mirror onto this node has found its bitmap clean inside the last section, and is about to
-    /// swap the root. Sluice's own event.
+    /// The node is asked what is allocated. Sluice's own event.
+    BlockStatus,
+    /// A mirror onto this node has found its bitmap clean inside the last section. Sluice's own event.
     PivotClean,
+    /// Every mirror of the group has come so far, and this one is about to swap the root: it can't be cancelled any more.
+    /// Sluice's own.
+    PivotAgreed,
     /// A mirror onto this node has swapped the root and is about to end the section. Sluice's own.
     PivotSwapped,
 }

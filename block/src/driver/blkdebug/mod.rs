@@ -317,8 +317,9 @@ impl Driver for Blkdebug {
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
         BlockFuture::new(async move {
-            self.check(IoType::BlockStatus, Span { offset, len })
-                .await?;
+            let span = Span { offset, len };
+            self.happens(DebugEvent::BlockStatus, span).await?;
+            self.check(IoType::BlockStatus, span).await?;
             self.image.node().layer_status(offset, len).await
         })
     }

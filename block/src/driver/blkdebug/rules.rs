@@ -205,7 +205,8 @@ impl Rules {
 
     /// The error that an event itself ends with: those of a mirror's pivot can fail, no others.
     pub(super) fn check_event(&mut self, event: DebugEvent) -> Option<Injected> {
-        if !matches!(event, DebugEvent::PivotClean | DebugEvent::PivotSwapped) {
+        let (clean, agreed) = (DebugEvent::PivotClean, DebugEvent::PivotAgreed);
+        if ![clean, agreed, DebugEvent::PivotSwapped].contains(&event) {
             return None;
         }
         self.take_active(|rule| rule.event == event)

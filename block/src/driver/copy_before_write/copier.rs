@@ -8,8 +8,8 @@
 use std::io;
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::{Either, select};
 use rustix::io::Errno;
@@ -46,15 +46,15 @@ pub(crate) struct Copier {
     to_copy: DirtyBitmap,
     /// Clusters that are being copied.
     copying: Serialiser,
-    /// The errno of a copy that failed while the guest's write went on: the old data is not whole any
-    /// more, and nothing more is saved. 0 as long as it is.
-    broken: AtomicI32,
+    /// Why and where a copy failed while the guest's write went on: the old data is not whole any more, and
+    /// nothing more is saved.
+    broken: OnceLock<(IoOperation, Errno)>,
     /// Bytes that were copied or zeroed.
     done: AtomicU64,
     /// Whether the job still wants the old data, and the copies that have not ended.
     parting: Parting,
     /// The job that is told of every copy's end, if there is one.
-    kicker: std::sync::OnceLock<JobKicker>,
+    kicker: OnceLock<JobKicker>,
 }
 
 impl Copier {
@@ -67,9 +67,9 @@ impl Copier {
             target: Edge::new(Role::Target, target),
             to_copy,
             copying: Serialiser::default(),
-            broken: AtomicI32::new(0),
+            broken: OnceLock::new(),
             done: AtomicU64::new(0),
-            kicker: std::sync::OnceLock::new(),
+            kicker: OnceLock::new(),
         }
     }
 
@@ -100,12 +100,9 @@ impl Copier {
         }
     }
 
-    /// Why the old data is not whole any more, if it is not.
-    pub(crate) fn broken(&self) -> Option<Errno> {
-        match self.broken.load(Ordering::Acquire) {
-            0 => None,
-            errno => Some(Errno::from_raw_os_error(errno)),
-        }
+    /// Where and why the old data is not whole any more, if it is not.
+    pub(crate) fn broken(&self) -> Option<(IoOperation, Errno)> {
+        self.broken.get().copied()
     }
 
     /// The clusters around a range, as far as there were any at the beginning.
@@ -180,8 +177,11 @@ impl Copier {
     }
 
     /// From now on the old data is not whole.
-    pub(super) fn give_up(&self, error: &BlockError) {
-        self.broken.store(error.errno(), Ordering::Release);
+    pub(super) fn give_up(&self, failed: &CopyError) {
+        let CopyError { operation, error } = failed;
+        let errno = Errno::from_raw_os_error(error.errno());
+        // The first one says why.
+        self.broken.get_or_init(|| (*operation, errno));
         let target = self.target.node();
         let target = target.name();
         tracing::warn!(target, %error, "old data is lost: the copy before a write failed");
@@ -224,7 +224,7 @@ impl Copier {
     }
 }
 
-fn failed(operation: IoOperation, error: BlockError) -> CopyError {
+pub(super) fn failed(operation: IoOperation, error: BlockError) -> CopyError {
     CopyError { operation, error }
 }
 

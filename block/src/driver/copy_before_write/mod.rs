@@ -20,6 +20,7 @@ use sluice_aio::{IoBuffer, current};
 use super::{Background, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::error::{BlockError, Result};
+use crate::event::IoOperation;
 use crate::node::Node;
 use crate::options::{CopyBeforeWriteNode, OnCbwError};
 use crate::parting::GivenUp;
@@ -132,19 +133,19 @@ impl CopyBeforeWrite {
             return Ok(());
         }
         let saved = match self.patience {
-            Patience::Endless => copier.save(&clusters).await.map_err(|failed| failed.error),
+            Patience::Endless => copier.save(&clusters).await,
             Patience::Within(timeout) => self.save_within(clusters, timeout).await,
             Patience::OfJob => self.save_for_job(clusters).await,
         };
-        let Err(error) = saved else { return Ok(()) };
+        let Err(failed) = saved else { return Ok(()) };
         if copier.parting().is_over() {
             // Nobody wants the old data any more.
             return Ok(());
         }
         match self.on_error {
-            OnCbwError::BreakGuestWrite => Err(error),
+            OnCbwError::BreakGuestWrite => Err(failed.error),
             OnCbwError::BreakSnapshot => {
-                copier.give_up(&error);
+                copier.give_up(&failed);
                 Ok(())
             }
         }
@@ -152,19 +153,23 @@ impl CopyBeforeWrite {
 
     /// # Errors
     /// The copy's; `ECANCELED` if the job has given up, then what has begun of the copy goes on.
-    async fn save_for_job(&self, clusters: Range<u64>) -> Result<()> {
+    async fn save_for_job(&self, clusters: Range<u64>) -> std::result::Result<(), CopyError> {
         let copier = Arc::clone(&self.copier);
         // Of its own: what is on its way to the target can't be called back.
         let saving = current::spawn_local(async move { copier.save(&clusters).await });
         match select(saving, pin!(self.copier.parting().given_up())).await {
-            Either::Left((saved, _)) => saved?.map_err(|failed| failed.error),
+            Either::Left((saved, _)) => saved.map_err(lost)?,
             Either::Right(_) => Err(GivenUp.into()),
         }
     }
 
     /// # Errors
     /// `ETIMEDOUT`; the copy goes on.
-    async fn save_within(&self, clusters: Range<u64>, timeout: Duration) -> Result<()> {
+    async fn save_within(
+        &self,
+        clusters: Range<u64>,
+        timeout: Duration,
+    ) -> std::result::Result<(), CopyError> {
         let (copier, running) = (Arc::clone(&self.copier), self.background.begin());
         let saving = current::spawn_local(async move {
             let saved = copier.save(&clusters).await;
@@ -172,11 +177,16 @@ impl CopyBeforeWrite {
             saved
         });
         match select(saving, pin!(current::sleep(timeout))).await {
-            Either::Left((saved, _)) => saved?.map_err(|failed| failed.error),
+            Either::Left((saved, _)) => saved.map_err(lost)?,
             // Its handle goes, the task does not.
-            Either::Right(_) => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT).into()),
+            Either::Right(_) => Err(lost(io::Error::from_raw_os_error(libc::ETIMEDOUT))),
         }
     }
+}
+
+/// A copy of which nobody knows how it went; the target has not got it.
+fn lost(error: impl Into<BlockError>) -> CopyError {
+    copier::failed(IoOperation::Write, error.into())
 }
 
 impl Driver for CopyBeforeWrite {

@@ -7,16 +7,22 @@
 //! A copy writes what the reader saw, so no newer write may get between its reading and its
 //! writing: a copy claims its clusters alone, and everything that changes the file claims what it
 //! changes. For the same reason nobody may write to the file past the filter.
+//!
+//! The filter of a job that has given up copies no more. A copy that still reads then will not write, so nobody waits
+//! for it: only what is being written is kept apart from changes.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 
+use futures_util::future::{Either, select};
 use sluice_aio::IoBuffer;
 
 use super::{Allocation, BlockFuture, DebugEvent, Driver, Edge, FrozenChain, RequestFlags, Role};
 use crate::error::{BlockError, Result};
-use crate::io::serialise::{ClaimKind, Serialiser};
+use crate::io::serialise::{Claim, ClaimKind, Serialiser};
 use crate::node::Node;
+use crate::parting::{GivenUp, Parting};
 use crate::permission::{Access, Permissions};
 
 #[cfg(test)]
@@ -40,6 +46,10 @@ pub struct CopyOnRead {
     _chain: Option<FrozenChain>,
     /// Changes and copies on their way.
     serialiser: Serialiser,
+    /// What copies are writing, and the changes of those who have not waited for a copy to be read.
+    writing: Serialiser,
+    /// Whether the filter's job still wants the copies; for ever if it has none.
+    parting: Arc<Parting>,
 }
 
 impl CopyOnRead {
@@ -59,23 +69,46 @@ impl CopyOnRead {
             bottom: bottom.cloned(),
             _chain: chain,
             serialiser: Serialiser::default(),
+            writing: Serialiser::default(),
+            parting: Arc::default(),
         })
     }
 
     /// The filter of a job, which sees to it that the chain stays.
-    pub(crate) fn of_job(file: &Arc<Node>, bottom: Arc<Node>) -> Self {
+    pub(crate) fn of_job(file: &Arc<Node>, bottom: Arc<Node>, parting: Arc<Parting>) -> Self {
         Self {
             file: Edge::new(Role::File, Arc::clone(file)),
             bottom: Some(bottom),
             _chain: None,
             serialiser: Serialiser::default(),
+            writing: Serialiser::default(),
+            parting,
+        }
+    }
+
+    /// Waits until nobody who is in the way changes or copies there.
+    ///
+    /// # Errors
+    /// The job has given up: who copies there may hang.
+    async fn claim(
+        &self,
+        range: Range<u64>,
+        kind: ClaimKind,
+    ) -> std::result::Result<Claim<&Serialiser>, GivenUp> {
+        let claim = pin!(self.serialiser.claim(range, kind));
+        match select(claim, pin!(self.parting.given_up())).await {
+            Either::Left((claim, _)) => Ok(claim),
+            Either::Right(_) => Err(GivenUp),
         }
     }
 
     /// Claims what a change of the file changes.
     async fn changing<T>(&self, offset: u64, len: u64, change: impl Future<Output = T>) -> T {
         let range = offset..offset.saturating_add(len);
-        let _claim = self.serialiser.claim(range, ClaimKind::Shared).await;
+        let _claim = match self.claim(range.clone(), ClaimKind::Shared).await {
+            Ok(claim) => claim,
+            Err(GivenUp) => self.writing.claim(range, ClaimKind::Shared).await,
+        };
         change.await
     }
 
@@ -118,10 +151,10 @@ impl CopyOnRead {
         let cluster = file.driver().cluster_size().max(1);
         let clusters =
             wanted.start / cluster * cluster..wanted.end.next_multiple_of(cluster).min(file.len());
-        let claim = self
-            .serialiser
-            .claim(clusters.clone(), ClaimKind::Exclusive);
-        let _claim = claim.await;
+        let claim = self.claim(clusters.clone(), ClaimKind::Exclusive);
+        let Ok(_claim) = claim.await else {
+            return file.read(wanted.start, target.clone()).await;
+        };
         let mut at = clusters.start;
         while at < clusters.end {
             // Looked at again: somebody may have written there, or copied it.
@@ -145,18 +178,29 @@ impl CopyOnRead {
                 file.read(range.start, copy.clone()).await?;
             }
             file.debug_event(DebugEvent::CorWrite).await?;
-            let flags = RequestFlags::empty();
-            if zeroes || copy.is_zero() {
-                file.write_zeroes(range.start, len, flags).await?;
-            } else {
-                file.write(range.start, copy.clone(), flags).await?;
-            }
+            self.write_copy(file, range.start, &copy, zeroes).await?;
             if !shown.is_empty() {
                 let seen = part(&copy, range.start, &shown).to_vec();
                 part(target, wanted.start, &shown).copy_from_slice(0, &seen);
             }
         }
         Ok(())
+    }
+
+    async fn write_copy(&self, file: &Node, at: u64, copy: &IoBuffer, zeroes: bool) -> Result<()> {
+        let len = copy.len() as u64;
+        let writing = self.writing.claim(at..at + len, ClaimKind::Exclusive);
+        let _writing = writing.await;
+        // Somebody may have changed meanwhile what was read.
+        if self.parting.is_over() {
+            return Ok(());
+        }
+        let flags = RequestFlags::empty();
+        if zeroes || copy.is_zero() {
+            file.write_zeroes(at, len, flags).await
+        } else {
+            file.write(at, copy.clone(), flags).await
+        }
     }
 }
 
@@ -218,7 +262,7 @@ impl Driver for CopyOnRead {
         let file = self.file.node();
         BlockFuture::new(async move {
             // Without a backing image nothing is below.
-            if file.backing().is_none() {
+            if file.backing().is_none() || self.parting.is_over() {
                 return file.read(offset, buffer).await;
             }
             self.read_copying(&file, offset, &buffer).await

@@ -5,12 +5,14 @@
 //! faster than one. In memory, where nothing else takes time, a thread that comes while another copies so goes
 //! by a [mapping](super::mapped) of the target, which needs no lock. No more threads work at once than there are
 //! processors: what comes then stands in line, and whoever is done takes the next, without anybody being woken.
+//! Elsewhere everything that comes has a thread, and the file system decides.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, OnceLock};
@@ -40,54 +42,101 @@ enum Lane {
     Mapping,
 }
 
-/// A copy that was put off until it has a lane.
+/// A copy that was put off until it has a lane. It must not panic.
 type Work = Box<dyn FnOnce(Lane) + Send>;
 
-/// Who copies to one file in memory, and what stands in line for that.
-#[derive(Default)]
-pub struct Lanes(Mutex<Line>);
+/// Who copies to one file, and what stands in line for that.
+pub struct Lanes {
+    in_memory: bool,
+    line: Mutex<Line>,
+}
 
 #[derive(Default)]
 struct Line {
     waiting: VecDeque<Work>,
-    calls: bool,
+    calls: usize,
     mappings: usize,
 }
 
-impl Line {
-    /// Takes a lane if there is one; that of the calls first.
-    fn enter(&mut self) -> Option<Lane> {
-        if !self.calls {
-            self.calls = true;
-            return Some(Lane::Calls);
-        }
-        let free = self.mappings + 1 < processors();
-        self.mappings += usize::from(free);
-        free.then_some(Lane::Mapping)
+impl Lanes {
+    /// The lanes of `file`, a regular one.
+    pub(super) fn of(file: &File) -> Self {
+        // Where that is not known, nothing is won by lanes.
+        let kind = fstatfs(file).map(|system| system.f_type);
+        Self::new(kind == Ok(TMPFS_MAGIC))
     }
 
-    fn leave(&mut self, lane: Lane) {
-        match lane {
-            Lane::Calls => self.calls = false,
-            Lane::Mapping => self.mappings -= 1,
+    fn new(in_memory: bool) -> Self {
+        let line = Mutex::default();
+        Self { in_memory, line }
+    }
+
+    /// Puts `work` into the line, and returns the turn of a thread if there is a lane for it. Otherwise those who are
+    /// in the lanes will do it.
+    fn join(self: &Arc<Self>, work: Work) -> Option<Turn> {
+        let mut line = self.line.lock();
+        line.waiting.push_back(work);
+        let lane = self.enter(&mut line)?;
+        Some(Turn {
+            lanes: Arc::clone(self),
+            lane,
+            is_over: false,
+        })
+    }
+
+    /// Takes a lane if there is one; that of the calls first.
+    fn enter(&self, line: &mut Line) -> Option<Lane> {
+        if line.calls == 0 || !self.in_memory {
+            line.calls += 1;
+            return Some(Lane::Calls);
+        }
+        let free = line.calls + line.mappings < processors();
+        line.mappings += usize::from(free);
+        free.then_some(Lane::Mapping)
+    }
+}
+
+/// A lane that somebody has, and must use: until then it is lost for others.
+#[must_use = "what stands in line waits for it"]
+pub(crate) struct Turn {
+    lanes: Arc<Lanes>,
+    lane: Lane,
+    is_over: bool,
+}
+
+impl Turn {
+    /// Works the line off, however much joins it meanwhile; blocks.
+    pub(crate) fn take(mut self) {
+        let mut line = self.lanes.line.lock();
+        while let Some(work) = line.waiting.pop_front() {
+            MutexGuard::unlocked(&mut line, || work(self.lane));
+        }
+        // Nothing joins before the lane is left: the line is empty, and locked.
+        self.leave(&mut line);
+        drop(line);
+        self.is_over = true;
+    }
+
+    fn leave(&self, line: &mut Line) {
+        match self.lane {
+            Lane::Calls => line.calls -= 1,
+            Lane::Mapping => line.mappings -= 1,
         }
     }
 }
 
-impl Lanes {
-    /// Puts `work`, which must not panic, into the line. If a lane is free, works the line off, however much
-    /// joins it meanwhile, and blocks; otherwise those in the lanes will do it.
-    fn run(&self, work: Work) {
-        let mut line = self.0.lock();
-        line.waiting.push_back(work);
-        let Some(lane) = line.enter() else {
+impl Drop for Turn {
+    /// No thread took it. What nobody else will do now comes to nothing, and its makers are told.
+    fn drop(&mut self) {
+        if self.is_over {
             return;
-        };
-        while let Some(work) = line.waiting.pop_front() {
-            MutexGuard::unlocked(&mut line, || work(lane));
         }
-        // Nothing has joined since: both happen under one lock.
-        line.leave(lane);
+        let mut line = self.lanes.line.lock();
+        self.leave(&mut line);
+        let is_last = line.calls + line.mappings == 0;
+        let orphans = is_last.then(|| mem::take(&mut line.waiting));
+        drop(line);
+        drop(orphans);
     }
 }
 
@@ -115,20 +164,14 @@ pub(crate) struct Copy {
 }
 
 impl Copy {
-    /// Copies, or leaves it to a thread that copies to the same file already; blocks.
-    pub(crate) fn carry_out(self) {
-        // An error is met again by the copy, which tells it.
-        if !is_in_memory(&self.to.file).unwrap_or(false) {
-            return self.end(Lane::Calls);
-        }
+    /// Puts the copy into the line of those to its target. A turn that is returned must be taken in a worker thread.
+    pub(crate) fn join(self) -> Option<Turn> {
         let lanes = Arc::clone(&self.to.lanes);
-        lanes.run(Box::new(|lane| self.end(lane)));
-    }
-
-    fn end(self, lane: Lane) {
-        let copied = copy(lane, &self.from, &self.to, self.len);
-        // Nobody may wait any more.
-        let _ = self.done.send(copied);
+        lanes.join(Box::new(move |lane| {
+            let copied = copy(lane, &self.from, &self.to, self.len);
+            // Nobody may wait any more.
+            let _ = self.done.send(copied);
+        }))
     }
 }
 
@@ -167,15 +210,16 @@ fn copy_by_calls(from: &Place, to: &Place, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn is_in_memory(file: &File) -> io::Result<bool> {
-    Ok(fstatfs(file)?.f_type == TMPFS_MAGIC)
-}
-
-fn copy_by_pieces(from: &Place, to: &Place, len: u64) -> io::Result<()> {
+/// Lends a buffer of [`PIECE`] bytes, the thread's own: it is not to be asked for again inside.
+pub(super) fn with_buffer<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; PIECE]);
     }
-    BUFFER.with_borrow_mut(|buffer| {
+    BUFFER.with_borrow_mut(|buffer| work(buffer))
+}
+
+fn copy_by_pieces(from: &Place, to: &Place, len: u64) -> io::Result<()> {
+    with_buffer(|buffer| {
         let mut done = 0;
         while done < len {
             let bytes = usize::try_from(len - done).map_or(PIECE, |left| left.min(PIECE));
@@ -200,8 +244,8 @@ mod tests {
         let file = tempfile::tempfile_in(directory).unwrap();
         file.write_all_at(contents, 0).unwrap();
         Place {
+            lanes: Arc::new(Lanes::of(&file)),
             file: Arc::new(file),
-            lanes: Arc::default(),
             offset: 0,
         }
     }
@@ -275,8 +319,8 @@ mod tests {
                 lanes: Arc::clone(&place.lanes),
                 offset: number * LEN as u64,
             };
-            thread::scope(|scope| {
-                for number in 0..64 {
+            let copies: Vec<_> = thread::scope(|scope| {
+                let begin = |number| {
                     let (from, to, len) = (at(&from, number), at(&to, number), LEN as u64);
                     scope.spawn(move || {
                         let (done, copied) = oneshot::channel();
@@ -286,11 +330,20 @@ mod tests {
                             len,
                             done,
                         };
-                        copy.carry_out();
-                        futures_util::FutureExt::now_or_never(copied)
-                    });
-                }
+                        if let Some(turn) = copy.join() {
+                            turn.take();
+                        }
+                        copied
+                    })
+                };
+                let threads: Vec<_> = (0..64).map(begin).collect();
+                let ends = threads.into_iter().map(|thread| thread.join().unwrap());
+                ends.collect()
             });
+            for copied in copies {
+                let copied = futures_util::FutureExt::now_or_never(copied);
+                assert!(matches!(copied, Some(Ok(Ok(())))));
+            }
             assert_eq!(bytes(&to), [0x5a; 64 * LEN]);
         }
     }
@@ -299,7 +352,7 @@ mod tests {
     #[test]
     fn what_finds_no_lane_is_done_by_those_who_have_one() {
         const EACH: usize = 200;
-        let lanes = Lanes::default();
+        let lanes = Arc::new(Lanes::new(true));
         let inside = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
         let done = Arc::new(AtomicUsize::new(0));
@@ -308,20 +361,43 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..EACH {
                         let counts = [&inside, &most, &done].map(Arc::clone);
-                        lanes.run(Box::new(move |_| {
+                        let turn = lanes.join(Box::new(move |_| {
                             let [inside, most, done] = counts;
                             most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
                             thread::yield_now();
                             done.fetch_add(1, SeqCst);
                             inside.fetch_sub(1, SeqCst);
                         }));
+                        turn.into_iter().for_each(Turn::take);
                     }
                 });
             }
         });
         assert_eq!(done.load(SeqCst), (processors() + 4) * EACH);
         assert!(most.load(SeqCst) <= processors());
-        let line = lanes.0.lock();
-        assert!(line.waiting.is_empty() && !line.calls && line.mappings == 0);
+        let line = lanes.line.lock();
+        assert!(line.waiting.is_empty() && line.calls + line.mappings == 0);
+    }
+
+    /// No worker could be had: whoever waits must learn that, and the lane is free again.
+    #[test]
+    fn a_turn_that_nobody_takes_ends_what_stands_in_line() {
+        let lanes = Arc::new(Lanes::new(true));
+        let join = || {
+            let (told, told_of) = oneshot::channel();
+            let turn = lanes.join(Box::new(move |_| told.send(()).unwrap()));
+            (turn, told_of)
+        };
+        let (first, mut first_told) = join();
+        let turns: Vec<_> = (1..processors()).map(|_| join().0.unwrap()).collect();
+        let (none, mut last_told) = join();
+        assert!(none.is_none());
+        drop(turns);
+        assert_eq!(last_told.try_recv(), Ok(None));
+        drop(first);
+        assert!(first_told.try_recv().is_err() && last_told.try_recv().is_err());
+        let (turn, mut told) = join();
+        turn.unwrap().take();
+        assert_eq!(told.try_recv(), Ok(Some(())));
     }
 }

@@ -1,6 +1,7 @@
 //! Creating a raw image, as `drive-mirror` with `mode=absolute-paths` does.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::fdset::SetName;
@@ -36,7 +37,13 @@ pub fn create_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> Result<(
         .create(true)
         .truncate(false)
         .open(path)
-        .map_err(failed)?;
+        .map_err(|error| {
+            let hint = match error.kind() {
+                ErrorKind::NotFound => "; create the directory, or correct the path",
+                _ => "",
+            };
+            open_error(path, error, hint)
+        })?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(unsuitable(

@@ -9,6 +9,7 @@ pub(crate) mod copying;
 pub mod create;
 mod device;
 pub mod fdset;
+mod filled;
 pub mod lock;
 mod mapped;
 mod open;

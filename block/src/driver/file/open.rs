@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use arc_swap::ArcSwap;
 use sluice_aio::{EngineKind, Route};
 
+use super::copying::Lanes;
 use super::fdset::{FdSetError, FdSets, SetName};
 use super::probe::{self, Alignment};
 use super::{FileDriver, Opened, SECTOR, device};
@@ -115,6 +116,7 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
     let size = size_of(&file, &metadata, &path)?;
     let alignment = alignment_of(&file, &path, options.direct, size)?;
     let route = Route::to(&file, options.engine);
+    let lanes = Arc::new(Lanes::of(&file));
     let file = Arc::new(file);
     Ok(FileDriver {
         opened: ArcSwap::from_pointee(Opened {
@@ -126,7 +128,7 @@ pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
             no_flush: options.no_flush,
             unmap: options.unmap,
             lost: Arc::default(),
-            lanes: Arc::default(),
+            lanes,
         }),
         locks: file,
         path,

@@ -383,7 +383,7 @@ fn bitmaps_take_only_so_much_memory() {
         let error = bench.refusal(&add("large", 512));
         assert_eq!(
             error,
-            "Bitmap 'large' would take 272629760 bytes, more than the bitmaps of a node may; choose a \
+            "Bitmap 'large' would take 301989888 bytes, more than the bitmaps of a node may; choose a \
              larger granularity, or remove bitmaps that are not needed"
         );
         bench.change(&add("half", 1024)).unwrap();

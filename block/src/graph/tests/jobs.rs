@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
 use rustix::io::Errno;
 use sluice_aio::{AioContext, IoThread, LoopConfig, current};
 
@@ -12,7 +12,9 @@ use super::bench::{Bench, pass, run, settle};
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::home::Home;
-use crate::job::{Job, JobContext, JobDriver, JobError, JobId, JobKind, JobOptions, JobState};
+use crate::job::{
+    Job, JobContext, JobDriver, JobError, JobId, JobKind, JobOptions, JobState, here,
+};
 use crate::node::Node;
 use crate::permission::Access;
 
@@ -47,14 +49,14 @@ impl JobDriver for Worker {
         JobKind::Commit
     }
 
-    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+    fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             job.transition_to_ready()?;
             while !job.complete_requested() {
                 job.pause_point().await;
                 job.check_cancelled()?;
                 self.turns.fetch_add(1, Ordering::SeqCst);
-                current::yield_now().await;
+                here(current::yield_now()).await;
             }
             job.pause_point().await;
             match self.fails {
@@ -108,17 +110,17 @@ impl JobDriver for Worker {
     }
 }
 
-struct Running {
-    job: Arc<Job>,
+pub(super) struct Running {
+    pub(super) job: Arc<Job>,
     aborted: Arc<AtomicBool>,
-    turns: Arc<AtomicU64>,
+    pub(super) turns: Arc<AtomicU64>,
     /// Node, its overlay, its backing, and the target.
-    source: Arc<Node>,
-    backing: Arc<Node>,
-    target: Arc<Node>,
+    pub(super) source: Arc<Node>,
+    pub(super) backing: Arc<Node>,
+    pub(super) target: Arc<Node>,
 }
 
-async fn start(bench: &Bench, home: &AioContext, fails: Fails) -> Running {
+pub(super) async fn start(bench: &Bench, home: &AioContext, fails: Fails) -> Running {
     let (backing, _) = bench.probe("backing", false);
     let (source, _) = bench.filter("source", &backing, None);
     bench.filter("overlay", &source, None);

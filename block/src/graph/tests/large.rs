@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use sluice_aio::{IoThread, LoopConfig};
+use sluice_aio::{IoThread, LoopConfig, current};
 
 use super::bench::{run, write};
 use crate::graph::transaction::MAX_DEPTH;
@@ -67,7 +67,11 @@ fn ten_thousand_nodes_are_shown_and_moved_together() {
         let thread = Arc::new(IoThread::spawn("io0", LoopConfig::default()).unwrap());
         let home = Home::kept(thread.context().clone(), Arc::clone(&thread) as Arc<_>);
         let top = bench.graph.node("d4999").unwrap();
-        bench.graph.set_home(&top, Some(home)).await.unwrap();
+        bench
+            .graph
+            .set_home(&top, Some(home), &current::context())
+            .await
+            .unwrap();
         for node in bench.graph.nodes() {
             assert_eq!(
                 node.home().unwrap().context().name(),
@@ -76,7 +80,11 @@ fn ten_thousand_nodes_are_shown_and_moved_together() {
                 node.name()
             );
         }
-        bench.graph.set_home(&low, None).await.unwrap();
+        bench
+            .graph
+            .set_home(&low, None, &current::context())
+            .await
+            .unwrap();
         assert!(top.home().is_none());
     });
 }

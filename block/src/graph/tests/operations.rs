@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use sluice_aio::{IoBuffer, IoThread, LoopConfig};
+use sluice_aio::{IoBuffer, IoThread, LoopConfig, current};
 
 use super::bench::run;
 use crate::driver::Allocation;
@@ -23,7 +23,11 @@ fn connected_nodes_have_one_home() {
             let keeper = Arc::clone(&thread) as Arc<_>;
             Some(Home::kept(thread.context().clone(), keeper))
         };
-        bench.graph.set_home(&left, home()).await.unwrap();
+        bench
+            .graph
+            .set_home(&left, home(), &current::context())
+            .await
+            .unwrap();
         for node in [&low, &left, &right] {
             assert_eq!(node.home().unwrap().context().name(), "io0");
         }
@@ -33,14 +37,22 @@ fn connected_nodes_have_one_home() {
         assert!(begun > 0 && begun == ended, "moved without a section");
         // A device anywhere among them stands against it.
         let disk = bench.graph.add_backend("disk", &right).unwrap();
-        let error = bench.graph.set_home(&left, None).await.unwrap_err();
+        let error = bench
+            .graph
+            .set_home(&left, None, &current::context())
+            .await
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "Cannot change iothread of active block backend"
+            "Cannot change iothread of active block backend 'disk' of node 'right'"
         );
         assert!(left.home().is_some());
         bench.graph.remove_backend(&disk).await;
-        bench.graph.set_home(&low, None).await.unwrap();
+        bench
+            .graph
+            .set_home(&low, None, &current::context())
+            .await
+            .unwrap();
         assert!(right.home().is_none());
         assert_eq!(Arc::strong_count(&thread), 1);
     });

@@ -165,20 +165,99 @@ fn a_paused_job_is_cancelled_with_the_other() {
     assert_eq!(errors(&fakes), [some(FAILED), some(CANCELLED)]);
 }
 
+/// The steps of the end, and how far one that is done with that comes while the other is in it.
+const STEPS: [(&str, EndPhase); 5] = [
+    ("tend", EndPhase::Waiting),
+    ("catch_up", EndPhase::CaughtUp),
+    ("keep_up", EndPhase::Held),
+    ("hold", EndPhase::Held),
+    ("prepare", EndPhase::Switching),
+];
+
+fn assert_none_final(fakes: &[Fake; 2], step: &str) {
+    for fake in fakes {
+        let calls = fake.calls();
+        assert!(!calls.iter().any(|call| call == "commit"), "{step}");
+        assert_eq!(calls.last().unwrap(), "clean");
+        // Who has not come to its end had nothing to hold.
+        let has_held = step == "tend" || *fake.script.released.lock() > 0;
+        assert!(has_held, "{step}: held for good");
+    }
+}
+
 #[test]
 fn the_last_step_of_one_fails_and_none_is_final() {
-    for fails in 0..2 {
+    for (step, _) in STEPS {
+        for fails in 0..2 {
+            let mut world = World::new();
+            let fakes = pair(&mut world, kept);
+            let error = JobError::Errno(Errno::IO);
+            *fakes[fails].script.fails_in.lock() = Some((step, error));
+            fakes[0].act(&mut world, [ok()]);
+            fakes[1].act(&mut world, [ok()]);
+            let mut expected = [some(CANCELLED), some(CANCELLED)];
+            expected[fails] = some(FAILED);
+            assert_eq!(errors(&fakes), expected, "{step}");
+            assert_none_final(&fakes, step);
+        }
+    }
+}
+
+#[test]
+fn whoever_is_cancelled_in_whichever_step_none_is_final() {
+    for (step, other_comes_to) in STEPS {
+        for (slow, cancelled) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut world = World::new();
+            let fakes = pair(&mut world, kept);
+            *fakes[slow].script.held_in.lock() = Some(step);
+            fakes[1 - slow].act(&mut world, [ok()]);
+            if step != "tend" {
+                fakes[slow].act(&mut world, [ok()]);
+            }
+            let other = fakes[1 - slow].job.end_phase();
+            assert_eq!(other, other_comes_to, "{step}");
+            let answer = fakes[cancelled].job.cancel(true);
+            world.rest();
+            if step == "prepare" {
+                assert!(answer.is_err());
+                *fakes[slow].script.held_in.lock() = None;
+                fakes[slow].job.kick();
+                world.rest();
+                assert_eq!(errors(&fakes), [None, None]);
+                continue;
+            }
+            answer.unwrap();
+            let expected = [some(CANCELLED), some(CANCELLED)];
+            assert_eq!(errors(&fakes), expected, "{step}");
+            assert_none_final(&fakes, step);
+        }
+    }
+}
+
+/// One that had caught up has more to do again before the other has caught up: nobody is held meanwhile.
+#[test]
+fn one_that_falls_behind_is_waited_for() {
+    for behind in 0..2 {
         let mut world = World::new();
         let fakes = pair(&mut world, kept);
-        *fakes[fails].script.prepare_fails.lock() = Some(JobError::Errno(Errno::IO));
-        fakes[0].act(&mut world, [ok()]);
-        fakes[1].act(&mut world, [ok()]);
-        let mut expected = [some(CANCELLED), some(CANCELLED)];
-        expected[fails] = some(FAILED);
-        assert_eq!(errors(&fakes), expected);
-        for fake in &fakes {
-            assert_eq!(fake.calls().last().unwrap(), "clean");
-        }
+        let (first, second) = (&fakes[behind], &fakes[1 - behind]);
+        *second.script.held_in.lock() = Some("catch_up");
+        first.act(&mut world, [ok()]);
+        second.act(&mut world, [ok()]);
+        assert_eq!(first.job.end_phase(), EndPhase::CaughtUp);
+        *first.script.held_in.lock() = Some("catch_up");
+        *first.script.falls_behind.lock() = true;
+        first.job.kick();
+        world.rest();
+        assert_eq!(first.job.end_phase(), EndPhase::CatchingUp);
+        *second.script.held_in.lock() = None;
+        second.job.kick();
+        world.rest();
+        assert_eq!(second.job.end_phase(), EndPhase::CaughtUp);
+        *first.script.held_in.lock() = None;
+        first.job.kick();
+        world.rest();
+        assert_eq!(errors(&fakes), [None, None]);
     }
 }
 

@@ -78,7 +78,7 @@ fn failure_when_ready() {
 fn failure_of_the_last_step() {
     let mut world = World::new();
     let fake = world.start("job");
-    *fake.script.prepare_fails.lock() = Some(EIO);
+    *fake.script.fails_in.lock() = Some(("prepare", EIO));
     world.events();
     fake.act(&mut world, [Step::Return(Ok(()))]);
     assert_eq!(
@@ -172,15 +172,37 @@ fn a_kind_without_soft_cancel_is_aborted_when_ready() {
     );
 }
 
+/// Until then its creator may want it to be as if it had never been, and does itself what `clean` would do.
 #[test]
-fn cancel_before_the_start_tells_no_end_of_the_work() {
+fn a_cancel_before_the_start_waits_for_the_creators_word() {
     let mut world = World::new();
-    let fake = world.create_with(manual("job"), true);
+    let fake = world.create_with(options("job"), true);
     world.rest();
     fake.job.cancel(true).unwrap();
     world.rest();
-    assert_eq!(world.events(), ["created", "aborting", "concluded", "null"]);
-    assert_eq!(fake.calls(), ["on_cancel force", "abort", "clean"]);
+    assert_eq!(world.events(), ["created"]);
+    assert_eq!(fake.calls(), ["on_cancel force"]);
+    fake.job.start();
+    world.rest();
+    assert_eq!(
+        world.events(),
+        ["aborting", "CANCELLED", "concluded", "null"]
+    );
+    assert_eq!(fake.calls(), ["abort", "clean"]);
+}
+
+#[test]
+fn a_cancelled_job_that_is_discarded_vanishes() {
+    let mut world = World::new();
+    let fake = world.create_with(options("job"), true);
+    world.rest();
+    fake.job.cancel(true).unwrap();
+    world.rest();
+    fake.job.discard();
+    world.rest();
+    assert_eq!(world.events(), ["created", "null"]);
+    assert_eq!(fake.calls(), ["on_cancel force"]);
+    assert!(world.registry.jobs().is_empty());
 }
 
 #[test]
@@ -244,14 +266,14 @@ fn cancel_while_pending() {
 fn too_late_to_cancel_once_the_last_step_has_begun() {
     let mut world = World::new();
     let fake = world.start("job");
-    *fake.script.hold_prepare.lock() = true;
+    *fake.script.held_in.lock() = Some("prepare");
     fake.act(&mut world, [Step::Return(Ok(()))]);
     assert_eq!(
         fake.job.cancel(true).unwrap_err().to_string(),
         "Job 'job' in state 'pending' cannot accept command verb 'cancel'"
     );
     world.events();
-    *fake.script.hold_prepare.lock() = false;
+    *fake.script.held_in.lock() = None;
     fake.job.kick();
     world.rest();
     assert_eq!(world.events(), ["COMPLETED", "concluded", "null"]);

@@ -125,14 +125,39 @@ fn a_pending_job_is_not_aborted_inside_a_section() {
 fn a_section_waits_for_last_steps_that_have_begun() {
     let mut world = World::new();
     let fake = world.start("job");
-    *fake.script.hold_prepare.lock() = true;
+    *fake.script.held_in.lock() = Some("prepare");
     fake.act(&mut world, [Step::Return(Ok(()))]);
     let _quiesced = fake.job.quiesce();
     world.rest();
     assert!(fake.job.is_busy());
-    *fake.script.hold_prepare.lock() = false;
+    *fake.script.held_in.lock() = None;
     fake.job.kick();
     world.rest();
     assert!(!fake.job.is_busy());
     assert_eq!(fake.job.state(), JobState::Null);
+}
+
+/// A job that is to end rests for a section that has not begun for a while, and for one that has begun until its end.
+#[test]
+fn a_section_begins_over_a_job_at_rest_alone() {
+    for begins in [false, true] {
+        let mut world = World::new();
+        let fake = world.start("job");
+        let quiesced = fake.job.quiesce();
+        assert!(!quiesced.begin(), "it works");
+        world.rest();
+        assert!(!fake.job.is_busy());
+        if begins {
+            assert!(quiesced.begin());
+        }
+        fake.job.cancel(true).unwrap();
+        world.rest();
+        for _ in 0..3 {
+            world.advance(PATIENCE);
+        }
+        assert_eq!(fake.job.state() == JobState::Null, !begins);
+        drop(quiesced);
+        world.rest();
+        assert_eq!(fake.job.state(), JobState::Null);
+    }
 }

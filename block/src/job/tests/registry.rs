@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join;
 use serde_json::json;
-use sluice_aio::{EventLoop, IoThread, LoopConfig};
+use sluice_aio::{EventLoop, IoThread, LoopConfig, current};
 
 use super::support::{Script, ScriptedDriver, Step, World, manual, options};
 use crate::event::tests::EventLog;
@@ -122,7 +123,7 @@ fn queries_have_the_members_of_the_protocol() {
 #[test]
 fn shutting_down_ends_jobs_in_every_state() {
     let mut world = World::new();
-    world.create("created");
+    let created = world.create("created").job;
     world.start("running");
     world.start("paused").job.pause().unwrap();
     world.start("ready").act(&mut world, [Step::Ready]);
@@ -157,7 +158,14 @@ fn shutting_down_ends_jobs_in_every_state() {
     let registry = world.registry.clone();
     world
         .event_loop
-        .run_until(async move { registry.shut_down().await })
+        .run_until(async move {
+            // Its creator has yet to say what becomes of it.
+            let discards = async move {
+                current::yield_now().await;
+                created.discard();
+            };
+            join(registry.shut_down(), discards).await
+        })
         .unwrap();
     assert!(world.registry.jobs().is_empty());
     let error = world
@@ -246,7 +254,7 @@ fn a_driver_that_panics_fails_its_job_only() {
         fn run<'a>(
             &'a self,
             _: &'a JobContext,
-        ) -> futures_util::future::LocalBoxFuture<'a, Result<(), JobError>> {
+        ) -> futures_util::future::BoxFuture<'a, Result<(), JobError>> {
             Box::pin(async { panic!("a mistake in the driver") })
         }
     }

@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{BoxFuture, LocalBoxFuture};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use serde_json::{Map, Value};
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig};
 
 use crate::event::tests::EventLog;
@@ -31,10 +30,15 @@ pub(super) struct Script {
     /// Hooks that were called, in order.
     pub(super) calls: Mutex<Vec<String>>,
     pub(super) verdicts: Mutex<Vec<ErrorVerdict>>,
-    pub(super) prepare_fails: Mutex<Option<JobError>>,
+    /// The step of the end that fails, and how.
+    pub(super) fails_in: Mutex<Option<(&'static str, JobError)>>,
     pub(super) refuse_complete: Mutex<bool>,
-    /// `prepare` is waiting; the test lets it go.
-    pub(super) hold_prepare: Mutex<bool>,
+    /// The step of the end that does not end until the test lets it go.
+    pub(super) held_in: Mutex<Option<&'static str>>,
+    /// What was caught up is not any more.
+    pub(super) falls_behind: Mutex<bool>,
+    /// How often what it held was released.
+    pub(super) released: Mutex<u32>,
     pub(super) soft: bool,
     /// Turns of the work; grows when it is woken.
     pub(super) turns: Mutex<u32>,
@@ -45,6 +49,21 @@ pub(super) struct ScriptedDriver(pub(super) Arc<Script>);
 impl ScriptedDriver {
     fn call(&self, name: &str) {
         self.0.calls.lock().push(name.to_owned());
+    }
+
+    /// A step of the end.
+    async fn step(&self, job: &JobContext, name: &str) -> Result<(), JobError> {
+        let script = &self.0;
+        while *script.held_in.lock() == Some(name) {
+            // The last can't be cancelled.
+            if name != "prepare" {
+                job.check_cancelled()?;
+            }
+            let kicked = job.job().wait(|_| job.job().take_kick().then_some(()));
+            kicked.await;
+        }
+        let fails = script.fails_in.lock().take_if(|(step, _)| *step == name);
+        fails.map_or(Ok(()), |(_, error)| Err(error))
     }
 
     async fn work(&self, job: &JobContext) -> Result<(), JobError> {
@@ -60,7 +79,7 @@ impl ScriptedDriver {
                 Some(Step::Ready) => job.transition_to_ready()?,
                 Some(Step::Return(result)) => return result,
                 Some(Step::IoError(policy, operation, errno)) => {
-                    let verdict = job.io_error(policy, operation, errno);
+                    let verdict = job.io_error("node", policy, operation, errno);
                     self.0.verdicts.lock().push(verdict);
                     match verdict {
                         ErrorVerdict::Fail => return Err(JobError::Errno(errno)),
@@ -87,7 +106,7 @@ impl JobDriver for ScriptedDriver {
         JobKind::Mirror
     }
 
-    fn run<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
+    fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         self.call("run");
         Box::pin(self.work(job))
     }
@@ -96,15 +115,44 @@ impl JobDriver for ScriptedDriver {
         Box::pin(async { self.call("settle") })
     }
 
+    fn tend<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(async {
+            self.step(job, "tend").await?;
+            job.rest_until_called().await
+        })
+    }
+
+    fn catch_up<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(self.step(job, "catch_up"))
+    }
+
+    fn keep_up<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+        Box::pin(async {
+            self.step(job, "keep_up").await?;
+            let near = || !std::mem::take(&mut *self.0.falls_behind.lock());
+            while near() && !job.is_called() {
+                job.check_cancelled()?;
+                job.sleep_until_kicked().await;
+            }
+            Ok(())
+        })
+    }
+
+    fn hold<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<bool, JobError>> {
+        Box::pin(async {
+            self.step(job, "hold").await?;
+            Ok(true)
+        })
+    }
+
+    fn release(&self) {
+        *self.0.released.lock() += 1;
+    }
+
     fn prepare<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, Result<(), JobError>> {
         Box::pin(async {
             self.call("prepare");
-            while *self.0.hold_prepare.lock() {
-                job.job()
-                    .wait(|_| job.job().take_kick().then_some(()))
-                    .await;
-            }
-            self.0.prepare_fails.lock().take().map_or(Ok(()), Err)
+            self.step(job, "prepare").await
         })
     }
 
@@ -139,12 +187,18 @@ impl JobDriver for ScriptedDriver {
         Ok(())
     }
 
-    fn query(&self) -> Map<String, Value> {
-        Map::from_iter([("actively-synced".to_owned(), false.into())])
+    fn query(&self) -> JobDetails {
+        JobDetails {
+            actively_synced: Some(false),
+            ..JobDetails::default()
+        }
     }
 
-    fn report(&self) -> Map<String, Value> {
-        Map::from_iter([("x-pivot-pause-us".to_owned(), 5.into())])
+    fn report(&self) -> JobDetails {
+        JobDetails {
+            pivot_pause_us: Some(5),
+            ..JobDetails::default()
+        }
     }
 }
 

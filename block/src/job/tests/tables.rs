@@ -13,7 +13,7 @@ const LETTERS: &str = "UCRPYSWDXEN";
 const TRANSITIONS: &str = "U:C C:RXN R:PYWX P:R Y:SWX S:Y W:DX D:XE X:XE E:N N:";
 
 /// Verb, then the states that accept it.
-const VERBS: &str = "cancel:CRPYSWD pause:CRPYS resume:CRPYS set-speed:CRPYS change:CRPYS \
+const VERBS: &str = "cancel:CRPYSWD pause:CRPYS resume:CRPYSWD set-speed:CRPYS change:CRPYS \
                      complete:YS finalize:D dismiss:E";
 
 fn letter(state: JobState) -> char {

@@ -107,12 +107,12 @@ fn a_new_speed_wakes_the_work() {
 fn a_second_finalize_is_no_error_while_the_first_is_at_it() {
     let mut world = World::new();
     let fake = world.start_with(super::support::manual("job"), true);
-    *fake.script.hold_prepare.lock() = true;
+    *fake.script.held_in.lock() = Some("prepare");
     fake.act(&mut world, [Step::Return(Ok(()))]);
     fake.job.finalize().unwrap();
     world.rest();
     fake.job.finalize().unwrap();
-    *fake.script.hold_prepare.lock() = false;
+    *fake.script.held_in.lock() = None;
     fake.job.kick();
     world.rest();
     assert_eq!(fake.job.state(), JobState::Concluded);

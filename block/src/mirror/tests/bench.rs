@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use sluice_aio::{AioContext, Clock, EventLoop, IoBuffer, IoThread, LoopConfig, current};
 
 use crate::backend::Backend;
+use crate::driver::blkdebug::InjectError;
+use crate::driver::{Blkdebug, DebugEvent};
 use crate::error::BlockError;
 use crate::event::{BlockEvent, EventSink};
 use crate::graph::Graph;
@@ -364,6 +366,42 @@ impl Bench {
         write
     }
 
+    /// Has jobs pivot by `complete`, to the last flush of the target before the section, which is held as `stretch`.
+    pub(super) async fn to_the_last_stretch(&self, target: &Blkdebug, complete: &dyn Fn()) {
+        let flush = DebugEvent::FlushToDisk;
+        target.set_break(flush, "approach").unwrap();
+        complete();
+        target.wait_break("approach").await.unwrap();
+        target.set_break(flush, "stretch").unwrap();
+        target.resume("approach").unwrap();
+        target.wait_break("stretch").await.unwrap();
+    }
+
+    /// The same, on to the section, which waits for a guest's write of 0xf1 to the first block: it has reached the
+    /// target, and the source, held as `slow`, will fail it without having changed. So its place is to be copied
+    /// inside the section.
+    pub(super) async fn until_the_section(
+        &self,
+        disk: &Arc<Backend>,
+        [source, target]: [&Blkdebug; 2],
+        complete: &dyn Fn(),
+    ) -> impl Future<Output = Result<(), BlockError>> + use<> {
+        self.to_the_last_stretch(target, complete).await;
+        let event = DebugEvent::WriteAio;
+        source.set_break(event, "slow").unwrap();
+        source.inject(InjectError {
+            once: true,
+            ..InjectError::new(event, libc::EIO)
+        });
+        let write = self.begin_write(disk, 0, 0xf1);
+        source.wait_break("slow").await.unwrap();
+        target.resume("stretch").unwrap();
+        while !disk.gate().is_closed() {
+            current::yield_now().await;
+        }
+        write
+    }
+
     /// Lets the manual clock run.
     pub(super) fn advance(&self, by: Duration) {
         assert!(self.clock.advance(by));
@@ -386,4 +424,9 @@ pub(super) fn block_value(image: &[u8], offset: u64) -> Option<u8> {
         .iter()
         .all(|byte| *byte == block[0])
         .then_some(block[0])
+}
+
+/// What holds and fails the requests of a node of [`Bench::debug_node`].
+pub(super) fn debug(node: &Node) -> &Blkdebug {
+    node.as_blkdebug().unwrap()
 }

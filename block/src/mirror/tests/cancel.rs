@@ -48,6 +48,9 @@ fn right_after_the_start() {
         let target = bench.target("target").await;
         bench.mirror("disk", "target").await.cancel(true).unwrap();
         bench.end().await;
+        // Whoever was told that the job exists is told of its end, also if its loop had not heard of it yet.
+        let cancelled = |event: &BlockEvent| matches!(event, BlockEvent::BlockJobCancelled(_));
+        assert!(bench.events().iter().any(cancelled));
         assert_untouched(&bench, &disk, &target).await;
     });
 }
@@ -138,14 +141,14 @@ fn when_it_waits_to_be_finalised() {
 }
 
 #[test]
-fn inside_the_pivot_it_is_too_late() {
+fn once_the_root_is_swapped_it_is_too_late() {
     run_both(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
         bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
         debug(&target)
-            .set_break(DebugEvent::PivotClean, "window")
+            .set_break(DebugEvent::PivotSwapped, "window")
             .unwrap();
         bench.job().complete().unwrap();
         debug(&target).wait_break("window").await.unwrap();

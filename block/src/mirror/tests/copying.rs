@@ -13,9 +13,7 @@ use super::bench::{
 use crate::backend::Backend;
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::job::JobState;
-use crate::mirror::{
-    BlockdevMirror, DriveMirror, NewImageMode, SyncMode, blockdev_mirror, drive_mirror,
-};
+use crate::mirror::{BlockdevMirror, DriveMirror, SyncMode, blockdev_mirror, drive_mirror};
 use crate::node::Node;
 
 fn debug(node: &Node) -> &Blkdebug {
@@ -72,6 +70,60 @@ fn any_buffer_size_will_do() {
                 copies_exactly(&bench, &pattern(SIZE), 65536, buf_size, by_workers).await;
             });
         }
+    }
+}
+
+/// However slow the target, what is on its way to it is never more than `buf-size`, in at most sixteen copies.
+#[test]
+fn what_is_in_flight_is_bounded_by_the_buffer() {
+    const COPIES: usize = 16;
+    for (buf_size, in_flight) in [(1, 64 << 10), (128 << 10, 128 << 10), (1 << 20, 1 << 20)] {
+        run(|bench| async move {
+            bench.disk("disk").await;
+            let target = bench.target("target").await;
+            let tag = |number: usize| format!("write{number}");
+            for number in 0..2 * COPIES + 1 {
+                let held = debug(&target).set_break(DebugEvent::WriteAio, &tag(number));
+                held.unwrap();
+            }
+            let mut arguments = common("disk");
+            arguments.buf_size = Some(buf_size);
+            arguments.granularity = Some(4096);
+            let job = bench.mirror_with("target", arguments).await;
+            for round in 0..2 {
+                let last = (round + 1) * COPIES - 1;
+                debug(&target).wait_break(&tag(last)).await.unwrap();
+                for _ in 0..1000 {
+                    current::yield_now().await;
+                }
+                let next = tag(last + 1);
+                assert!(
+                    !debug(&target).is_suspended(&next),
+                    "one more is on its way"
+                );
+                for number in round * COPIES..=last {
+                    debug(&target).resume(&tag(number)).unwrap();
+                }
+                if round == 0 {
+                    // All of the first have ended when as many others are held.
+                    debug(&target)
+                        .wait_break(&tag(2 * COPIES - 1))
+                        .await
+                        .unwrap();
+                    let there = bench
+                        .bytes("target")
+                        .iter()
+                        .filter(|byte| **byte != 0)
+                        .count();
+                    assert_eq!(there, in_flight, "buf-size {buf_size}");
+                }
+            }
+            debug(&target).remove_break(&tag(2 * COPIES)).unwrap();
+            bench.wait_for(JobState::Ready).await;
+            job.complete().unwrap();
+            assert_eq!(bench.end().await, None);
+            assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        });
     }
 }
 
@@ -159,7 +211,7 @@ async fn drive_mirror_onto_old_data(bench: Bench, unmap: bool) -> u64 {
         target: bench.path("target"),
         format: Some("raw".to_owned()),
         node_name: Some("copy".to_owned()),
-        mode: NewImageMode::Existing,
+        mode: crate::options::NewImageMode::Existing,
         unmap,
     };
     drive_mirror(&bench.graph, arguments, &current::context())
@@ -188,7 +240,7 @@ fn drive_mirror_makes_its_target() {
             target: bench.path("new"),
             format: None,
             node_name: None,
-            mode: NewImageMode::AbsolutePaths,
+            mode: crate::options::NewImageMode::AbsolutePaths,
             unmap: true,
         };
         drive_mirror(&bench.graph, arguments, &current::context())
@@ -469,6 +521,48 @@ fn keeps_to_its_speed(by_workers: bool) {
     });
 }
 
+/// Chunks that are holes in part are copied by what they hold. That counts too, at the latest when it has been
+/// copied.
+#[test]
+fn the_speed_limit_is_kept_on_a_scattered_disk() {
+    run_with(Serving::Main, Clock::manual(), |bench| async move {
+        let disk = bench.disk("disk").await;
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(bench.path("disk"))
+            .unwrap();
+        file.set_len(0).unwrap();
+        file.set_len(SIZE).unwrap();
+        for block in (0..SIZE / BLOCK).step_by(2) {
+            bench.write(&disk, block * BLOCK, 0xf7).await;
+        }
+        bench.target("target").await;
+        let mut arguments = common("disk");
+        // Two chunks per slice of a tenth of a second: half of each is data.
+        arguments.speed = Some(655_360);
+        arguments.granularity = Some(65536);
+        let job = bench.mirror_with("target", arguments).await;
+        // Those that are on their way when the first has told what it held.
+        let at_once = 16;
+        for slices in 1..8 {
+            for _ in 0..20 {
+                for _ in 0..100 {
+                    current::yield_now().await;
+                }
+                // The test's clock stands still; what is copied takes time all the same.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let copied = job.progress().current() / 65536;
+            assert!(copied <= 2 * slices + at_once, "{copied} after {slices}");
+            bench.advance(Duration::from_millis(100));
+        }
+        job.set_speed(0).unwrap();
+        bench.wait_for(JobState::Ready).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    });
+}
+
 /// A guest's write is on its way for long; the chunk is copied meanwhile, with its old bytes. The
 /// mark that counts is the one after the write's end.
 #[test]
@@ -496,27 +590,63 @@ fn a_slow_write_is_marked_when_it_has_ended() {
     });
 }
 
-/// The pivot's section waits for a write that is on its way, and copies what it has changed.
+/// The pivot's section waits for a write that is on its way, and copies what it has marked.
 #[test]
 fn a_write_that_ends_while_the_pivot_drains_is_copied() {
     run_both(|bench| async move {
         let (disk, source) = bench.debug_disk("disk").await;
-        bench.target("target").await;
+        let target = bench.target("target").await;
         bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
-        debug(&source)
-            .set_break(DebugEvent::WriteAio, "slow")
-            .unwrap();
-        let slow = bench.begin_write(&disk, 0, 0xf1);
-        debug(&source).wait_break("slow").await.unwrap();
-        bench.job().complete().unwrap();
-        while !disk.gate().is_closed() {
-            current::yield_now().await;
-        }
+        let sides = [debug(&source), debug(&target)];
+        let complete = || bench.job().complete().unwrap();
+        let slow = bench.until_the_section(&disk, sides, &complete);
+        let slow = slow.await;
         debug(&source).resume("slow").unwrap();
-        slow.await.unwrap();
+        slow.await.unwrap_err();
         assert_eq!(bench.end().await, None);
         assert_eq!(bench.bytes("disk"), bench.bytes("target"));
-        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0xf1));
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(1));
+    });
+}
+
+/// A copy that the file system makes by sharing blocks: what guests write meanwhile is copied, and what they write later is not
+/// in the old image.
+#[test]
+fn files_that_share_blocks_are_kept_apart_under_writes() {
+    run_both(|bench| async move {
+        bench.empty_image("probe", BLOCK);
+        bench.empty_image("clone", 0);
+        let open = |name: &str| {
+            let mut options = std::fs::OpenOptions::new();
+            options
+                .read(true)
+                .write(true)
+                .open(bench.path(name))
+                .unwrap()
+        };
+        if let Err(error) = rustix::fs::ioctl_ficlone(open("clone"), open("probe")) {
+            let place = bench.directory.path().display();
+            println!("SKIPPED: the file system of {place} shares no blocks: {error}");
+            return;
+        }
+        std::fs::write(bench.path("first"), pattern(SIZE)).unwrap();
+        let node = bench.plain_node("first", json!({})).await;
+        let disk = bench.attach("disk", &node);
+        bench.empty_image("target", SIZE);
+        bench.plain_node("target", json!({})).await;
+        let places = SIZE / BLOCK;
+        bench.mirror("disk", "target").await;
+        for round in 0..300 {
+            bench.write(&disk, round * 37 % places * BLOCK, 0xf1).await;
+        }
+        assert_eq!(bench.complete().await, None);
+        let old = bench.bytes("first");
+        assert_eq!(old, bench.bytes("target"));
+        for round in 0..300 {
+            bench.write(&disk, round * 41 % places * BLOCK, 0xf2).await;
+        }
+        assert_eq!(bench.bytes("first"), old);
+        assert_eq!(block_value(&bench.bytes("target"), 41 * BLOCK), Some(0xf2));
     });
 }

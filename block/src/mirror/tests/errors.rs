@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
 use sluice_aio::IoBuffer;
 
-use super::bench::{BLOCK, SIZE, block_value, common, pattern, run, run_both};
+use super::bench::{BLOCK, Bench, SIZE, block_value, common, pattern, run, run_both};
 use crate::backend::Submitter;
 use crate::driver::DebugEvent;
 use crate::driver::blkdebug::InjectError;
 use crate::event::BlockEvent;
 use crate::job::{IoStatus, Job, JobState, OnError};
+use crate::mirror::CopyMode;
 use crate::node::Node;
 
 fn inject(node: &Node, event: DebugEvent, errno: i32) {
@@ -55,17 +57,15 @@ fn a_source_that_cannot_be_read_ends_the_job() {
         inject(&source, DebugEvent::ReadAio, libc::EIO);
         bench.mirror("disk", "target").await;
         assert_eq!(bench.end().await.as_deref(), Some("Input/output error"));
-        let operations: Vec<_> = bench
-            .events()
-            .into_iter()
-            .filter_map(|event| match event {
-                BlockEvent::BlockJobError { operation, .. } => {
-                    Some(serde_json::to_value(operation).unwrap())
-                }
-                _ => None,
-            })
+        let events = bench.events().into_iter();
+        let errors = events.filter(|event| matches!(event, BlockEvent::BlockJobError { .. }));
+        let told: Vec<_> = errors
+            .map(|event| serde_json::to_value(event).unwrap()["data"].take())
             .collect();
-        assert_eq!(operations, ["read"]);
+        let expected = json!({
+            "device": "job0", "operation": "read", "action": "report", "x-node-name": "disk-node", "x-errno": libc::EIO
+        });
+        assert_eq!(told, [expected]);
         assert_eq!(disk.node().unwrap().name(), "disk-node");
     });
 }
@@ -115,6 +115,32 @@ fn one_resume_is_enough_after_a_full_disk() {
     });
 }
 
+/// A guest's write to both sides meets the full disk as well, while the job rests.
+#[test]
+fn one_resume_is_enough_after_a_guest_has_met_the_full_disk_too() {
+    run_both(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        inject(&target, DebugEvent::WriteAio, libc::ENOSPC);
+        let mut arguments = common("disk");
+        arguments.on_target_error = OnError::Enospc;
+        arguments.copy_mode = CopyMode::WriteBlocking;
+        // A write of a whole chunk goes to both sides, although that is dirty.
+        arguments.granularity = Some(BLOCK);
+        let job = bench.mirror_with("target", arguments).await;
+        bench.wait_until(|_| is_stopped(&job)).await;
+        for (offset, byte) in [(0, 0xf1), (BLOCK, 0xf2)] {
+            bench.write(&disk, offset, byte).await;
+        }
+        heal(&target);
+        job.resume().unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.error_events(), 1);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        assert_eq!(block_value(&bench.bytes("target"), BLOCK), Some(0xf2));
+    });
+}
+
 #[test]
 fn with_enospc_other_errors_still_end_the_job() {
     run(|bench| async move {
@@ -149,6 +175,88 @@ fn ignored_errors_are_tried_again_until_they_stop() {
     });
 }
 
+const CHUNK: u64 = 64 << 10;
+
+fn retried(job: &Job) -> u64 {
+    job.block_job_info().details["x-bytes-retried"]
+        .as_u64()
+        .unwrap()
+}
+
+/// A mirror that copies chunk by chunk, of which one fails once.
+async fn with_a_chunk_that_fails(bench: &Bench, policy: OnError) -> Arc<Job> {
+    bench.disk("disk").await;
+    let target = bench.target("target").await;
+    target.as_blkdebug().unwrap().inject(InjectError {
+        sector: i64::try_from(2 * CHUNK / 512).unwrap(),
+        once: true,
+        ..InjectError::new(DebugEvent::WriteAio, libc::ENOSPC)
+    });
+    let mut arguments = common("disk");
+    arguments.on_target_error = policy;
+    arguments.granularity = Some(CHUNK);
+    arguments.buf_size = Some(i64::try_from(CHUNK).unwrap());
+    bench.mirror_with("target", arguments).await
+}
+
+#[test]
+fn a_job_that_ends_at_its_first_error_retries_nothing() {
+    run_both(|bench| async move {
+        let job = with_a_chunk_that_fails(&bench, OnError::Report).await;
+        assert!(bench.end().await.is_some());
+        assert_eq!(retried(&job), 0);
+    });
+}
+
+#[test]
+fn what_failed_is_retried_once_the_job_is_told_to_go_on() {
+    run_both(|bench| async move {
+        let job = with_a_chunk_that_fails(&bench, OnError::Stop).await;
+        bench.wait_until(|_| is_stopped(&job)).await;
+        assert_eq!(retried(&job), 0, "the operator has not decided yet");
+        job.resume().unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(retried(&job), CHUNK);
+    });
+}
+
+#[test]
+fn a_job_that_is_cancelled_while_it_rests_retries_nothing() {
+    run_both(|bench| async move {
+        let job = with_a_chunk_that_fails(&bench, OnError::Stop).await;
+        bench.wait_until(|_| is_stopped(&job)).await;
+        job.cancel(true).unwrap();
+        bench.end().await;
+        assert_eq!(retried(&job), 0);
+    });
+}
+
+/// The guest was told that its write failed, and the job had no part in that. A target that failed is the job's business.
+#[test]
+fn a_write_to_both_is_retried_if_its_target_failed_and_not_for_its_source() {
+    run_both(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        let target = bench.target("target").await;
+        let mut arguments = common("disk");
+        arguments.copy_mode = CopyMode::WriteBlocking;
+        arguments.on_target_error = OnError::Ignore;
+        let job = bench.mirror_with("target", arguments).await;
+        bench.wait_for(JobState::Ready).await;
+        inject(&source, DebugEvent::WriteAio, libc::EIO);
+        assert!(bench.begin_write(&disk, 0, 0xf1).await.is_err());
+        heal(&source);
+        target.as_blkdebug().unwrap().inject(InjectError {
+            once: true,
+            sector: i64::try_from(2 * CHUNK / 512).unwrap(),
+            ..InjectError::new(DebugEvent::WriteAio, libc::EIO)
+        });
+        bench.write(&disk, 2 * CHUNK, 0xf2).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+        assert_eq!(retried(&job), BLOCK);
+    });
+}
+
 /// Each time the same chunk fails once more; nothing is counted twice or lost.
 #[test]
 fn a_failed_copy_is_dirty_again() {
@@ -167,8 +275,8 @@ fn a_failed_copy_is_dirty_again() {
         bench.mirror_with("target", arguments).await;
         assert_eq!(bench.complete().await, None);
         assert_eq!(bench.bytes("target"), pattern(SIZE));
-        let details = bench.job().block_job_info().details;
-        assert!(details["x-bytes-retried"].as_u64().unwrap() > 0);
+        // Copies of 1 MiB: the first fails twice, the third once.
+        assert_eq!(retried(&bench.job()), 3 << 20);
     });
 }
 

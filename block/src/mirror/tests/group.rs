@@ -12,7 +12,7 @@ use crate::job::{Job, JobGroup, JobState};
 use crate::mirror::CopyMode;
 
 /// Mirrors the disk `NAME` to `NAME-copy` as the job `NAME`, until it is ready.
-async fn ready(bench: &Bench, name: &str, mode: CopyMode) -> Arc<Job> {
+pub(super) async fn ready(bench: &Bench, name: &str, mode: CopyMode) -> Arc<Job> {
     let target = format!("{name}-copy");
     bench.target(&target).await;
     let mut arguments = common(name);
@@ -26,7 +26,7 @@ async fn ready(bench: &Bench, name: &str, mode: CopyMode) -> Arc<Job> {
 }
 
 /// Where the disk's next requests go.
-fn root(disk: &Backend) -> String {
+pub(super) fn root(disk: &Backend) -> String {
     disk.node().unwrap().name().to_owned()
 }
 
@@ -100,7 +100,7 @@ fn if_one_cannot_pivot_none_does() {
         ];
         let target = bench.graph.node("second-copy").unwrap();
         let target = target.as_blkdebug().unwrap();
-        target.set_break(DebugEvent::PivotClean, "held").unwrap();
+        target.set_break(DebugEvent::PivotAgreed, "held").unwrap();
         JobGroup::complete(&jobs).unwrap();
         target.wait_break("held").await.unwrap();
         // The first has swapped its root and waits for the second; its guest waits too.

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sluice_aio::current;
+
 use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand};
+use crate::backend::Backend;
+use crate::drain::PATIENCE as MOMENT;
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::event::BlockEvent;
 use crate::job::{Job, JobState};
@@ -23,22 +27,41 @@ async fn lose_patience(bench: &Bench, job: &Job) {
     parting::lose_patience(&bench.clock, &bench.context, job).await;
 }
 
+/// What a command is told that wants the node.
+fn way_out(node: &Node) -> Option<&'static str> {
+    node.check_not_blocked().unwrap_err().way_out()
+}
+
 fn was_cancelled(bench: &Bench) -> bool {
     let cancelled = |event: &BlockEvent| matches!(event, BlockEvent::BlockJobCancelled(_));
     bench.events().iter().any(cancelled)
 }
 
+/// A mirror of a disk whose target hangs in a write.
+async fn hanging_mirror(bench: &Bench) -> (Arc<Backend>, Arc<Node>, Arc<Job>) {
+    let disk = bench.disk("disk").await;
+    let target = bench.target("target").await;
+    hold(&target, DebugEvent::WriteAio);
+    let job = bench.mirror("disk", "target").await;
+    wait_held(&target).await;
+    (disk, target, job)
+}
+
 #[test]
 fn the_job_ends_without_it_and_the_disk_is_free() {
     run_both_by_hand(|bench| async move {
-        let disk = bench.disk("disk").await;
-        let target = bench.target("target").await;
-        hold(&target, DebugEvent::WriteAio);
-        let job = bench.mirror("disk", "target").await;
-        wait_held(&target).await;
+        let (disk, target, job) = hanging_mirror(&bench).await;
+        let advice = way_out(&target).unwrap();
+        assert!(advice.contains("'job-cancel'"), "{advice}");
         job.cancel(true).unwrap();
         bench.write(&disk, BLOCK, 0xf1).await;
         bench.wait_for(JobState::Aborting).await;
+        // No command can make it end sooner.
+        for node in [&bench.graph.node("disk-node").unwrap(), &target] {
+            while way_out(node) != Some("the job is ending already: wait until it is gone") {
+                current::yield_now().await;
+            }
+        }
         lose_patience(&bench, &job).await;
         assert!(was_cancelled(&bench));
         job.dismiss().unwrap();
@@ -47,8 +70,8 @@ fn the_job_ends_without_it_and_the_disk_is_free() {
 
         // What hangs keeps the target, and what it stands on.
         assert!(target.writer().is_some());
-        let busy = "Node 'target' is busy: block device is in use by block job: mirror 'job0', whose last writes have \
-                    not returned";
+        let busy = "Node 'target' is busy: block device is in use by block job: mirror 'job0', whose last requests \
+                    have not returned";
         let refused = bench.start("target", common("disk")).await.unwrap_err();
         assert_eq!(refused.to_string(), busy);
         assert_eq!(
@@ -87,11 +110,7 @@ fn the_job_ends_without_it_and_the_disk_is_free() {
 #[test]
 fn a_target_that_dies_is_free_again() {
     run_both_by_hand(|bench| async move {
-        bench.disk("disk").await;
-        let target = bench.target("target").await;
-        hold(&target, DebugEvent::WriteAio);
-        let job = bench.mirror("disk", "target").await;
-        wait_held(&target).await;
+        let (_, target, job) = hanging_mirror(&bench).await;
         job.cancel(true).unwrap();
         lose_patience(&bench, &job).await;
         debug(&target).fail("hang", libc::EIO).unwrap();
@@ -144,18 +163,13 @@ fn a_guests_write_to_both_that_hangs_is_left_too() {
 #[test]
 fn a_cancel_frees_sections_of_the_disk() {
     run_both_by_hand(|bench| async move {
-        let disk = bench.disk("disk").await;
-        let target = bench.target("target").await;
-        let source = disk.node().unwrap();
-        hold(&target, DebugEvent::WriteAio);
-        let job = bench.mirror("disk", "target").await;
-        wait_held(&target).await;
+        let (_, target, job) = hanging_mirror(&bench).await;
+        let source = bench.graph.node("disk-node").unwrap();
         let drained = begin_drain(&bench.graph, &source);
         yield_often().await;
         assert!(!drained.load(Ordering::SeqCst), "a copy is on its way");
         job.cancel(true).unwrap();
         wait(&drained).await;
-        // A section over the target that is there before the job begins its end would keep it from that.
         bench.wait_for(JobState::Aborting).await;
         let target_drained = begin_drain(&bench.graph, &target);
         lose_patience(&bench, &job).await;
@@ -163,6 +177,119 @@ fn a_cancel_frees_sections_of_the_disk() {
         assert!(!target_drained.load(Ordering::SeqCst));
         debug(&target).resume("hang").unwrap();
         wait(&target_drained).await;
+        wait_released(&target).await;
+    });
+}
+
+/// The operator wants to have a section over the disk while the target hangs; nobody has cancelled the job yet. The guest
+/// is held for a moment, and not until the target comes back.
+#[test]
+fn a_section_that_cannot_begin_holds_the_guest_for_a_moment() {
+    run_both_by_hand(|bench| async move {
+        let (disk, target, job) = hanging_mirror(&bench).await;
+        let source = bench.graph.node("disk-node").unwrap();
+        let drained = begin_drain(&bench.graph, &source);
+        yield_often().await;
+        assert!(disk.gate().is_closed());
+        let write = bench.begin_write(&disk, BLOCK, 0xf1);
+        bench.advance(MOMENT);
+        write.await.unwrap();
+        assert!(!disk.gate().is_closed() && !drained.load(Ordering::SeqCst));
+        assert_eq!(job.state(), JobState::Running);
+        // It comes back: the job rests, and the section begins and ends.
+        debug(&target).resume("hang").unwrap();
+        wait(&drained).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(block_value(&bench.bytes("target"), BLOCK), Some(0xf1));
+    });
+}
+
+/// The machine stops: it does not wait for the target either, and makes the disk durable.
+#[test]
+fn a_machine_stops_although_a_target_hangs() {
+    run_both_by_hand(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        let target = bench.target("target").await;
+        hold(&target, DebugEvent::WriteAio);
+        let job = bench.mirror("disk", "target").await;
+        wait_held(&target).await;
+        bench.write(&disk, BLOCK, 0xf1).await;
+        for side in [&source, &target] {
+            debug(side)
+                .set_break(DebugEvent::FlushToDisk, "flush")
+                .unwrap();
+        }
+        let graph = Arc::clone(&bench.graph);
+        let stops = current::spawn_local(async move { graph.come_to_rest("stop").await });
+        yield_often().await;
+        bench.advance(MOMENT);
+        debug(&source).wait_break("flush").await.unwrap();
+        debug(&source).resume("flush").unwrap();
+        assert!(stops.await.unwrap().is_empty());
+        assert_eq!(job.state(), JobState::Running);
+        debug(&target).remove_break("flush").unwrap();
+        debug(&target).resume("hang").unwrap();
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(block_value(&bench.bytes("target"), BLOCK), Some(0xf1));
+    });
+}
+
+/// A section over the target was there before the cancel, and can't begin as long as that hangs. The job ends all the same.
+#[test]
+fn a_section_that_cannot_begin_does_not_keep_the_job_from_its_end() {
+    run_both_by_hand(|bench| async move {
+        let (disk, target, job) = hanging_mirror(&bench).await;
+        let drained = begin_drain(&bench.graph, &target);
+        yield_often().await;
+        bench.write(&disk, 0, 0xf0).await;
+        job.cancel(true).unwrap();
+        bench.write(&disk, BLOCK, 0xf1).await;
+        lose_patience(&bench, &job).await;
+        assert!(was_cancelled(&bench));
+        job.dismiss().unwrap();
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        assert!(!bench.has_node_of("mirror_top"));
+        bench.write(&disk, 2 * BLOCK, 0xf2).await;
+        assert!(!drained.load(Ordering::SeqCst));
+        assert!(target.writer().is_some());
+
+        // The disk goes elsewhere meanwhile, with all that was written.
+        bench.target("other").await;
+        bench.mirror("disk", "other").await;
+        assert_eq!(bench.complete().await, None);
+        for (block, value) in [(0, 0xf0), (1, 0xf1), (2, 0xf2)] {
+            let written = block_value(&bench.bytes("other"), block * BLOCK);
+            assert_eq!(written, Some(value));
+        }
+        debug(&target).resume("hang").unwrap();
+        wait(&drained).await;
+        wait_released(&target).await;
+    });
+}
+
+/// One that has begun does: whoever has it relies on the graph.
+#[test]
+fn a_section_that_has_begun_keeps_the_job_from_its_end() {
+    run_both_by_hand(|bench| async move {
+        let (disk, target, job) = hanging_mirror(&bench).await;
+        let source = bench.graph.node("disk-node").unwrap();
+        let section = {
+            let (graph, source) = (Arc::clone(&bench.graph), Arc::clone(&source));
+            current::spawn_local(async move { graph.drain(&source, "test").await })
+        };
+        yield_often().await;
+        job.cancel(true).unwrap();
+        let section = section.await.unwrap();
+        for _ in 0..8 {
+            bench.advance(PATIENCE);
+            yield_often().await;
+        }
+        assert_ne!(job.state(), JobState::Concluded);
+        assert_eq!(disk.node().unwrap().driver_name(), "mirror_top");
+        drop(section);
+        lose_patience(&bench, &job).await;
+        assert_eq!(disk.node().unwrap().name(), "disk-node");
+        debug(&target).resume("hang").unwrap();
         wait_released(&target).await;
     });
 }

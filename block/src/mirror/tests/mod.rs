@@ -3,10 +3,15 @@
 mod bench;
 mod cancel;
 mod copying;
+mod ending;
 mod errors;
 mod group;
 mod hang;
+mod homes;
+mod inner;
 mod locks;
+mod looking;
+mod near;
 mod pivot;
 mod random;
 mod refusals;

@@ -8,9 +8,7 @@ use sluice_aio::current;
 use super::bench::{Bench, SIZE, common, pattern, run};
 use crate::BlockError;
 use crate::job::JobState;
-use crate::mirror::{
-    BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode, blockdev_mirror, drive_mirror,
-};
+use crate::mirror::{BlockdevMirror, DriveMirror, MirrorCommon, blockdev_mirror, drive_mirror};
 
 fn text(result: Result<(), BlockError>) -> String {
     result.unwrap_err().to_string()
@@ -22,7 +20,7 @@ async fn to_file(bench: &Bench, arguments: MirrorCommon, name: &str) -> Result<(
         target: bench.path(name),
         format: None,
         node_name: None,
-        mode: NewImageMode::AbsolutePaths,
+        mode: crate::options::NewImageMode::AbsolutePaths,
         unmap: true,
     };
     drive_mirror(&bench.graph, arguments, &current::context()).await
@@ -47,6 +45,20 @@ fn impossible_mirrors_are_refused_and_change_nothing() {
         assert!(text(bench.start("small", common("nobody")).await).contains("'nobody'"));
         assert!(text(bench.start("ro", common("disk")).await).contains("read-only"));
         assert!(text(to_file(&bench, common("disk"), "disk").await).contains("another block node"));
+        let nowhere = text(to_file(&bench, common("disk"), "nowhere/x").await);
+        let path = bench.path("nowhere/x");
+        let words = "No such file or directory; create the directory, or correct the path";
+        assert_eq!(
+            nowhere,
+            format!("Could not open '{}': {words}", path.display())
+        );
+        // One that no guest sees keeps its node all the same.
+        bench.disk("loose").await;
+        let loose = text(bench.start("loose", common("disk")).await);
+        assert_eq!(
+            loose,
+            "Block device loose-node is in use by the disk 'loose'; mirror to a node that no disk uses"
+        );
         assert_eq!(before, bench.bytes("disk"));
         assert_eq!(disk.node().unwrap().name(), "disk-node");
         assert!(!disk.gate().is_closed());
@@ -276,7 +288,7 @@ fn drive_mirror_knows_raw_only() {
             target: bench.path("new"),
             format: Some("qcow2".to_owned()),
             node_name: None,
-            mode: NewImageMode::AbsolutePaths,
+            mode: crate::options::NewImageMode::AbsolutePaths,
             unmap: true,
         };
         let refused = drive_mirror(&bench.graph, arguments, &current::context()).await;
@@ -298,7 +310,7 @@ fn targets_that_are_no_disks_are_named() {
             target: bench.path("short"),
             format: None,
             node_name: Some("short".to_owned()),
-            mode: NewImageMode::Existing,
+            mode: crate::options::NewImageMode::Existing,
             unmap: true,
         };
         bench.empty_image("short", 512);

@@ -9,7 +9,7 @@ use super::bench::{BLOCK, Bench, SIZE, block_value, common, pattern, run, run_bo
 use crate::backend::Backend;
 use crate::driver::DebugEvent;
 use crate::job::{Job, JobGroup, JobState};
-use crate::mirror::{DriveMirror, MirrorCommon, NewImageMode, drive_mirror};
+use crate::mirror::{DriveMirror, MirrorCommon, drive_mirror};
 use crate::node::Node;
 
 /// The disk `NAME` over a filter over the image `NAME`, whose node is `NAME-node`.
@@ -189,7 +189,7 @@ fn drive_mirror_needs_a_name_for_what_replaces_a_named_node() {
                 target: bench.path("new"),
                 format: None,
                 node_name: node_name.map(str::to_owned),
-                mode: NewImageMode::AbsolutePaths,
+                mode: crate::options::NewImageMode::AbsolutePaths,
                 unmap: true,
             };
             drive_mirror(&bench.graph, arguments, &current::context()).await
@@ -317,7 +317,7 @@ fn a_group_that_fails_puts_the_old_node_back() {
         ];
         let target = target_debug(&bench, "second");
         let debug = target.as_blkdebug().unwrap();
-        debug.set_break(DebugEvent::PivotClean, "held").unwrap();
+        debug.set_break(DebugEvent::PivotAgreed, "held").unwrap();
         JobGroup::complete(&jobs).unwrap();
         debug.wait_break("held").await.unwrap();
         while below(&bench, "first-filter") != "first-copy" {

@@ -5,7 +5,7 @@
 use sluice_aio::current;
 
 use super::bench::{block_value, run_both};
-use crate::driver::{Blkdebug, DebugEvent};
+use crate::driver::Blkdebug;
 use crate::job::JobState;
 use crate::node::Node;
 
@@ -13,26 +13,21 @@ fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
 }
 
-/// A write ends while the pivot drains, so there is something to copy inside the section: with the
+/// A write fails while the pivot drains, so there is something to copy inside the section: with the
 /// disk's gate closed, and without standing before it.
 #[test]
 fn copies_run_inside_the_jobs_own_section() {
     run_both(|bench| async move {
         let (disk, source) = bench.debug_disk("disk").await;
-        bench.target("target").await;
+        let target = bench.target("target").await;
         bench.mirror("disk", "target").await;
         bench.wait_for(JobState::Ready).await;
-        debug(&source)
-            .set_break(DebugEvent::WriteAio, "slow")
-            .unwrap();
-        let slow = bench.begin_write(&disk, 0, 0xf1);
-        debug(&source).wait_break("slow").await.unwrap();
-        bench.job().complete().unwrap();
-        while !disk.gate().is_closed() {
-            current::yield_now().await;
-        }
+        let sides = [debug(&source), debug(&target)];
+        let complete = || bench.job().complete().unwrap();
+        let slow = bench.until_the_section(&disk, sides, &complete);
+        let slow = slow.await;
         debug(&source).resume("slow").unwrap();
-        slow.await.unwrap();
+        slow.await.unwrap_err();
         // The guest sends nothing more: whoever is parked is the job itself.
         while bench.job().state() != JobState::Concluded {
             assert_eq!(disk.gate().parked(), 0, "a copy waits for its own section");
@@ -40,6 +35,6 @@ fn copies_run_inside_the_jobs_own_section() {
         }
         assert_eq!(bench.end().await, None);
         assert_eq!(disk.gate().stats().parked, 0);
-        assert_eq!(block_value(&bench.bytes("target"), 0), Some(0xf1));
+        assert_eq!(block_value(&bench.bytes("target"), 0), Some(1));
     });
 }

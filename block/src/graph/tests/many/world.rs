@@ -348,8 +348,9 @@ impl World {
         };
         let connected = model.connected(&name);
         let free = model.roots_among(&connected).is_empty();
-        let home = Home::from(&home);
-        let moving = std::pin::pin!(self.graph.set_home(&node, Some(home.clone())));
+        let main = home;
+        let home = Home::from(&main);
+        let moving = std::pin::pin!(self.graph.set_home(&node, Some(home.clone()), &main));
         if let Some(result) = moving.now_or_never() {
             assert_eq!(result.is_ok(), free, "{name}");
             let now = |name: &String| self.node(name).unwrap().home();

@@ -1,0 +1,146 @@
+//! Everything comes to rest: before the machine stands still, and before the program ends.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::Graph;
+use super::home::MAIN_NODE;
+use super::parent::Parent;
+use crate::drain::{Section, SectionInner};
+use crate::error::Result;
+use crate::job::Job;
+use crate::node::Node;
+
+/// A target whose job has ended without it: requests to it have not returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftTarget {
+    /// The node.
+    pub node: String,
+    /// Who keeps it, for people: the job's kind and id, and why.
+    pub holder: String,
+}
+
+impl std::fmt::Display for LeftTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "node '{}' of {}", self.node, self.holder)
+    }
+}
+
+impl Graph {
+    /// Waits until nothing is on its way anywhere, and makes durable what was written. Any thread.
+    ///
+    /// Targets that jobs have [ended without](crate::job::JobRegistry::shut_down) are left out, and returned: nobody knows
+    /// whether their requests ever return, and no disk has to do with them. So are, but for the list, those of jobs that work
+    /// and do not come to rest: they go on, and see to their targets themselves. A node that can't be flushed is told
+    /// of in the log; all are tried.
+    pub async fn come_to_rest(&self, holder: &str) -> Vec<LeftTarget> {
+        let busy = self.drain_but_for_hanging_jobs(holder).await;
+        let left: Vec<_> = self
+            .nodes()
+            .into_iter()
+            .filter(|node| is_left(node))
+            .collect();
+        // What is below them may hang as they do; whoever else stands above it flushes it.
+        let mut theirs = HashSet::new();
+        for node in &left {
+            note_all_from(node, &mut theirs);
+        }
+        self.note_targets(&busy, &mut theirs);
+        // Each failure is in the log.
+        drop(self.flush_if(|node| !theirs.contains(node.name())).await);
+        let mut told: Vec<_> = left.iter().filter_map(|node| left_target(node)).collect();
+        told.sort_by(|one, other| one.node.cmp(&other.node));
+        told
+    }
+
+    /// Flushes every writable node; all are tried. Those below others too: what is above may be read-only,
+    /// or flush only one of several.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn flush_all(&self) -> Result<()> {
+        self.flush_if(|_| true).await
+    }
+
+    async fn flush_if(&self, wanted: impl Fn(&Node) -> bool) -> Result<()> {
+        let mut result = Ok(());
+        for node in self.nodes().into_iter().filter(|node| wanted(node)) {
+            let flushed = node.flush().await;
+            if let Err(error) = &flushed {
+                tracing::warn!(node = node.name(), %error, "a node cannot be flushed");
+            }
+            result = result.and(flushed);
+        }
+        result
+    }
+
+    /// Waits until nothing is on its way. It does not wait for what was left behind; nor for long for jobs that do not
+    /// rest, which it returns, unless they keep a guest out: what that has asked for is done after their sections.
+    async fn drain_but_for_hanging_jobs(&self, holder: &str) -> Vec<Arc<Job>> {
+        loop {
+            let section = SectionInner::without_what_was_left(holder, self.clock());
+            self.cover_all(&section);
+            let busy = match section.wait_idle().await {
+                Ok(()) => Vec::new(),
+                Err(_) => section.busy_jobs(),
+            };
+            drop(Section::new(section));
+            let Some(holding) = busy.iter().find(|job| job.is_holding()) else {
+                return busy;
+            };
+            holding.wait_idle().await;
+        }
+    }
+
+    /// Adds the names of what jobs alone use that do not come to rest.
+    fn note_targets(&self, busy: &[Arc<Job>], names: &mut HashSet<String>) {
+        if busy.is_empty() {
+            return;
+        }
+        let mut of_disks = HashSet::new();
+        let mut of_jobs = HashSet::new();
+        for node in self.nodes() {
+            if !node.backends().is_empty() {
+                note_all_from(&node, &mut of_disks);
+            }
+            let job = busy.iter().find(|job| node.is_used_by(job));
+            if let Some(job) = job {
+                let (kind, id, node) = (job.kind(), job.id(), &node);
+                tracing::warn!(%kind, job = id, node = node.name(), "a job does not come to rest: its target is not flushed");
+                note_all_from(node, &mut of_jobs);
+            }
+        }
+        names.extend(of_jobs.difference(&of_disks).cloned());
+    }
+}
+
+impl Node {
+    /// Whether `job` stands right above, and it is not what the job works on.
+    fn is_used_by(&self, job: &Arc<Job>) -> bool {
+        let job = Parent::job(job);
+        let mut edges = self.edges_above().into_iter();
+        edges.any(|edge| edge.role != MAIN_NODE && edge.parent.is_same(&job))
+    }
+}
+
+fn is_left(node: &Node) -> bool {
+    node.left_behind().running() > 0 || node.orphaned().running() > 0
+}
+
+/// None if the last request has returned just now.
+fn left_target(node: &Node) -> Option<LeftTarget> {
+    let holder = node.blocker().filter(|_| is_left(node))?;
+    Some(LeftTarget {
+        node: node.name().to_owned(),
+        holder: holder.to_string(),
+    })
+}
+
+/// Adds the names of the node and of all below it.
+fn note_all_from(node: &Arc<Node>, names: &mut HashSet<String>) {
+    if names.insert(node.name().to_owned()) {
+        for (_, child) in node.children() {
+            note_all_from(&child, names);
+        }
+    }
+}

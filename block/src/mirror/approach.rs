@@ -1,0 +1,93 @@
+//! The way to the pivot, as long as the guest runs: it leaves little to be done while the guest is held.
+//!
+//! Until it is made final the job *stays in sync*. Then it *approaches*: what became dirty meanwhile is copied, and the
+//! target flushed, with errors judged by the operator's policy. While others of its group are not that far it *stays near*: the guests of all will
+//! be held for as long as the last of them copies and flushes then.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::job::MirrorJob;
+use super::work::{IDLE_SLICE, MAX_PASSES};
+use crate::job::{JobContext, JobError, here};
+
+/// Bytes that may still be dirty when the pivot's section begins, and as many that may not be flushed; more are copied and
+/// flushed before it, while the guest runs.
+pub(super) const PIVOT_BACKLOG: u64 = 4 << 20;
+
+/// How near a mirror is to the pivot.
+#[derive(Debug, Default)]
+pub(super) struct Nearness {
+    /// Bytes of all that were written to the target which it has flushed.
+    flushed: AtomicU64,
+    /// How often the guest has written so much that the job had to approach once more.
+    sent_back: AtomicU32,
+}
+
+impl Nearness {
+    /// As much of what was `written` to the target is durable.
+    pub(super) fn note_flushed(&self, written: u64) {
+        self.flushed.store(written, Ordering::Relaxed);
+    }
+}
+
+impl MirrorJob {
+    /// Whether so little is dirty that it can be copied while the guest is held.
+    pub(super) fn is_nearly_converged(&self) -> bool {
+        self.copier.remaining() <= PIVOT_BACKLOG
+    }
+
+    /// Whether so little is not durable that it can be flushed while the guest is held.
+    fn is_nearly_flushed(&self) -> bool {
+        let flushed = self.nearness.flushed.load(Ordering::Relaxed);
+        self.ledger.tally.at_target().saturating_sub(flushed) <= PIVOT_BACKLOG
+    }
+
+    /// Goes on copying while the job waits to be made final, or for the work of others.
+    pub(super) async fn stay_in_sync(&self, job: &JobContext) -> Result<(), JobError> {
+        loop {
+            self.copy_until(job, || job.is_called()).await?;
+            if job.is_called() {
+                return Ok(());
+            }
+            job.sleep(IDLE_SLICE).await;
+        }
+    }
+
+    /// Leaves but little to the section, and the flush in it short.
+    pub(super) async fn approach(&self, job: &JobContext) -> Result<(), JobError> {
+        // One pass in any case: what it copies need not be copied with the guest held.
+        for _ in 0..MAX_PASSES {
+            self.pass(job).await?;
+            if self.is_nearly_converged() {
+                break;
+            }
+        }
+        self.flush_target(job).await
+    }
+
+    /// Keeps it so until all of the group have come as near. Returns before that if an error has to be judged, which may
+    /// take long, or if the guest writes so much that it is not so any more.
+    pub(super) async fn stay_near(&self, job: &JobContext) -> Result<(), JobError> {
+        loop {
+            job.pause_point().await;
+            job.check_cancelled()?;
+            let errors = self.account(job);
+            let has_failed = !errors.is_empty();
+            self.ledger.report_again(errors);
+            if job.is_called() || has_failed || self.is_sent_back() {
+                return Ok(());
+            }
+            if self.is_nearly_flushed() {
+                self.copy_some(job).await;
+            } else if let Err(error) = here(self.begin_flush(job)).await? {
+                self.ledger.report(error);
+            }
+        }
+    }
+
+    /// Whether the job has to approach once more. A guest that never stops writing does not keep the group from its end.
+    fn is_sent_back(&self) -> bool {
+        !self.is_nearly_converged()
+            && self.nearness.sent_back.fetch_add(1, Ordering::Relaxed) < MAX_PASSES
+    }
+}
