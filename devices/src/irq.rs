@@ -3,6 +3,10 @@
 //! The machine implements these on KVM's in-kernel interrupt controllers, or on the qtest
 //! server's recorder; devices know neither.
 
+mod wire;
+
+pub(crate) use self::wire::{LineChanges, Wire};
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -28,11 +32,19 @@ pub trait IrqLine: Send + Sync {
     fn set(&self, level: bool);
 }
 
-/// An input that several devices drive: it is asserted while *any* of them asserts its end. Any thread.
+/// An input that several devices drive: it is asserted while *any* of them asserts its end. Nobody waits for the input
+/// to be driven whose own end changes nothing of it. Any thread.
 pub struct SharedLine {
-    input: Arc<dyn IrqLine>,
-    /// How many ends assert.
-    asserting: Mutex<usize>,
+    input: Wire,
+    ends: Mutex<Ends>,
+}
+
+/// What the ends of a line come to.
+#[derive(Default)]
+struct Ends {
+    /// How many assert.
+    asserting: usize,
+    changes: LineChanges,
 }
 
 /// A device's end of a shared line. Dropping it lets go.
@@ -46,8 +58,8 @@ impl SharedLine {
     #[must_use]
     pub fn new(input: Arc<dyn IrqLine>) -> Arc<Self> {
         Arc::new(Self {
-            input,
-            asserting: Mutex::new(0),
+            input: Wire::new(input),
+            ends: Mutex::default(),
         })
     }
 
@@ -62,17 +74,24 @@ impl SharedLine {
 
 impl IrqLine for End {
     fn set(&self, level: bool) {
-        let mut own = self.level.lock();
-        if *own == level {
-            return;
-        }
-        *own = level;
-        let mut asserting = self.line.asserting.lock();
-        let before = *asserting;
-        *asserting = if level { before + 1 } else { before - 1 };
-        if (before == 0) != (*asserting == 0) {
-            self.line.input.set(*asserting > 0);
-        }
+        let changes = {
+            let mut own = self.level.lock();
+            if *own == level {
+                return;
+            }
+            *own = level;
+            let mut ends = self.line.ends.lock();
+            if level {
+                ends.asserting += 1;
+            } else {
+                ends.asserting -= 1;
+            }
+            if ends.changes.level() != (ends.asserting > 0) {
+                ends.changes.flip();
+            }
+            ends.changes
+        };
+        self.line.input.follow(changes);
     }
 }
 

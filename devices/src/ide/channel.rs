@@ -35,8 +35,7 @@ use super::mailbox::Mailbox;
 use super::removable::Tray;
 use super::request::{Generation, Outcome, Request};
 use super::serve::{Scratch, Server};
-use super::wire::Wire;
-use crate::irq::IrqLine;
+use crate::irq::{IrqLine, Wire};
 use crate::pci::PciConfig;
 use crate::posted::PostedWrites;
 

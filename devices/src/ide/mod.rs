@@ -42,7 +42,6 @@ mod stats;
 mod taskfile;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 pub use controller::{IdeConfig, IdeController, IdeVariant};
 pub use disk::{DriveConfig, DriveKind};

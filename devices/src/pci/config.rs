@@ -15,11 +15,11 @@ pub use builder::{ConfigBuilder, Identity};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::bar::{Bar, BarIndex, BarKind};
 use super::layout::{CONFIG_SPACE_LEN, Command, Status, offset};
-use crate::irq::IrqLine;
+use crate::irq::{IrqLine, LineChanges, Wire};
 
 bitflags::bitflags! {
     /// What a write of configuration space changed.
@@ -41,8 +41,8 @@ struct Registers {
     bytes: Bytes,
     /// The pending state of INTx, before the disable bit.
     intx: bool,
-    /// The level last given to the line.
-    intx_level: bool,
+    /// What the line has gone through, carried out when the lock is released.
+    line: LineChanges,
 }
 
 /// Configuration space with its BARs and its INTx.
@@ -55,7 +55,7 @@ pub struct PciConfig {
     /// The bytes after power-on.
     power_on: Bytes,
     bars: [Option<Bar>; BarIndex::COUNT],
-    line: Option<Arc<dyn IrqLine>>,
+    line: Option<Wire>,
 }
 
 impl PciConfig {
@@ -106,7 +106,9 @@ impl PciConfig {
             let kept = registers.bytes[at] & !(value & self.clear_by_one[at]);
             registers.bytes[at] = (kept & !writable) | (value & writable);
         }
-        self.after_change(&mut registers, &before, range.end)
+        let change = self.after_change(&mut registers, &before, range.end);
+        self.follow(registers);
+        change
     }
 
     /// Recomputes what follows from the bytes.
@@ -126,7 +128,7 @@ impl PciConfig {
         if end > offset::DEVICE_SPECIFIC {
             change |= ConfigChange::DEVICE_SPECIFIC;
         }
-        self.drive_intx(registers);
+        drive_intx(registers);
         change
     }
 
@@ -138,6 +140,7 @@ impl PciConfig {
         if let Some(bytes) = registers.bytes.get_mut(offset..end) {
             bytes.copy_from_slice(data);
             self.after_change(&mut registers, &before, end);
+            self.follow(registers);
         }
     }
 
@@ -156,31 +159,26 @@ impl PciConfig {
     pub fn connect_intx(&mut self, line: Arc<dyn IrqLine>, line_number: u8) {
         self.power_on[offset::INTERRUPT_LINE] = line_number;
         self.registers.get_mut().bytes[offset::INTERRUPT_LINE] = line_number;
-        self.line = Some(line);
+        self.line = Some(Wire::new(line));
     }
 
-    /// Evaluates `pending` under the lock that orders INTx changes, and drives the line
+    /// Evaluates `pending` under the lock that orders INTx changes, and then, without that lock, drives the line
     /// accordingly: of two racing calls the later one sees the state that both left. Honours the
     /// disable bit.
     pub fn update_intx(&self, pending: impl FnOnce() -> bool) {
         let mut registers = self.registers.lock();
         registers.intx = pending();
-        self.drive_intx(&mut registers);
+        drive_intx(&mut registers);
+        self.follow(registers);
     }
 
-    /// Status bit and line follow the pending state and the disable bit.
-    fn drive_intx(&self, registers: &mut Registers) {
-        let mut status = status_of(&registers.bytes);
-        status.set(Status::INTERRUPT, registers.intx);
-        registers.bytes[offset::STATUS..offset::STATUS + 2]
-            .copy_from_slice(&status.bits().to_le_bytes());
-        let disabled = command_of(&registers.bytes).contains(Command::INTX_DISABLE);
-        let level = registers.intx && !disabled;
-        if level != registers.intx_level {
-            registers.intx_level = level;
-            if let Some(line) = &self.line {
-                line.set(level);
-            }
+    /// Releases the registers, and carries out what the line has gone through. Driving it is a system call that wakes a
+    /// processor, which then asks for these registers.
+    fn follow(&self, registers: MutexGuard<'_, Registers>) {
+        let changes = registers.line;
+        drop(registers);
+        if let Some(line) = &self.line {
+            line.follow(changes);
         }
     }
 
@@ -222,6 +220,19 @@ impl PciConfig {
         registers.bytes = self.power_on;
         registers.intx = false;
         self.after_change(&mut registers, &before, 0);
+        self.follow(registers);
+    }
+}
+
+/// Status bit and line follow the pending state and the disable bit.
+fn drive_intx(registers: &mut Registers) {
+    let mut status = status_of(&registers.bytes);
+    status.set(Status::INTERRUPT, registers.intx);
+    registers.bytes[offset::STATUS..offset::STATUS + 2]
+        .copy_from_slice(&status.bits().to_le_bytes());
+    let disabled = command_of(&registers.bytes).contains(Command::INTX_DISABLE);
+    if registers.line.level() != (registers.intx && !disabled) {
+        registers.line.flip();
     }
 }
 

@@ -41,7 +41,7 @@ impl IntxRouter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::testing::RecordedLine;
+    use crate::pci::testing::{RecordedLine, SlowLine};
 
     #[test]
     fn a_wire_is_asserted_while_anyone_pulls() {
@@ -61,6 +61,20 @@ mod tests {
         second.set(true);
         drop(second);
         assert!(!inputs[0].level());
+    }
+
+    #[test]
+    fn who_changes_nothing_of_a_wire_does_not_wait_for_who_does() {
+        let (input, holder) = SlowLine::new();
+        let line = SharedLine::new(input);
+        let (first, second) = (line.end(), line.end());
+        holder.answer_meanwhile(
+            || first.set(true),
+            || {
+                second.set(true);
+                second.set(false);
+            },
+        );
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -24,6 +26,63 @@ impl RecordedLine {
 impl IrqLine for RecordedLine {
     fn set(&self, level: bool) {
         self.0.store(level, Ordering::SeqCst);
+    }
+}
+
+/// A line whose rise takes until it is let go.
+#[derive(Debug)]
+pub(crate) struct SlowLine {
+    rising: SyncSender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+/// Who holds up a [`SlowLine`].
+#[derive(Debug)]
+pub(crate) struct Holder {
+    has_begun: Receiver<()>,
+    let_go: SyncSender<()>,
+}
+
+impl SlowLine {
+    /// Longer than any step takes: a test that waits in vain fails instead of hanging.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    pub(crate) fn new() -> (Arc<Self>, Holder) {
+        let (rising, has_begun) = mpsc::sync_channel(1);
+        let (let_go, go_on) = mpsc::sync_channel(1);
+        let line = Self {
+            rising,
+            go_on: Mutex::new(go_on),
+        };
+        (Arc::new(line), Holder { has_begun, let_go })
+    }
+}
+
+impl IrqLine for SlowLine {
+    fn set(&self, level: bool) {
+        if level {
+            self.rising.send(()).unwrap();
+            self.go_on.lock().recv_timeout(Self::PATIENCE).unwrap();
+        }
+    }
+}
+
+impl Holder {
+    /// `raise` raises the line, which takes until `ask` has been answered.
+    pub(crate) fn answer_meanwhile<T: Send>(
+        &self,
+        raise: impl FnOnce() + Send,
+        ask: impl FnOnce() -> T + Send,
+    ) -> T {
+        std::thread::scope(|scope| {
+            scope.spawn(raise);
+            self.has_begun.recv_timeout(SlowLine::PATIENCE).unwrap();
+            let (answer, answered) = mpsc::sync_channel(1);
+            scope.spawn(move || answer.send(ask()).unwrap());
+            let answer = answered.recv_timeout(SlowLine::PATIENCE);
+            self.let_go.send(()).unwrap();
+            answer.unwrap()
+        })
     }
 }
 

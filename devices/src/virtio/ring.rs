@@ -33,9 +33,20 @@ pub enum RingError {
     /// A chain in a table of its own, of a driver that has not negotiated this (section 2.7.5.3.1).
     #[error("the chain at descriptor {0} is in a table, which the driver has not negotiated")]
     Table(u16),
-    /// A chain with more descriptors than the queue, or of 4 GiB and more.
-    #[error("the chain at descriptor {0} is longer than the queue, or than 4 GiB")]
-    TooLong(u16),
+    /// A chain with more descriptors than the queue may have.
+    #[error("the chain at descriptor {head} goes on after {descriptors} descriptors")]
+    TooLong {
+        /// Its first descriptor.
+        head: u16,
+        /// How many descriptors of buffers have been read; no further one is.
+        descriptors: u16,
+    },
+    /// A chain whose buffers have 4 GiB and more.
+    #[error("the chain at descriptor {0} has 4 GiB or more")]
+    TooLarge(u16),
+    /// What was available is not any more: the available index has gone back.
+    #[error("the available index has gone back")]
+    Retreat,
     /// A buffer for the device to read after one for it to write.
     #[error("the chain at descriptor {0} has a readable buffer behind a writable one")]
     Order(u16),
@@ -120,17 +131,16 @@ impl Ring {
         if self.in_flight >= self.queue.size() {
             return Err(RingError::Overcommitted);
         }
-        let limit = usize::from(self.queue.max_size());
         let head = chain.head_index();
         let mut chain = std::mem::take(&mut self.spare);
         chain.head = head;
         chain.readable.clear();
         chain.writable.clear();
         let table = GuestAddress(self.queue.desc_table());
-        let size = self.queue.size();
-        let mut walk = Walk::new(&self.memory, table, size, head, self.tables);
+        let (size, limit) = (self.queue.size(), self.queue.max_size());
+        let mut walk = Walk::new(&self.memory, table, size, head, limit, self.tables);
         while let Some(descriptor) = walk.next()? {
-            let len = usize::try_from(descriptor.len()).map_err(|_| RingError::TooLong(head))?;
+            let len = usize::try_from(descriptor.len()).map_err(|_| RingError::TooLarge(head))?;
             let segment = (descriptor.addr(), len);
             if descriptor.is_write_only() {
                 chain.writable.push(segment);
@@ -138,9 +148,6 @@ impl Ring {
                 chain.readable.push(segment);
             } else {
                 return Err(RingError::Order(head));
-            }
-            if chain.readable.len() + chain.writable.len() > limit {
-                return Err(RingError::TooLong(head));
             }
         }
         self.in_flight += 1;

@@ -207,11 +207,16 @@ impl<'a> Driver<'a> {
 
     /// Programs the queue's registers and enables it, on a cleared ring.
     pub(crate) fn set_up(&self) {
-        let [descriptors, avail, used] = self.areas();
+        let areas = self.areas();
         self.guest
             .memory
-            .write_slice(&[0; 0x3000], GuestAddress(descriptors))
+            .write_slice(&[0; 0x3000], GuestAddress(areas[0]))
             .unwrap();
+        self.place(areas);
+    }
+
+    /// Programs the queue's registers with these addresses and enables it.
+    pub(crate) fn place(&self, [descriptors, avail, used]: [u64; 3]) {
         self.guest
             .common(common::QUEUE_SELECT, &self.queue.to_le_bytes());
         self.guest

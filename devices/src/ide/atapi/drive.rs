@@ -199,10 +199,11 @@ impl CdRom {
             };
             return Reply::Check(self.fail(sense));
         }
-        if !traits.contains(Traits::NO_DATA) && !has_room {
+        if !traits.intersects(Traits::NO_DATA | Traits::PERHAPS_DATA) && !has_room {
             return Reply::NoRoom;
         }
         match self.carry_out(opcode, packet) {
+            Ok(Reply::Read(_)) if !has_room => Reply::NoRoom,
             Ok(reply) => {
                 if opcode != Opcode::RequestSense {
                     self.forget_error();

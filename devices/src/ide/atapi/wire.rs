@@ -78,6 +78,8 @@ bitflags! {
         const NEEDS_MEDIUM = 1 << 1;
         /// It has no data phase.
         const NO_DATA = 1 << 2;
+        /// Its parameters say whether it has a data phase; it reads the disc and changes nothing.
+        const PERHAPS_DATA = 1 << 3;
     }
 }
 
@@ -121,8 +123,8 @@ impl Opcode {
             | Self::Read12
             | Self::ReadToc
             | Self::ReadDiscInformation
-            | Self::ReadDvdStructure
-            | Self::ReadCd => Traits::NEEDS_MEDIUM,
+            | Self::ReadDvdStructure => Traits::NEEDS_MEDIUM,
+            Self::ReadCd => Traits::NEEDS_MEDIUM | Traits::PERHAPS_DATA,
             Self::ModeSense6 | Self::ModeSense10 | Self::MechanismStatus => Traits::empty(),
         }
     }

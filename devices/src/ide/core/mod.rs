@@ -30,7 +30,7 @@ use super::regs::{Control, Device, Error, Register, Signature, Status};
 use super::smart::Smart;
 use super::stats::{ChannelStats, DriveStats};
 use super::taskfile::{Addressing, TaskFile};
-use super::wire::LineChanges;
+use crate::irq::LineChanges;
 use packet::{PacketData, Route};
 use pio::Next;
 use requests::Requests;
@@ -223,7 +223,7 @@ pub(super) struct Core {
     control: Control,
     /// The selected device's pending interrupt.
     interrupt: bool,
-    /// What the line has gone through; [`super::wire::Wire`] carries it out.
+    /// What the line has gone through; [`crate::irq::Wire`] carries it out.
     line: LineChanges,
     phase: Phase,
     /// What the packet command under way transfers.

@@ -10,8 +10,8 @@ use sluice_block::backend::Account;
 
 use super::super::regs::Control;
 use super::super::request::{Generation, Operation, Outcome, Request, Summary};
-use super::super::wire::LineChanges;
 use super::{BusMaster, Core, Phase, Reset, Unit, Work};
+use crate::irq::LineChanges;
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

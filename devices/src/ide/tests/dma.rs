@@ -287,6 +287,23 @@ fn trim_discards_each_range() {
     assert_eq!(unmaps.operations.load(Ordering::Relaxed), 2);
 }
 
+/// As many ranges as IDENTIFY DEVICE allows are discarded one by one; with a block more the list is not even read.
+#[test]
+fn a_trim_has_at_most_512_ranges() {
+    let unmaps = |bench: &Bench| {
+        let stats = bench.disks[0].backend.stats();
+        stats.of(Account::Unmap).operations.load(Ordering::Relaxed)
+    };
+    let mut bench = Bench::new();
+    assert_eq!(trim(&mut bench, 8, &[(8, 1); 512]), INTERRUPT);
+    assert_eq!((bench.status(), unmaps(&bench)), (DRDY | DSC, 512));
+    bench.address48(0, 9);
+    bench.outb(FEATURES, 1);
+    bench.start_dma(TRIM);
+    bench.wait_ready();
+    assert_eq!((bench.status(), unmaps(&bench)), (DRDY | ERR, 512));
+}
+
 #[test]
 fn trim_beyond_the_end_is_aborted() {
     let mut bench = Bench::new();

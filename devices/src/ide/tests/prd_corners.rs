@@ -172,6 +172,22 @@ fn the_smallest_regions_make_a_sector() {
     }
 }
 
+/// 512 descriptors are read, and not one more: what they hold is transferred, and a sector more finds no room though
+/// the next descriptor has it.
+#[test]
+fn a_table_without_an_end_is_followed_for_512_descriptors() {
+    let mut bench = Bench::new();
+    for at in [0x1000, END - 0x1000] {
+        let mut entries = vec![(BUFFER, 2); 512];
+        if at == 0x1000 {
+            entries.push((BUFFER, 0x200));
+        }
+        table_at(&bench, at, &entries);
+        assert_eq!(dma(&mut bench, READ_DMA, 8, 2), (INTERRUPT, DRDY | DSC));
+        assert_eq!(dma(&mut bench, READ_DMA, 8, 3), (0, DRDY | DSC), "{at:#x}");
+    }
+}
+
 #[test]
 fn a_list_of_ranges_needs_room_too() {
     let mut bench = Bench::new();

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU16;
 use parking_lot::Mutex;
 
 use super::{Bytes, PciConfig, Registers};
+use crate::irq::LineChanges;
 use crate::pci::PciError;
 use crate::pci::bar::{Bar, BarIndex, BarKind};
 use crate::pci::layout::{
@@ -162,7 +163,7 @@ impl ConfigBuilder {
             registers: Mutex::new(Registers {
                 bytes: self.bytes,
                 intx: false,
-                intx_level: false,
+                line: LineChanges::default(),
             }),
             command: AtomicU16::new(0),
             writable: self.writable,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pci::layout::{CapabilityId, InterruptPin, class};
-use crate::pci::testing::RecordedLine;
+use crate::pci::testing::{RecordedLine, SlowLine};
 
 fn identity() -> Identity {
     Identity {
@@ -136,6 +136,50 @@ fn intx_obeys_the_disable_bit() {
         config.read_u16(offset::STATUS) & Status::INTERRUPT.bits(),
         0
     );
+}
+
+/// The system call that raises the line wakes a processor of the guest's, whose accesses must not wait for that call's
+/// end.
+#[test]
+fn registers_answer_while_the_line_is_being_raised() {
+    let mut config = space();
+    let (line, holder) = SlowLine::new();
+    config.connect_intx(line, 10);
+    let pending = holder.answer_meanwhile(
+        || config.update_intx(|| true),
+        || {
+            config.write(offset::COMMAND, &Command::IO.bits().to_le_bytes());
+            config.update_intx(|| true);
+            config.read_u16(offset::STATUS) & Status::INTERRUPT.bits()
+        },
+    );
+    assert_ne!(pending, 0);
+    assert_eq!(config.command(), Command::IO);
+}
+
+#[test]
+fn the_line_follows_whoever_changes_it() {
+    const THREADS: usize = 4;
+    const EACH: usize = 500;
+    let mut config = space();
+    let line = RecordedLine::new();
+    config.connect_intx(line.clone(), 10);
+    let disable = [Command::INTX_DISABLE, Command::empty()].map(|command| command.bits());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for turn in 0..EACH {
+                    config.update_intx(|| turn % 3 != 0);
+                    config.write(offset::COMMAND, &disable[turn % 2].to_le_bytes());
+                }
+            });
+        }
+    });
+    config.update_intx(|| false);
+    assert!(!line.level());
+    config.write(offset::COMMAND, &disable[1].to_le_bytes());
+    config.update_intx(|| true);
+    assert!(line.level());
 }
 
 #[test]

@@ -207,8 +207,10 @@ impl Worker {
     fn pop_batch(self: &Rc<Self>) -> Result<(), RingError> {
         let mut ring = self.ring.borrow_mut();
         let mut budget = ring.size();
+        let mut expected = false;
         loop {
             ring.disable_kicks()?;
+            let before = budget;
             while budget > 0 {
                 let Some(token) = self.shared.disk.backend.try_enter() else {
                     *self.opened.borrow_mut() = Some(self.shared.disk.backend.opened());
@@ -226,7 +228,12 @@ impl Worker {
                 self.wake();
                 return Ok(());
             }
-            if !ring.enable_kicks()? {
+            // What was there, and is not, would let a driver keep the loop for as long as it likes.
+            if expected && budget == before {
+                return Err(RingError::Retreat);
+            }
+            expected = ring.enable_kicks()?;
+            if !expected {
                 return Ok(());
             }
         }

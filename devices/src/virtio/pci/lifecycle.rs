@@ -125,6 +125,9 @@ impl VirtioPci {
                 self.device.stop_queue(index, settling.clone());
             }
         }
+        if registers.is_resetting_queues() {
+            registers.reset_awaits_queues = Some(settling.clone());
+        }
         Some(settling)
     }
 
@@ -153,12 +156,7 @@ impl VirtioPci {
         let this = Weak::clone(&self.this);
         let settling = Settling::new(move || {
             if let Some(this) = this.upgrade() {
-                let mut registers = this.registers.lock();
-                // A device reset meanwhile resets it too.
-                if registers.queues[index].resetting && !registers.resetting {
-                    registers.queues[index].reset();
-                    this.vectors.set_queue(index, layout::NO_VECTOR, &this.msix);
-                }
+                this.finish_queue_reset(index);
             }
         });
         if std::mem::take(&mut queue.running)
@@ -167,6 +165,15 @@ impl VirtioPci {
             self.device.stop_queue(number, settling.clone());
         }
         Some(settling)
+    }
+
+    /// Nothing of the queue's old life is in flight any more.
+    fn finish_queue_reset(&self, index: usize) {
+        let mut registers = self.registers.lock();
+        self.vectors.set_queue(index, layout::NO_VECTOR, &self.msix);
+        // Dropped after the lock, as in `write_common`.
+        let _device: Option<Settling> = registers.reset_queue(index);
+        drop(registers);
     }
 
     /// The driver can bring nothing about any more.

@@ -5,7 +5,7 @@
 use std::task::Waker;
 
 use super::layout::{NO_VECTOR, common};
-use crate::virtio::{RingFeatures, Status};
+use crate::virtio::{RingFeatures, Settling, Status};
 
 /// One queue's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +40,12 @@ impl QueueRegisters {
 }
 
 /// The registers of a device.
-#[derive(Debug)]
 pub(super) struct Registers {
     pub(super) status: Status,
     /// A reset that the driver asked for is not finished: requests are still in flight.
     pub(super) resetting: bool,
+    /// Held for queues that are being reset alone: the device's reset does not end before theirs.
+    pub(super) reset_awaits_queues: Option<Settling>,
     /// The machine has ended: writes have no effect any more.
     pub(super) retired: bool,
     /// Who waits for the end of a reset.
@@ -97,6 +98,7 @@ impl Registers {
         Self {
             status: Status::empty(),
             resetting: false,
+            reset_awaits_queues: None,
             retired: false,
             reset_waiters: Vec::new(),
             offered,
@@ -121,6 +123,22 @@ impl Registers {
         self.driver_feature_select = 0;
         self.queue_select = 0;
         self.queues.iter_mut().for_each(QueueRegisters::reset);
+    }
+
+    /// What a finished reset of one queue leaves. Returns what a reset of the device that waits for it has promised,
+    /// to be dropped once the lock is released.
+    #[must_use]
+    pub(super) fn reset_queue(&mut self, index: usize) -> Option<Settling> {
+        self.queues[index].reset();
+        if self.is_resetting_queues() {
+            return None;
+        }
+        self.reset_awaits_queues.take()
+    }
+
+    /// Whether a queue that is being reset alone has not settled yet.
+    pub(super) fn is_resetting_queues(&self) -> bool {
+        self.queues.iter().any(|queue| queue.resetting)
     }
 
     /// Number of the selected queue, if there is such a queue.

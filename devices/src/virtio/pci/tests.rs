@@ -244,6 +244,26 @@ fn a_queue_is_reset_alone_and_can_be_enabled_again() {
 }
 
 #[test]
+fn a_reset_waits_for_queues_that_are_being_reset_alone() {
+    let (fake, guest) = guest();
+    guest.bring_up(RingFeatures::RING_RESET, 0, 2);
+    let live = guest.status();
+    for queue in [0, 1] {
+        guest.common(common::QUEUE_SELECT, &[queue, 0]);
+        guest.common(common::QUEUE_RESET, &[1, 0]);
+    }
+    guest.set_status(Status::empty());
+    let mut settling = std::mem::take(&mut *fake.settling.lock());
+    assert_eq!(settling.len(), 2, "each queue is stopped once");
+    settling.remove(0);
+    assert_eq!(guest.status(), live, "the second queue still runs");
+    settling.clear();
+    assert_eq!(guest.status(), Status::empty());
+    guest.bring_up(RingFeatures::RING_RESET, 0, 2);
+    assert_eq!(fake.started.lock().len(), 4);
+}
+
+#[test]
 fn without_msix_the_line_and_the_status_register_speak() {
     let (_fake, guest) = guest();
     guest.function.queue(0);

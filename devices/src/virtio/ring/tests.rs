@@ -156,6 +156,53 @@ fn broken_chains_are_errors() {
     }
 }
 
+/// As many descriptors as the queue has are read, and not one more, whether the chain loops or is only long.
+#[test]
+fn no_more_descriptors_are_read_than_the_queue_has() {
+    let chain = |table: u64, last: u16| {
+        let memory = memory();
+        for index in 0..2 * SIZE {
+            let (flags, next) = if index == last {
+                (0, 0)
+            } else {
+                (NEXT, index + 1)
+            };
+            describe(&memory, table, index.into(), 0x5000, 1, flags, next);
+        }
+        memory
+    };
+    let end = |memory: &Arc<GuestRam>| {
+        offer(memory, &[0]);
+        match ring(memory).pop() {
+            Ok(chain) => Ok(chain.unwrap().readable.len()),
+            Err(RingError::TooLong {
+                head: 0,
+                descriptors,
+            }) => Err(descriptors),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let whole = SIZE.into();
+    assert_eq!(end(&chain(DESCRIPTORS, SIZE - 1)), Ok(whole));
+    let memory = chain(DESCRIPTORS, SIZE);
+    describe(
+        &memory,
+        DESCRIPTORS,
+        u64::from(SIZE) - 1,
+        0x5000,
+        1,
+        NEXT,
+        2,
+    );
+    assert_eq!(end(&memory), Err(SIZE), "a loop");
+    for (last, expected) in [(SIZE - 1, Ok(whole)), (SIZE, Err(SIZE))] {
+        let memory = chain(TABLE, last);
+        let table = 16 * (u32::from(last) + 1);
+        describe(&memory, DESCRIPTORS, 0, TABLE, table, INDIRECT, 0);
+        assert_eq!(end(&memory), expected, "a table of {}", last + 1);
+    }
+}
+
 #[test]
 fn bad_indices_and_reuse_are_errors() {
     let memory = memory();

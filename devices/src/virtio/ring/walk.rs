@@ -21,6 +21,10 @@ pub(super) struct Walk<'a> {
     next: Option<u16>,
     /// Bytes of the buffers so far.
     bytes: u32,
+    /// Descriptors of buffers that have been read.
+    descriptors: u16,
+    /// The most that a chain may have.
+    limit: u16,
     /// Whether the chain may have a table of its own.
     tables: bool,
     /// `table` is the chain's own.
@@ -28,13 +32,14 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// The chain that begins at `head` of the queue's table, which has `entries`; `tables`: its driver has negotiated
-    /// tables of chains' own.
+    /// The chain that begins at `head` of the queue's table, which has `entries`, and may have up to `limit`
+    /// descriptors; `tables`: its driver has negotiated tables of chains' own.
     pub(super) fn new(
         memory: &'a GuestRam,
         table: GuestAddress,
         entries: u16,
         head: u16,
+        limit: u16,
         tables: bool,
     ) -> Self {
         Self {
@@ -44,6 +49,8 @@ impl<'a> Walk<'a> {
             entries: entries.into(),
             next: Some(head),
             bytes: 0,
+            descriptors: 0,
+            limit,
             tables,
             inside: false,
         }
@@ -58,7 +65,7 @@ impl<'a> Walk<'a> {
             .ok_or(RingError::Endless(self.head))
     }
 
-    /// The next descriptor of a buffer; none at the chain's end. A chain that loops never ends: who walks counts.
+    /// The next descriptor of a buffer; none at the chain's end. A chain that loops ends as one that is too long.
     ///
     /// # Errors
     /// The chain is broken.
@@ -66,6 +73,12 @@ impl<'a> Walk<'a> {
         let Some(index) = self.next else {
             return Ok(None);
         };
+        if self.descriptors == self.limit {
+            return Err(RingError::TooLong {
+                head: self.head,
+                descriptors: self.descriptors,
+            });
+        }
         let mut descriptor = self.read(index)?;
         if descriptor.refers_to_indirect_table() && !self.inside {
             self.enter(descriptor)?;
@@ -74,8 +87,9 @@ impl<'a> Walk<'a> {
         if descriptor.refers_to_indirect_table() {
             return Err(RingError::Endless(self.head));
         }
+        self.descriptors += 1;
         let bytes = self.bytes.checked_add(descriptor.len());
-        self.bytes = bytes.ok_or(RingError::TooLong(self.head))?;
+        self.bytes = bytes.ok_or(RingError::TooLarge(self.head))?;
         self.next = descriptor.has_next().then(|| descriptor.next());
         Ok(Some(descriptor))
     }

@@ -85,6 +85,22 @@ fn an_answer_of_odd_length_is_read_in_words() {
     assert_eq!(data.concat(), [0x05, 0x80, 0, 0x21, 31]);
 }
 
+/// READ CD may be asked for no part of its sectors, and of none: then there is nothing that would need room.
+#[test]
+fn a_limit_of_zero_is_enough_for_a_read_of_nothing() {
+    const NO_PARTS: u8 = 0;
+    const USER_DATA: u8 = 0x10;
+    let mut bench = cd();
+    for nothing in [read_cd(3, 1, NO_PARTS), read_cd(3, 0, USER_DATA)] {
+        assert_eq!(bench.by_register(0, &nothing), Ok(vec![]));
+    }
+    let read = read_cd(3, 1, USER_DATA);
+    assert_eq!(bench.by_register(2048, &read), Ok(vec![block(3)]));
+    bench.send_packet(0, 0, &read);
+    bench.wait_ready();
+    assert_eq!((bench.inb(STATUS), bench.inb(ERROR)), (DRDY | ERR, ABRT));
+}
+
 /// A limit of zero leaves no room for data: PACKET itself fails, and nothing has happened.
 #[test]
 fn without_room_a_command_with_data_is_aborted() {

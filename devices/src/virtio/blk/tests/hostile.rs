@@ -133,6 +133,28 @@ fn broken_rings_break_the_device() {
     }
 }
 
+/// Asking for no doorbells, which is written into the used ring, makes a request available then, and asking for them
+/// takes it back: who looked until there is nothing more would look for ever.
+#[test]
+fn a_ring_that_the_looking_itself_fills_breaks_the_device() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = bring_up(&guest);
+    guest.set_status(Status::empty());
+    bench.until("the reset", || guest.status().is_empty());
+    guest.common(
+        crate::virtio::pci::layout::common::CONFIG_MSIX_VECTOR,
+        &[0, 0],
+    );
+    guest.negotiate(RingFeatures::VERSION_1.bits());
+    add(&mut driver, Slot(0), request_type::IN, 3, SECTOR);
+    // The available index is the used ring's flags, and its first entry, zero, the used index.
+    let [descriptors, _, used] = driver.areas();
+    driver.place([descriptors, used - 2, used]);
+    guest.set_status(Status::DRIVER_OK);
+    driver.kick();
+    broken_until_reset(&mut bench, &guest, "an index that goes back");
+}
+
 #[test]
 fn good_requests_before_a_bad_one_are_not_answered_into_a_broken_ring() {
     let (mut bench, guest) = Bench::new();

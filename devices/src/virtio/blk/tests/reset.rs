@@ -95,6 +95,28 @@ fn a_queue_reset_settles_that_queue_alone() {
 }
 
 #[test]
+fn a_disk_whose_queue_is_being_reset_goes_when_that_queue_has_settled() {
+    let (mut bench, guest) = Bench::new();
+    let mut driver = guest.bring_up(RingFeatures::RING_RESET, 0, 1).remove(0);
+    bench.hold(DebugEvent::WriteAio);
+    add_write(&mut driver, Slot(0), 5, &[5; SECTOR]);
+    driver.kick();
+    bench.wait_held();
+    guest.common(common::QUEUE_RESET, &[1, 0]);
+    let mut retiring = guest.function.retire();
+    let waker = futures_util::task::noop_waker();
+    let mut cx = std::task::Context::from_waker(&waker);
+    assert!(
+        retiring.as_mut().poll(&mut cx).is_pending(),
+        "the write is still in flight"
+    );
+    bench.release();
+    bench.event_loop.run_until(retiring).unwrap();
+    assert_eq!(bench.backend.gate().in_flight(), 0);
+    assert_eq!(bench.sector(5), [5; SECTOR]);
+}
+
+#[test]
 fn a_machine_reset_ends_in_the_power_on_state() {
     let (mut bench, guest) = Bench::new();
     let mut driver = guest.bring_up(RingFeatures::empty(), 0, 1).remove(0);

@@ -1,7 +1,7 @@
-//! [`Wire`]: the interrupt line's changes on their way from the core to the line.
+//! [`Wire`]: an interrupt line's changes on their way from a device's state to the line.
 //!
-//! Under KVM driving a line is a system call that wakes a processor of the guest's, which then asks the channel at once
-//! why. So it is done without the core's lock: who changes the line under that lock takes the number of changes
+//! Under KVM driving a line is a system call that wakes a processor of the guest's, which then asks the device at once
+//! why. So it is done without the lock of that state: who changes the line under that lock takes the number of changes
 //! with him, and carries out those that nobody has carried out yet when he has let go of it. Every change is
 //! carried out once and in order, so no edge is lost, whoever comes first.
 
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::irq::IrqLine;
+use super::IrqLine;
 
 /// Changes of a line that was low at first: it is high after an odd number of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct LineChanges(u64);
+pub(crate) struct LineChanges(u64);
 
 impl LineChanges {
     /// Whether the line is high after them.
@@ -29,7 +29,7 @@ impl LineChanges {
 }
 
 /// See the [module](self).
-pub(super) struct Wire {
+pub(crate) struct Wire {
     line: Arc<dyn IrqLine>,
     /// Taken to drive the line.
     driving: Mutex<()>,
@@ -48,7 +48,7 @@ impl Wire {
     }
 
     /// Carries out the changes up to `changes`, except what another thread is carrying out just now: nobody waits who
-    /// has nothing to carry out himself. Any thread, without the core's lock.
+    /// has nothing to carry out himself. Any thread, without the lock under which they were made.
     pub fn follow(&self, changes: LineChanges) {
         if self.begun.load(Ordering::Acquire) >= changes.0 {
             return;
