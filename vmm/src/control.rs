@@ -8,6 +8,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::machine::config::MachineKind;
@@ -18,7 +20,8 @@ pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 /// What the virtual machine as a whole is doing.
 ///
 /// The names of the states are those of QMP's `query-status`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum RunState {
     /// Built, but started with `-S`: no vCPU has run yet.
     Prelaunch,
@@ -61,7 +64,8 @@ pub enum Accelerator {
 }
 
 /// Why a machine stops or resets: the `reason` of QMP's `SHUTDOWN` and `RESET`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// QMP `quit`.
     HostQmpQuit,
@@ -192,7 +196,8 @@ pub enum VmEvent {
 }
 
 /// What the machine does after the guest panicked.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PanicAction {
     /// Stop the vCPUs and wait for the operator.
     Pause,

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use futures_util::future::{self, Either};
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, LoopError, current};
 use sluice_block::event::ErrorAction;
+use sluice_block::graph::LeftTarget;
 use sluice_block::{BlockEvent, EventSink, Graph};
 use sluice_devices::legacy::{Ejector, SerialSink};
 use thiserror::Error;
@@ -189,7 +190,7 @@ async fn assemble(
     controller.on_stop(quiesce(&graph));
     controller.on_resume(resume_disks(&graph));
     disk_events.attach(controller);
-    let chardevs = Arc::new(Chardevs::new(&command_line.chardevs));
+    let chardevs = Arc::new(Chardevs::new(endpoints.opened()));
     let devices = match command_line.machine.kind {
         MachineKind::Pc => Some(Devices {
             plug: Arc::clone(&plug),
@@ -220,11 +221,13 @@ async fn assemble(
         (&command_line.machine.accelerator, &machine.qtest)
         && let Some(id) = &config.chardev
     {
+        let present = Arc::clone(&plug);
         let target = qtest::Target {
             buses: machine.buses.clone(),
             ram: Arc::clone(&machine.ram),
             interrupts: Arc::clone(interrupts),
             clock: devices_clock,
+            has_device: Box::new(move |name| present.list().iter().any(|device| device.is(name))),
         };
         qtest::serve(take(id)?, chardevs.attach(id), &config.log, target);
     }
@@ -236,10 +239,10 @@ async fn assemble(
     };
     let farewell = async move {
         let exit = ending.ended().await;
-        farewell(&graph, retiring, qmp).await;
+        let left = farewell(&graph, retiring, qmp).await;
         // Those that nobody uses are open as long as the process is.
         drop(endpoints);
-        finished.set(Some(exit));
+        finished.set(Some(leaving(exit, &left)));
     };
     current::spawn_local(farewell).detach();
     Ok(machine)
@@ -294,28 +297,40 @@ fn quiesce(graph: &Arc<Graph>) -> Chore {
     Box::new(move || {
         let graph = Arc::clone(&graph);
         Box::pin(async move {
-            drop(graph.drain_all("stop").await);
-            flush(&graph).await;
+            // What a job has left behind is no disk's, and is told of when the machine ends.
+            drop(graph.come_to_rest("stop").await);
         })
     })
 }
 
-async fn flush(graph: &Graph) {
-    if let Err(error) = graph.flush_all().await {
-        tracing::error!(%error, "a disk cannot be flushed");
-    }
-}
-
-/// What has to be done between the end of the machine and that of the process.
-async fn farewell(graph: &Graph, retiring: impl Future<Output = ()>, qmp: QmpServer) {
+/// What has to be done between the end of the machine and that of the process. Returns what can't be awaited.
+async fn farewell(
+    graph: &Graph,
+    retiring: impl Future<Output = ()>,
+    qmp: QmpServer,
+) -> Vec<LeftTarget> {
     graph.jobs().shut_down().await;
     retiring.await;
-    drop(graph.drain_all("shutdown").await);
-    flush(graph).await;
+    let left = graph.come_to_rest("shutdown").await;
     for backend in graph.backends() {
         graph.remove_backend(&backend).await;
     }
     qmp.shut_down().await;
+    left
+}
+
+/// The end of a process that leaves these targets behind.
+fn leaving(exit: Exit, left: &[LeftTarget]) -> Exit {
+    if left.is_empty() {
+        return exit;
+    }
+    let left: Vec<_> = left.iter().map(LeftTarget::to_string).collect();
+    let left = format!("left behind: {}", left.join("; "));
+    let reason = match exit.reason {
+        Some(reason) => format!("{reason}; {left}"),
+        None => left,
+    };
+    Exit::because(exit.status, reason)
 }
 
 fn start_and_serve(

@@ -1,6 +1,14 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sluice_devices::irq::IrqLine;
+use sluice_devices::pci::IntxRouter;
+use sluice_devices::pci::layout::InterruptPin;
 use vm_memory::Bytes;
 
 use super::*;
+use crate::machine::routing::PCI_GSIS;
 use crate::memory::MemoryLayout;
 
 const PLATFORM: Platform = Platform {
@@ -135,6 +143,85 @@ fn every_slot_but_the_bridges_can_be_ejected() {
     assert!((2..32).all(|slot| named(slot) == 2));
     assert_eq!((named(0), named(1)), (0, 0));
     assert_eq!(times(b"_E01"), 1);
+}
+
+/// A package's number of elements and what they are, and what comes behind it (ACPI 6.4, section 20.2.5.4).
+fn package(code: &[u8]) -> (u8, &[u8], &[u8]) {
+    const PACKAGE: u8 = 0x12;
+    assert_eq!(code[0], PACKAGE);
+    // The lead byte's upper bits say how many more there are; then it has four bits of the length, otherwise six.
+    let more = usize::from(code[1] >> 6);
+    let low = if more == 0 { 0x3f } else { 0x0f };
+    let high = usize::try_from(number(&code[2..2 + more])).unwrap();
+    let length = usize::from(code[1] & low) | high << 4;
+    let (whole, behind) = code.split_at(1 + length);
+    (whole[2 + more], &whole[3 + more..], behind)
+}
+
+/// An integer, and what comes behind it (section 20.2.3).
+fn integer(code: &[u8]) -> (u64, &[u8]) {
+    let length = match code[0] {
+        value @ (0 | 1) => return (value.into(), &code[1..]),
+        0x0a => 1,
+        0x0b => 2,
+        0x0c => 4,
+        prefix => panic!("{prefix:#x} is no integer"),
+    };
+    (number(&code[1..=length]), &code[1 + length..])
+}
+
+/// What the guest reads in `_PRT` of a pin is the input that the pin's wire comes to.
+#[test]
+fn the_routes_that_a_guest_reads_are_those_of_the_bus() {
+    let found = tables(&ram(), PLATFORM);
+    let dsdt = &found[2].1;
+    let name = [b"\x08".as_slice(), b"_PRT"].concat();
+    let at = dsdt.windows(5).position(|at| at == name).unwrap();
+    let (count, mut routes, _) = package(&dsdt[at + 5..]);
+    let driven = Arc::new(Mutex::new(None));
+    let router = IntxRouter::new(PCI_GSIS.map(|gsi| {
+        let driven = Arc::clone(&driven);
+        Arc::new(Input { gsi, driven }) as Arc<dyn IrqLine>
+    }));
+    let mut seen = BTreeSet::new();
+    for _ in 0..count {
+        let (fields, route, behind) = package(routes);
+        routes = behind;
+        let (address, route) = integer(route);
+        let (pin, route) = integer(route);
+        let (source, route) = integer(route);
+        let (gsi, route) = integer(route);
+        assert_eq!((fields, source, route), (4, 0, &[][..]), "no link device");
+        assert_eq!(address & 0xffff, 0xffff, "of all functions");
+        let device = u8::try_from(address >> 16).unwrap();
+        let pins = [
+            InterruptPin::A,
+            InterruptPin::B,
+            InterruptPin::C,
+            InterruptPin::D,
+        ];
+        let line = router.line(device, pins[usize::try_from(pin).unwrap()]);
+        line.set(true);
+        assert_eq!(driven.lock().map(u64::from), Some(gsi), "{device} {pin}");
+        line.set(false);
+        // As boards with a PIIX have it: from slot to slot one further.
+        assert_eq!(gsi, 16 + (u64::from(device) + 3 + pin) % 4);
+        assert!(seen.insert((device, pin)), "{device} {pin} twice");
+    }
+    assert!(routes.is_empty());
+    assert_eq!(seen.len(), 32 * 4, "each pin of each device");
+}
+
+/// An input of the interrupt controller that says when it is driven.
+struct Input {
+    gsi: u32,
+    driven: Arc<Mutex<Option<u32>>>,
+}
+
+impl IrqLine for Input {
+    fn set(&self, level: bool) {
+        *self.driven.lock() = level.then_some(self.gsi);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::inherit::Inherited;
 use super::socket::{self, SocketError, SocketFile};
-use super::{Backend, ChardevConfig, SocketAddress, SocketConfig, Stream};
+use super::{Backend, ChardevConfig, SocketAddress, SocketConfig, SocketEnd, Stream};
 
 /// Why a character device cannot be had.
 #[derive(Debug, Error)]
@@ -77,7 +77,22 @@ impl AsFd for Listener {
 }
 
 impl Endpoint {
-    fn open(backend: &Backend, inherited: &mut Inherited) -> Result<Self, SocketError> {
+    /// Decides a socket's end that was left open.
+    fn open(backend: &mut Backend, inherited: &mut Inherited) -> Result<Self, SocketError> {
+        if let Backend::Socket(socket) = backend
+            && socket.end == SocketEnd::Found
+        {
+            socket.end = SocketEnd::Server;
+            if let SocketAddress::Unix(path) = &socket.address
+                && let Some(stream) = socket::connect_if_alive(path)
+            {
+                let path = path.display();
+                tracing::info!(%path, "somebody listens there already: connected to it");
+                socket.end = SocketEnd::Client;
+                return Self::connected(stream, backend);
+            }
+        }
+        let backend = &*backend;
         let failed = |action| {
             move |source| SocketError::Other {
                 action,
@@ -88,23 +103,17 @@ impl Endpoint {
         Ok(match backend {
             Backend::Null => Self::Null,
             Backend::Stdio => Self::Connected(Stream::stdio().map_err(failed("use"))?),
-            Backend::Socket(SocketConfig {
-                address, server, ..
-            }) => match address {
-                SocketAddress::Unix(path) if *server => {
+            Backend::Socket(SocketConfig { address, end, .. }) => match address {
+                SocketAddress::Unix(path) if *end == SocketEnd::Server => {
                     let (listener, file) = socket::listen(path)?;
                     Self::listening(listener, Some(file))
                 }
-                SocketAddress::Inet { host, port } if *server => {
+                SocketAddress::Inet { host, port } if *end == SocketEnd::Server => {
                     Self::listening(socket::listen_inet(host, *port)?, None)
                 }
-                SocketAddress::Unix(path) => {
-                    let stream = Stream::socket(socket::connect(path)?);
-                    Self::Connected(stream.map_err(failed("use"))?)
-                }
+                SocketAddress::Unix(path) => Self::connected(socket::connect(path)?, backend)?,
                 SocketAddress::Inet { host, port } => {
-                    let stream = Stream::socket(socket::connect_inet(host, *port)?);
-                    Self::Connected(stream.map_err(failed("use"))?)
+                    Self::connected(socket::connect_inet(host, *port)?, backend)?
                 }
                 SocketAddress::Descriptor(number) => {
                     let used = inherited.remove(*number).and_then(Self::inherited);
@@ -119,6 +128,16 @@ impl Endpoint {
             descriptor: listener.into(),
             file,
         })
+    }
+
+    fn connected(socket: impl Into<OwnedFd>, backend: &Backend) -> Result<Self, SocketError> {
+        let stream = Stream::socket(socket);
+        let stream = stream.map_err(|source| SocketError::Other {
+            action: "use",
+            name: backend.filename(true),
+            source,
+        });
+        stream.map(Self::Connected)
     }
 
     /// The socket itself tells whether it listens.
@@ -144,6 +163,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Endpoints {
     open: BTreeMap<String, Endpoint>,
+    opened: Vec<ChardevConfig>,
     /// Those that somebody has to connect to before the machine is built.
     awaited: Vec<String>,
 }
@@ -155,19 +175,29 @@ impl Endpoints {
     /// [`OpenError`], which names the option and the address.
     pub fn open(chardevs: &[ChardevConfig], mut inherited: Inherited) -> Result<Self, OpenError> {
         let (mut open, mut awaited) = (BTreeMap::new(), Vec::new());
-        for chardev in chardevs {
-            let failed = |source| OpenError {
-                option: chardev.option,
-                source,
-            };
-            let endpoint = Endpoint::open(&chardev.backend, &mut inherited).map_err(failed)?;
-            if matches!(&chardev.backend, Backend::Socket(socket) if socket.server && socket.wait) {
+        let mut opened = chardevs.to_vec();
+        for chardev in &mut opened {
+            let option = chardev.option;
+            let failed = |source| OpenError { option, source };
+            let endpoint = Endpoint::open(&mut chardev.backend, &mut inherited).map_err(failed)?;
+            if matches!(&chardev.backend, Backend::Socket(socket) if socket.end == SocketEnd::Server && socket.wait)
+            {
                 tracing::info!(chardev = %chardev.id, "waiting for a connection");
                 awaited.push(chardev.id.clone());
             }
             open.insert(chardev.id.clone(), endpoint);
         }
-        Ok(Self { open, awaited })
+        Ok(Self {
+            open,
+            opened,
+            awaited,
+        })
+    }
+
+    /// What was opened, in the order of the command line, each socket as the end that this process is.
+    #[must_use]
+    pub fn opened(&self) -> &[ChardevConfig] {
+        &self.opened
     }
 
     /// Waits for the clients without whom the machine is not to be built, one after the other. In a task of

@@ -55,10 +55,22 @@ pub enum Backend {
 pub struct SocketConfig {
     /// Its address.
     pub address: SocketAddress,
-    /// Listen on it; otherwise connect to whoever listens there, once.
-    pub server: bool,
+    /// Which end of it this process is.
+    pub end: SocketEnd,
     /// A machine whose socket listens is not built before somebody has connected.
     pub wait: bool,
+}
+
+/// Which end of a socket's connections a process is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SocketEnd {
+    /// It listens.
+    Server,
+    /// It connects to whoever listens, once.
+    Client,
+    /// What the user has left open: a client if somebody listens on the Unix socket already, as a program may
+    /// that was told to start a machine; otherwise a server. [`Endpoints::open`] decides.
+    Found,
 }
 
 /// Where a socket is.
@@ -97,7 +109,10 @@ impl Backend {
             Self::Stdio => "stdio".to_owned(),
             Self::Socket(socket) => {
                 let state = if connected { "" } else { "disconnected:" };
-                let server = if socket.server { ",server=on" } else { "" };
+                let server = match socket.end {
+                    SocketEnd::Server => ",server=on",
+                    SocketEnd::Client | SocketEnd::Found => "",
+                };
                 format!("{state}{}{server}", socket.address)
             }
         }

@@ -71,7 +71,7 @@ impl Drop for Attachment {
 }
 
 impl Chardevs {
-    /// Those of a command line.
+    /// Those of a command line, as they were opened.
     #[must_use]
     pub fn new(chardevs: &[ChardevConfig]) -> Self {
         let record = |config: &ChardevConfig| Record {

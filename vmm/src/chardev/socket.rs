@@ -129,6 +129,11 @@ pub(super) fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     connect_at_once(path).map_err(|error| SocketError::system("connect to", path, error))
 }
 
+/// Connects to whoever listens on `path`; none if that is nobody, or can't be known.
+pub(super) fn connect_if_alive(path: &Path) -> Option<UnixStream> {
+    connect_at_once(path).ok()
+}
+
 /// Connects to a TCP port. This waits for the network, at the process's start only.
 pub(super) fn connect_inet(host: &str, port: u16) -> Result<OwnedFd, SocketError> {
     let connected = TcpStream::connect((host, port)).and_then(|stream| {

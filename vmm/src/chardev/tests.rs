@@ -14,13 +14,21 @@ fn run(test: impl Future<Output = ()> + 'static) {
 }
 
 fn socket(address: SocketAddress, server: bool) -> ChardevConfig {
+    let end = match server {
+        true => SocketEnd::Server,
+        false => SocketEnd::Client,
+    };
+    socket_end(address, end)
+}
+
+fn socket_end(address: SocketAddress, end: SocketEnd) -> ChardevConfig {
     ChardevConfig {
         option: "--chardev",
         id: "c".to_owned(),
         backend: Backend::Socket(SocketConfig {
             address,
-            server,
-            wait: server,
+            end,
+            wait: end == SocketEnd::Server,
         }),
     }
 }
@@ -136,6 +144,50 @@ fn no_other_host_reaches_a_monitor() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn an_end_that_was_left_open_is_a_client_of_who_listens_and_else_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let config = || socket_end(SocketAddress::Unix(path.clone()), SocketEnd::Found);
+    let open = || {
+        let mut endpoints = Endpoints::open(&[config()], Inherited::default()).unwrap();
+        let user = Chardevs::new(endpoints.opened());
+        let _client = user.attach("c").client();
+        let filename = user.list().remove(0).filename;
+        (endpoints.take("c").unwrap(), filename)
+    };
+    let name = format!("unix:{}", path.display());
+    let as_server = format!("{name},server=on");
+
+    // Nobody is there, and then somebody is, whose file stays when the client goes.
+    let (first, filename) = open();
+    assert!(matches!(first, Endpoint::Listening(_)), "{first:?}");
+    assert_eq!(filename, as_server);
+    let (second, filename) = open();
+    assert!(matches!(second, Endpoint::Connected(_)), "{second:?}");
+    assert_eq!(filename, name);
+    drop(second);
+    assert!(path.exists());
+    let Endpoint::Listening(mut first) = first else {
+        panic!("it listens");
+    };
+    assert!(first.accept().unwrap().is_some());
+
+    // A process that was killed leaves its file.
+    std::mem::forget(first.take_file());
+    drop(first);
+    assert!(path.exists());
+    let (third, filename) = open();
+    assert!(matches!(third, Endpoint::Listening(_)), "{third:?}");
+    assert_eq!(filename, as_server);
+    drop(third);
+
+    std::fs::write(&path, "precious").unwrap();
+    let error = Endpoints::open(&[config()], Inherited::default()).unwrap_err();
+    assert!(error.to_string().contains("not a socket"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
 #[test]

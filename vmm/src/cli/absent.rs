@@ -16,8 +16,11 @@ pub(super) fn check(arguments: &AbsentArguments) -> Result<(), CliError> {
 }
 
 fn none(option: &'static str, text: &str) -> Result<(), CliError> {
-    let kind = text.split(',').next().unwrap_or(text);
-    let kind = kind.strip_prefix("driver=").unwrap_or(kind);
+    let first = text.split(',').next().unwrap_or(text);
+    let driver = text
+        .split(',')
+        .find_map(|piece| piece.strip_prefix("driver="));
+    let kind = driver.unwrap_or(first);
     if matches!(kind, "none" | "null") {
         return Ok(());
     }

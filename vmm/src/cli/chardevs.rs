@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::arguments::Arguments;
 use super::error::CliError;
 use super::options::Raw;
-use crate::chardev::{Backend, ChardevConfig, SocketAddress, SocketConfig};
+use crate::chardev::{Backend, ChardevConfig, SocketAddress, SocketConfig, SocketEnd};
 use crate::qmp::MonitorMode;
 
 const CHARDEV: &str = "--chardev";
@@ -49,12 +49,6 @@ pub(super) struct Chardevs {
     /// The one of the qtest protocol.
     pub(super) qtest: Option<String>,
     used: BTreeSet<String>,
-}
-
-/// What a short form that names a socket means if it does not say.
-#[derive(Clone, Copy)]
-struct Defaults {
-    server: bool,
 }
 
 /// Reads all of these options.
@@ -151,8 +145,7 @@ impl Chardevs {
             "socket" => {
                 let options: SocketOptions = raw.typed()?;
                 let id = options.id.clone();
-                let defaults = Defaults { server: false };
-                (id, options.backend(CHARDEV, text, defaults, None)?)
+                (id, options.backend(CHARDEV, text, SocketEnd::Client, None)?)
             }
             _ => {
                 let problem = format!("'{kind}' is not a valid char driver name");
@@ -196,36 +189,41 @@ impl Chardevs {
         if text == "none" {
             return Ok(());
         }
-        let defaults = Defaults { server: true };
+        let default_end = match mode {
+            MonitorMode::Control { .. } => SocketEnd::Found,
+            // Two monitors for people that meet would go on answering each other.
+            MonitorMode::Readline => SocketEnd::Server,
+        };
         let number = self.monitors.len();
         let id = format!("{COMPATIBLE}{number}");
-        let chardev = self.place(option, text, id, defaults)?;
+        let chardev = self.place(option, text, id, default_end)?;
         self.monitors.push(MonitorConfig { chardev, mode });
         Ok(())
     }
 
     fn qtest(&mut self, text: &str) -> Result<(), CliError> {
         if text != "none" {
-            let defaults = Defaults { server: false };
-            let id = self.place(QTEST, text, QTEST_ID.to_owned(), defaults)?;
+            let id = QTEST_ID.to_owned();
+            let id = self.place(QTEST, text, id, SocketEnd::Client)?;
             self.qtest = Some(id);
         }
         Ok(())
     }
 
-    /// The character device that a short form names or makes.
+    /// The character device that a short form names or makes; a socket that does not say which end it is, is
+    /// `default_end`.
     fn place(
         &mut self,
         option: &'static str,
         text: &str,
         id: String,
-        defaults: Defaults,
+        default_end: SocketEnd,
     ) -> Result<String, CliError> {
         if let Some(named) = text.strip_prefix("chardev:") {
             self.claim(option, text, named)?;
             return Ok(named.to_owned());
         }
-        let backend = short_form(option, text, defaults)?;
+        let backend = short_form(option, text, default_end)?;
         self.add(option, text, id.clone(), backend)?;
         self.claim(option, text, &id)?;
         Ok(id)
@@ -243,7 +241,11 @@ fn clashes(known: &Backend, new: &Backend) -> bool {
     }
 }
 
-fn short_form(option: &'static str, text: &str, defaults: Defaults) -> Result<Backend, CliError> {
+fn short_form(
+    option: &'static str,
+    text: &str,
+    default_end: SocketEnd,
+) -> Result<Backend, CliError> {
     match text {
         "stdio" => return Ok(Backend::Stdio),
         "null" => return Ok(Backend::Null),
@@ -253,7 +255,7 @@ fn short_form(option: &'static str, text: &str, defaults: Defaults) -> Result<Ba
     if let Some(address) = long.strip_prefix("unix:") {
         let raw = Raw::parse(option, address, Some("path"))?.with_text(text);
         let options: SocketOptions = raw.typed()?;
-        return options.backend(option, text, defaults, None);
+        return options.backend(option, text, default_end, None);
     }
     if let Some(address) = long.strip_prefix("tcp:") {
         let (place, rest) = address.split_once(',').unwrap_or((address, ""));
@@ -267,7 +269,7 @@ fn short_form(option: &'static str, text: &str, defaults: Defaults) -> Result<Ba
         let options: SocketOptions = Raw::parse(option, rest, None)?.with_text(text).typed()?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let host = if host.is_empty() { LOOPBACK } else { host };
-        return options.backend(option, text, defaults, Some((host.to_owned(), port)));
+        return options.backend(option, text, default_end, Some((host.to_owned(), port)));
     }
     let problem = format!("'{text}' is not a place that is known here");
     Err(CliError::new(option, text, problem, PLACE_EXAMPLE))
@@ -326,7 +328,7 @@ impl SocketOptions {
         self,
         option: &'static str,
         text: &str,
-        defaults: Defaults,
+        default_end: SocketEnd,
         place: Option<(String, u16)>,
     ) -> Result<Backend, CliError> {
         let refuse =
@@ -360,8 +362,16 @@ impl SocketOptions {
         };
         // An inherited socket tells itself whether it listens.
         let is_inherited = matches!(address, SocketAddress::Descriptor(_));
-        let server = self.server.unwrap_or(defaults.server && !is_inherited);
-        if self.wait == Some(true) && !server {
+        let is_file = matches!(address, SocketAddress::Unix(_));
+        let end = match (self.server, default_end) {
+            (Some(true), _) => SocketEnd::Server,
+            (Some(false), _) => SocketEnd::Client,
+            (None, _) if is_inherited => SocketEnd::Client,
+            // Only a file shows whether somebody listens without being asked; and who waits, listens.
+            (None, SocketEnd::Found) if self.wait.is_some() || !is_file => SocketEnd::Server,
+            (None, end) => end,
+        };
+        if self.wait == Some(true) && end == SocketEnd::Client {
             let remedy = "leave it out, or add server=on";
             return refuse("'wait' option is incompatible with client sockets", remedy);
         }
@@ -369,8 +379,8 @@ impl SocketOptions {
         let is_short = option != CHARDEV;
         Ok(Backend::Socket(SocketConfig {
             address,
-            server,
-            wait: self.wait.unwrap_or(server && !is_short),
+            end,
+            wait: self.wait.unwrap_or(end == SocketEnd::Server && !is_short),
         }))
     }
 }

@@ -28,7 +28,7 @@ pub fn double_dashes(
         let single_dash = !argument.as_encoded_bytes().starts_with(b"--");
         let is_long = match option {
             Some(known) => known.get_long() == Some(name),
-            None => !starts_with_short(command, name),
+            None => !is_short_with_value(command, name),
         };
         let value_follows = takes_value && !inline_value;
         if single_dash && is_long {
@@ -55,12 +55,18 @@ fn option_name(argument: &OsString) -> Option<(&str, bool)> {
     }
 }
 
-/// Whether this may be a one-letter option with its value attached, as in `-m512`.
-fn starts_with_short(command: &Command, name: &str) -> bool {
-    let first = name.chars().next();
-    command
-        .get_arguments()
-        .any(|known| known.get_short().is_some_and(|short| first == Some(short)))
+/// Whether this is a one-letter option with its value attached, as in `-m512`. `-hda` is no `-h`, which would end with a
+/// help text and a good status, and `-mem-path` is no `-m`.
+fn is_short_with_value(command: &Command, name: &str) -> bool {
+    let mut characters = name.chars();
+    let first = characters.next();
+    let takes_value = |known: &&clap::Arg| {
+        known.get_short() == first
+            && matches!(known.get_action(), ArgAction::Set | ArgAction::Append)
+    };
+    first.is_some()
+        && characters.next().is_some_and(|next| next.is_ascii_digit())
+        && command.get_arguments().any(|known| takes_value(&known))
 }
 
 fn is_just(name: &str, short: char) -> bool {

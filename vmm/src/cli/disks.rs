@@ -210,7 +210,7 @@ impl Builder {
     fn drive(&mut self, text: &str) -> Result<(), CliError> {
         let (raw, file) = media::parse(text)?;
         let options: DriveOptions = throttling::drive(raw)?;
-        if options.rerror == OnError::Enospc {
+        if options.rerror == Some(OnError::Enospc) {
             // The text is QEMU's: no read fails for want of room.
             let remedy = "use report, ignore or stop";
             let problem = "'enospc' invalid read error action";
@@ -256,8 +256,8 @@ impl Builder {
             medium,
             read_only: options.is_read_only(),
             write_cache: options.cache.write_cache(),
-            rerror: options.rerror,
-            werror: options.werror,
+            rerror: options.rerror.unwrap_or(OnError::Auto),
+            werror: options.werror.unwrap_or(OnError::Auto),
             limits: throttling::limits(&options, text)?,
             serial,
             used: attachment.is_some(),

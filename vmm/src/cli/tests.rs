@@ -7,7 +7,7 @@ use sluice_block::backend::ErrorPolicy;
 use sluice_block::job::OnError;
 
 use super::{CommandLine, MonitorConfig, PiixModel, Refusal, parse};
-use crate::chardev::{Backend, SocketAddress, SocketConfig};
+use crate::chardev::{Backend, SocketAddress, SocketConfig, SocketEnd};
 use crate::exit::ExitStatus;
 use crate::machine::config::{AcceleratorConfig, MIB, QtestConfig, SerialConfig};
 use crate::qmp::MonitorMode;
@@ -69,7 +69,7 @@ fn one_dash_and_two_mean_the_same() {
         assert_eq!(parsed.machine.accelerator, AcceleratorConfig::Kvm);
         let socket = SocketConfig {
             address: SocketAddress::Unix("/q".into()),
-            server: true,
+            end: SocketEnd::Server,
             wait: false,
         };
         assert_eq!(parsed.chardevs[0].backend, Backend::Socket(socket));
@@ -253,8 +253,8 @@ fn drives_may_be_empty_or_hold_what_is_never_written() {
         limits: None,
         device: LooseDeviceDefaults {
             write_cache: true,
-            rerror: OnError::Report,
-            werror: OnError::Report,
+            rerror: OnError::Auto,
+            werror: OnError::Auto,
             serial: None,
         },
     };
@@ -354,6 +354,23 @@ fn no_read_fails_for_want_of_room() {
 }
 
 #[test]
+fn a_drive_that_says_nothing_of_errors_stops_the_machine_for_want_of_room() {
+    let parsed = with_kernel(
+        "--drive file=a --drive file=b,if=virtio --drive media=cdrom,file=c \
+         --drive file=d,if=none,id=d --device ide-hd,drive=d --drive file=e,rerror=stop",
+    );
+    let policies: Vec<_> = parsed
+        .storage
+        .disks
+        .iter()
+        .map(|disk| disk.errors)
+        .collect();
+    let default = ErrorPolicy::new(OnError::Report, OnError::Enospc);
+    let read_stops = ErrorPolicy::new(OnError::Stop, OnError::Enospc);
+    assert_eq!(policies, [default, default, default, read_stops, default]);
+}
+
+#[test]
 fn iothreads_have_properties() {
     let parsed = with_kernel(
         "--object iothread,id=io0 \
@@ -446,6 +463,20 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
         (String::new(), &["--kernel", "nothing to boot"]),
         ("--kernel k --frobnicate".into(), &["--frobnicate"]),
         ("--kernel k -frobnicate".into(), &["unexpected argument"]),
+        ("-hda disk.img".into(), &["unexpected argument '--hda'"]),
+        ("-Value".into(), &["unexpected argument '--Value'"]),
+        (
+            "--kernel k -mem-path /huge".into(),
+            &["unexpected argument '--mem-path'"],
+        ),
+        ("--kernel k --vga std".into(), &["--vga", "'std'", "none"]),
+        (
+            "--kernel k --audiodev id=a,driver=alsa".into(),
+            &["--audiodev", "'alsa' is not available", "none"],
+        ),
+        ("--kernel k --machine q35".into(), &["'q35'", "pc"]),
+        ("--kernel k --display gtk".into(), &["'gtk'", "none"]),
+        ("--kernel k --accel tcg".into(), &["'tcg'", "kvm, qtest"]),
         ("--kernel k stray".into(), &["stray"]),
         (
             "--kernel a --kernel b".into(),
@@ -687,6 +718,12 @@ fn refusals_name_the_option_the_fault_and_the_remedy() {
         assert!(message.starts_with("sluice: "), "{message}");
         assert!(!message.contains('\n'), "{message}");
     }
+}
+
+#[test]
+fn a_letter_may_have_its_value_attached_and_devices_be_switched_off_in_any_order() {
+    assert_eq!(with_kernel("-m512").machine.memory, 512 * MIB);
+    with_kernel("--audiodev id=a,driver=none --audio driver=none,model=hda");
 }
 
 #[test]

@@ -33,6 +33,11 @@ pub(super) struct VirtioDisk<'a> {
     pub(super) device: &'a VirtioDiskConfig,
 }
 
+/// Where jobs on a disk work whose first queue that thread serves.
+pub(super) fn home_in(thread: &Arc<IoThread>) -> Home {
+    Home::kept(thread.context().clone(), Arc::clone(thread) as _)
+}
+
 /// Makes the function that sits at `address`; the caller puts it there. Jobs on the disk keep the thread of
 /// its first queue.
 pub(super) fn function(
@@ -99,9 +104,7 @@ pub(super) fn function(
     features.set(RingFeatures::ACCESS_PLATFORM, iommu_platform);
     let blk = VirtioBlk::new(settings)?;
     if let Some(thread) = disk.threads.first() {
-        let context = thread.context().clone();
-        disk.backend
-            .set_home(Home::kept(context, Arc::clone(thread) as _));
+        disk.backend.set_home(home_in(thread));
     }
     let pin = InterruptPin::A;
     let line = site.intx.line(address.device(), pin);

@@ -7,6 +7,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sluice_block::BlockdevOptions;
+#[cfg(feature = "test-hooks")]
+use sluice_block::options::OverlayNode;
 use sluice_block::options::{
     BlkdebugNode, ChildRef, CopyBeforeWriteNode, CopyOnReadNode, FileNode, NullNode, RawNode,
     ThrottleNode,
@@ -26,6 +28,8 @@ pub const DRIVERS: &[&str] = &[
     "null-co",
     "raw",
     "throttle",
+    #[cfg(feature = "test-hooks")]
+    "x-overlay",
 ];
 
 /// Children within children; far more than any sensible graph.
@@ -48,7 +52,7 @@ pub fn shape() -> Shape {
     let variant = |driver: &&str| ((*driver).to_owned(), driver_shape(driver));
     Shape::Union {
         members: vec![tag],
-        tag: "driver",
+        tag: "driver".to_owned(),
         variants: DRIVERS.iter().map(variant).collect(),
     }
 }
@@ -66,6 +70,8 @@ fn driver_shape(driver: &str) -> Shape {
         "copy-on-read" => (schema::shape_of::<CopyOnReadNode>(), &["file"]),
         "throttle" => (schema::shape_of::<ThrottleNode>(), &["file"]),
         "blkdebug" => (schema::shape_of::<BlkdebugNode>(), &["image"]),
+        #[cfg(feature = "test-hooks")]
+        "x-overlay" => (schema::shape_of::<OverlayNode>(), &[]),
         _ => (Shape::ANY, &[]),
     };
     let Shape::Object(mut members) = shape else {
@@ -140,6 +146,10 @@ fn read_at(
             let mut node: BlkdebugNode = members_at(members, path, scalars)?;
             node.image = image.unwrap_or(node.image);
             Ok(BlockdevOptions::Blkdebug(Box::new(node)))
+        }
+        #[cfg(feature = "test-hooks")]
+        "x-overlay" => {
+            members_at::<OverlayNode>(members, path, scalars).map(BlockdevOptions::XOverlay)
         }
         _ => Err(InputError::bad_value(driver_path, driver, DRIVERS)),
     }

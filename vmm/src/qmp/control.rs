@@ -141,6 +141,16 @@ async fn read(
             if !turn(session, queue).await {
                 return false;
             }
+            if Session::is_greeting(&message) {
+                // Each would answer the other's answers for ever.
+                tracing::warn!(
+                    "a monitor's client is a monitor itself, and is let go; a monitor that this process was to \
+                     be reached by has connected to another process's socket: give it a path of its own, or \
+                     server=on"
+                );
+                queue.push(message);
+                return true;
+            }
             if session.is_out_of_band(&message) {
                 // It waits for nothing, and nothing comes after its reply.
                 session.handle(message).await;

@@ -64,7 +64,6 @@ macro_rules! generic {
 generic!(
     JsonError,
     InputError,
-    BlockError,
     ControlError,
     IoThreadError,
     LimitsError,
@@ -72,6 +71,15 @@ generic!(
     job::CreateError,
     sluice_aio::Cancelled,
 );
+
+impl From<BlockError> for QmpError {
+    fn from(error: BlockError) -> Self {
+        Self::generic(match error.way_out() {
+            Some(way_out) => format!("{error}; {way_out}"),
+            None => error.to_string(),
+        })
+    }
+}
 
 impl From<job::VerbError> for QmpError {
     fn from(error: job::VerbError) -> Self {

@@ -11,13 +11,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
 use sluice_aio::{AioContext, Clock, current};
 use sluice_block::{BlockEvent, EventSink};
 
 use super::outbox::Outbox;
-use crate::control::{VmEvent, VmEventSink};
+use crate::control::{Cause, PanicAction, VmEvent, VmEventSink};
 
 /// Of the events of a limited kind about one thing, one is sent in this time (QEMU: 1 s).
 const LIMIT_PERIOD: Duration = Duration::from_secs(1);
@@ -139,33 +139,56 @@ impl EventSink for EventBus {
 
 impl VmEventSink for EventBus {
     fn emit(&self, event: VmEvent) {
-        self.send(&vm_event(event));
+        self.send(&MachineEvent::from(event));
     }
 }
 
+/// The member of an event that has its name.
+pub(super) const TAG: &str = "event";
+/// The member of an event that has all else.
+pub(super) const CONTENT: &str = "data";
+
 /// The QMP form of a machine's event, without its time.
-pub(super) fn vm_event(event: VmEvent) -> Value {
-    match event {
-        VmEvent::Stop => json!({"event": "STOP"}),
-        VmEvent::Resume => json!({"event": "RESUME"}),
-        VmEvent::Powerdown => json!({"event": "POWERDOWN"}),
-        VmEvent::Reset(cause) => {
-            let data = json!({"guest": cause.is_guest(), "reason": cause.name()});
-            json!({"event": "RESET", "data": data})
-        }
-        VmEvent::Shutdown(cause) => {
-            let data = json!({"guest": cause.is_guest(), "reason": cause.name()});
-            json!({"event": "SHUTDOWN", "data": data})
-        }
-        VmEvent::GuestPanicked(action) => {
-            json!({"event": "GUEST_PANICKED", "data": {"action": action.name()}})
-        }
-        VmEvent::DeviceDeleted {
-            device: Some(device),
-            path,
-        } => json!({"event": "DEVICE_DELETED", "data": {"device": device, "path": path}}),
-        VmEvent::DeviceDeleted { device: None, path } => {
-            json!({"event": "DEVICE_DELETED", "data": {"path": path}})
+#[derive(Debug, JsonSchema, PartialEq, Serialize)]
+#[serde(tag = "event", content = "data", rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum MachineEvent {
+    Stop,
+    Resume,
+    Powerdown,
+    Reset {
+        guest: bool,
+        reason: Cause,
+    },
+    Shutdown {
+        guest: bool,
+        reason: Cause,
+    },
+    GuestPanicked {
+        action: PanicAction,
+    },
+    DeviceDeleted {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        path: String,
+    },
+}
+
+impl From<VmEvent> for MachineEvent {
+    fn from(event: VmEvent) -> Self {
+        match event {
+            VmEvent::Stop => Self::Stop,
+            VmEvent::Resume => Self::Resume,
+            VmEvent::Powerdown => Self::Powerdown,
+            VmEvent::Reset(reason) => Self::Reset {
+                guest: reason.is_guest(),
+                reason,
+            },
+            VmEvent::Shutdown(reason) => Self::Shutdown {
+                guest: reason.is_guest(),
+                reason,
+            },
+            VmEvent::GuestPanicked(action) => Self::GuestPanicked { action },
+            VmEvent::DeviceDeleted { device, path } => Self::DeviceDeleted { device, path },
         }
     }
 }
@@ -201,8 +224,13 @@ fn event_line(event: &impl Serialize, now: SystemTime) -> serde_json::Result<Str
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::control::{Cause, PanicAction};
+
+    fn vm_event(event: VmEvent) -> Value {
+        serde_json::to_value(MachineEvent::from(event)).unwrap()
+    }
 
     #[test]
     fn events_have_qemus_form() {

@@ -67,7 +67,10 @@ pub fn shape() -> Shape {
         };
         // Those that each object has are told of once.
         let members = schema::members_of([shape]).into_iter();
-        let own = members.filter(|member| member.name != "id").collect();
+        let mut own: Vec<_> = members.filter(|member| member.name != "id").collect();
+        if *kind == "throttle-group" {
+            own.extend(single_limits());
+        }
         ((*kind).to_owned(), Shape::Object(own))
     };
     Shape::Union {
@@ -75,10 +78,22 @@ pub fn shape() -> Shape {
             member("qom-type", Shape::Enum(kinds)),
             member("id", Shape::STR),
         ],
-        tag: "qom-type",
+        tag: "qom-type".to_owned(),
         variants: KINDS.iter().map(variant).collect(),
     }
 }
+
+/// The limits as [`gather_limits`] takes them one by one.
+fn single_limits() -> impl Iterator<Item = Member> {
+    let limits = schema::members_of([schema::shape_of::<ThrottleLimits>()]).into_iter();
+    limits.map(|limit| Member {
+        name: format!("{SINGLE}{}", limit.name),
+        ..limit
+    })
+}
+
+/// What a limit that stands alone begins with.
+const SINGLE: &str = "x-";
 
 /// Reads `value` as an object's options.
 ///
@@ -110,7 +125,7 @@ pub fn read(value: Value, scalars: Scalars) -> Result<ObjectOptions, InputError>
 fn gather_limits(members: &mut Map<String, Value>) -> Result<(), InputError> {
     let single: Vec<String> = members
         .keys()
-        .filter(|key| key.starts_with("x-bps-") || key.starts_with("x-iops-"))
+        .filter(|key| single_limits().any(|limit| limit.name == **key))
         .cloned()
         .collect();
     if single.is_empty() {
@@ -123,7 +138,7 @@ fn gather_limits(members: &mut Map<String, Value>) -> Result<(), InputError> {
         return Err(InputError::wrong_type("limits", "object"));
     };
     for name in single {
-        if let (Some(value), Some(limit)) = (members.remove(&name), name.strip_prefix("x-")) {
+        if let (Some(value), Some(limit)) = (members.remove(&name), name.strip_prefix(SINGLE)) {
             limits.insert(limit.to_owned(), value);
         }
     }

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -29,19 +30,21 @@ pub(super) const PROTOCOL_VERSION: Version = Version {
 /// The only command before the negotiation is over, and none after.
 pub(super) const NEGOTIATION: &str = "qmp_capabilities";
 
+/// The member of the greeting.
+const GREETING: &str = "QMP";
 /// The member that names a command.
 const EXECUTE: &str = "execute";
 /// The same for one that does not wait for its turn.
 const OUT_OF_BAND: &str = "exec-oob";
 
 /// The answer to `query-version`, and part of the greeting.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub(super) struct Version {
     qemu: Triple,
     package: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 struct Triple {
     major: u8,
     minor: u8,
@@ -74,7 +77,7 @@ pub(super) struct Session {
 impl Session {
     /// Begins a conversation with the greeting.
     pub(super) fn new(monitor: Arc<Monitor>, outbox: Arc<Outbox>) -> Self {
-        let greeting = json!({"QMP": {"version": PROTOCOL_VERSION, "capabilities": ["oob"]}});
+        let greeting = json!({GREETING: {"version": PROTOCOL_VERSION, "capabilities": ["oob"]}});
         outbox.reply(line(&greeting));
         Self {
             monitor,
@@ -87,6 +90,12 @@ impl Session {
     /// Whether the client may send commands out of band.
     pub(super) fn has_oob(&self) -> bool {
         self.oob.get()
+    }
+
+    /// Whether a message is what a monitor begins with, and no client of one ever says.
+    pub(super) fn is_greeting(message: &Result<Value, JsonError>) -> bool {
+        let members = message.as_ref().ok().and_then(Value::as_object);
+        members.is_some_and(|members| members.contains_key(GREETING))
     }
 
     /// Whether a message wants to be executed before those that wait.

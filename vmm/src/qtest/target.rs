@@ -29,6 +29,16 @@ pub struct Target {
     pub interrupts: Arc<QtestInterrupts>,
     /// The clock of its devices, which moves by command only.
     pub clock: Clock,
+    /// Whether a device has this id or path.
+    pub has_device: Box<dyn Fn(&str) -> bool>,
+}
+
+/// A device that a command names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    InterruptController,
+    /// One whose interrupts are the bus's, as those of every disk: nothing of its own can be intercepted.
+    Other,
 }
 
 impl Target {
@@ -88,37 +98,60 @@ impl Target {
                 Ok(String::new())
             }
             Command::Endianness => Ok("little".to_owned()),
-            Command::InterceptIn(device) => {
-                known_device(&device)?;
-                self.interrupts.intercept(true);
-                Ok(String::new())
-            }
+            Command::InterceptIn(device) => match self.device(&device)? {
+                Device::InterruptController => {
+                    self.interrupts.intercept(true);
+                    Ok(String::new())
+                }
+                Device::Other => Err(self.nothing_to_intercept()),
+            },
             Command::InterceptNamedIn(device) => {
-                known_device(&device)?;
+                self.device(&device)?;
                 Err("Interception of named in-GPIOs not yet supported".into())
             }
-            Command::InterceptOut(device) => {
-                known_device(&device)?;
-                if self.interrupts.is_intercepted() {
-                    return Ok(String::new());
+            Command::InterceptOut(device) => match self.device(&device)? {
+                // Asked again, for the device that is intercepted, it is done whatever the list's name is.
+                Device::InterruptController if self.interrupts.is_intercepted() => {
+                    Ok(String::new())
                 }
                 // Its outputs are the processors' inputs, of which there are none.
-                Err("No intercepts installed".into())
-            }
+                _ => Err(self.nothing_to_intercept()),
+            },
             Command::SetIrqIn {
                 device,
                 list,
                 number,
                 level,
             } => {
-                known_device(&device)?;
-                if list != UNNAMED_INPUTS || number >= IOAPIC_INPUTS {
+                let has_inputs = self.device(&device)? == Device::InterruptController;
+                if !has_inputs || list != UNNAMED_INPUTS || number >= IOAPIC_INPUTS {
                     return Err("no such input".into());
                 }
                 self.interrupts.set(number, level);
                 Ok(String::new())
             }
             Command::ModuleLoad => Ok(String::new()),
+        }
+    }
+
+    fn device(&self, path: &str) -> Result<Device, Failure> {
+        // A path may be partial, as in QEMU.
+        let name = path.rsplit('/').next().unwrap_or(path);
+        if name == INTERRUPT_CONTROLLER {
+            Ok(Device::InterruptController)
+        } else if (self.has_device)(path) {
+            Ok(Device::Other)
+        } else {
+            Err("Unknown device".into())
+        }
+    }
+
+    /// What is said of a device that has nothing to intercept, or of one beside the one that is intercepted.
+    fn nothing_to_intercept(&self) -> Failure {
+        if self.interrupts.is_intercepted() {
+            "IRQ intercept already enabled".into()
+        } else {
+            "No intercepts installed".into()
         }
     }
 
@@ -156,8 +189,9 @@ impl Target {
         } else if data.len() <= size_of::<u64>() {
             self.buses.mmio.read(address, data);
         } else {
-            for (place, byte) in (address..).zip(data) {
-                self.read(place, std::slice::from_mut(byte));
+            for (offset, byte) in (0..).zip(data) {
+                // Behind the last address is the first.
+                self.read(address.wrapping_add(offset), std::slice::from_mut(byte));
             }
         }
     }
@@ -170,20 +204,10 @@ impl Target {
         } else if data.len() <= size_of::<u64>() {
             self.buses.mmio.write(address, data);
         } else {
-            for (place, byte) in (address..).zip(data) {
-                self.write(place, std::slice::from_ref(byte));
+            for (offset, byte) in (0..).zip(data) {
+                self.write(address.wrapping_add(offset), std::slice::from_ref(byte));
             }
         }
-    }
-}
-
-fn known_device(path: &str) -> Result<(), Failure> {
-    // A path may be partial, as in QEMU.
-    let name = path.rsplit('/').next().unwrap_or(path);
-    if name == INTERRUPT_CONTROLLER {
-        Ok(())
-    } else {
-        Err("Unknown device".into())
     }
 }
 

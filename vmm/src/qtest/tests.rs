@@ -51,6 +51,7 @@ fn target() -> Target {
         ram: Arc::new(MemoryLayout::new(2 << 20).unwrap().map().unwrap()),
         interrupts: QtestInterrupts::new(),
         clock: Clock::manual(),
+        has_device: Box::new(|name| matches!(name, "disk" | "/machine/peripheral/disk")),
     }
 }
 
@@ -109,6 +110,16 @@ fn memory_and_registers_are_one_address_space() {
         ("b64write 0x2000 1 A", Err("ERR invalid argument size")),
         ("read 0x2000 0", Err("there is nothing to read")),
         ("read 0x2000 0x0", Err("there is nothing to read")),
+        // Behind the last address is the first.
+        ("write 0 4 0xa1b2c3d4", Ok("")),
+        (
+            "read 0xfffffffffffffff8 12",
+            Ok("0xffffffffffffffffa1b2c3d4"),
+        ),
+        ("memset 0xfffffffffffffff8 16 0x77", Ok("")),
+        ("readq 0", Ok("0x7777777777777777")),
+        ("readq 0xffffffffffffffff", Ok("0xffffffffffffffff")),
+        ("writeq 0xffffffffffffffff 0", Ok("")),
         ("module_load block- x", Ok("")),
         ("endianness", Ok("little")),
     ]);
@@ -148,7 +159,18 @@ fn level_changes_are_told_once_intercepted() {
     assert_eq!(ask(&target, "irq_intercept_in ioapic"), Ok(String::new()));
     // Again, and by another way.
     assert_eq!(ask(&target, "irq_intercept_in ioapic"), Ok(String::new()));
-    assert_eq!(ask(&target, "irq_intercept_out ioapic"), Ok(String::new()));
+    for again in ["irq_intercept_out ioapic", "irq_intercept_out ioapic any"] {
+        assert_eq!(ask(&target, again), Ok(String::new()), "{again}");
+    }
+    // One device, and no other.
+    for other in [
+        "irq_intercept_in disk",
+        "irq_intercept_out disk",
+        "irq_intercept_out /machine/peripheral/disk sysbus-irq",
+    ] {
+        let refused = Err("IRQ intercept already enabled".to_owned());
+        assert_eq!(ask(&target, other), refused, "{other}");
+    }
     line.set(true);
     line.set(false);
     assert_eq!(
@@ -166,7 +188,28 @@ fn what_can_not_be_intercepted_is_refused_in_qemus_words() {
             Err("Interception of named in-GPIOs not yet supported"),
         ),
         ("irq_intercept_out ioapic", Err("No intercepts installed")),
+        (
+            "irq_intercept_out ioapic any",
+            Err("No intercepts installed"),
+        ),
+        ("irq_intercept_out disk", Err("No intercepts installed")),
+        (
+            "irq_intercept_out disk sysbus-irq",
+            Err("No intercepts installed"),
+        ),
+        ("irq_intercept_in disk", Err("No intercepts installed")),
+        (
+            "irq_intercept_in disk x",
+            Err("Interception of named in-GPIOs not yet supported"),
+        ),
+        ("irq_intercept_in nobody x", Err("Unknown device")),
         ("irq_intercept_out nobody", Err("Unknown device")),
+        ("irq_intercept_out nobody x", Err("Unknown device")),
+        (
+            "irq_intercept_out disk x y",
+            Err("Unknown command 'irq_intercept_out'"),
+        ),
+        ("set_irq_in disk unnamed-gpio-in 0 1", Err("no such input")),
         ("set_irq_in ioapic named 0 1", Err("no such input")),
         (
             "set_irq_in ioapic unnamed-gpio-in 24 1",

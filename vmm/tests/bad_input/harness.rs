@@ -259,7 +259,8 @@ impl Vm {
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let process = Machine::start(&command[0], &all).unwrap();
         let connected = Qmp::connect(&qmp_path, LIMIT);
-        let qmp = connected.unwrap_or_else(|error| panic!("{error}\n{}", process.output()));
+        let mut qmp = connected.unwrap_or_else(|error| panic!("{error}\n{}", process.output()));
+        qmp.hold_to_schema().unwrap();
         let qtest = Qtest::connect(&scene.path("qtest"));
         Self {
             process,
@@ -274,7 +275,9 @@ impl Vm {
 
     /// Another client.
     pub fn connect(&self) -> Qmp {
-        Qmp::connect(&self.qmp_path, LIMIT).unwrap()
+        let mut qmp = Qmp::connect(&self.qmp_path, LIMIT).unwrap();
+        qmp.hold_to_schema().unwrap();
+        qmp
     }
 
     /// A client that has not even greeted.
@@ -364,11 +367,22 @@ impl Vm {
 
     /// Ends the machine; it must end orderly, saying nothing.
     #[track_caller]
-    pub fn quit(mut self) {
+    pub fn quit(self) {
+        assert_eq!(self.end(), "");
+    }
+
+    /// The same of a machine that had one thing to tell, in these words.
+    pub fn quit_having_told(self, words: &[&str]) {
+        let messages = self.end();
+        assert_eq!(messages.lines().count(), 1, "{messages}");
+        expect_words(&messages, words);
+    }
+
+    fn end(mut self) -> String {
         self.execute("quit", &json!({}));
         let status = self.process.wait_end(LIMIT).unwrap();
         assert_eq!(status.code(), Some(status::SUCCESS));
-        assert_eq!(self.process.messages(), "");
+        self.process.messages().clone()
     }
 }
 

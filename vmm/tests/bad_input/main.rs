@@ -14,10 +14,12 @@
 mod command_line;
 mod commands;
 mod disconnects;
+mod hanging;
 mod harness;
 mod ide;
 mod images;
 mod kernels;
+mod many_jobs;
 mod memory;
 mod read_only;
 mod signals;

@@ -70,7 +70,11 @@ fn a_bitmap_of_no_bounds_is_refused_while_running() {
     }
     let mirror = json!({"device": "source", "job-id": "job", "target": "target",
                         "sync": "none", "granularity": 512});
-    let words = ["No memory", "9007199254740992 chunks", "larger granularity"];
+    let words = [
+        "Parameter 'granularity' is too small",
+        "4611686018427387904 bytes",
+        "leave it out",
+    ];
     vm.refused_with("blockdev-mirror", &mirror, &words);
     vm.quit();
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use crate::harness::{SLUICE, Scene, Vm, qtest_arguments, refusal, refusal_of, status};
 
 fn refused_at(scene: &Scene, path: &str) -> crate::harness::Refusal {
-    refusal(scene, &["--qmp", &format!("unix:{path}")])
+    refusal(scene, &["--qmp", &format!("unix:{path},server=on")])
 }
 
 #[test]

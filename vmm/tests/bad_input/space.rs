@@ -56,7 +56,12 @@ fn reported_the_job_fails_and_the_disk_stays_where_it_is() {
     expect_words(data["error"].as_str().unwrap(), &["No space left"]);
     assert_eq!(before, vm.picture(), "something was left behind");
     vm.check_disks();
-    vm.quit();
+    let words = [
+        "job 'disk' ends: node",
+        "can't be written: No space left on device",
+        "on-target-error=stop",
+    ];
+    vm.quit_having_told(&words);
 }
 
 #[test]
@@ -131,5 +136,10 @@ fn a_limit_on_the_size_of_files_is_an_error_like_others() {
     expect_words(data["error"].as_str().unwrap(), &["File too large"]);
     assert_eq!(before, vm.picture());
     vm.check_disks();
-    vm.quit();
+    let words = [
+        "job 'disk' ends: node",
+        "can't be written: File too large",
+        "on-target-error=stop",
+    ];
+    vm.quit_having_told(&words);
 }

@@ -11,6 +11,7 @@ use crate::harness::{LIMIT, Scene, Vm};
 /// The protocol's limits.
 const MOST_BYTES: usize = 64 << 20;
 const DEEPEST: usize = 1024;
+const MOST_TOKENS: usize = 2 << 20;
 /// The byte that says: forget what came before.
 const RESET: &[u8] = &[0xff];
 
@@ -180,6 +181,29 @@ fn too_large_a_message_is_refused_and_the_next_one_served() {
     }
     let error = raw.error_of(br#""}"#);
     assert!(error.contains("size limit exceeded"), "{error}");
+    drop(raw);
+    vm.check_disks();
+    vm.quit();
+}
+
+#[test]
+fn a_message_of_too_many_tokens_is_refused_and_one_of_the_most_is_read() {
+    /// `[[],0,0,…]`: two brackets, two more, and a comma and a number each.
+    fn list(tokens: usize) -> Vec<u8> {
+        let mut message = b"[[]".to_vec();
+        message.extend(b",0".repeat((tokens - 4) / 2));
+        message.push(b']');
+        message
+    }
+    let scene = Scene::new();
+    let mut vm = Vm::start(&scene);
+    let mut raw = Raw::connect(&vm, true);
+    let error = raw.error_of(&list(MOST_TOKENS + 2));
+    assert!(error.contains("token count limit exceeded"), "{error}");
+    let error = raw.error_of(&list(4 * MOST_TOKENS));
+    assert!(error.contains("token count limit exceeded"), "{error}");
+    let error = raw.error_of(&list(MOST_TOKENS));
+    assert!(error.contains("must be a JSON object"), "{error}");
     drop(raw);
     vm.check_disks();
     vm.quit();

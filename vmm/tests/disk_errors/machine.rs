@@ -153,7 +153,8 @@ impl Vm {
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let process = Machine::start(&command[0], &all).unwrap();
         let connected = Qmp::connect(&path("qmp"), LIMIT);
-        let qmp = connected.unwrap_or_else(|error| panic!("{error}\n{}", process.output()));
+        let mut qmp = connected.unwrap_or_else(|error| panic!("{error}\n{}", process.output()));
+        qmp.hold_to_schema().unwrap();
         Self {
             qtest: Qtest::connect(&path("qtest")),
             process,

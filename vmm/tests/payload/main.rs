@@ -14,6 +14,7 @@ mod lifecycle;
 mod monitor;
 mod posted;
 mod rates;
+mod sections;
 mod terminal;
 
 use std::ffi::OsString;

@@ -41,8 +41,13 @@ impl Monitor {
 
     /// Executes a command without arguments and returns what it returns.
     pub(crate) fn execute(&mut self, command: &str) -> Value {
+        self.execute_with(command, &json!({}))
+    }
+
+    /// The same with arguments.
+    pub(crate) fn execute_with(&mut self, command: &str, arguments: &Value) -> Value {
         // In one piece: the machine may end by the command before anything more could be sent.
-        let line = json!({ "execute": command }).to_string();
+        let line = json!({ "execute": command, "arguments": arguments }).to_string();
         self.stream.write_all(line.as_bytes()).unwrap();
         loop {
             let message = self.message();

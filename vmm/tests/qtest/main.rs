@@ -5,17 +5,34 @@
     reason = "the whole crate is a test"
 )]
 
+mod backup_errors;
+#[cfg(feature = "test-hooks")]
+mod chains;
 mod exits;
+mod groups;
+mod hostile;
 mod hotplug;
 mod ide;
 mod ide_commands;
+mod ide_drives;
+mod ide_packets;
+mod ide_resets;
+mod in_kernel;
+mod interception;
+mod jobs;
 mod media;
 mod mirror;
+mod mirror_automatic;
+mod mirror_policies;
 mod process;
+mod rough;
 mod scenarios;
+mod small_disk;
 mod two_disks;
 mod virtio;
 mod virtio_commands;
+mod virtio_queues;
+mod writer;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -196,12 +196,7 @@ fn simple() {
             }
             guest.wait_completed(disk);
             if *variant == manual {
-                let concluded = |event: &sluice_tests::qmp::Event| {
-                    event.text("id") == disk.name() && event.text("status") == "concluded"
-                };
-                let qmp = &guest.machine.qmp;
-                qmp.wait_event("concluded", super::two_disks::LIMIT, concluded)
-                    .unwrap();
+                guest.wait_status(disk, "concluded");
                 guest.execute("job-dismiss", &json!({"id": disk.name()}));
             }
             assert!(guest.bytes(disk.name()) == guest.bytes(&disk.copy()));
@@ -209,32 +204,174 @@ fn simple() {
     });
 }
 
+/// Commands that would change or take what the job of a disk has, each with a name of its own.
+fn forbidden(guest: &Guest, disk: Disk) -> Vec<(&'static str, Value)> {
+    let (name, copy) = (disk.name(), disk.copy());
+    let (free, file) = (spare(disk), guest.image("new"));
+    let second = |target: &str| json!({"device": name, "target": target, "sync": "full", "job-id": "second"});
+    let of_file = |target: Value| {
+        let mut arguments = second("");
+        arguments["target"] = target;
+        arguments["format"] = json!("raw");
+        arguments
+    };
+    let from = |device: &str, target: &str| {
+        let mut arguments = second(target);
+        arguments["device"] = json!(device);
+        arguments
+    };
+    let transaction = |kind: &str, data: Value| json!({"actions": [{"type": kind, "data": data}]});
+    let snapshot = json!({"node": name, "overlay": free});
+    vec![
+        ("block_resize", json!({"node-name": name, "size": 512})),
+        ("block_resize", json!({"node-name": copy, "size": 512})),
+        ("blockdev-del", json!({"node-name": copy})),
+        ("block-stream", json!({"device": name, "job-id": "second"})),
+        ("block-commit", json!({"device": name, "job-id": "second"})),
+        ("blockdev-snapshot", snapshot.clone()),
+        (
+            "blockdev-snapshot-sync",
+            json!({"node-name": name, "snapshot-file": file, "snapshot-node-name": "new"}),
+        ),
+        ("blockdev-mirror", second(&free)),
+        ("blockdev-mirror", second(&copy)),
+        ("blockdev-mirror", from(&copy, &free)),
+        ("blockdev-mirror", from(&free, &copy)),
+        ("drive-mirror", of_file(json!(file))),
+        ("blockdev-backup", second(&free)),
+        ("blockdev-backup", second(&copy)),
+        ("blockdev-backup", from(&copy, &free)),
+        ("blockdev-backup", from(&free, &copy)),
+        ("drive-backup", of_file(json!(file))),
+        ("transaction", transaction("blockdev-backup", second(&free))),
+        ("transaction", transaction("blockdev-snapshot", snapshot)),
+    ]
+}
+
+/// A node that nobody uses, as large as a disk.
+fn spare(disk: Disk) -> String {
+    format!("{}-spare", disk.name())
+}
+
+/// Whatever would change or take what a job has is refused, and told by whom and how to end that; nothing has happened.
 #[test]
 fn forbidden_actions() {
+    for kind in ["mirror", "backup"] {
+        play(|guest, disk| {
+            guest.add_target(disk, &json!({}));
+            let node = json!({
+                "driver": "null-co", "node-name": spare(disk), "size": SECTORS * SECTOR as u64
+            });
+            guest.execute("blockdev-add", &node);
+            if kind == "mirror" {
+                guest.mirror(disk, "background");
+            } else {
+                let backup = json!({
+                    "device": disk.name(), "target": disk.copy(), "job-id": disk.name(), "sync": "none"
+                });
+                guest.execute("blockdev-backup", &backup);
+            }
+            let owner = format!(
+                "is busy: block device is in use by block job: {kind} '{}'",
+                disk.name()
+            );
+            let mut wrong = Vec::new();
+            for (command, arguments) in forbidden(guest, disk) {
+                let answer = guest.machine.qmp.execute(command, &arguments);
+                let text = answer.map_or_else(|error| error.to_string(), |done| done.to_string());
+                if !text.contains(&owner) || !text.contains("'job-cancel'") {
+                    wrong.push(format!("{command} {arguments}: {text}"));
+                }
+            }
+            assert!(wrong.is_empty(), "{kind}: {wrong:#?}");
+            assert!(!guest.image("new").exists(), "a target or overlay was made");
+            let jobs = guest.execute("query-jobs", &json!({}));
+            assert_eq!(jobs.as_array().map(Vec::len), Some(1));
+            guest.write(disk, 0, &[0x36; SECTOR]);
+            if kind == "mirror" {
+                guest.pivot(disk);
+            } else {
+                guest.execute("block-job-cancel", &job(disk));
+                guest.wait_job(disk, "BLOCK_JOB_CANCELLED");
+            }
+        });
+    }
+}
+
+/// What is no granularity is refused, and each that is one will do.
+#[test]
+fn granularity() {
     play(|guest, disk| {
         guest.add_target(disk, &json!({}));
-        guest.mirror(disk, "background");
-        let (name, copy) = (disk.name(), disk.copy());
-        for (command, arguments) in [
-            ("block_resize", json!({"node-name": name, "size": 512})),
-            ("block_resize", json!({"node-name": copy, "size": 512})),
-            ("blockdev-del", json!({"node-name": copy})),
-            ("block-stream", json!({"device": name, "job-id": "second"})),
-            (
-                "blockdev-mirror",
-                json!({"device": name, "target": copy, "sync": "full", "job-id": "second"}),
-            ),
-            (
-                "blockdev-backup",
-                json!({"device": name, "target": copy, "sync": "full", "job-id": "second"}),
-            ),
-        ] {
-            let refused = guest.machine.qmp.execute(command, &arguments);
-            let refused = refused.unwrap_err().to_string();
-            assert!(refused.contains("busy"), "{command}: {refused}");
+        for wrong in [1, 256, 1000, 128 << 20] {
+            let refused = guest
+                .begin_mirror(disk, &json!({"granularity": wrong}))
+                .unwrap_err();
+            assert!(
+                refused.to_string().contains("'granularity'"),
+                "{wrong}: {refused}"
+            );
         }
-        guest.write(disk, 0, &[0x36; SECTOR]);
+        for shift in [9, 12, 16, 20, 26] {
+            guest
+                .begin_mirror(disk, &json!({"granularity": 1_u64 << shift}))
+                .unwrap();
+            guest.wait_job(disk, "BLOCK_JOB_READY");
+            guest.write(disk, shift, &[0x51; SECTOR]);
+            guest.execute("block-job-cancel", &job(disk));
+            guest.wait_completed(disk);
+            assert!(
+                guest.bytes(disk.name()) == guest.bytes(&disk.copy()),
+                "{shift}"
+            );
+        }
+    });
+}
+
+/// The filter has the name that was given, and no other node may have it.
+#[test]
+fn filter_node() {
+    play(|guest, disk| {
+        guest.add_target(disk, &json!({}));
+        let taken = json!({"filter-node-name": disk.copy()});
+        let refused = guest.begin_mirror(disk, &taken).unwrap_err().to_string();
+        assert!(refused.contains(&disk.copy()), "{refused}");
+        let named = json!({"filter-node-name": "filter"});
+        guest.begin_mirror(disk, &named).unwrap();
+        guest.wait_job(disk, "BLOCK_JOB_READY");
+        assert!(guest.roots().iter().any(|root| root == "filter"));
+        guest.write(disk, 0, &[0x52; SECTOR]);
         guest.pivot(disk);
+        assert!(!guest.roots().iter().any(|root| root == "filter"));
+    });
+}
+
+/// The disk is no target of its own, by whatever name.
+#[test]
+fn same_src_tgt() {
+    play(|guest, disk| {
+        let mirror = json!({
+            "device": disk.name(), "target": disk.name(), "sync": "full", "job-id": disk.name()
+        });
+        let refused = guest
+            .machine
+            .qmp
+            .execute("blockdev-mirror", &mirror)
+            .unwrap_err();
+        assert!(refused.to_string().contains(disk.name()), "{refused}");
+        let file = json!({
+            "device": disk.name(), "target": guest.image(disk.name()), "sync": "full", "format": "raw",
+            "job-id": disk.name(), "mode": "existing"
+        });
+        let refused = guest
+            .machine
+            .qmp
+            .execute("drive-mirror", &file)
+            .unwrap_err();
+        assert!(refused.to_string().contains(disk.name()), "{refused}");
+        guest.write(disk, 0, &[0x53; SECTOR]);
+        guest.flush(disk);
+        assert_eq!(guest.bytes(disk.name())[0], 0x53);
     });
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_tests::qmp::{Event, QmpError};
+use sluice_tests::qmp::{Event, Qmp, QmpError};
 use sluice_tests::qtest::machine::QtestMachine;
 use sluice_tests::qtest::pci::{Allocator, Bar, ENABLE_ALL, Function};
 use tempfile::TempDir;
@@ -16,6 +16,10 @@ use super::process::SLUICE;
 
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
 pub(super) const SECTOR: usize = 512;
+/// The socket of a second monitor, for an operator whose command waits.
+const MONITOR: &str = "monitor";
+/// What an image of a target holds before.
+pub(super) const FILLER: u8 = 0x5a;
 /// Of every image.
 pub(super) const SECTORS: u64 = 8192;
 
@@ -114,6 +118,20 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn start() -> Self {
+        Self::start_with(&[], Disk::name)
+    }
+
+    /// Starts the machine with more arguments, before its devices, and with its devices on these nodes.
+    pub(super) fn start_with(more: &[(&str, &str)], root: impl Fn(Disk) -> &'static str) -> Self {
+        Self::start_by(SLUICE, more, root)
+    }
+
+    /// The same by another program, which becomes the machine's.
+    pub(super) fn start_by(
+        program: &str,
+        more: &[(&str, &str)],
+        root: impl Fn(Disk) -> &'static str,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let node = |disk: Disk| {
             let image = directory.path().join(disk.name());
@@ -128,21 +146,24 @@ impl Guest {
             )
         };
         let (ide, virtio) = (node(Disk::Ide), node(Disk::Virtio));
-        let device = format!(
-            "virtio-blk-pci,drive=virtio,iothread=io0,addr={}.0,id=dev-virtio",
+        let ide_device = format!("ide-hd,drive={},bus=ide.0,id=dev-ide", root(Disk::Ide));
+        let virtio_device = format!(
+            "virtio-blk-pci,drive={},iothread=io0,addr={}.0,id=dev-virtio",
+            root(Disk::Virtio),
             virtio::DEVICE
         );
-        let arguments = [
+        let second = directory.path().join(MONITOR);
+        let second = format!("unix:{},server=on,wait=off", second.display());
+        let nodes = [
             ("-object", "iothread,id=io0"),
+            ("-qmp", &second),
             ("-blockdev", &ide),
             ("-blockdev", &virtio),
-            ("-device", "ide-hd,drive=ide,bus=ide.0,id=dev-ide"),
-            ("-device", &device),
         ];
-        let arguments = arguments
-            .iter()
+        let devices = [("-device", &*ide_device), ("-device", &virtio_device)];
+        let arguments = (nodes.iter().chain(more).chain(&devices))
             .flat_map(|(option, value)| [*option, *value]);
-        let mut machine = QtestMachine::start(SLUICE, arguments).unwrap();
+        let mut machine = QtestMachine::start(program, arguments).unwrap();
         let qtest = &mut machine.qtest;
         let mut allocator = Allocator::default();
         let controller = Function::new(1, 1);
@@ -301,24 +322,29 @@ impl Guest {
 
     /// Whether what was begun has ended; it must have succeeded then.
     pub(super) fn has_ended(&mut self, disk: Disk) -> bool {
+        let outcome = self.outcome(disk);
+        assert_ne!(outcome, Some(false), "{disk:?}: the guest saw an error");
+        outcome.is_some()
+    }
+
+    /// Whether what was begun has succeeded, once it has ended.
+    pub(super) fn outcome(&mut self, disk: Disk) -> Option<bool> {
         let qtest = &mut self.machine.qtest;
         match disk {
             Disk::Ide => {
                 let drive = qtest.in8(ide::CONTROL).unwrap();
                 let transfer = qtest.in8(self.bus_master + ide::BM_STATUS).unwrap();
                 if drive & ide::BUSY != 0 || transfer & ide::ACTIVE != 0 {
-                    return false;
+                    return None;
                 }
-                assert_eq!(drive & ide::ERROR, 0, "the guest saw an error");
                 qtest.in8(ide::COMMAND).unwrap();
-                true
+                Some(drive & ide::ERROR == 0)
             }
             Disk::Virtio => {
                 if qtest.read16(virtio::USED + 2).unwrap() != self.made {
-                    return false;
+                    return None;
                 }
-                assert_eq!(qtest.read8(virtio::ANSWER).unwrap(), 0, "no error");
-                true
+                Some(qtest.read8(virtio::ANSWER).unwrap() == 0)
             }
         }
     }
@@ -389,7 +415,7 @@ impl Guest {
         // Full of something else.
         fs::write(
             &path,
-            vec![0x5a; SECTOR * usize::try_from(SECTORS).unwrap()],
+            vec![FILLER; SECTOR * usize::try_from(SECTORS).unwrap()],
         )
         .unwrap();
         let file = json!({"driver": "file", "filename": path, "discard": "unmap"});
@@ -422,6 +448,17 @@ impl Guest {
         qmp.wait_job_event(event, disk.name(), LIMIT).unwrap()
     }
 
+    /// Waits until the disk's job has come to this status.
+    pub(super) fn wait_status(&mut self, disk: Disk, status: &str) {
+        let wanted = |event: &Event| {
+            event.event == "JOB_STATUS_CHANGE"
+                && event.text("id") == disk.name()
+                && event.text("status") == status
+        };
+        let qmp = &self.machine.qmp;
+        qmp.wait_event(status, LIMIT, wanted).unwrap();
+    }
+
     pub(super) fn wait_completed(&mut self, disk: Disk) {
         let completed = self.wait_job(disk, "BLOCK_JOB_COMPLETED");
         assert!(completed.data.get("error").is_none(), "{completed:?}");
@@ -439,18 +476,36 @@ impl Guest {
 
     /// Holds the next event of a target.
     pub(super) fn hold(&mut self, disk: Disk, event: &str) {
-        let at = json!({"node-name": disk.copy(), "event": event, "tag": "held"});
-        self.execute("x-debug-break", &at);
+        self.hold_at(&disk.copy(), event);
     }
 
     pub(super) fn wait_held(&mut self, disk: Disk) {
-        let at = json!({"node-name": disk.copy(), "tag": "held"});
-        self.execute("x-debug-wait-break", &at);
+        self.wait_held_at(&disk.copy());
     }
 
     pub(super) fn let_go(&mut self, disk: Disk) {
-        let at = json!({"node-name": disk.copy(), "tag": "held"});
+        self.let_go_at(&disk.copy());
+    }
+
+    /// Holds the next event of a node.
+    pub(super) fn hold_at(&mut self, node: &str, event: &str) {
+        let at = json!({"node-name": node, "event": event, "tag": "held"});
+        self.execute("x-debug-break", &at);
+    }
+
+    pub(super) fn wait_held_at(&mut self, node: &str) {
+        let at = json!({"node-name": node, "tag": "held"});
+        self.execute("x-debug-wait-break", &at);
+    }
+
+    pub(super) fn let_go_at(&mut self, node: &str) {
+        let at = json!({"node-name": node, "tag": "held"});
         self.execute("x-debug-resume", &at);
+    }
+
+    /// A second client of the machine.
+    pub(super) fn second_monitor(&self) -> Qmp {
+        Qmp::connect(&self.image(MONITOR), LIMIT).unwrap()
     }
 
     /// The node that a disk of the guest stands on now.

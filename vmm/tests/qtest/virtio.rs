@@ -22,6 +22,8 @@ pub(super) const USED: u64 = 0x10_8000;
 pub(super) const INDIRECT: u64 = 0x11_0000;
 pub(super) const REQUESTS: u64 = 0x12_0000;
 const MESSAGES: u64 = 0x13_0000;
+/// What lies between the memory of one queue and that of the next.
+const QUEUE: u64 = 0x20_0000;
 /// Apart from each other in [`REQUESTS`].
 const REQUEST: u64 = 0x1000;
 /// Entries of the ring: few, so that it wraps around.
@@ -73,6 +75,13 @@ pub(super) const DISCARD: u32 = 11;
 pub(super) const WRITE_ZEROES: u32 = 13;
 pub(super) const UNKNOWN: u32 = 0x77;
 
+/// What the driver knows of a queue.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    made: u16,
+    doorbell: u64,
+}
+
 pub(super) struct Virtio {
     pub(super) machine: QtestMachine,
     pub(super) common: u64,
@@ -84,8 +93,12 @@ pub(super) struct Virtio {
     pub(super) function: Function,
     allocator: Allocator,
     features: u64,
-    /// Requests put into the ring.
+    /// Requests put into the selected queue's ring.
     pub(super) made: u16,
+    /// The selected queue.
+    pub(super) queue: u16,
+    /// Of the others.
+    queues: Vec<Progress>,
     pub(super) directory: TempDir,
 }
 
@@ -116,11 +129,23 @@ impl Virtio {
 
     /// Takes the disk in this slot of a machine as far as DRIVER_OK.
     pub(super) fn over(
+        machine: QtestMachine,
+        directory: TempDir,
+        slot: u8,
+        features: u64,
+        vectors: bool,
+    ) -> Self {
+        Self::over_queues(machine, directory, slot, features, vectors, 1)
+    }
+
+    /// The same with so many queues, of which the first is selected.
+    pub(super) fn over_queues(
         mut machine: QtestMachine,
         directory: TempDir,
         slot: u8,
         features: u64,
         vectors: bool,
+        queues: u16,
     ) -> Self {
         let qtest = &mut machine.qtest;
         let function = Function::new(slot, 0);
@@ -161,10 +186,35 @@ impl Virtio {
             allocator,
             features: features | VERSION_1,
             made: 0,
+            queue: 0,
+            queues: vec![Progress::default(); queues.into()],
             directory,
         };
         virtio.bring_up(vectors);
         virtio
+    }
+
+    /// The queues by their numbers.
+    pub(super) fn queues(&self) -> std::ops::Range<u16> {
+        0..u16::try_from(self.queues.len()).unwrap()
+    }
+
+    /// What follows is about this queue.
+    pub(super) fn select(&mut self, queue: u16) {
+        self.queues[usize::from(self.queue)] = Progress {
+            made: self.made,
+            doorbell: self.doorbell,
+        };
+        self.queue = queue;
+        Progress {
+            made: self.made,
+            doorbell: self.doorbell,
+        } = self.queues[usize::from(queue)];
+    }
+
+    /// Where the selected queue has what the first one has there.
+    pub(super) fn own(&self, place: u64) -> u64 {
+        place + QUEUE * u64::from(self.queue)
     }
 
     pub(super) fn bring_up(&mut self, vectors: bool) {
@@ -200,7 +250,10 @@ impl Virtio {
             qtest.write16(common + common::CONFIG_VECTOR, 0).unwrap();
             assert_eq!(qtest.read16(common + common::CONFIG_VECTOR).unwrap(), 0);
         }
-        self.enable_queue(vectors);
+        for queue in self.queues().rev() {
+            self.select(queue);
+            self.enable_queue(vectors);
+        }
         self.machine
             .qtest
             .write8(common + common::STATUS, status | DRIVER_OK)
@@ -210,37 +263,51 @@ impl Virtio {
     /// Sets up the queue with an empty ring, and enables it.
     pub(super) fn enable_queue(&mut self, vectors: bool) {
         self.made = 0;
-        let (common, qtest) = (self.common, &mut self.machine.qtest);
+        let (common, index) = (self.common, self.queue);
+        let rings = [AVAILABLE, USED].map(|ring| self.own(ring));
+        let places = [
+            (common::QUEUE_DESC, self.own(DESCRIPTORS)),
+            (common::QUEUE_DRIVER, rings[0]),
+            (common::QUEUE_DEVICE, rings[1]),
+        ];
+        let used_event = self.used_event();
+        let qtest = &mut self.machine.qtest;
         // Rings that another driver may have left.
-        for ring in [AVAILABLE, USED] {
+        for ring in rings {
             qtest.write32(ring, 0).unwrap();
         }
-        qtest.write16(common + common::QUEUE_SELECT, 0).unwrap();
+        qtest.write16(used_event, 0).unwrap();
+        qtest.write16(common + common::QUEUE_SELECT, index).unwrap();
         qtest.write16(common + common::QUEUE_SIZE, SIZE).unwrap();
-        for (register, address) in [
-            (common::QUEUE_DESC, DESCRIPTORS),
-            (common::QUEUE_DRIVER, AVAILABLE),
-            (common::QUEUE_DEVICE, USED),
-        ] {
+        for (register, address) in places {
             qtest.write64(common + register, address).unwrap();
         }
         if vectors {
-            qtest.write16(common + common::QUEUE_VECTOR, 1).unwrap();
+            let vector = index + 1;
+            qtest
+                .write16(common + common::QUEUE_VECTOR, vector)
+                .unwrap();
         }
         qtest.write16(common + common::QUEUE_ENABLE, 1).unwrap();
         let offset = qtest.read16(common + common::QUEUE_NOTIFY_OFF).unwrap();
         self.doorbell = self.notify + u64::from(offset) * self.multiplier;
     }
 
+    /// Where the driver says which completion it wants to hear of.
+    pub(super) fn used_event(&self) -> u64 {
+        self.own(AVAILABLE) + 4 + 2 * u64::from(SIZE)
+    }
+
     /// Has vector N write N + 1 to memory.
     fn enable_vectors(&mut self) {
+        let vectors = u32::from(self.queues().end) + 1;
         let qtest = &mut self.machine.qtest;
         let at = self.function.capabilities(qtest, 0x11).unwrap()[0];
         let place = self.function.read(qtest, at + 4).unwrap();
         let bar = u8::try_from(place & 7).unwrap();
         let mapped = self.function.map(qtest, &mut self.allocator, bar).unwrap();
         let table = mapped.unwrap().base() + u64::from(place & !7);
-        for vector in 0..2_u32 {
+        for vector in 0..vectors {
             let entry = table + 16 * u64::from(vector);
             qtest
                 .write64(entry, MESSAGES + 4 * u64::from(vector))
@@ -257,11 +324,14 @@ impl Virtio {
         self.directory.path().join("disk.img")
     }
 
-    /// The message that vector N has written, taken away.
+    /// The message that vector N has written, taken away. Nothing is taken if there was none: one
+    /// that comes right then would be lost.
     pub(super) fn take_message(&mut self, vector: u64) -> u32 {
         let at = MESSAGES + 4 * vector;
         let message = self.machine.qtest.read32(at).unwrap();
-        self.machine.qtest.write32(at, 0).unwrap();
+        if message != 0 {
+            self.machine.qtest.write32(at, 0).unwrap();
+        }
         message
     }
 
@@ -276,7 +346,7 @@ impl Virtio {
     /// Puts a request into the ring and, unless told otherwise, rings; returns where its data are.
     pub(super) fn submit(&mut self, kind: u32, sector: u64, data: &[u8], ring: bool) -> u64 {
         let slot = self.made % (SIZE / 4);
-        let at = REQUESTS + u64::from(slot) * REQUEST;
+        let at = self.own(REQUESTS) + u64::from(slot) * REQUEST;
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
         header.extend(sector.to_le_bytes());
@@ -292,9 +362,9 @@ impl Virtio {
         let head = slot * 4;
         let indirect = self.features & INDIRECT_DESC != 0;
         let (table, first) = if indirect {
-            (INDIRECT + u64::from(slot) * 0x100, 0)
+            (self.own(INDIRECT) + u64::from(slot) * 0x100, 0)
         } else {
-            (DESCRIPTORS + 16 * u64::from(head), head)
+            (self.own(DESCRIPTORS) + 16 * u64::from(head), head)
         };
         self.descriptor(table, at, 16, NEXT, first + 1);
         if data.is_empty() {
@@ -305,27 +375,42 @@ impl Virtio {
             self.descriptor(table + 32, status, 1, WRITE, 0);
         }
         if indirect {
-            self.descriptor(DESCRIPTORS + 16 * u64::from(head), table, 48, IN_TABLE, 0);
+            // Two descriptors where there is no data.
+            let length = if data.is_empty() { 32 } else { 48 };
+            let at = self.own(DESCRIPTORS) + 16 * u64::from(head);
+            self.descriptor(at, table, length, IN_TABLE, 0);
         }
         self.offer(head);
         if ring {
-            self.machine.qtest.write16(self.doorbell, 0).unwrap();
+            self.ring();
         }
         buffer
     }
 
+    pub(super) fn ring(&mut self) {
+        let (doorbell, queue) = (self.doorbell, self.queue);
+        self.machine.qtest.write16(doorbell, queue).unwrap();
+    }
+
     /// Puts the head of a chain into the ring.
     pub(super) fn offer(&mut self, head: u16) {
-        let entry = AVAILABLE + 4 + 2 * u64::from(self.made % SIZE);
+        let available = self.own(AVAILABLE);
+        let entry = available + 4 + 2 * u64::from(self.made % SIZE);
         let qtest = &mut self.machine.qtest;
         qtest.write16(entry, head).unwrap();
         self.made = self.made.wrapping_add(1);
-        qtest.write16(AVAILABLE + 2, self.made).unwrap();
+        qtest.write16(available + 2, self.made).unwrap();
+    }
+
+    /// What the device has used of the selected queue's.
+    pub(super) fn used(&mut self) -> u16 {
+        let at = self.own(USED) + 2;
+        self.machine.qtest.read16(at).unwrap()
     }
 
     /// Waits until the device has used all that was made.
     pub(super) fn wait_used(&mut self) {
-        while self.machine.qtest.read16(USED + 2).unwrap() != self.made {}
+        while self.used() != self.made {}
     }
 
     /// Does a request; returns its status and its data.
@@ -441,8 +526,8 @@ fn messages_tell_of_requests_and_of_the_configuration_apart() {
 /// The driver asks for an interrupt after so many, and gets none before.
 #[test]
 fn interrupts_come_when_the_event_index_asks_for_them() {
-    let used_event = AVAILABLE + 4 + 2 * u64::from(SIZE);
     let mut virtio = Virtio::start(EVENT_IDX, true);
+    let used_event = virtio.used_event();
     // The next one.
     virtio.machine.qtest.write16(used_event, 0).unwrap();
     assert_eq!(virtio.request(IN, 0, &[0; SECTOR]).0, 0);

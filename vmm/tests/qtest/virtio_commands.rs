@@ -15,26 +15,26 @@ use sluice_tests::qtest::pci::ENABLE_ALL;
 use super::process::SLUICE;
 use super::virtio::{
     AVAILABLE, DESCRIPTORS, DISCARD, EVENT_IDX, FLUSH, GET_ID, IN, IN_TABLE, INDIRECT,
-    INDIRECT_DESC, NEXT, OUT, REQUESTS, SECTOR, SIZE, UNKNOWN, USED, VERSION_1, Virtio, WRITE,
+    INDIRECT_DESC, NEXT, OUT, REQUESTS, SECTOR, SIZE, UNKNOWN, VERSION_1, Virtio, WRITE,
     WRITE_ZEROES, common,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// Of the image.
 const SECTORS: u64 = 8192;
 /// Sectors of a range, large enough for any file system to give back.
 const RANGE: u32 = 256;
-const SLOT: u8 = 4;
+pub(super) const SLOT: u8 = 4;
 /// What the slots' INTA comes to.
 const GSIS: [(u8, u32); 4] = [(4, 19), (5, 16), (6, 17), (7, 18)];
 const INTX_DISABLE: u16 = 1 << 10;
 
-const RING_RESET: u64 = 1 << 40;
+pub(super) const RING_RESET: u64 = 1 << 40;
 const NEEDS_RESET: u8 = 0x40;
 const CONFIGURATION: u8 = 2;
 
 /// Feature bits of a block device.
-mod feature {
+pub(super) mod feature {
     pub const SIZE_MAX: u64 = 1 << 1;
     pub const SEG_MAX: u64 = 1 << 2;
     pub const GEOMETRY: u64 = 1 << 4;
@@ -49,14 +49,14 @@ mod feature {
 }
 const TAKEN: u64 = feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES | RING_RESET;
 
-const OK: u8 = 0;
+pub(super) const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
-const UNANSWERED: u8 = 0xff;
+pub(super) const UNANSWERED: u8 = 0xff;
 
-const WRITTEN: u8 = 0xa5;
+pub(super) const WRITTEN: u8 = 0xa5;
 
-fn stamp(sector: u64) -> [u8; SECTOR] {
+pub(super) fn stamp(sector: u64) -> [u8; SECTOR] {
     [u8::try_from(sector % 113).unwrap() + 1; SECTOR]
 }
 
@@ -161,10 +161,10 @@ impl Case {
 }
 
 /// What waits for the end of a drained section.
-type Stop = JoinHandle<Qmp>;
+pub(super) type Stop = JoinHandle<Qmp>;
 
-struct Disk {
-    virtio: Virtio,
+pub(super) struct Disk {
+    pub(super) virtio: Virtio,
     operator: Option<Qmp>,
     gsi: u32,
 }
@@ -172,6 +172,17 @@ struct Disk {
 impl Disk {
     /// A disk that is held by breakpoints, as is an IDE disk beside it.
     fn start(slot: (u8, u32), more: &str, features: u64, vectors: bool) -> Self {
+        Self::with_queues(slot, more, features, vectors, 1)
+    }
+
+    /// The same, with so many queues.
+    pub(super) fn with_queues(
+        slot: (u8, u32),
+        more: &str,
+        features: u64,
+        vectors: bool,
+        queues: u16,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("disk.img");
         let content: Vec<u8> = (0..SECTORS).flat_map(stamp).collect();
@@ -190,6 +201,7 @@ impl Disk {
         let operator = format!("unix:{}", directory.path().join("operator").display());
         let arguments = [
             ("-object", "iothread,id=io0"),
+            ("-object", "iothread,id=io1"),
             ("-blockdev", &disk),
             ("-blockdev", held),
             ("-device", &device),
@@ -204,7 +216,7 @@ impl Disk {
         let socket = directory.path().join("operator");
         let operator = Qmp::connect(&socket, LIMIT).unwrap();
         Self {
-            virtio: Virtio::over(machine, directory, slot.0, features, vectors),
+            virtio: Virtio::over_queues(machine, directory, slot.0, features, vectors, queues),
             operator: Some(operator),
             gsi: slot.1,
         }
@@ -214,7 +226,7 @@ impl Disk {
         self.virtio.directory.path().join("disk.img")
     }
 
-    fn on_disk(&self, sector: u64, sectors: u32) -> Vec<u8> {
+    pub(super) fn on_disk(&self, sector: u64, sectors: u32) -> Vec<u8> {
         let mut bytes = vec![0; SECTOR * usize::try_from(sectors).unwrap()];
         let file = fs::File::open(self.image()).unwrap();
         file.read_exact_at(&mut bytes, sector * SECTOR as u64)
@@ -233,28 +245,28 @@ impl Disk {
         self.virtio.machine.qtest.interrupt(self.gsi).unwrap()
     }
 
-    fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
         let qmp = &mut self.virtio.machine.qmp;
         qmp.execute(command, arguments).unwrap()
     }
 
-    fn hold(&mut self, node: &str, event: &str) {
+    pub(super) fn hold(&mut self, node: &str, event: &str) {
         let at = json!({"node-name": node, "event": event, "tag": "held"});
         self.execute("x-debug-break", &at);
     }
 
-    fn wait_held(&mut self, node: &str) {
+    pub(super) fn wait_held(&mut self, node: &str) {
         let at = json!({"node-name": node, "tag": "held"});
         self.execute("x-debug-wait-break", &at);
     }
 
-    fn let_go(&mut self, node: &str) {
+    pub(super) fn let_go(&mut self, node: &str) {
         let at = json!({"node-name": node, "tag": "held"});
         self.execute("x-debug-resume", &at);
     }
 
     /// Holds a read of the IDE disk, for which a stop waits: all is drained until [`Self::end_section`].
-    fn begin_section(&mut self) -> Stop {
+    pub(super) fn begin_section(&mut self) -> Stop {
         self.hold("held", "read_aio");
         let qtest = &mut self.virtio.machine.qtest;
         // READ SECTORS, of the first.
@@ -264,6 +276,11 @@ impl Disk {
         qtest.out8(0x1f5, 0).unwrap();
         qtest.out8(0x1f7, 0x20).unwrap();
         self.wait_held("held");
+        self.begin_stop()
+    }
+
+    /// Stops the machine while a request is held: all is drained until that ends.
+    pub(super) fn begin_stop(&mut self) -> Stop {
         let mut operator = self.operator.take().unwrap();
         let stop = std::thread::spawn(move || {
             operator.execute("stop", &json!({})).unwrap();
@@ -277,10 +294,9 @@ impl Disk {
         stop
     }
 
-    fn end_section(&mut self, stop: Stop) {
+    pub(super) fn end_section(&mut self, stop: Stop) {
         self.let_go("held");
-        self.operator = Some(stop.join().unwrap());
-        self.execute("cont", &json!({}));
+        self.end_stop(stop);
         // The data, so that the drive takes the next command.
         let qtest = &mut self.virtio.machine.qtest;
         while qtest.in8(0x3f6).unwrap() & 0x80 != 0 {}
@@ -289,8 +305,13 @@ impl Disk {
         }
     }
 
-    fn used(&mut self) -> u16 {
-        self.virtio.machine.qtest.read16(USED + 2).unwrap()
+    pub(super) fn end_stop(&mut self, stop: Stop) {
+        self.operator = Some(stop.join().unwrap());
+        self.execute("cont", &json!({}));
+    }
+
+    pub(super) fn used(&mut self) -> u16 {
+        self.virtio.used()
     }
 
     /// Waits for the interrupt, and takes it.
@@ -369,12 +390,12 @@ impl Disk {
         self.virtio.machine.qtest.read16(at).unwrap()
     }
 
-    fn status(&mut self) -> u8 {
+    pub(super) fn status(&mut self) -> u8 {
         let at = self.virtio.common + common::STATUS;
         self.virtio.machine.qtest.read8(at).unwrap()
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         assert_eq!(self.virtio.machine.end().unwrap(), Some(0));
     }
 }
@@ -416,16 +437,16 @@ fn an_io_thread_serves_every_request_and_none_in_a_section() {
 
 /// How a driver takes back what it has asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reset {
+pub(super) enum Reset {
     Queue,
     Device,
 }
 
 impl Disk {
-    fn begin_reset(&mut self, reset: Reset) {
+    pub(super) fn begin_reset(&mut self, reset: Reset) {
         match reset {
             Reset::Queue => {
-                self.write_common16(common::QUEUE_SELECT, 0);
+                self.write_common16(common::QUEUE_SELECT, self.virtio.queue);
                 self.write_common16(common::QUEUE_RESET, 1);
             }
             Reset::Device => {
@@ -435,9 +456,12 @@ impl Disk {
         }
     }
 
-    fn is_reset(&mut self, reset: Reset) -> bool {
+    pub(super) fn is_reset(&mut self, reset: Reset) -> bool {
         match reset {
-            Reset::Queue => self.common16(common::QUEUE_RESET) == 0,
+            Reset::Queue => {
+                self.write_common16(common::QUEUE_SELECT, self.virtio.queue);
+                self.common16(common::QUEUE_RESET) == 0
+            }
             Reset::Device => self.status() == 0,
         }
     }

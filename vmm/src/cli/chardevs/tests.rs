@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::chardev::SocketEnd::{Client, Found, Server};
 use crate::cli::{CommandLine, Refusal, parse as parse_line};
 use crate::machine::config::{AcceleratorConfig, MachineKind, SerialConfig};
 use crate::qtest::QtestLog;
@@ -22,12 +23,8 @@ fn refused(line: &str) -> String {
     }
 }
 
-fn socket(address: SocketAddress, server: bool, wait: bool) -> Backend {
-    Backend::Socket(SocketConfig {
-        address,
-        server,
-        wait,
-    })
+fn socket(address: SocketAddress, end: SocketEnd, wait: bool) -> Backend {
+    Backend::Socket(SocketConfig { address, end, wait })
 }
 
 fn inet(port: u16) -> SocketAddress {
@@ -53,11 +50,11 @@ fn libqtests_own_arguments_are_taken() {
     let expected = [
         (
             "char0",
-            socket(SocketAddress::Unix("/q".into()), false, false),
+            socket(SocketAddress::Unix("/q".into()), Client, false),
         ),
         (
             "qtest",
-            socket(SocketAddress::Unix("/p".into()), false, false),
+            socket(SocketAddress::Unix("/p".into()), Client, false),
         ),
     ];
     let found: Vec<_> = parsed
@@ -77,33 +74,39 @@ fn libqtests_own_arguments_are_taken() {
 fn places_have_long_and_short_forms() {
     let unix = || SocketAddress::Unix("/s".into());
     let cases = [
-        ("-chardev socket,id=c,path=/s", socket(unix(), false, false)),
+        (
+            "-chardev socket,id=c,path=/s",
+            socket(unix(), Client, false),
+        ),
         (
             "-chardev socket,id=c,path=/s,server=on",
-            socket(unix(), true, true),
+            socket(unix(), Server, true),
         ),
         (
             "-chardev socket,id=c,path=/s,server,nowait",
-            socket(unix(), true, false),
+            socket(unix(), Server, false),
         ),
         (
             "-chardev socket,id=c,fd=7",
-            socket(SocketAddress::Descriptor(7), false, false),
+            socket(SocketAddress::Descriptor(7), Client, false),
         ),
         (
             "-chardev socket,id=c,port=7,server=on,wait=off",
-            socket(inet(7), true, false),
+            socket(inet(7), Server, false),
         ),
         ("-chardev stdio,id=c", Backend::Stdio),
         ("-chardev null,id=c", Backend::Null),
-        ("-qmp unix:/s", socket(unix(), true, false)),
-        ("-qmp unix:path=/s,wait=on", socket(unix(), true, true)),
-        ("-qmp unix:/s,server=off", socket(unix(), false, false)),
-        ("-qmp tcp:127.0.0.1:7", socket(inet(7), true, false)),
-        ("-qmp tcp::7,server=off", socket(inet(7), false, false)),
+        ("-qmp unix:/s", socket(unix(), Found, false)),
+        ("-qmp unix:/s,wait=off", socket(unix(), Server, false)),
+        ("-qmp-pretty unix:/s", socket(unix(), Found, false)),
+        ("-monitor unix:/s", socket(unix(), Server, false)),
+        ("-qmp unix:path=/s,wait=on", socket(unix(), Server, true)),
+        ("-qmp unix:/s,server=off", socket(unix(), Client, false)),
+        ("-qmp tcp:127.0.0.1:7", socket(inet(7), Server, false)),
+        ("-qmp tcp::7,server=off", socket(inet(7), Client, false)),
         ("-qmp stdio", Backend::Stdio),
         ("-monitor null", Backend::Null),
-        ("-qtest unix:/s", socket(unix(), false, false)),
+        ("-qtest unix:/s", socket(unix(), Client, false)),
     ];
     for (option, backend) in cases {
         let parsed = accepted(&format!("-accel qtest -monitor null {option}"));

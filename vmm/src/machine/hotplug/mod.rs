@@ -22,7 +22,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
-use sluice_aio::{AioContext, IoThread};
+use sluice_aio::{AioContext, IoThread, current};
 use sluice_block::backend::DeviceName;
 use sluice_block::{Backend, Graph};
 use sluice_devices::exits::ExitTimes;
@@ -196,7 +196,11 @@ impl HotPlug {
         if let Some(function) = function {
             function.retire().await;
         }
-        self.parts.graph.remove_backend(&backend).await;
+        let graph = &self.parts.graph;
+        graph.remove_backend(&backend).await;
+        // Whoever waits for the device does not wait for what its jobs are at.
+        let (jobs, main) = (Arc::clone(graph), self.parts.main.clone());
+        current::spawn_local(async move { jobs.bring_jobs_home(&main).await }).detach();
         drop(backend);
         drop(threads);
         // As QEMU has it, the part of the device that holds the disk goes first.

@@ -11,7 +11,7 @@ use sluice_devices::pci::Address;
 
 use super::{HotPlug, Place, PlugError, VIRTIO_BACKEND};
 use crate::machine::disks::DiskError;
-use crate::machine::virtio::{VirtioDisk, function};
+use crate::machine::virtio::{VirtioDisk, function, home_in};
 use crate::storage::{DiskConfig, LooseDeviceDefaults, PciAddress, PluggedDisk, VirtioDiskConfig};
 
 /// The type of these devices.
@@ -86,15 +86,23 @@ impl HotPlug {
         let threads = self.threads(&disk.device).map_err(PlugError::NoIoThread)?;
         let address = self.free_place(disk.device.address)?;
         let found = self.disk(&disk)?;
-        match self.make(&disk, &found, address, threads) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                if found.is_new {
-                    self.parts.graph.remove_backend(&found.backend).await;
-                }
-                Err(error)
+        let (graph, main) = (&self.parts.graph, &self.parts.main);
+        let backend = &found.backend;
+        let made = async {
+            let home = threads.first().map_or_else(|| main.into(), home_in);
+            // Jobs on the disk go there first: what stands against that stands against the device.
+            graph.set_device_home(backend, home).await?;
+            self.make(&disk, &found, address, threads)
+        };
+        let made = made.await;
+        if made.is_err() {
+            match found.is_new {
+                true => graph.remove_backend(backend).await,
+                false => backend.leave_home(),
             }
+            graph.bring_jobs_home(main).await;
         }
+        made
     }
 
     fn threads(&self, device: &VirtioDiskConfig) -> Result<Vec<Arc<IoThread>>, String> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sluice_block::backup::{self, BackupCommon, BlockdevBackup, DriveBackup};
-use sluice_block::mirror::NewImageMode;
+use sluice_block::options::NewImageMode;
 
 use super::block::refuse_disk_name;
 use super::mirror::split;

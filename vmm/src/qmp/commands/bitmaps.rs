@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sluice_block::graph::{BitmapAction, BitmapAdd, BitmapMerge};
 use sluice_block::options::BitmapRef;
 
 use super::{Done, Monitor};
 use crate::qmp::error::QmpError;
+use crate::qmp::input::{self, Scalars};
+use crate::qmp::schema::{self, Shape};
 
 fn change(monitor: &Monitor, action: &BitmapAction) -> Result<Done, QmpError> {
     monitor.graph.change_bitmap(action)?;
@@ -34,12 +38,30 @@ pub(super) async fn disable(m: Arc<Monitor>, a: BitmapRef) -> Result<Done, QmpEr
     change(&m, &BitmapAction::Disable(a))
 }
 
-pub(super) async fn merge(m: Arc<Monitor>, a: BitmapMerge) -> Result<Done, QmpError> {
-    change(&m, &BitmapAction::Merge(a))
+/// Arguments of `block-dirty-bitmap-merge`.
+#[derive(Deserialize)]
+pub(super) struct BitmapMergeArguments(Value);
+
+/// What these are read from, by their name: bitmaps are named alone, or with their node.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    if name != "BitmapMergeArguments" {
+        return None;
+    }
+    let mut members = schema::members_of([schema::shape_of::<BitmapMerge>()]);
+    for member in members.iter_mut().filter(|one| one.name == "bitmaps") {
+        let either = Shape::Alternate(vec![Shape::STR, schema::shape_of::<BitmapRef>()]);
+        member.shape = Shape::Array(Box::new(either));
+    }
+    Some(Shape::Object(members))
+}
+
+pub(super) async fn merge(m: Arc<Monitor>, a: BitmapMergeArguments) -> Result<Done, QmpError> {
+    let merge: BitmapMerge = input::from_value(a.0, Scalars::Typed)?;
+    change(&m, &BitmapAction::Merge(merge))
 }
 
 /// The answer to `x-debug-block-dirty-bitmap-sha256`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Hash {
     sha256: String,
 }

@@ -21,6 +21,7 @@ pub(super) async fn blockdev_add(
         refuse_disk_name(&monitor, name)?;
     }
     monitor.graph.add_node(&options).await?;
+    monitor.graph.bring_jobs_home(&monitor.main).await;
     Ok(Done {})
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_block::driver::file::{FdInfo, FdSetError};
 
@@ -35,7 +36,7 @@ pub(super) struct AddFd {
 }
 
 /// QMP's `AddfdInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Added {
     fdset_id: i64,
@@ -74,7 +75,7 @@ pub(super) async fn remove_fd(
 }
 
 /// QMP's `FdsetInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Set {
     fdset_id: i64,
@@ -82,7 +83,7 @@ pub(super) struct Set {
 }
 
 /// QMP's `FdsetFdInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Member {
     fd: i32,
     #[serde(skip_serializing_if = "Option::is_none")]

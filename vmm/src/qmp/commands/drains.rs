@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sluice_aio::{Histogram, gate};
 use sluice_block::{Backend, Graph, Node};
@@ -13,7 +14,7 @@ use super::{Monitor, NoArguments};
 use crate::qmp::error::QmpError;
 
 /// An element of the answer: a disk (it has a `device`) or a node.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Drains {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,7 +42,7 @@ pub(super) struct Drains {
 }
 
 /// What only a disk has: its requests.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct DiskDrains {
     /// Requests that run now.
@@ -57,13 +58,13 @@ struct DiskDrains {
     parked_total: u64,
     /// Requests that gave up waiting: cancelled or reset.
     abandoned_total: u64,
-    /// The longest wait of a request so far, in nanoseconds.
+    /// The longest wait of a request, or of a queue that was left unserved, so far, in nanoseconds.
     longest_wait_ns: u128,
     /// How long requests waited for sections to end.
     wait_times: Vec<Bucket>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Holder {
     name: String,
@@ -72,7 +73,7 @@ struct Holder {
 }
 
 /// How many took less than a time and not less than that of the bucket before.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Bucket {
     less_than_us: u64,

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::loops::{Bucket, buckets};
@@ -10,7 +11,7 @@ use super::{Monitor, NoArguments};
 use crate::qmp::error::QmpError;
 
 /// An element of the answer: a function.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct ExitRecord {
     /// Its place on the bus, as `DEVICE.FUNCTION`.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{Done, Monitor, NoArguments};
 use crate::control::{Accelerator, Cause, RunState};
 use crate::qmp::error::QmpError;
-use crate::qmp::schema;
+use crate::qmp::schema::{self, SchemaInfo};
 use crate::qmp::session::{self, PROTOCOL_VERSION, Version};
 
 pub(super) async fn query_version(_: Arc<Monitor>, _: NoArguments) -> Result<Version, QmpError> {
@@ -16,7 +16,7 @@ pub(super) async fn query_version(_: Arc<Monitor>, _: NoArguments) -> Result<Ver
 }
 
 /// An element of the answer to `query-commands`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct CommandName {
     name: &'static str,
 }
@@ -32,15 +32,15 @@ pub(super) async fn query_commands(
 pub(super) async fn query_qmp_schema(
     _: Arc<Monitor>,
     _: NoArguments,
-) -> Result<Vec<Value>, QmpError> {
+) -> Result<Vec<SchemaInfo>, QmpError> {
     Ok(schema::schema())
 }
 
 /// The answer to `query-status`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Status {
     running: bool,
-    status: &'static str,
+    status: RunState,
 }
 
 pub(super) async fn query_status(
@@ -50,12 +50,12 @@ pub(super) async fn query_status(
     let state = monitor.vm.status();
     Ok(Status {
         running: state == RunState::Running,
-        status: state.name(),
+        status: state,
     })
 }
 
 /// The answer to `query-name`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Name {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -68,7 +68,7 @@ pub(super) async fn query_name(monitor: Arc<Monitor>, _: NoArguments) -> Result<
 }
 
 /// The answer to `query-kvm`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Kvm {
     enabled: bool,
     present: bool,

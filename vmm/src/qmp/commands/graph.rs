@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_block::graph::SnapshotSync;
 use sluice_block::graph::query::VertexKind;
+use sluice_block::options::BlockPermission;
 use sluice_block::{BlockError, Home, Node};
 
 use super::block::refuse_disk_name;
@@ -13,6 +15,7 @@ use super::{Done, Monitor, NoArguments};
 use crate::qmp::blockdev::{self, NodeOptions};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::Scalars;
+use crate::qmp::schema::{Builtin, Shape};
 
 /// Arguments of `blockdev-reopen`.
 #[derive(Deserialize)]
@@ -31,6 +34,7 @@ pub(super) async fn blockdev_reopen(
         .map(|options| blockdev::read(options.0, Scalars::Typed))
         .collect::<Result<Vec<_>, _>>()?;
     monitor.graph.reopen(&options).await?;
+    monitor.graph.bring_jobs_home(&monitor.main).await;
     Ok(Done {})
 }
 
@@ -54,7 +58,13 @@ pub(super) async fn block_resize(
     )?;
     let size = u64::try_from(arguments.size)
         .map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
-    monitor.graph.resize(&node, size).await?;
+    let resized = monitor.graph.resize(&node, size).await;
+    let is_disk = |name: &String| monitor.graph.backend(name).is_some();
+    let disk = arguments.device.filter(is_disk);
+    resized.map_err(|error| match disk {
+        Some(name) => error.naming(&name),
+        None => error,
+    })?;
     Ok(Done {})
 }
 
@@ -107,28 +117,41 @@ pub(super) async fn blockdev_snapshot_sync(
     Ok(Done {})
 }
 
+/// QEMU's `XDbgBlockGraphNodeType`.
+#[derive(JsonSchema, Serialize)]
+enum GraphNodeKind {
+    #[serde(rename = "block-driver")]
+    Driver,
+    #[serde(rename = "block-backend")]
+    Backend,
+    #[serde(rename = "block-job")]
+    Job,
+}
+
 /// An element of `nodes` in the answer to `x-debug-query-block-graph`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct GraphNode {
     id: usize,
     #[serde(rename = "type")]
-    kind: &'static str,
+    kind: GraphNodeKind,
     name: String,
 }
 
 /// An element of `edges`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct GraphEdge {
     parent: usize,
     child: usize,
     name: &'static str,
+    #[schemars(with = "Vec<BlockPermission>")]
     perm: Vec<&'static str>,
+    #[schemars(with = "Vec<BlockPermission>")]
     shared_perm: Vec<&'static str>,
 }
 
 /// The answer: QEMU's `XDbgBlockGraph`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct BlockGraph {
     nodes: Vec<GraphNode>,
     edges: Vec<GraphEdge>,
@@ -146,9 +169,9 @@ pub(super) async fn query_block_graph(
     let nodes = vertices.map(|(index, vertex)| GraphNode {
         id: index + FIRST_ID,
         kind: match vertex.kind {
-            VertexKind::Driver => "block-driver",
-            VertexKind::Backend => "block-backend",
-            VertexKind::Job => "block-job",
+            VertexKind::Driver => GraphNodeKind::Driver,
+            VertexKind::Backend => GraphNodeKind::Backend,
+            VertexKind::Job => GraphNodeKind::Job,
         },
         name: vertex.name,
     });
@@ -165,13 +188,23 @@ pub(super) async fn query_block_graph(
     })
 }
 
+/// A thread's name, or null.
+#[derive(Deserialize)]
+struct IoThreadName(Value);
+
+/// What this is read from, by its name.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    let shapes = || Shape::Alternate(vec![Shape::STR, Shape::Builtin(Builtin::Null)]);
+    (name == "IoThreadName").then(shapes)
+}
+
 /// Arguments of `x-blockdev-set-iothread`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct SetIoThread {
     node_name: String,
     /// The thread, or null for the main loop.
-    iothread: Value,
+    iothread: IoThreadName,
     force: Option<bool>,
 }
 
@@ -195,7 +228,7 @@ pub(super) async fn set_iothread(
              to override this check)"
         )));
     }
-    let home = match arguments.iothread {
+    let home = match arguments.iothread.0 {
         Value::Null => None,
         Value::String(id) => {
             let thread = monitor.iothreads.get(&id);
@@ -208,6 +241,6 @@ pub(super) async fn set_iothread(
         }
     };
     let home = home.map(|thread| Home::kept(thread.context().clone(), thread as Arc<_>));
-    graph.set_home(&node, home).await?;
+    graph.set_home(&node, home, &monitor.main).await?;
     Ok(Done {})
 }

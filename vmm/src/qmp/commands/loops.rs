@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sluice_aio::{AioContext, Histogram};
 
@@ -13,7 +14,7 @@ use crate::qmp::error::QmpError;
 
 /// An element of the answer: one loop, the main one first. The counts are since its start;
 /// [`sluice_aio::LoopStats`] says what each means.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct LoopRecord {
     id: String,
@@ -40,7 +41,7 @@ pub(super) struct LoopRecord {
 }
 
 /// So many values were less than `below`, and at least half of it.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Bucket {
     below: u64,
     count: u64,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Monitor, NoArguments};
@@ -20,8 +21,12 @@ pub(super) struct QueryMachines {
     compat_props: Option<bool>,
 }
 
+/// QEMU's `CompatProperty`, of which there are none.
+#[derive(JsonSchema, Serialize)]
+struct CompatProperty {}
+
 /// QEMU's `MachineInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct MachineInfo {
     name: &'static str,
@@ -35,7 +40,7 @@ pub(super) struct MachineInfo {
     deprecated: bool,
     acpi: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    compat_props: Option<[(); 0]>,
+    compat_props: Option<Vec<CompatProperty>>,
 }
 
 pub(super) async fn query_machines(
@@ -52,19 +57,26 @@ pub(super) async fn query_machines(
         numa_mem_supported: false,
         deprecated: false,
         acpi: kind == MachineKind::Pc,
-        compat_props: wanted.then_some([]),
+        compat_props: wanted.then(Vec::new),
     };
     Ok(MachineKind::ALL.map(info).into())
 }
 
+/// QEMU's `SysEmuTarget`.
+#[derive(JsonSchema, Serialize)]
+enum Target {
+    #[serde(rename = "x86_64")]
+    X86_64,
+}
+
 /// QEMU's `CpuInfoFast`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct CpuInfo {
     cpu_index: usize,
     qom_path: String,
     thread_id: u32,
-    target: &'static str,
+    target: Target,
 }
 
 pub(super) async fn query_cpus_fast(
@@ -76,13 +88,13 @@ pub(super) async fn query_cpus_fast(
         cpu_index,
         qom_path: format!("/machine/unattached/device[{cpu_index}]"),
         thread_id,
-        target: "x86_64",
+        target: Target::X86_64,
     };
     Ok(threads.map(info).collect())
 }
 
 /// The answer to `query-uuid`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Uuid {
     #[serde(rename = "UUID")]
     uuid: String,
@@ -96,7 +108,7 @@ pub(super) async fn query_uuid(monitor: Arc<Monitor>, _: NoArguments) -> Result<
 }
 
 /// QEMU's `ChardevInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct ChardevRecord {
     label: String,

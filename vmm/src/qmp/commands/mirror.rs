@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use sluice_block::mirror::{self, BlockdevMirror, DriveMirror, MirrorCommon, NewImageMode};
+use sluice_block::mirror::{self, BlockdevMirror, DriveMirror, MirrorCommon};
+use sluice_block::options::NewImageMode;
 
 use super::block::refuse_disk_name;
 use super::{Done, Monitor};

@@ -32,6 +32,7 @@ mod transaction;
 use std::future::Future;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,31 +80,40 @@ pub(super) struct Command {
     run: fn(Arc<Monitor>, Value) -> LocalFuture<'static, Result<Value, QmpError>>,
     after_reply: Option<AfterReply>,
     out_of_band: bool,
+    /// Whether clients are told of it. Commands that can't do anything here yet are not: they are there to say so, and
+    /// what does it instead.
+    announced: bool,
 }
 
+/// Whether there are drivers with backing images: tests have some, in memory.
+pub(super) const CHAINS: bool = cfg!(feature = "test-hooks");
+
 /// Builds the table: `"name" => function`; for commands of which a part must wait until the
-/// client has the reply, `"name" => function, then function`; and `"name" => function => oob` for those that wait
-/// for nothing, and may overtake others.
+/// client has the reply, `"name" => function, then function`; `"name" => function => oob` for those that wait
+/// for nothing, and may overtake others; and `"name" => function => chains` for those that need [`CHAINS`].
 macro_rules! commands {
-    ($($name:literal => $run:path $(, then $after:path)? $(=> $oob:ident)?;)*) => {
+    ($($name:literal => $run:path $(, then $after:path)? $(=> $kind:ident)?;)*) => {
         const COMMANDS: &[Command] = &[$(Command {
             name: $name,
             arguments: || arguments_of($run),
             reply: || reply_of($run),
             run: |monitor, arguments| Box::pin(invoke(monitor, arguments, $run)),
             after_reply: commands!(@after $($after)?),
-            out_of_band: commands!(@band $($oob)?),
+            out_of_band: commands!(@is_oob $($kind)?),
+            announced: commands!(@is_announced $($kind)?),
         }),*];
     };
-    (@band) => { false };
-    (@band oob) => { true };
+    (@is_oob oob) => { true };
+    (@is_oob $($other:ident)?) => { false };
+    (@is_announced chains) => { CHAINS };
+    (@is_announced $($other:ident)?) => { true };
     (@after) => { None };
     (@after $after:path) => { Some($after) };
 }
 
 commands! {
     "add-fd" => descriptors::add_fd;
-    "block-commit" => chain::block_commit;
+    "block-commit" => chain::block_commit => chains;
     "block-dirty-bitmap-add" => bitmaps::add;
     "block-dirty-bitmap-clear" => bitmaps::clear;
     "block-dirty-bitmap-disable" => bitmaps::disable;
@@ -119,7 +129,7 @@ commands! {
     "block-job-resume" => jobs::block_job_resume;
     "block-job-set-speed" => jobs::block_job_set_speed;
     "block-latency-histogram-set" => latency::block_latency_histogram_set;
-    "block-stream" => chain::block_stream;
+    "block-stream" => chain::block_stream => chains;
     "block_resize" => graph::block_resize;
     "block_set_io_throttle" => throttle::block_set_io_throttle;
     "blockdev-add" => block::blockdev_add;
@@ -132,8 +142,8 @@ commands! {
     "blockdev-open-tray" => media::blockdev_open_tray;
     "blockdev-remove-medium" => media::blockdev_remove_medium;
     "blockdev-reopen" => graph::blockdev_reopen;
-    "blockdev-snapshot" => graph::blockdev_snapshot;
-    "blockdev-snapshot-sync" => graph::blockdev_snapshot_sync;
+    "blockdev-snapshot" => graph::blockdev_snapshot => chains;
+    "blockdev-snapshot-sync" => graph::blockdev_snapshot_sync => chains;
     "closefd" => descriptors::closefd;
     "cont" => general::cont;
     "device-list-properties" => qom::device_list_properties;
@@ -200,7 +210,7 @@ pub(super) struct Described {
     pub(super) out_of_band: bool,
 }
 
-/// All commands, that of the negotiation among them.
+/// All commands that clients are told of, that of the negotiation among them.
 pub(super) fn described() -> impl Iterator<Item = Described> {
     let negotiation = Described {
         name: session::NEGOTIATION,
@@ -208,7 +218,7 @@ pub(super) fn described() -> impl Iterator<Item = Described> {
         reply: Shape::Object(Vec::new()),
         out_of_band: false,
     };
-    let others = COMMANDS.iter().map(|command| Described {
+    let others = announced().map(|command| Described {
         name: command.name,
         arguments: (command.arguments)(),
         reply: (command.reply)(),
@@ -217,11 +227,17 @@ pub(super) fn described() -> impl Iterator<Item = Described> {
     std::iter::once(negotiation).chain(others)
 }
 
-/// The shapes of arguments that are read in several steps, by the newtypes that stand for them.
+/// The shapes of arguments that are read in several steps, by the newtypes that stand for them, and of records that
+/// are part of themselves.
 pub(super) fn named_shape(name: &str) -> Option<Shape> {
     mirror::named_shape(name)
         .or_else(|| backup::named_shape(name))
+        .or_else(|| bitmaps::named_shape(name))
         .or_else(|| devices::named_shape(name))
+        .or_else(|| graph::named_shape(name))
+        .or_else(|| records::named_shape(name))
+        .or_else(|| stats::named_shape(name))
+        .or_else(|| transaction::named_shape(name))
 }
 
 /// What a command's arguments are read from.
@@ -229,28 +245,22 @@ fn arguments_of<A: DeserializeOwned, F>(_: impl FnOnce(Arc<Monitor>, A) -> F) ->
     schema::shape_of::<A>()
 }
 
-/// What can be said of a command's reply without one.
+/// What a command's reply is written from.
 fn reply_of<A, R, F>(_: impl FnOnce(Arc<Monitor>, A) -> F) -> Shape
 where
-    R: 'static,
+    R: JsonSchema,
     F: Future<Output = Result<R, QmpError>>,
 {
-    use std::any::{TypeId, type_name};
-    let reply = TypeId::of::<R>();
-    if reply == TypeId::of::<Done>() {
-        Shape::Object(Vec::new())
-    } else if reply == TypeId::of::<String>() {
-        Shape::STR
-    } else if type_name::<R>().starts_with(type_name::<Vec<()>>().trim_end_matches("<()>")) {
-        Shape::Array(Box::new(Shape::ANY))
-    } else {
-        Shape::ANY
-    }
+    schema::shape_of_reply::<R>()
 }
 
-/// The names in the table.
+/// The names in the table, of commands that clients are told of.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    COMMANDS.iter().map(|command| command.name)
+    announced().map(|command| command.name)
+}
+
+fn announced() -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().filter(|command| command.announced)
 }
 
 impl Monitor {
@@ -310,5 +320,5 @@ where
 pub(super) struct NoArguments {}
 
 /// The reply of a command that has nothing to tell: `{}`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub(super) struct Done {}

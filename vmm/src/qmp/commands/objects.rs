@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_aio::current;
@@ -169,7 +170,7 @@ pub(super) async fn qom_set(monitor: Arc<Monitor>, arguments: QomSet) -> Result<
 }
 
 /// An element of the answer to `query-iothreads`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct IoThreadRecord {
     id: String,

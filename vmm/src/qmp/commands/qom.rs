@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -71,7 +72,7 @@ pub(super) struct QomListTypes {
 }
 
 /// QEMU's `ObjectTypeInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct TypeInfo {
     name: String,
     #[serde(rename = "abstract", skip_serializing_if = "Option::is_none")]
@@ -98,7 +99,7 @@ pub(super) async fn qom_list_types(
 }
 
 /// QEMU's `ObjectPropertyInfo`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct PropertyInfo {
     name: String,

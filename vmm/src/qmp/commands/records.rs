@@ -6,16 +6,24 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sluice_block::dirty::BitmapInfo;
 use sluice_block::driver::ImageInfo;
+use sluice_block::io::DetectZeroes;
 use sluice_block::job::IoStatus;
 use sluice_block::{Backend, Node};
 
 use super::throttle::LimitsRecord;
+use crate::qmp::schema::{self, Shape};
+
+/// The shape of records that are part of themselves, by the names of their types.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    (name == "ImageRecord").then(schema::shape_of_reply::<ImageRecord>)
+}
 
 /// QEMU's `BlockDeviceInfo`: a node.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub(super) struct NodeRecord {
     pub(super) file: String,
     #[serde(rename = "node-name")]
@@ -27,7 +35,7 @@ pub(super) struct NodeRecord {
     pub(super) backing_file_depth: usize,
     active: bool,
     encrypted: bool,
-    pub(super) detect_zeroes: &'static str,
+    pub(super) detect_zeroes: DetectZeroes,
     /// Those of a disk; nodes have none.
     #[serde(flatten)]
     pub(super) limits: LimitsRecord,
@@ -39,7 +47,7 @@ pub(super) struct NodeRecord {
 }
 
 /// QEMU's `BlockDirtyInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct BitmapRecord {
     name: String,
     count: u64,
@@ -67,7 +75,7 @@ impl From<BitmapInfo> for BitmapRecord {
 }
 
 /// QEMU's `ImageInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct ImageRecord {
     pub(super) filename: String,
@@ -96,7 +104,7 @@ impl ImageRecord {
 }
 
 /// QEMU's `BlockdevCacheInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct CacheRecord {
     pub(super) writeback: bool,
@@ -130,7 +138,7 @@ impl NodeRecord {
             backing_file_depth: node.backing_chain().len(),
             active: true,
             encrypted: false,
-            detect_zeroes: node.policy().detect_zeroes().name(),
+            detect_zeroes: node.policy().detect_zeroes(),
             limits: LimitsRecord::default(),
             image,
             cache: CacheRecord {
@@ -146,7 +154,7 @@ impl NodeRecord {
 }
 
 /// QEMU's `BlockInfo`: a disk.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub(super) struct DiskRecord {
     pub(super) device: String,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_block::backend::{Account, Counters};
 use sluice_block::{Backend, Node};
@@ -15,6 +16,12 @@ use super::Monitor;
 use super::block::is_tool;
 use super::records::{visible, visible_root};
 use crate::qmp::error::QmpError;
+use crate::qmp::schema::{self, Shape};
+
+/// The shape of records that are part of themselves, by the names of their types.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    (name == "StatsRecord").then(schema::shape_of_reply::<StatsRecord>)
+}
 
 /// Arguments of `query-blockstats`.
 #[derive(Deserialize)]
@@ -38,7 +45,7 @@ pub(super) async fn query_blockstats(
 }
 
 /// QEMU's `BlockStats`: a disk or a node, with what is below it.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, JsonSchema, Serialize)]
 pub(super) struct StatsRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
@@ -56,7 +63,7 @@ pub(super) struct StatsRecord {
 }
 
 /// QEMU's `BlockDeviceStats`.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, JsonSchema, Serialize)]
 struct DeviceStats {
     rd_bytes: u64,
     wr_bytes: u64,
@@ -92,7 +99,7 @@ struct DeviceStats {
     /// Whether invalid requests end an idle time; failed ones do so with the other.
     account_invalid: bool,
     account_failed: bool,
-    timed_stats: [(); 0],
+    timed_stats: Vec<TimedStats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rd_latency_histogram: Option<LatencyRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,8 +108,12 @@ struct DeviceStats {
     flush_latency_histogram: Option<LatencyRecord>,
 }
 
+/// QEMU's `BlockDeviceTimedStats`, of which there are none.
+#[derive(Debug, JsonSchema, Serialize)]
+struct TimedStats {}
+
 /// QEMU's `BlockLatencyHistogramInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct LatencyRecord {
     boundaries: Vec<u64>,
     bins: Vec<u64>,

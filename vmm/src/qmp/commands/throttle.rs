@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluice_block::Backend;
 use sluice_block::driver::throttle::{LimitsError, ThrottleLimits};
@@ -92,7 +93,7 @@ pub(super) async fn block_set_io_throttle(
 }
 
 /// The part of QEMU's `BlockDeviceInfo` that is about limits: bursts only where there are any.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, JsonSchema, Serialize)]
 pub(super) struct LimitsRecord {
     pub(super) bps: u64,
     pub(super) bps_rd: u64,

@@ -5,31 +5,87 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sluice_block::graph::BitmapAction;
+use sluice_block::graph::{BitmapAction, BitmapAdd, SnapshotSync};
+use sluice_block::options::BitmapRef;
 use sluice_block::transaction::{self, Action, CompletionMode};
 
-use super::backup;
+use super::backup::{self, BlockdevBackupArguments, DriveBackupArguments};
+use super::bitmaps::BitmapMergeArguments;
 use super::graph::BlockdevSnapshot;
-use super::{Done, Monitor, NoArguments};
+use super::{CHAINS, Done, Monitor, NoArguments};
 use crate::qmp::error::QmpError;
 use crate::qmp::input::{self, Scalars};
+use crate::qmp::schema::{self, Member, Shape};
 
 /// Arguments of `transaction`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Transaction {
-    actions: Vec<RawAction>,
+    actions: Vec<TransactionAction>,
     #[serde(default)]
     properties: Properties,
 }
 
-/// An action whose data is not understood yet.
+/// An action that is not understood yet.
+#[derive(Deserialize)]
+struct TransactionAction(Value);
+
+/// Its members.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawAction {
     #[serde(rename = "type")]
     kind: String,
     data: Value,
+}
+
+/// What this is read from, by its name.
+pub(super) fn named_shape(name: &str) -> Option<Shape> {
+    (name == "TransactionAction").then(action_shape)
+}
+
+/// What [`read`] takes, snapshots only where there can be any.
+fn action_shape() -> Shape {
+    let bitmap = schema::shape_of::<BitmapRef>;
+    let mut kinds = vec![
+        ("abort", schema::shape_of::<NoArguments>()),
+        ("block-dirty-bitmap-add", schema::shape_of::<BitmapAdd>()),
+        ("block-dirty-bitmap-remove", bitmap()),
+        ("block-dirty-bitmap-clear", bitmap()),
+        ("block-dirty-bitmap-enable", bitmap()),
+        ("block-dirty-bitmap-disable", bitmap()),
+        (
+            "block-dirty-bitmap-merge",
+            schema::shape_of::<BitmapMergeArguments>(),
+        ),
+        (
+            "blockdev-backup",
+            schema::shape_of::<BlockdevBackupArguments>(),
+        ),
+        ("drive-backup", schema::shape_of::<DriveBackupArguments>()),
+    ];
+    if CHAINS {
+        kinds.extend([
+            ("blockdev-snapshot", schema::shape_of::<BlockdevSnapshot>()),
+            ("blockdev-snapshot-sync", schema::shape_of::<SnapshotSync>()),
+        ]);
+    }
+    let member = |name: &str, shape| Member {
+        name: name.to_owned(),
+        shape,
+        optional: false,
+    };
+    let names = kinds.iter().map(|(name, _)| (*name).to_owned());
+    let tag = Shape::Enum(names.collect());
+    let variants = kinds.into_iter().map(|(name, data)| {
+        let data = Shape::Object(vec![member("data", data)]);
+        (name.to_owned(), data)
+    });
+    Shape::Union {
+        members: vec![member("type", tag)],
+        tag: "type".to_owned(),
+        variants: variants.collect(),
+    }
 }
 
 /// QMP's `TransactionProperties`.
@@ -53,7 +109,8 @@ pub(super) async fn transaction(
     Ok(Done {})
 }
 
-fn read(monitor: &Monitor, path: &str, raw: RawAction) -> Result<Action, QmpError> {
+fn read(monitor: &Monitor, path: &str, raw: TransactionAction) -> Result<Action, QmpError> {
+    let raw: RawAction = input::from_value_at(raw.0, path, Scalars::Typed)?;
     let data = Data {
         path: format!("{path}.data"),
         value: raw.data,

@@ -2,20 +2,23 @@
 //!
 //! Arguments are described by [`shape_of`], which has the deserializers tell what they expect. Unions, whose
 //! readers choose a type by a member's value, are described next to those readers, from the same types; a
-//! command's arguments refer to them by the name of a newtype. Of replies it is told whether there is one, a list or
-//! text, and no more.
+//! command's arguments refer to them by the name of a newtype. Replies and events are described by [`shape_of_reply`],
+//! from what writes them.
 
 mod events;
 mod probe;
+mod reply;
 mod shape;
+mod types;
 
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 
 use super::commands::{self, Described};
 use super::{blockdev, object};
-use shape::Types;
+pub use reply::shape_of_reply;
 pub use shape::{Builtin, Member, Shape};
+use types::Types;
+pub(super) use types::{SchemaInfo, SchemaKind};
 
 /// What `T` can be read from.
 pub fn shape_of<T: DeserializeOwned>() -> Shape {
@@ -41,7 +44,7 @@ pub fn members_of(shapes: impl IntoIterator<Item = Shape>) -> Vec<Member> {
 }
 
 /// The schema, in QEMU's form.
-pub(super) fn schema() -> Vec<Value> {
+pub(super) fn schema() -> Vec<SchemaInfo> {
     let mut types = Types::new(named);
     let mut entries = Vec::new();
     for Described {
@@ -51,23 +54,22 @@ pub(super) fn schema() -> Vec<Value> {
         out_of_band,
     } in commands::described()
     {
-        let mut entry = json!({
-            "name": name,
-            "meta-type": "command",
-            "arg-type": types.name_of(&arguments),
-            "ret-type": types.name_of(&reply),
+        entries.push(SchemaInfo {
+            name: name.to_owned(),
+            kind: SchemaKind::Command {
+                arg_type: types.name_of(&arguments),
+                ret_type: types.name_of(&reply),
+                allow_oob: out_of_band.then_some(true),
+            },
         });
-        if out_of_band {
-            entry["allow-oob"] = true.into();
-        }
-        entries.push(entry);
     }
     for (name, data) in events::all() {
-        entries.push(json!({
-            "name": name,
-            "meta-type": "event",
-            "arg-type": types.name_of(&data),
-        }));
+        entries.push(SchemaInfo {
+            name,
+            kind: SchemaKind::Event {
+                arg_type: types.name_of(&data),
+            },
+        });
     }
     entries.extend(types.into_entries());
     entries

@@ -107,6 +107,22 @@ fn disks_and_nodes_are_resized() {
             let words = format!("Cannot find device='{device}' nor node-name='{node}'");
             assert_eq!(error, words);
         }
+        // Not the filter is named, which stands in between.
+        add_disk(world, &mut client, "copy", 1, 1);
+        client.ok("block_resize", json!({"node-name": "d", "size": 1 << 20}));
+        client.ok(
+            "blockdev-mirror",
+            json!({"job-id": "j", "device": "disk", "target": "copy", "sync": "full"}),
+        );
+        for (member, name) in [("device", "disk"), ("node-name", "d")] {
+            let busy = client.generic("block_resize", json!({member: name, "size": 512}));
+            let words =
+                format!("Node '{name}' is busy: block device is in use by block job: mirror 'j'; ");
+            assert!(busy.starts_with(&words), "{busy}");
+        }
+        client.ok("block-job-cancel", json!({"device": "j", "force": true}));
+        client.wait_event("BLOCK_JOB_CANCELLED");
+        while client.ok("query-jobs", json!({})) != json!([]) {}
         // The disk's name is looked for first.
         let both = json!({"device": "disk", "node-name": "y", "size": 1 << 20});
         client.ok("block_resize", both);
@@ -241,7 +257,10 @@ fn nodes_move_between_iothreads_unless_a_device_has_them() {
              override this check)"
         );
         let error = client.generic("x-blockdev-set-iothread", set(Value::Null, true));
-        assert_eq!(error, "Cannot change iothread of active block backend");
+        assert_eq!(
+            error,
+            "Cannot change iothread of active block backend 'disk' of node 'd'"
+        );
         let (graph, removed) = (Arc::clone(&world.graph), Arc::new(Mutex::new(false)));
         let done = Arc::clone(&removed);
         world.main.spawn(move || async move {
@@ -281,17 +300,54 @@ fn a_thread_stays_as_long_as_a_job_works_in_it() {
             json!({"job-id": "j", "device": "src", "target": "dst", "sync": "full"}),
         );
         client.wait_event("BLOCK_JOB_READY");
-        // What is beside the source is put below a disk that the main loop serves, and takes it there.
+        let error = client.generic("object-del", json!({"id": "io0"}));
+        assert_eq!(error, "object 'io0' is in use, can not be deleted");
+        // What is beside the source is put below a disk that the main loop serves, and takes it there; the job follows.
         let front = |file: &str| json!({"driver": "raw", "node-name": "front", "file": file, "read-only": true});
         client.ok("blockdev-add", front("other"));
         let node = world.graph.node("front").unwrap();
         world.graph.add_backend("disk", &node).unwrap();
         client.ok("blockdev-reopen", json!({"options": [front("beside")]}));
-        let error = client.generic("object-del", json!({"id": "io0"}));
-        assert_eq!(error, "object 'io0' is in use, can not be deleted");
+        client.ok("object-del", json!({"id": "io0"}));
         client.ok("block-job-cancel", json!({"device": "j", "force": true}));
         client.wait_event("BLOCK_JOB_CANCELLED");
+    });
+}
+
+#[test]
+fn a_mirror_goes_from_thread_to_thread() {
+    run(|world| {
+        let mut client = world.client();
+        let path = world.image("src", 1 << 20, 1);
+        let file = json!({"driver": "file", "filename": path});
+        client.ok(
+            "blockdev-add",
+            json!({"driver": "raw", "node-name": "src", "file": file}),
+        );
+        add_disk(world, &mut client, "dst", 1, 1);
+        for id in ["io0", "io1"] {
+            client.ok("object-add", json!({"qom-type": "iothread", "id": id}));
+        }
+        client.ok(
+            "blockdev-mirror",
+            json!({"job-id": "j", "device": "src", "target": "dst", "sync": "full"}),
+        );
+        client.wait_event("BLOCK_JOB_READY");
+        let mut move_to = |node: &str, thread: Value| {
+            let to = json!({"node-name": node, "iothread": thread});
+            client.ok("x-blockdev-set-iothread", to);
+        };
+        move_to("src", json!("io0"));
+        // The job takes its other node along, and may be moved by that.
+        move_to("dst", json!("io1"));
+        let error = client.generic("object-del", json!({"id": "io1"}));
+        assert_eq!(error, "object 'io1' is in use, can not be deleted");
         client.ok("object-del", json!({"id": "io0"}));
+        let back = json!({"node-name": "src", "iothread": null});
+        client.ok("x-blockdev-set-iothread", back);
+        client.ok("object-del", json!({"id": "io1"}));
+        client.ok("block-job-complete", json!({"device": "j"}));
+        client.wait_event("BLOCK_JOB_COMPLETED");
     });
 }
 

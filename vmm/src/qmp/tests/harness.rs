@@ -6,17 +6,18 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, current};
 use sluice_block::Graph;
+use sluice_tests::qmp::Schema;
 use tempfile::TempDir;
 
 use crate::chardev::{
-    Backend, ChardevConfig, Chardevs, Endpoints, Inherited, SocketAddress, SocketConfig,
+    Backend, ChardevConfig, Chardevs, Endpoints, Inherited, SocketAddress, SocketConfig, SocketEnd,
 };
 use crate::control::{
     Accelerator, Cause, ControlError, LocalFuture, RunState, VmControl, VmEvent, VmEventSink,
@@ -24,6 +25,7 @@ use crate::control::{
 use crate::iothreads::IoThreads;
 use crate::machine::config::MachineKind;
 use crate::qmp::json::Framer;
+use crate::qmp::schema::schema;
 use crate::qmp::{EventBus, Monitor, MonitorMode, QmpServer};
 
 /// A test that hangs fails after this time.
@@ -174,7 +176,7 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             id: id.to_owned(),
             backend: Backend::Socket(SocketConfig {
                 address: SocketAddress::Unix(directory.path().join(id)),
-                server: true,
+                end: SocketEnd::Server,
                 wait: false,
             }),
         });
@@ -227,6 +229,10 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
     event_loop.run_until(test).unwrap();
 }
 
+/// What all that the server says is held against.
+static SCHEMA: LazyLock<Schema> =
+    LazyLock::new(|| Schema::new(&serde_json::to_value(schema()).unwrap()));
+
 /// A client that blocks, and that keeps events aside while it waits for replies.
 pub(super) struct Client {
     pub(super) stream: UnixStream,
@@ -268,7 +274,11 @@ impl Client {
     pub(super) fn message(&mut self) -> Option<Value> {
         loop {
             if let Some(message) = self.framer.pop() {
-                return Some(message.unwrap());
+                let message = message.unwrap();
+                if message.get("event").is_some() {
+                    SCHEMA.check_event(&message).unwrap();
+                }
+                return Some(message);
             }
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
@@ -313,7 +323,12 @@ impl Client {
 
     pub(super) fn execute(&mut self, request: &Value) -> Value {
         self.send(request.to_string().as_bytes());
-        self.reply()
+        let reply = self.reply();
+        let command = request.get("execute").or(request.get("exec-oob"));
+        if let Some(command) = command.and_then(Value::as_str) {
+            SCHEMA.check_reply(command, &reply).unwrap();
+        }
+        reply
     }
 
     /// Executes a command that must succeed, and returns what it returns.

@@ -107,6 +107,139 @@ fn the_machine_and_its_disks_are_told_of() {
     });
 }
 
+#[test]
+fn block_jobs_are_shown_and_told_what_to_do() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "src", 4, 1);
+        add_backend(world, "src", "disk");
+        let none = "No active jobs\n";
+        assert_eq!(human(&mut client, "info block-jobs"), none);
+        let target = world.path("copy");
+        let mirror = format!("drive_mirror -f disk {target} raw");
+        assert_eq!(human(&mut client, &mirror), "");
+        client.wait_event("BLOCK_JOB_READY");
+        let shown = |speed: u64| {
+            format!(
+                "Type mirror, device disk: Completed 4194304 of 4194304 bytes, speed limit {speed} bytes/s\n"
+            )
+        };
+        assert_eq!(human(&mut client, "info block-jobs"), shown(0));
+        for (value, speed) in [
+            ("10", 10 << 20),
+            ("10k", 10 << 10),
+            ("0.5G", 1 << 29),
+            ("0", 0),
+        ] {
+            let command = format!("block_job_set_speed disk {value}");
+            assert_eq!(human(&mut client, &command), "");
+            assert_eq!(human(&mut client, "info block-jobs"), shown(speed));
+        }
+        let busy = human(
+            &mut client,
+            &format!("drive_backup -f disk {}", world.path("b")),
+        );
+        assert!(busy.starts_with("Error: Node 'disk' is busy"), "{busy}");
+        assert_eq!(human(&mut client, "block_job_pause disk"), "");
+        assert_eq!(
+            human(&mut client, "block_job_pause disk"),
+            "Error: Job is already paused\n"
+        );
+        assert_eq!(
+            human(&mut client, "block_job_cancel disk"),
+            "Error: The block job for device 'disk' is currently paused\n"
+        );
+        assert_eq!(human(&mut client, "block_job_resume disk"), "");
+        assert_eq!(human(&mut client, "block_job_complete disk"), "");
+        client.wait_event("BLOCK_JOB_COMPLETED");
+        while client.event()["data"]["status"] != "null" {}
+        assert_eq!(human(&mut client, "info block-jobs"), none);
+        let block = human(&mut client, "info block disk");
+        assert!(block.contains(&target), "{block}");
+
+        // Onto a file that is there already; and given up.
+        let other = world.image("other", 4 << 20, 0);
+        let back = format!("drive_mirror -n -f disk {other} raw");
+        assert_eq!(human(&mut client, &back), "");
+        client.wait_event("BLOCK_JOB_READY");
+        assert_eq!(human(&mut client, "block_job_cancel -f disk"), "");
+        client.wait_event("BLOCK_JOB_CANCELLED");
+        while client.event()["data"]["status"] != "null" {}
+        let backup = world.path("backup");
+        let command = format!("drive_backup -f disk {backup} raw");
+        assert_eq!(human(&mut client, &command), "");
+        client.wait_event("BLOCK_JOB_COMPLETED");
+        while client.event()["data"]["status"] != "null" {}
+        assert_eq!(std::fs::read(backup).unwrap(), vec![1; 4 << 20]);
+        let compressed = format!("drive_backup -f -c disk {} raw", world.path("c"));
+        let compressed = human(&mut client, &compressed);
+        assert!(
+            compressed.starts_with("Error: Parameter 'compress' is unexpected"),
+            "{compressed}"
+        );
+    });
+}
+
+/// The words are those that QEMU 10.0.2 answers with.
+#[test]
+fn wrong_words_about_block_jobs_are_answered_as_by_qemu() {
+    run(|world| {
+        let mut client = world.client();
+        for (line, command, problem) in [
+            (
+                "block_job_set_speed d -1",
+                "block_job_set_speed",
+                "invalid size",
+            ),
+            (
+                "block_job_set_speed d",
+                "block_job_set_speed",
+                "invalid size",
+            ),
+            (
+                "block_job_cancel",
+                "block_job_cancel",
+                "block_job_cancel: block device name expected",
+            ),
+            (
+                "block_job_cancel -f",
+                "block_job_cancel",
+                "block_job_cancel: block device name expected",
+            ),
+            (
+                "block_job_cancel -x d",
+                "block_job_cancel",
+                "block_job_cancel: unsupported option -x",
+            ),
+            (
+                "block_job_cancel d e",
+                "block_job_cancel",
+                "block_job_cancel: extraneous characters at the end of line",
+            ),
+            (
+                "drive_mirror d",
+                "drive_mirror",
+                "drive_mirror: string expected",
+            ),
+        ] {
+            let expected = format!("{problem}\nTry \"help {command}\" for more information\n");
+            assert_eq!(human(&mut client, line), expected, "{line}");
+        }
+        for verb in ["cancel", "complete", "pause", "resume"] {
+            let line = format!("block_job_{verb} nobody");
+            let expected = "Error: Block job 'nobody' not found\n";
+            assert_eq!(human(&mut client, &line), expected);
+        }
+        let help = human(&mut client, "help block_job_cancel");
+        assert!(
+            help.starts_with("block_job_cancel [-f] device -- "),
+            "{help}"
+        );
+        assert_eq!(help.lines().count(), 1);
+        assert!(human(&mut client, "info").contains("info block-jobs -- "));
+    });
+}
+
 /// Every command is given to the program too, on a copy of the image; what both print and what both
 /// leave behind is the same.
 #[test]

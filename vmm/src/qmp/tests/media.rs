@@ -234,7 +234,8 @@ fn a_job_keeps_its_medium_in() {
         );
         let mirror = json!({"job-id": "m", "device": "iso", "target": "copy", "sync": "full"});
         client.ok("blockdev-mirror", mirror);
-        let busy = "Node 'iso' is busy: block device is in use by block job: mirror 'm'";
+        let busy = "Node 'iso' is busy: block device is in use by block job: mirror 'm'; \
+                    wait for the job's end, or end it by 'job-complete' or 'job-cancel'";
         assert_eq!(client.generic("eject", json!({"id": "ide0"})), busy);
         let image = world.image("other", 4096, 1);
         let change = json!({"id": "ide0", "filename": image});

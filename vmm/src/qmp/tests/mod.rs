@@ -5,6 +5,7 @@ mod bitmaps;
 mod block;
 mod descriptors;
 mod drivers;
+mod failures;
 mod graph;
 mod harness;
 mod human;

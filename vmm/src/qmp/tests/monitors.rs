@@ -74,6 +74,25 @@ fn lines_are_answered_by_text_and_a_prompt() {
 }
 
 #[test]
+fn a_client_that_is_a_monitor_itself_is_let_go() {
+    run(|world| {
+        let mut stream = connect(world, "qmp");
+        let greeting = read_until(&mut stream, "\r\n");
+        stream.write_all(greeting.as_bytes()).unwrap();
+        // Each would answer the other's answers for ever.
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        let expected = "QMP input member 'QMP' is unexpected";
+        let error: Value = serde_json::from_str(&rest).unwrap();
+        assert_eq!(error["error"]["desc"], expected);
+        assert_eq!(
+            world.client().ok("query-status", json!({}))["running"],
+            true
+        );
+    });
+}
+
+#[test]
 fn machines_types_and_devices_are_told_of() {
     run(|world| {
         let mut client = world.client();

@@ -11,6 +11,10 @@ use crate::qmp::{blockdev, session};
 /// The entries by name.
 fn entries() -> BTreeMap<String, Value> {
     let all = schema();
+    let all: Vec<_> = all
+        .iter()
+        .map(|one| serde_json::to_value(one).unwrap())
+        .collect();
     let count = all.len();
     let by_name: BTreeMap<_, _> = all
         .into_iter()
@@ -134,6 +138,8 @@ fn nodes_have_the_members_of_their_drivers() {
         .map(|one| one["case"].as_str().unwrap())
         .collect();
     assert_eq!(cases, blockdev::DRIVERS);
+    let hooks = cases.contains(&"x-overlay");
+    assert_eq!(hooks, cfg!(feature = "test-hooks"), "no release has it");
     let members = |driver: &str| {
         let variant = variants.iter().find(|one| one["case"] == driver).unwrap();
         &entries[variant["type"].as_str().unwrap()]["members"]
@@ -155,4 +161,84 @@ fn nodes_have_the_members_of_their_drivers() {
         alternatives["members"],
         json!([{"type": "str"}, {"type": add["arg-type"]}])
     );
+}
+
+/// Each reply and event is held against the schema by the client.
+#[test]
+fn what_jobs_and_disks_tell_is_in_the_schema() {
+    run(|world| {
+        let mut client = world.client();
+        for name in ["source", "target"] {
+            let null = json!({"driver": "null-co", "node-name": name, "size": 1 << 20, "read-zeroes": true});
+            client.ok("blockdev-add", null);
+        }
+        client.ok("stop", json!({}));
+        client.ok("cont", json!({}));
+        let mirror =
+            json!({"device": "source", "target": "target", "sync": "full", "job-id": "job"});
+        client.ok("blockdev-mirror", mirror);
+        client.wait_event("BLOCK_JOB_READY");
+        let jobs = client.ok("query-block-jobs", json!({}));
+        assert!(jobs[0]["x-phase"].is_string(), "{jobs}");
+        client.ok("query-named-block-nodes", json!({}));
+        client.ok("query-blockstats", json!({"query-nodes": true}));
+        client.ok("job-complete", json!({"id": "job"}));
+        let completed = client.wait_event("BLOCK_JOB_COMPLETED");
+        assert!(
+            completed["data"]["x-pivot-pause-us"].is_u64(),
+            "{completed}"
+        );
+    });
+}
+
+/// What a reply is written from has no part that the schema does not understand; `any` is said where it is meant.
+#[test]
+fn few_things_may_be_anything() {
+    let entries = entries();
+    let mut anything = Vec::new();
+    for (name, entry) in &entries {
+        for member in ["ret-type", "element-type"] {
+            if entry.get(member).is_some_and(|kind| kind == "any") {
+                anything.push(name.as_str());
+            }
+        }
+    }
+    assert_eq!(anything, ["qom-get"]);
+    let values = entries.values().flat_map(|entry| {
+        let members = entry["members"].as_array().into_iter().flatten();
+        members.filter(|member| member["type"] == "any")
+    });
+    let names: Vec<_> = values.map(|member| member["name"].clone()).collect();
+    assert_eq!(names, ["value"], "of qom-set");
+}
+
+#[cfg(not(feature = "test-hooks"))]
+#[test]
+fn nothing_is_announced_that_can_only_fail() {
+    run(|world| {
+        let mut client = world.client();
+        let entries = entries();
+        for name in ["node", "overlay"] {
+            client.ok(
+                "blockdev-add",
+                json!({"driver": "null-co", "node-name": name}),
+            );
+        }
+        for (command, arguments) in [
+            ("block-stream", json!({"device": "node"})),
+            ("block-commit", json!({"device": "node"})),
+            (
+                "blockdev-snapshot",
+                json!({"node": "node", "overlay": "overlay"}),
+            ),
+            (
+                "blockdev-snapshot-sync",
+                json!({"node-name": "node", "snapshot-file": "/x", "snapshot-node-name": "y"}),
+            ),
+        ] {
+            assert!(!entries.contains_key(command), "{command} is announced");
+            let why = client.generic(command, arguments);
+            assert!(why.contains("backing image"), "{command}: {why}");
+        }
+    });
 }

@@ -1,6 +1,7 @@
 //! `info status` and `info block`.
 
 use sluice_aio::current;
+use sluice_block::io::DetectZeroes;
 use sluice_block::job::IoStatus;
 
 use super::numbers::rounded_size;
@@ -105,8 +106,8 @@ fn medium(node: &NodeRecord, drive: &str, verbose: bool) -> String {
         ""
     };
     let detect = match node.detect_zeroes {
-        "off" => String::new(),
-        mode => format!("    Detect zeroes:    {mode}\n"),
+        DetectZeroes::Off => String::new(),
+        mode => format!("    Detect zeroes:    {}\n", mode.name()),
     };
     let backing = match &node.backing_file {
         Some(below) => {

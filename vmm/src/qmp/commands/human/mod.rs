@@ -4,6 +4,7 @@
 //! them, with CR and LF.
 
 mod info;
+mod jobs;
 mod numbers;
 mod qemu_io;
 
@@ -17,9 +18,15 @@ use crate::qmp::error::QmpError;
 pub use qemu_io::QemuIo;
 
 const HELP: &str = "\
+block_job_cancel [-f] device -- stop a block job; one that is ready finishes its copy unless -f is given
+block_job_complete device -- let a block job that is ready end
+block_job_pause device -- have a block job rest
+block_job_resume device -- have it go on
+block_job_set_speed device value -- limit its speed, in MiB a second or by a suffix; 0: no limit
+block_stream device [speed [base]] -- copy the images below a disk into its own
 cont|c -- let the machine run
-info block [-n] [-v] [device] -- show disks or, with -n, nodes
-info status -- show what the machine does
+drive_backup [-n] [-f] [-c] device target [format] -- back a disk up to a file; -n: an existing one, -f: all of it
+drive_mirror [-n] [-f] device target [format] -- mirror a disk to a file; -n: an existing one, -f: all of it
 qemu-io [-d] device \"command\" -- make a request by hand
 quit|q -- end the process
 stop|s -- stop the machine
@@ -27,12 +34,18 @@ system_powerdown -- press the power button
 system_reset -- reset the machine
 ";
 
+const INFO_HELP: &str = "\
+info block [-n] [-v] [device] -- show disks or, with -n, nodes
+info block-jobs -- show block jobs
+info status -- show what the machine does
+";
+
 /// Arguments of `human-monitor-command`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct HumanMonitorCommand {
     command_line: String,
-    /// No command here is about a processor.
+    /// No command here is about a processor; `qmp-shell` names one all the same.
     #[expect(dead_code, reason = "accepted as QEMU does, and without meaning here")]
     cpu_index: Option<i64>,
 }
@@ -67,8 +80,9 @@ async fn run(monitor: &Monitor, words: &[String]) -> String {
         [] => String::new(),
         ["info", "status"] => info::status(monitor),
         ["info", "block", options @ ..] => info::block(monitor, options).await,
+        ["info", "block-jobs"] => jobs::info(monitor),
         ["info", topic, ..] => format!("unknown command: 'info {topic}'\n"),
-        ["info"] => "known topics: block, status\n".to_owned(),
+        ["info"] | ["help" | "?", "info"] => INFO_HELP.to_owned(),
         ["qemu-io", "-d", device, command] | ["qemu-io", device, command] => {
             qemu_io::run(monitor, device, command, words.len() == 4).await
         }
@@ -81,9 +95,23 @@ async fn run(monitor: &Monitor, words: &[String]) -> String {
             monitor.vm.quit(Cause::HostQmpQuit);
             String::new()
         }
-        ["help" | "?"] => HELP.to_owned(),
-        [command, ..] => format!("unknown command: '{command}'\n"),
+        ["help" | "?"] => format!("{HELP}{INFO_HELP}"),
+        ["help" | "?", command] => help_on(command),
+        [command, rest @ ..] => {
+            let done = jobs::run(monitor, command, rest).await;
+            done.unwrap_or_else(|| format!("unknown command: '{command}'\n"))
+        }
     }
+}
+
+/// The line on that command, if there is one.
+fn help_on(command: &str) -> String {
+    let is_its = |line: &&str| {
+        let names = line.split(' ').next().unwrap_or_default();
+        names.split('|').any(|name| name == command)
+    };
+    let lines = HELP.lines().filter(is_its);
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 /// Splits a line at blanks; a part in double quotes is one word, with `\"` and `\\` inside.

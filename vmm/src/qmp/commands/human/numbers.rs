@@ -7,11 +7,22 @@ const SUFFIXES: &[u8] = b"BKMGTPE";
 /// The same in what is printed.
 const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
+/// The suffix of numbers that count MiB if they have none.
+pub(super) const MIB: u8 = b'M';
+
 /// Reads a number of bytes: decimal with a fraction and a suffix, or hexadecimal.
 ///
 /// # Errors
 /// The message.
 pub(super) fn read_size(text: &str) -> Result<u64, String> {
+    read_size_in(text, b'B')
+}
+
+/// The same; a decimal number without a suffix has the one given.
+///
+/// # Errors
+/// The message.
+pub(super) fn read_size_in(text: &str, default: u8) -> Result<u64, String> {
     let malformed = || {
         format!(
             "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}\n"
@@ -21,15 +32,14 @@ pub(super) fn read_size(text: &str) -> Result<u64, String> {
     if let Some(hex) = text.strip_prefix("0x") {
         return u64::from_str_radix(hex, 16).map_err(|_| malformed());
     }
-    let (number, power) = match text.bytes().last() {
+    let (number, suffix) = match text.bytes().last() {
         Some(last) if last.is_ascii_alphabetic() => {
-            let suffix = last.to_ascii_uppercase();
-            let power = SUFFIXES.iter().position(|known| *known == suffix);
-            let power = power.ok_or_else(malformed)?;
-            (&text[..text.len() - 1], u32::try_from(power).unwrap_or(0))
+            (&text[..text.len() - 1], last.to_ascii_uppercase())
         }
-        _ => (text, 0),
+        _ => (text, default),
     };
+    let power = SUFFIXES.iter().position(|known| *known == suffix);
+    let power = u32::try_from(power.ok_or_else(malformed)?).unwrap_or(0);
     let unit = 1u64 << (10 * power);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());

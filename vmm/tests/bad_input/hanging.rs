@@ -1,0 +1,124 @@
+//! The end of a machine while the target of a job hangs: it comes all the same, and says what was left behind.
+
+use std::thread;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{LIMIT, SIZE, Scene, Vm, expect_words, status};
+
+/// How the machine is told to end.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    Quit,
+    By(Signal, &'static str),
+}
+
+const QUIT: Told = Told::Quit;
+const TERM: Told = Told::By(Signal::TERM, "SIGTERM");
+/// What a terminal sends for Ctrl-C.
+const INT: Told = Told::By(Signal::INT, "SIGINT");
+
+const KEPT: &str = "'job', whose last requests have not returned";
+
+/// A machine whose disk is about to be copied to `slow`, where the next `event` is held for ever.
+fn with_slow_target(scene: &Scene, event: &str) -> Vm {
+    let mut vm = Vm::start(scene);
+    vm.check_disks();
+    let file = json!({"driver": "file", "filename": scene.file("target.img", SIZE)});
+    let target = json!({"driver": "blkdebug", "node-name": "slow", "image": file});
+    vm.execute("blockdev-add", &target);
+    let hold = json!({"node-name": "slow", "tag": "hold", "event": event});
+    vm.execute("x-debug-break", &hold);
+    vm
+}
+
+fn wait_held(vm: &mut Vm) {
+    let held = json!({"node-name": "slow", "tag": "hold"});
+    vm.execute("x-debug-wait-break", &held);
+}
+
+fn job(more: &Value) -> Value {
+    let mut arguments =
+        json!({"device": "disk", "job-id": "job", "sync": "full", "target": "slow"});
+    let members = arguments.as_object_mut().unwrap();
+    members.extend(more.as_object().unwrap().clone());
+    arguments
+}
+
+/// The machine ends although nobody lets go of the target: status 0, a line that names what was left, the disk as its
+/// guest had it, and free.
+fn ends_without_it(mut vm: Vm, scene: &Scene, told: Told, kind: &str) {
+    let before = scene.read("disk.img");
+    match told {
+        Told::Quit => drop(vm.execute("quit", &json!({}))),
+        Told::By(signal, _) => vm.process.signal(signal).unwrap(),
+    }
+    let ended = vm.process.wait_end(LIMIT).unwrap();
+    let said = vm.process.messages();
+    assert_eq!(ended.code(), Some(status::SUCCESS), "{said}");
+    let line = said.lines().last().unwrap();
+    let left = format!("left behind: node 'slow' of {kind} {KEPT}");
+    expect_words(line, &["sluice: ", &left]);
+    if let Told::By(_, name) = told {
+        expect_words(line, &[&format!("ended by {name}")]);
+    }
+    assert!(scene.read("disk.img") == before, "the disk has changed");
+    let mut again = Vm::start(scene);
+    again.check_disks();
+    again.quit();
+}
+
+fn while_a_copy_hangs(kind: &str, mode: &Value, told: Told) {
+    let scene = Scene::new();
+    let mut vm = with_slow_target(&scene, "write_aio");
+    vm.execute(&format!("blockdev-{kind}"), &job(mode));
+    wait_held(&mut vm);
+    let other = vm.other.clone();
+    vm.check_disk(&other);
+    ends_without_it(vm, &scene, told, kind);
+}
+
+fn while_the_pivots_flush_hangs(told: Told) {
+    let scene = Scene::new();
+    let mut vm = with_slow_target(&scene, "pivot_swapped");
+    vm.execute("blockdev-mirror", &job(&json!({})));
+    vm.wait_job("BLOCK_JOB_READY", "job");
+    let flush = json!({"node-name": "slow", "tag": "flush", "event": "flush_to_disk"});
+    vm.execute("x-debug-break", &flush);
+    vm.execute("block-job-complete", &json!({"device": "job"}));
+    let held = json!({"node-name": "slow", "tag": "flush"});
+    vm.execute("x-debug-wait-break", &held);
+    ends_without_it(vm, &scene, told, "mirror");
+}
+
+/// The job was cancelled long ago; the machine is stopped and goes on meanwhile, and ends at once.
+fn after_the_job_has_gone(told: Told) {
+    let scene = Scene::new();
+    let mut vm = with_slow_target(&scene, "write_aio");
+    vm.execute("blockdev-mirror", &job(&json!({})));
+    wait_held(&mut vm);
+    let cancel = json!({"device": "job", "force": true});
+    vm.execute("block-job-cancel", &cancel);
+    vm.wait_job("BLOCK_JOB_CANCELLED", "job");
+    let words = ["'slow'", "mirror", KEPT];
+    vm.refused_with("blockdev-del", &json!({"node-name": "slow"}), &words);
+    vm.execute("stop", &json!({}));
+    vm.execute("cont", &json!({}));
+    vm.execute("system_reset", &json!({}));
+    vm.check_disks();
+    ends_without_it(vm, &scene, told, "mirror");
+}
+
+/// Each waits for ten seconds, all of them at once.
+#[test]
+fn the_end_does_not_wait_for_a_target_that_hangs() {
+    let both = json!({"copy-mode": "write-blocking"});
+    thread::scope(|scope| {
+        scope.spawn(|| while_a_copy_hangs("mirror", &json!({}), QUIT));
+        scope.spawn(|| while_a_copy_hangs("mirror", &both, TERM));
+        scope.spawn(|| while_a_copy_hangs("backup", &json!({}), INT));
+        scope.spawn(|| while_the_pivots_flush_hangs(TERM));
+        scope.spawn(|| after_the_job_has_gone(INT));
+    });
+}
