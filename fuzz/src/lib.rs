@@ -15,16 +15,19 @@
 )]
 
 mod atapi;
+mod drives;
 mod ide;
 mod input;
 mod pci;
 mod ports;
+mod posted;
 #[cfg(test)]
 mod tests;
 mod virtio;
 mod world;
 
 pub use atapi::run as atapi_packets;
+pub use drives::run as ide_drives;
 pub use ide::run as ide_ports;
 pub use pci::run as pci_config;
 pub use virtio::run as virtio_blk;

@@ -1,23 +1,26 @@
-//! Configuration space at its ports, at every width, and whatever BARs are moved to.
+//! Configuration space at its ports, at every width, whatever BARs are moved to, and a device that is plugged in and out.
 
-use std::sync::Arc;
+use std::ops::{Range, RangeInclusive};
+use std::sync::{Arc, Mutex, Weak};
 
 use sluice_devices::bus::{MmioBus, PioBus};
 use sluice_devices::clock::HostClock;
 use sluice_devices::ide::{DriveConfig, IdeConfig, IdeController, IdeVariant};
+use sluice_devices::legacy::{Ejector, GpeBlock, PciHotplug};
 use sluice_devices::pci::layout::{CONFIG_SPACE_LEN, Command, offset};
 use sluice_devices::pci::{
     Address, BarAllocator, BarIndex, BarKind, Bridge, CONFIG_PORTS, PciBus, PciFunction,
 };
 use sluice_devices::posted::Unposted;
-use sluice_devices::reset::ResetHook as _;
+use sluice_devices::reset::{ResetHook as _, Resetting, settled};
 
 use crate::input::Input;
-use crate::virtio;
+use crate::virtio::{self, Settings};
 use crate::world::{Line, RAM, World};
 
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
+const HOTPLUG_PORTS: RangeInclusive<u16> = PciHotplug::BASE..=PciHotplug::LAST;
 const ENABLE: u32 = 1 << 31;
 
 /// The functions: host bridge, ISA bridge, IDE, virtio.
@@ -29,9 +32,35 @@ const ADDRESSES: [Address; 4] = [
 ];
 const IDE: usize = 2;
 const VIRTIO: usize = 3;
+/// Where a header has its BARs.
+const BARS: Range<usize> = 0x10..0x28;
 /// The primary channel's Alternate Status, and what it shows at rest.
 const ALTERNATE_STATUS: u16 = 0x3f6;
 const READY: u8 = 0x50;
+
+/// Takes what the guest ejects off the bus; its end comes in the next step.
+struct Hand {
+    bus: Weak<PciBus>,
+    ejected: Mutex<Vec<Arc<dyn PciFunction>>>,
+}
+
+impl Ejector for Hand {
+    fn eject(&self, slot: u8) {
+        // The functions of the bridges' slot stay, as the machine has them.
+        if let Some(bus) = self.bus.upgrade()
+            && slot == ADDRESSES[VIRTIO].device()
+        {
+            self.ejected
+                .lock()
+                .unwrap()
+                .extend(bus.remove(ADDRESSES[VIRTIO]));
+        }
+    }
+
+    fn ejected(&self) -> Resetting {
+        settled()
+    }
+}
 
 struct Guest {
     world: World,
@@ -39,7 +68,13 @@ struct Guest {
     pio: Arc<PioBus>,
     mmio: Arc<MmioBus>,
     bus: Arc<PciBus>,
+    hotplug: Arc<PciHotplug>,
+    hand: Arc<Hand>,
     functions: [Arc<dyn PciFunction>; ADDRESSES.len()],
+    /// Whether the virtio disk is on the bus.
+    plugged: bool,
+    /// It is another one than at first.
+    replugged: bool,
     at_first: [[u8; CONFIG_SPACE_LEN]; ADDRESSES.len()],
     /// A function may have been allowed to access memory.
     mastered: bool,
@@ -86,12 +121,23 @@ impl Guest {
             Bridge::host(),
             Bridge::isa(),
             ide,
-            virtio::function(&world, 1, &line),
+            virtio::function(&world, 1, &line, Settings::USUAL),
         ];
         for (address, function) in ADDRESSES.into_iter().zip(&functions) {
             bus.add(address, Arc::clone(function)).unwrap();
         }
         bus.assign_bars(BarAllocator::default()).unwrap();
+        let gpe = Arc::new(GpeBlock::new(Arc::new(Line::default())));
+        pio.insert(GpeBlock::BASE..=GpeBlock::LAST, Arc::clone(&gpe) as _)
+            .unwrap();
+        let hotplug = PciHotplug::new(gpe);
+        pio.insert(HOTPLUG_PORTS, Arc::clone(&hotplug) as _)
+            .unwrap();
+        let hand = Arc::new(Hand {
+            bus: Arc::downgrade(&bus),
+            ejected: Mutex::default(),
+        });
+        hotplug.connect(Arc::downgrade(&hand) as _);
         let at_first = functions
             .each_ref()
             .map(|function| space(function.as_ref()));
@@ -101,7 +147,11 @@ impl Guest {
             pio,
             mmio,
             bus,
+            hotplug,
+            hand,
             functions,
+            plugged: true,
+            replugged: false,
             at_first,
             mastered: false,
             attacked: false,
@@ -129,7 +179,33 @@ impl Guest {
         Command::from_bits_retain(command)
     }
 
+    /// Brings what the guest has ejected to its end.
+    fn end_ejected(&mut self) {
+        let ejected = std::mem::take(&mut *self.hand.ejected.lock().unwrap());
+        for function in ejected {
+            self.plugged = false;
+            self.world.run(function.retire());
+            assert!(!self.line.is_high(), "what has gone interrupts");
+        }
+    }
+
+    /// Plugs a disk in, if there is none.
+    fn plug(&mut self, settings: Settings) {
+        if self.plugged {
+            return;
+        }
+        self.functions[VIRTIO] = virtio::function(&self.world, 1, &self.line, settings);
+        let function = Arc::clone(&self.functions[VIRTIO]);
+        self.bus.add(ADDRESSES[VIRTIO], function).unwrap();
+        self.at_first[VIRTIO] = space(self.functions[VIRTIO].as_ref());
+        (self.plugged, self.replugged) = (true, true);
+        self.hotplug.plugged(ADDRESSES[VIRTIO].device());
+    }
+
     fn machine_reset(&mut self) {
+        let resetting = Arc::clone(&self.hotplug).reset();
+        self.world.run(resetting);
+        self.end_ejected();
         let resetting = Arc::clone(&self.bus).reset();
         self.world.run(resetting);
     }
@@ -143,7 +219,15 @@ impl Guest {
     }
 
     fn check(&mut self) {
+        self.end_ejected();
         self.world.check();
+        let mut id = [0; 4];
+        self.bus.config_read(ADDRESSES[VIRTIO], 0, &mut id);
+        assert_eq!(
+            id != [0xff; 4],
+            self.plugged,
+            "a slot is not as it should be"
+        );
         for (function, first) in self.functions.iter().zip(&self.at_first) {
             let now = space(function.as_ref());
             for identity in [0..4, 8..12, 0x2c..0x30] {
@@ -196,12 +280,17 @@ impl Guest {
             );
         }
         self.machine_reset();
-        for (function, first) in self.functions.iter().zip(&self.at_first) {
-            assert_eq!(
-                space(function.as_ref()),
-                *first,
-                "a reset left something behind"
-            );
+        if !self.plugged {
+            self.plug(Settings::USUAL);
+            self.machine_reset();
+        }
+        for (index, (function, mut first)) in self.functions.iter().zip(self.at_first).enumerate() {
+            let now = space(function.as_ref());
+            if index == VIRTIO && self.replugged {
+                // It was not given its places when it was plugged in, but at the reset.
+                first[BARS].copy_from_slice(&now[BARS]);
+            }
+            assert_eq!(now, first, "a reset left something behind");
         }
         self.configure(IDE, 4, &[Command::IO.bits().to_le_bytes()[0]]);
         let window = Self::window(self.functions[IDE].as_ref(), BarIndex::BAR4);
@@ -277,6 +366,27 @@ fn step(guest: &mut Guest, kind: u8, input: &mut Input<'_>) {
         8 => within_a_bar(guest, input),
         9 => guest.world.turns(),
         10 => guest.machine_reset(),
+        11 => {
+            let (port, width) = (input.u8(), input.width());
+            let port = PciHotplug::BASE + u16::from(port % PciHotplug::LENGTH);
+            let data = input.array::<4>();
+            guest.out(port, &data[..width]);
+            guest.pio.read(port, &mut [0; 4][..width]);
+        }
+        12 => {
+            let slot = 1_u32 << ADDRESSES[VIRTIO].device();
+            guest.pio.write(PciHotplug::EJECT, &slot.to_le_bytes());
+        }
+        13 => {
+            let settings = Settings::chosen(input);
+            guest.plug(settings);
+        }
+        14 => guest.hotplug.request_unplug(ADDRESSES[VIRTIO].device()),
+        15 => {
+            let (port, width) = (input.u8(), input.width());
+            let port = GpeBlock::BASE + u16::from(port % GpeBlock::LENGTH);
+            guest.out(port, &input.array::<4>()[..width]);
+        }
         _ => guest.world.turns(),
     }
 }

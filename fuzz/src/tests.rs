@@ -51,4 +51,4 @@ macro_rules! tests_of {
     )* };
 }
 
-tests_of!(ide_ports, atapi_packets, virtio_blk, pci_config);
+tests_of!(ide_ports, ide_drives, atapi_packets, virtio_blk, pci_config);

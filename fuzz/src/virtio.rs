@@ -11,7 +11,7 @@ use sluice_devices::virtio::{
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::input::Input;
-use crate::world::{Line, RAM, SECTOR, Vectors, World};
+use crate::world::{Line, RAM, SECTORS, Vectors, World};
 
 /// The structures of the window, one a page (VIRTIO 1.2, section 4.1.4).
 const COMMON: u64 = 0;
@@ -84,17 +84,88 @@ impl Doorbells for NoDoorbells {
     }
 }
 
+/// How a disk is plugged in.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings {
+    /// What is offered besides the disk's own features.
+    features: RingFeatures,
+    /// Bits for the rest: what the disk offers, its blocks, queues, their entries and its vectors.
+    choices: u16,
+}
+
+impl Settings {
+    /// The usual disk.
+    pub(crate) const USUAL: Self = Self {
+        features: RingFeatures::USUAL,
+        choices: 0,
+    };
+
+    /// What three bytes choose.
+    pub(crate) fn chosen(input: &mut Input<'_>) -> Self {
+        let left_out = input.u8();
+        let each = [
+            RingFeatures::INDIRECT_DESC,
+            RingFeatures::EVENT_IDX,
+            RingFeatures::RING_RESET,
+            RingFeatures::ACCESS_PLATFORM,
+        ];
+        let offered = (0..).zip(each).filter(|(bit, _)| left_out >> bit & 1 == 0);
+        Self {
+            features: offered.map(|(_, feature)| feature).collect(),
+            choices: input.u16(),
+        }
+    }
+
+    /// What a driver must accept.
+    fn must(self) -> u64 {
+        (self.features & RingFeatures::ACCESS_PLATFORM).bits()
+    }
+
+    fn has(self, bit: u8) -> bool {
+        self.choices >> bit & 1 != 0
+    }
+
+    fn apply(self, config: &mut VirtioBlkConfig) {
+        config.num_queues = if self.has(0) { 1 } else { QUEUES };
+        config.queue_size = ENTRIES << (self.choices >> 1 & 3);
+        config.discard = !self.has(3);
+        config.write_zeroes = !self.has(4);
+        config.config_wce = !self.has(5);
+        config.write_cache = !self.has(6);
+        config.seg_max_adjust = !self.has(7);
+        if self.has(8) {
+            config.physical_block_size = BLOCK;
+            config.logical_block_size = if self.has(9) { BLOCK } else { 1024 };
+        }
+        if self.has(10) {
+            (config.max_discard_sectors, config.max_write_zeroes_sectors) = (16, 8);
+        }
+    }
+
+    /// Vectors of MSI-X, if it is not one for each use.
+    fn vectors(self) -> Option<usize> {
+        self.has(11).then_some(usize::from(self.choices >> 12 & 3))
+    }
+}
+
+/// The largest block, in bytes.
+const BLOCK: u32 = 4096;
+
 /// A virtio disk on a backend of `world`, as a function.
-pub(crate) fn function(world: &World, disk: usize, line: &Arc<Line>) -> Arc<VirtioPci> {
+pub(crate) fn function(
+    world: &World,
+    disk: usize,
+    line: &Arc<Line>,
+    settings: Settings,
+) -> Arc<VirtioPci> {
     let backend = Arc::clone(&world.disks[disk].backend);
     let mut config = VirtioBlkConfig::new(backend, world.context());
-    config.num_queues = QUEUES;
-    config.queue_size = ENTRIES;
+    settings.apply(&mut config);
     let parts = VirtioPciParts {
         memory: Arc::clone(&world.memory),
         msi: &Vectors,
-        vectors: None,
-        features: RingFeatures::USUAL,
+        vectors: settings.vectors(),
+        features: settings.features,
         doorbells: Arc::new(NoDoorbells),
         intx: Some((Arc::clone(line) as _, 11)),
     };
@@ -111,6 +182,7 @@ struct Guest {
     world: World,
     line: Arc<Line>,
     function: Arc<VirtioPci>,
+    settings: Settings,
     /// Heads that the driver has put into each ring.
     avail: [u16; QUEUES as usize],
     /// Chains made so far, which tells where the next one's parts are.
@@ -122,11 +194,12 @@ impl Guest {
         // The second disk is nobody's: it is there to be spared.
         let world = World::new(2);
         let line = Arc::new(Line::default());
-        let function = function(&world, 0, &line);
+        let function = function(&world, 0, &line, Settings::USUAL);
         let guest = Self {
             world,
             line,
             function,
+            settings: Settings::USUAL,
             avail: [0; QUEUES as usize],
             chains: 0,
         };
@@ -229,6 +302,18 @@ impl Guest {
         self.world.run(resetting);
     }
 
+    /// Takes the disk away, whatever it does, and plugs one in that is set up otherwise.
+    fn replug(&mut self, settings: Settings) {
+        self.world.release();
+        let retiring = self.function.retire();
+        self.world.run(retiring);
+        assert!(!self.line.is_high(), "what has gone interrupts");
+        self.settings = settings;
+        self.function = function(&self.world, 0, &self.line, settings);
+        self.avail = [0; QUEUES as usize];
+        self.set_command(Command::MEMORY | Command::BUS_MASTER);
+    }
+
     fn check(&self) {
         self.world.check();
         let command = Command::from_bits_retain(self.function.config().read_u16(offset::COMMAND));
@@ -248,8 +333,10 @@ impl Guest {
         self.world
             .wait("the reset", |_| status_of(&function).is_empty());
         self.set_command(Command::MEMORY | Command::BUS_MASTER);
-        self.bring_up(VERSION_1);
-        let status = self.request(0, IN, 3, u32::try_from(SECTOR).unwrap());
+        // A block that the disk has, however large its blocks are.
+        self.world.resize(0, SECTORS);
+        self.bring_up(VERSION_1 | self.settings.must());
+        let status = self.request(0, IN, 8, BLOCK);
         self.kick(0);
         self.world.wait("a read after the reset", |world| {
             world.peek(area(0) + USED + 2) == [1, 0]
@@ -371,6 +458,19 @@ fn step(guest: &mut Guest, kind: u8, input: &mut Input<'_>) {
         21 => guest.world.fail(0, input.u8()),
         22 => guest.world.stop_on_errors(0, input.flag()),
         23 => guest.world.resume(),
+        24 => {
+            let sectors = u64::from(input.u16()) % (2 * SECTORS);
+            guest.world.resize(0, sectors);
+        }
+        25 => {
+            let settings = Settings::chosen(input);
+            guest.replug(settings);
+        }
+        26 => {
+            let features = features(input.u8());
+            let must = guest.settings.must();
+            guest.bring_up(features | must);
+        }
         _ => guest.world.turns(),
     }
 }

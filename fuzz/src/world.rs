@@ -77,14 +77,18 @@ pub(crate) struct Disk {
     holds: bool,
     /// A request was made to fail.
     fails: bool,
+    /// The fewest sectors that it has had: all beyond them is new.
+    kept: u64,
 }
 
 impl Disk {
     /// Whether every sector is as it was made.
     pub(crate) fn is_untouched(&self) -> bool {
-        let mut bytes = vec![0; IMAGE.len()];
+        let len = self.file.metadata().unwrap().len();
+        let mut bytes = vec![0; usize::try_from(len).unwrap()];
         self.file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes == *IMAGE
+        let kept = usize::try_from(self.kept).unwrap() * SECTOR;
+        bytes[..kept] == IMAGE[..kept] && bytes[kept..].iter().all(|byte| *byte == 0)
     }
 
     pub(crate) fn is_drained(&self) -> bool {
@@ -188,6 +192,7 @@ impl World {
                     sections: Vec::new(),
                     holds: false,
                     fails: false,
+                    kept: SECTORS,
                 }
             })
             .collect();
@@ -261,6 +266,18 @@ impl World {
     /// Ends the youngest section of a disk.
     pub(crate) fn undrain(&mut self, disk: usize) {
         drop(self.disks[disk].sections.pop());
+    }
+
+    /// Makes a disk so many sectors long, or one, which is the least.
+    pub(crate) fn resize(&mut self, disk: usize, sectors: u64) {
+        let sectors = sectors.max(1);
+        self.release();
+        let graph = Arc::clone(&self.graph);
+        let node = Arc::clone(&self.disks[disk].node);
+        let resizing = async move { graph.resize(&node, sectors * SECTOR as u64).await };
+        self.run(resizing).unwrap();
+        let kept = &mut self.disks[disk].kept;
+        *kept = sectors.min(*kept);
     }
 
     /// Holds the next request of one kind at a disk's node.
