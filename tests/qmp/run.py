@@ -4,25 +4,30 @@
 Usage: tests/qmp/run.py [unittest options]
 
 The machine is run by qtest, so no KVM is needed. The program is $SLUICE_BINARY, or else the debug
-build, which is made first. Ends with 1 if a test failed.
+build, which is made first, with the features that $SLUICE_FEATURES names. Ends with 1 if a test failed.
 """
 
 import asyncio
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
 try:
-    from qemu.qmp import ExecuteError, QMPClient
+    from qemu.qmp import ExecuteError
 except ImportError:
     sys.exit("tests/qmp: the client is missing: python3 -m pip install qemu.qmp==0.0.6 (or run ci/install-deps)")
+
+from truth import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = "x86_64-unknown-linux-gnu"
@@ -33,7 +38,9 @@ PATIENCE = 60
 
 def build() -> Path:
     """Builds the program and returns its path."""
-    subprocess.run(["cargo", "build", "--quiet", "--package", "sluice-vmm", "--bin", "sluice"], cwd=ROOT, check=True)
+    features = os.environ.get("SLUICE_FEATURES", "")
+    command = ["cargo", "build", "--quiet", "--locked", "--package", "sluice-vmm", "--bin", "sluice", "--features", features]
+    subprocess.run(command, cwd=ROOT, check=True)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     return target / TARGET / "debug" / "sluice"
 
@@ -60,9 +67,12 @@ class Machine:
         path.write_bytes(bytes([byte]) * size)
         return path
 
-    async def start(self) -> None:
+    async def start(self, inherited: tuple[int, ...] = (), stdio: socket.socket | None = None) -> None:
+        """Starts it with these descriptors, and with that socket for standard input and output."""
         with open(self.directory / "log", "wb") as log:
-            self.process = subprocess.Popen(self.arguments, cwd=self.directory, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.arguments, cwd=self.directory, stdin=stdio, stdout=stdio or log, stderr=log, pass_fds=inherited
+            )
         while not self.is_listening():
             self.drive()
             if self.process.poll() is not None:
@@ -91,8 +101,8 @@ class Machine:
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
 
-    async def client(self, name: str = "test") -> QMPClient:
-        client = QMPClient(name)
+    async def client(self, name: str = "test") -> Client:
+        client = Client(name)
         await client.connect(str(self.socket))
         return client
 
@@ -115,7 +125,51 @@ class Machine:
         shutil.rmtree(self.directory)
 
 
-async def events_until(client: QMPClient, wanted, name: str) -> list[dict]:
+class Terminal:
+    """A program with a terminal of its own, as a person has it."""
+
+    def __init__(self, *arguments: str, directory: Path):
+        ours, theirs = pty.openpty()
+        try:
+            self.process = subprocess.Popen(
+                arguments, cwd=directory, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+                env={**os.environ, "HOME": str(directory), "TERM": "dumb"},
+            )
+        finally:
+            os.close(theirs)
+        self.terminal = ours
+        self.unread = ""
+
+    def read_until(self, end: str | None) -> str:
+        """What is printed up to `end`, and with it; without one all until the program's end."""
+        deadline = time.monotonic() + PATIENCE
+        while end is None or end not in self.unread:
+            ready, _, _ = select.select([self.terminal], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise AssertionError(f"no {end!r} after {self.unread!r}")
+            try:
+                self.unread += os.read(self.terminal, 4096).decode()
+            except OSError:  # EIO: nobody has the other side any more
+                if end is None:
+                    break
+                raise AssertionError(f"the program ended before {end!r}, with {self.unread!r}") from None
+        length = len(self.unread) if end is None else self.unread.index(end) + len(end)
+        text, self.unread = self.unread[:length], self.unread[length:]
+        return text
+
+    def enter(self, line: str, answer: str | None) -> str:
+        os.write(self.terminal, f"{line}\n".encode())
+        return self.read_until(answer)
+
+    def clean_up(self) -> None:
+        if self.process.poll() is None:
+            # The program, and what it has started.
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.terminal)
+
+
+async def events_until(client: Client, wanted, name: str) -> list[dict]:
     """All events up to the first one for which `wanted` holds."""
     seen = []
     while True:
@@ -128,7 +182,7 @@ async def events_until(client: QMPClient, wanted, name: str) -> list[dict]:
             return seen
 
 
-async def event(client: QMPClient, name: str) -> dict:
+async def event(client: Client, name: str) -> dict:
     return (await events_until(client, lambda event: event["event"] == name, name))[-1]
 
 
@@ -148,13 +202,13 @@ class QmpTest(unittest.IsolatedAsyncioTestCase):
         self.addCleanup(self.machine.clean_up)
         self.prepare()
         await self.machine.start()
-        self.clients: list[QMPClient] = []
+        self.clients: list[Client] = []
         self.client = await self.another()
 
     def prepare(self) -> None:
         """Makes the images that the machine is started with."""
 
-    async def another(self) -> QMPClient:
+    async def another(self) -> Client:
         client = await self.machine.client()
         self.clients.append(client)
         return client
@@ -165,6 +219,7 @@ class QmpTest(unittest.IsolatedAsyncioTestCase):
                 await client.disconnect()
             except (EOFError, OSError):
                 pass  # the machine has ended
+            client.check_all()
 
     async def refused(self, command: str, arguments: dict | None = None) -> tuple[str, str]:
         with self.assertRaises(ExecuteError) as caught:
@@ -194,6 +249,18 @@ class Control(QmpTest):
             names,
         )
 
+    async def shell(self, option: str, lines: tuple[str, ...]) -> str:
+        """What the public client's shell prints. Unlike a person's, its lines come from a pipe."""
+        shell = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "qemu.qmp.qmp_shell", option, str(self.machine.socket)),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "HOME": str(self.machine.directory)},
+        )
+        output, _ = await asyncio.wait_for(shell.communicate("".join(f"{line}\n" for line in lines).encode()), PATIENCE)
+        text = output.decode()
+        self.assertEqual(shell.returncode, 0, text)
+        return text
+
     async def test_the_shell_of_the_public_client(self) -> None:
         lines = (
             "query-status",
@@ -202,19 +269,21 @@ class Control(QmpTest):
             "query-named-block-nodes",
             "blockdev-del node-name=m",
         )
-        # Unlike a person's, its lines come from a pipe.
-        shell = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "qemu.qmp.qmp_shell", "-v", str(self.machine.socket)),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "HOME": str(self.machine.directory)},
-        )
-        output, _ = await asyncio.wait_for(shell.communicate("".join(f"{line}\n" for line in lines).encode()), PATIENCE)
-        text = output.decode()
-        self.assertEqual(shell.returncode, 0, text)
+        text = await self.shell("-v", lines)
         self.assertIn("running", text)
         self.assertIn("Failed to find node with node-name='m'", text)
         (node,) = await self.client.execute("query-named-block-nodes")
         self.assertEqual((node["node-name"], node["ro"]), ("n", True), text)
+
+    async def test_the_shell_for_people(self) -> None:
+        """With -H its lines are those of the human monitor, whose help it reads first."""
+        lines = ("info status", "info block-jobs", "block_job_cancel nobody", "stop", "info status")
+        text = await self.shell("-H", lines)
+        for expected in (
+            "Welcome to the HMP shell!", "VM status: running", "No active jobs", "Error: Block job 'nobody' not found",
+            "VM status: paused",
+        ):
+            self.assertIn(expected, text)
 
     async def test_stop_and_cont_with_their_events(self) -> None:
         watcher = await self.another()
@@ -292,7 +361,13 @@ class RawSocket(QmpTest):
         received = b""
         while received.count(b"\r\n") < count:
             received += connection.recv(65536)
-        return [json.loads(line) for line in received.split(b"\r\n")[:count]]
+        said = [json.loads(line) for line in received.split(b"\r\n")[:count]]
+        for message in said:
+            if "event" in message:
+                self.client.schema.check_event(message)
+            elif "QMP" not in message:
+                self.client.schema.check_envelope(message)
+        return said
 
     def talk(self, request: bytes, replies: int) -> list[dict]:
         connection = self.connect()
@@ -493,7 +568,7 @@ class Mirrors(QmpTest):
         ]
         for arguments, expected in (
             ({"device": "none", "target": "target"}, "Cannot find device='none' nor node-name='none'"),
-            ({"device": "disk", "target": "none"}, "Failed to find node with node-name='none'"),
+            ({"device": "disk", "target": "none"}, "Cannot find device='none' nor node-name='none'"),
             ({"device": "disk", "target": "small"}, "different sizes"),
             ({"device": "disk", "target": root}, "itself"),
         ):
@@ -577,6 +652,26 @@ class Start(unittest.TestCase):
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(self.machine.socket))
 
+    def test_two_machines_on_one_path(self) -> None:
+        """The second is a client, of a monitor: each would answer the other's answers for ever."""
+        asyncio.run(self.machine.start())
+        second = [
+            *(str(BINARY), "-accel", "qtest", "-nodefaults", "-qmp", "unix:qmp", "-qmp", "unix:own"),
+        ]
+        directory = self.machine.directory
+        with open(directory / "second", "wb") as log:
+            process = subprocess.Popen(second, cwd=directory, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while "a monitor itself" not in (directory / "second").read_text():
+                self.assertIsNone(process.poll(), (directory / "second").read_text())
+                self.assertLess(time.monotonic(), deadline, "no word of the first machine's monitor")
+                time.sleep(0.01)
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+        self.assertTrue(self.machine.is_listening())
+
     def test_a_path_that_is_no_socket(self) -> None:
         self.machine.socket.write_text("precious")
         self.check(self.SETUP, "qmp", "not a socket", arguments=())
@@ -589,7 +684,82 @@ class Start(unittest.TestCase):
             self.assertIn(expected, done.stdout)
 
 
+class Places(unittest.IsolatedAsyncioTestCase):
+    """The client by other ways than the path of a socket."""
+
+    async def asyncSetUp(self) -> None:
+        # As in QmpTest.
+        asyncio.get_running_loop().slow_callback_duration = PATIENCE
+
+    def machine(self, *arguments: str) -> Machine:
+        machine = Machine(*arguments)
+        self.addCleanup(machine.clean_up)
+        return machine
+
+    async def check(self, client: Client) -> None:
+        """The machine answers, says what happens, and refuses in the usual way."""
+        self.addAsyncCleanup(client.disconnect)
+        self.assertEqual((await client.execute("query-status"))["status"], "running")
+        await client.execute("stop")
+        await event(client, "STOP")
+        with self.assertRaises(ExecuteError):
+            await client.execute("no-such-command")
+
+    async def test_by_tcp(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        machine = self.machine("-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off")
+        await machine.start()
+        client = Client("tcp")
+        await client.connect(("127.0.0.1", port))
+        await self.check(client)
+
+    async def test_by_an_inherited_socket(self) -> None:
+        ours, theirs = socket.socketpair()
+        machine = self.machine("-chardev", f"socket,id=inherited,fd={theirs.fileno()}", "-mon", "inherited,mode=control")
+        await machine.start(inherited=(theirs.fileno(),))
+        theirs.close()
+        client = Client("inherited")
+        await client.connect(ours)
+        await self.check(client)
+
+    async def test_by_standard_input_and_output(self) -> None:
+        """The client has no pipes, so both are a socket."""
+        ours, theirs = socket.socketpair()
+        machine = self.machine("-qmp", "stdio")
+        await machine.start(stdio=theirs)
+        theirs.close()
+        client = Client("stdio")
+        await client.connect(ours)
+        await self.check(client)
+
+
 class Outgoing(unittest.TestCase):
+    def test_the_wrapper_of_the_public_client_starts_the_machine(self) -> None:
+        """It listens itself, and says `-qmp unix:PATH` to the machine."""
+        with tempfile.TemporaryDirectory(prefix="sluice-qmp-") as directory:
+            wrapper = Terminal(
+                *(str(Path(sys.executable).with_name("qmp-shell-wrap")), "-v"),
+                *(str(BINARY), "-accel", "qtest", "-nodefaults", "-name", "wrapped"),
+                directory=Path(directory),
+            )
+            try:
+                greeting = wrapper.read_until("(QEMU) ")
+                self.assertIn("Connected", greeting)
+                self.assertIn('"name": "wrapped"', wrapper.enter("query-name", "(QEMU) "))
+                self.assertIn('"status": "running"', wrapper.enter("query-status", "(QEMU) "))
+                # The machine is at the wrapper's socket, and has none of its own.
+                answer = wrapper.enter("query-chardev", "(QEMU) ")
+                self.assertRegex(answer, r'"filename": "unix:qmp-shell-wrap-\d+"')
+                self.assertIn('{"return": {}}', wrapper.enter("quit", "(QEMU) "))
+                # Ctrl-D.
+                wrapper.enter("\x04", None)
+                self.assertEqual(wrapper.process.wait(PATIENCE), 0)
+                self.assertEqual([path.name for path in Path(directory).iterdir() if path.is_socket()], [])
+            finally:
+                wrapper.clean_up()
+
     def test_the_machine_connects_to_a_listening_client(self) -> None:
         machine = Machine("-qmp", "unix:out,server=off")
         self.addCleanup(machine.clean_up)
@@ -630,9 +800,13 @@ class StaleSocket(unittest.IsolatedAsyncioTestCase):
 
 def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite, _pattern) -> unittest.TestSuite:
     sys.modules.setdefault("run", sys.modules[__name__])
+    import chain_phases
+    import commands
     import phases
 
+    tests.addTest(commands.load(loader))
     tests.addTest(phases.load(loader))
+    tests.addTest(loader.loadTestsFromTestCase(chain_phases.Elsewhere))
     return tests
 
 

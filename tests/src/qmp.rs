@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use schema::Schema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -50,6 +51,9 @@ pub enum QmpError {
     /// The other side closed the connection or sent what is not QMP.
     #[error("connection lost while waiting for {0}")]
     Lost(String),
+    /// The machine says what is not in its schema.
+    #[error("against the schema: {0}")]
+    Untrue(String),
     /// The socket failed.
     #[error("control socket: {0}")]
     Io(#[from] io::Error),
@@ -102,6 +106,10 @@ impl Event {
 struct Inbox {
     events: VecDeque<Event>,
     closed: bool,
+    /// What events are held against, if anything.
+    schema: Option<Arc<Schema>>,
+    /// What of them the schema does not allow.
+    untrue: Option<String>,
 }
 
 #[derive(Default)]
@@ -124,6 +132,7 @@ pub struct Qmp {
     reader: Option<JoinHandle<()>>,
     greeting: Value,
     next_id: u64,
+    schema: Option<Arc<Schema>>,
 }
 
 impl Qmp {
@@ -185,7 +194,27 @@ impl Qmp {
             reader: Some(reader),
             greeting,
             next_id: 0,
+            schema: None,
         })
+    }
+
+    /// Asks for the schema, and from now on holds all replies and events against it: what it does not allow is
+    /// [`QmpError::Untrue`] for the command or the wait at hand, or a panic at the latest when the client is dropped.
+    ///
+    /// # Errors
+    /// There is no schema.
+    pub fn hold_to_schema(&mut self) -> Result<(), QmpError> {
+        let answer = self.execute("query-qmp-schema", &json!({}))?;
+        let schema = Arc::new(Schema::new(&answer));
+        self.shared.lock().schema = Some(Arc::clone(&schema));
+        self.schema = Some(schema);
+        Ok(())
+    }
+
+    fn check_truth(&self, command: &str, reply: &Value) -> Result<(), QmpError> {
+        let checked = self.schema.as_ref();
+        let checked = checked.map_or(Ok(()), |schema| schema.check_reply(command, reply));
+        checked.map_err(QmpError::Untrue)
     }
 
     /// The greeting.
@@ -209,6 +238,7 @@ impl Qmp {
                 // The answer to an earlier command whose wait had ended.
                 continue;
             }
+            self.check_truth(command, &reply)?;
             if let Some(value) = reply.get_mut("return") {
                 return Ok(value.take());
             }
@@ -250,6 +280,9 @@ impl Qmp {
         let deadline = Instant::now() + limit;
         let mut inbox = self.shared.lock();
         loop {
+            if let Some(untrue) = &inbox.untrue {
+                return Err(QmpError::Untrue(untrue.clone()));
+            }
             if let Some(at) = inbox.events.iter().position(&mut wanted) {
                 return inbox
                     .events
@@ -318,6 +351,10 @@ impl Drop for Qmp {
         if let Some(reader) = self.reader.take() {
             let _panicked = reader.join();
         }
+        let untrue = self.shared.lock().untrue.take();
+        if let Some(untrue) = untrue.filter(|_| !std::thread::panicking()) {
+            panic!("against the schema: {untrue}");
+        }
     }
 }
 
@@ -326,6 +363,10 @@ fn read(input: impl io::Read, replies: &mpsc::Sender<Value>, shared: &Shared) {
     for value in serde_json::Deserializer::from_reader(input).into_iter::<Value>() {
         let Ok(value) = value else { break };
         if value.get("event").is_some() {
+            let schema = shared.lock().schema.clone();
+            if let Some(Err(untrue)) = schema.map(|schema| schema.check_event(&value)) {
+                shared.lock().untrue.get_or_insert(untrue);
+            }
             let Ok(event) = serde_json::from_value::<Event>(value) else {
                 break;
             };
@@ -353,5 +394,6 @@ fn last(events: &VecDeque<Event>) -> String {
     names.join(", ")
 }
 
+mod schema;
 #[cfg(test)]
 mod tests;

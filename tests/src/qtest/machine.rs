@@ -91,9 +91,11 @@ impl QtestMachine {
         let qmp_stream = accept(&qmp_listener, "qmp", &mut process)?;
         let mut qtest = Qtest::new(qtest_stream)?;
         qtest.ask("endianness")?;
+        let mut qmp = Qmp::over(qmp_stream, LIMIT)?;
+        qmp.hold_to_schema()?;
         Ok(Self {
             qtest,
-            qmp: Qmp::over(qmp_stream, LIMIT)?,
+            qmp,
             process,
             _directory: directory,
         })
