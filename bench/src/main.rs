@@ -34,6 +34,10 @@ struct Arguments {
     /// What is measured from outside: mirror SOURCE to TARGET by WAY, and say what it took.
     #[arg(long, hide = true, num_args = 3, value_names = ["SOURCE", "TARGET", "WAY"])]
     mirror: Option<Vec<String>>,
+
+    /// What is measured from outside: mirror a null node of BYTES for a moment, and say what that took.
+    #[arg(long, hide = true, value_name = "BYTES")]
+    huge: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,6 +105,11 @@ fn main() -> Result<ExitCode> {
     if let Some([source, target, way]) = arguments.mirror.as_deref() {
         let way = mirror::Way::named(way).context("no such way")?;
         let report = mirror::ours::mirror(source.as_ref(), target.as_ref(), way)?;
+        println!("{}", serde_json::to_string(&report)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(size) = arguments.huge {
+        let report = mirror::ours::huge(size)?;
         println!("{}", serde_json::to_string(&report)?);
         return Ok(ExitCode::SUCCESS);
     }

@@ -20,6 +20,8 @@ const SIZE: u64 = 16 << 20;
 const DEPTH: usize = 32;
 /// The longest pause wanted, in microseconds; the flush of a target in memory takes nothing.
 const PAUSE: f64 = 1000.0;
+/// How long the writers write before the pivot.
+const BEFORE: Duration = Duration::from_millis(5);
 /// How long the writers go on after the pivot.
 const AFTER: Duration = Duration::from_millis(5);
 
@@ -42,8 +44,9 @@ impl Pivot {
     }
 }
 
-/// Pivots our disk `count` times, to and fro; also returns what the jobs said of their pauses.
-fn ours(images: Images, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Pivots our disk `count` times, to and fro, by mirrors of the copy mode `mode`; also returns what the jobs said of
+/// their pauses.
+fn ours(images: Images, count: usize, mode: &'static str) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut event_loop = event_loop()?;
     event_loop.run_until(async move {
         let graph = graph();
@@ -54,10 +57,11 @@ fn ours(images: Images, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut stalls, mut pauses) = (Vec::new(), Vec::new());
         for round in 0..count {
             let target = if round % 2 == 0 { "b" } else { "a" };
-            let writers = Writers::start(&backend, DEPTH);
-            let more = json!({"copy-mode": "write-blocking", "auto-dismiss": false});
+            let more = json!({"copy-mode": mode, "auto-dismiss": false});
             let job = mirror(&graph, "disk", target, more).await?;
             ready(&job).await?;
+            let writers = Writers::start(&backend, DEPTH);
+            current::sleep(BEFORE).await;
             let asked = Instant::now();
             job.complete()?;
             job.concluded().await;
@@ -99,13 +103,14 @@ fn daemons(images: &Images, count: usize) -> Result<Vec<f64>> {
         } else {
             ("b", "a")
         };
-        let client = Client::start(&socket, "disk", DEPTH)?;
         let arguments = json!({
             "device": source, "target": target, "job-id": "job", "sync": "full",
             "copy-mode": "write-blocking",
         });
         daemon.say("blockdev-mirror", &arguments)?;
         daemon.wait_for("BLOCK_JOB_READY")?;
+        let client = Client::start(&socket, "disk", DEPTH)?;
+        std::thread::sleep(BEFORE);
         let asked = Instant::now();
         daemon.say("block-job-complete", &json!({"device": "job"}))?;
         daemon.wait_for("BLOCK_JOB_COMPLETED")?;
@@ -126,10 +131,13 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     // In turns, each time with a disk that was opened anew.
     let (rounds, pivots) = (effort.of(10, 1), effort.of(20, 2));
     let (mut stalls, mut pauses, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut behind = Vec::new();
     for _ in 0..rounds {
-        let (stall, pause) = ours(Images::new(SIZE)?, pivots)?;
+        let (stall, pause) = ours(Images::new(SIZE)?, pivots, "write-blocking")?;
         stalls.extend(stall);
         pauses.extend(pause);
+        let (_, pause) = ours(Images::new(SIZE)?, pivots, "background")?;
+        behind.extend(pause);
         if is_installed() {
             theirs.extend(daemons(&Images::new(SIZE)?, pivots)?);
         }
@@ -168,6 +176,18 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
             p99(&pauses),
             None,
             Target::AtMost(PAUSE),
+        ),
+        row(
+            "the same of a mirror in the background, median",
+            median(&behind),
+            None,
+            Target::None,
+        ),
+        row(
+            "the same: 99th percentile",
+            p99(&behind),
+            None,
+            Target::None,
         ),
     ])
 }

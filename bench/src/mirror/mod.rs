@@ -23,6 +23,8 @@ use crate::report::{Row, Target};
 use crate::timing::{Effort, median};
 
 const MIB: u64 = 1 << 20;
+/// A disk larger than any that is copied, in bytes.
+const HUGE: u64 = 64 << 40;
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +234,32 @@ fn on_disk() -> Result<PathBuf> {
     Ok(directory.to_owned())
 }
 
+/// A disk far too large to be copied: what the command and its bitmaps take.
+fn huge() -> Result<[Row; 2]> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--huge").arg(HUGE.to_string());
+    let (output, _) = children::run(&mut command)?;
+    let report: ours::Report = serde_json::from_slice(&output)?;
+    let memory = mib(report.memory << 10);
+    let milliseconds = report.seconds * 1e3;
+    Ok([
+        row(
+            "null nodes of 64 TiB: the command's time",
+            "ms",
+            milliseconds,
+            None,
+            Target::AtMost(10.0),
+        ),
+        row(
+            "the same: memory beyond what was in use",
+            "MiB",
+            memory,
+            None,
+            Target::AtMost(32.0),
+        ),
+    ])
+}
+
 /// Mirrors images, in turns with the daemon's mirrors and with `cp`.
 ///
 /// # Errors
@@ -352,5 +380,6 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         None,
         Target::AtMost(mib(data)),
     ));
+    rows.extend(huge()?);
     Ok(rows)
 }

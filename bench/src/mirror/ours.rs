@@ -1,13 +1,13 @@
-//! Our side: one mirror in a process of its own, as `sluice-bench --mirror SOURCE TARGET WAY`.
+//! Our side: one mirror in a process of its own, as `sluice-bench --mirror SOURCE TARGET WAY`, or `--huge BYTES`.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sluice_aio::{Clock, EventLoop, LoopConfig};
+use sluice_aio::{Clock, EventLoop, LoopConfig, current};
 use sluice_block::{Graph, Node};
 
 use super::{Copied, Way};
@@ -65,6 +65,35 @@ pub fn mirror(source: &Path, target: &Path, way: Way) -> Result<Report> {
         let mirror = job::mirror(&graph, "disk", "target", json!({"auto-dismiss": false})).await?;
         job::ready(&mirror).await?;
         let seconds = began.elapsed().as_secs_f64();
+        let memory = memory("VmHWM:")?.saturating_sub(idle);
+        mirror.cancel(true)?;
+        mirror.concluded().await;
+        Ok(Report { seconds, memory })
+    })?
+}
+
+/// How long a mirror runs that would never end.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Begins to mirror a null node of `size` bytes, which says that all of it is data, to another one, and measures the
+/// command's time and what is in use after a moment.
+///
+/// # Errors
+/// The job's.
+pub fn huge(size: u64) -> Result<Report> {
+    let mut event_loop = EventLoop::new("bench", &LoopConfig::default())?;
+    event_loop.run_until(async move {
+        let graph = Graph::new(Arc::new(Quiet), Clock::real());
+        for name in ["source", "target"] {
+            let options = json!({"driver": "null-co", "node-name": name, "size": size});
+            graph.add_node(&serde_json::from_value(options)?).await?;
+        }
+        let idle = memory("VmRSS:")?;
+        let began = Instant::now();
+        let more = json!({"auto-dismiss": false});
+        let mirror = job::mirror(&graph, "source", "target", more).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        current::sleep(MOMENT).await;
         let memory = memory("VmHWM:")?.saturating_sub(idle);
         mirror.cancel(true)?;
         mirror.concluded().await;
