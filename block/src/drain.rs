@@ -28,9 +28,11 @@ use crate::job::{Job, Quiesced};
 use crate::node::Node;
 
 mod begin;
+mod waiting;
 
-use begin::HeldUp;
-pub(crate) use begin::begin_section;
+pub(crate) use begin::{HeldUp, begin_section};
+pub use waiting::HeldUpSection;
+pub(crate) use waiting::HeldUpSections;
 
 /// How long a drain waits before it says for what; then twice as long, and so on. So long it holds guests for a job that
 /// does not come to rest.

@@ -6,11 +6,10 @@
 
 use std::sync::Arc;
 
-use sluice_aio::Clock;
-
 use super::{Section, SectionInner};
 use crate::driver::Background;
-use crate::job::{Job, Quiesced};
+use crate::graph::Graph;
+use crate::job::{Job, JobVerb, Quiesced};
 use crate::node::Node;
 
 /// What keeps a section from its beginning, perhaps for ever.
@@ -30,7 +29,8 @@ impl HeldUp {
         }
     }
 
-    async fn wait_idle(&self) {
+    /// Waits until it is worth another try.
+    pub(crate) async fn wait_idle(&self) {
         match self {
             Self::Orphans(_, requests) => requests.wait_idle().await,
             Self::Job(job) => job.wait_idle().await,
@@ -47,7 +47,11 @@ impl std::fmt::Display for HeldUp {
             }
             Self::Job(job) => {
                 let name = job.kind().named(job.id());
-                write!(f, "{name} to rest, which can be cancelled")
+                let way_out = match JobVerb::Cancel.allowed_in(job.state()) {
+                    true => "can be cancelled",
+                    false => "is ending already",
+                };
+                write!(f, "{name} to rest, which {way_out}")
             }
         }
     }
@@ -78,19 +82,22 @@ impl SectionInner {
 
 /// Begins a section of that holder over what `cover` has it cover. Waits for what is in flight there.
 pub(crate) async fn begin_section(
+    graph: &Graph,
     holder: &str,
     own_job: Option<Arc<Job>>,
-    clock: &Clock,
     cover: impl Fn(&Arc<SectionInner>),
 ) -> Section {
+    let wanted = graph.clock().now();
     let mut resting = Vec::new();
     loop {
-        let section = SectionInner::new(holder, own_job.clone(), clock);
+        let section = SectionInner::new(holder, own_job.clone(), graph.clock());
         cover(&section);
         let Err(held_up) = section.wait_idle().await else {
             return Section::new(section);
         };
         resting.extend(held_up.rest());
+        let held_up = Arc::new(held_up);
+        let _shown = graph.held_up.show(&section, wanted, &held_up);
         drop(section);
         tracing::warn!(
             holder,

@@ -150,7 +150,7 @@ impl Graph {
                 cover_above(&root, section);
             }
         };
-        begin_section(holder, None, self.clock(), cover).await
+        begin_section(self, holder, None, cover).await
     }
 }
 

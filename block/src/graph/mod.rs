@@ -35,7 +35,8 @@ use sluice_aio::Clock;
 
 use crate::backend::Backend;
 use crate::drain::{
-    Section, SectionInner, begin_section, cover_above, enlist, sections_at_or_below,
+    HeldUpSection, HeldUpSections, Section, SectionInner, begin_section, cover_above, enlist,
+    sections_at_or_below,
 };
 use crate::driver::file::FdSets;
 use crate::driver::throttle::ThrottleGroups;
@@ -57,6 +58,8 @@ pub struct Graph {
     events: Arc<dyn EventSink>,
     clock: Clock,
     fd_sets: Arc<FdSets>,
+    /// Sections that can't begin.
+    pub(crate) held_up: HeldUpSections,
 }
 
 impl std::fmt::Debug for Graph {
@@ -146,6 +149,7 @@ impl Graph {
             fd_sets: Arc::default(),
             events,
             clock,
+            held_up: HeldUpSections::default(),
         })
     }
 
@@ -405,7 +409,7 @@ impl Graph {
                 cover_above(node, section);
             }
         };
-        begin_section(holder, own_job, &self.clock, cover).await
+        begin_section(self, holder, own_job, cover).await
     }
 
     /// Counts requests to `node` whose job ends without them, until what is returned is dropped. Sections over the node, or over
@@ -426,7 +430,19 @@ impl Graph {
 
     /// A section over every disk and job, those made meanwhile included.
     pub async fn drain_all(&self, holder: &str) -> Section {
-        begin_section(holder, None, &self.clock, |section| self.cover_all(section)).await
+        begin_section(self, holder, None, |section| self.cover_all(section)).await
+    }
+
+    /// The sections over the node that can't begin, and hold nobody meanwhile.
+    #[must_use]
+    pub fn held_up_over_node(&self, node: &Node) -> Vec<HeldUpSection> {
+        self.held_up.over_node(node)
+    }
+
+    /// The same over a disk.
+    #[must_use]
+    pub fn held_up_over_disk(&self, disk: &Backend) -> Vec<HeldUpSection> {
+        self.held_up.over_disk(disk)
     }
 
     /// Has a section cover all that there is, and all that comes while it is open.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Graph;
 use super::home::MAIN_NODE;
 use super::parent::Parent;
-use crate::drain::{Section, SectionInner};
+use crate::drain::{HeldUp, Section, SectionInner};
 use crate::error::Result;
 use crate::job::Job;
 use crate::node::Node;
@@ -77,6 +77,7 @@ impl Graph {
     /// Waits until nothing is on its way. It does not wait for what was left behind; nor for long for jobs that do not
     /// rest, which it returns, unless they keep a guest out: what that has asked for is done after their sections.
     async fn drain_but_for_hanging_jobs(&self, holder: &str) -> Vec<Arc<Job>> {
+        let wanted = self.clock().now();
         loop {
             let section = SectionInner::without_what_was_left(holder, self.clock());
             self.cover_all(&section);
@@ -84,10 +85,13 @@ impl Graph {
                 Ok(()) => Vec::new(),
                 Err(_) => section.busy_jobs(),
             };
-            drop(Section::new(section));
-            let Some(holding) = busy.iter().find(|job| job.is_holding()) else {
+            let holding = busy.iter().find(|job| job.is_holding());
+            let Some(holding) = holding.map(|job| Arc::new(HeldUp::Job(Arc::clone(job)))) else {
+                drop(Section::new(section));
                 return busy;
             };
+            let _shown = self.held_up.show(&section, wanted, &holding);
+            drop(Section::new(section));
             holding.wait_idle().await;
         }
     }

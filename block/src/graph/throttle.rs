@@ -52,6 +52,6 @@ impl Graph {
 
     /// A section over one disk's own requests.
     async fn hold_requests(&self, backend: &Arc<Backend>) -> Section {
-        begin_section(HOLDER, None, &self.clock, |section| section.cover(backend)).await
+        begin_section(self, HOLDER, None, |section| section.cover(backend)).await
     }
 }

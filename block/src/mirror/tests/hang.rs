@@ -7,7 +7,7 @@ use sluice_aio::current;
 
 use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand};
 use crate::backend::Backend;
-use crate::drain::PATIENCE as MOMENT;
+use crate::drain::{HeldUpSection, PATIENCE as MOMENT};
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::event::BlockEvent;
 use crate::job::{Job, JobState};
@@ -267,6 +267,60 @@ fn a_section_that_cannot_begin_does_not_keep_the_job_from_its_end() {
     });
 }
 
+/// Whoever asks why a command does not answer is told which section is to be over which nodes, since when, and for what it waits.
+#[test]
+fn a_section_that_cannot_begin_is_shown_with_what_it_waits_for() {
+    run_both_by_hand(|bench| async move {
+        let (disk, target, job) = hanging_mirror(&bench).await;
+        let graph = &bench.graph;
+        let source = graph.node("disk-node").unwrap();
+        let wanted = bench.clock.now();
+        let drained = begin_drain(graph, &source);
+        yield_often().await;
+        // It holds the guest, and is seen at the gate.
+        assert_eq!(graph.held_up_over_disk(&disk), []);
+        assert!(disk.gate().is_closed());
+        bench.advance(MOMENT);
+        while disk.gate().is_closed() {
+            current::yield_now().await;
+        }
+        let shown = HeldUpSection {
+            holder: "test".to_owned(),
+            since: wanted,
+            waits_for: "mirror 'job0' to rest, which can be cancelled".to_owned(),
+            job: Some("job0".to_owned()),
+            node: None,
+        };
+        let shown = [shown];
+        assert_eq!(graph.held_up_over_disk(&disk), shown);
+        assert_eq!(graph.held_up_over_node(&source), shown);
+        assert_eq!(graph.held_up_over_node(&target), []);
+        job.cancel(true).unwrap();
+        wait(&drained).await;
+        lose_patience(&bench, &job).await;
+        assert_eq!(graph.held_up_over_disk(&disk), []);
+        assert_eq!(graph.held_up_over_node(&source), []);
+
+        // What the job has left behind.
+        let wanted = bench.clock.now();
+        let drained = begin_drain(graph, &target);
+        yield_often().await;
+        let shown = HeldUpSection {
+            holder: "test".to_owned(),
+            since: wanted,
+            waits_for: "requests to 'target' whose job has ended without them".to_owned(),
+            job: None,
+            node: Some("target".to_owned()),
+        };
+        assert_eq!(graph.held_up_over_node(&target), [shown]);
+        assert_eq!(graph.held_up_over_disk(&disk), []);
+        debug(&target).resume("hang").unwrap();
+        wait(&drained).await;
+        assert_eq!(graph.held_up_over_node(&target), []);
+        wait_released(&target).await;
+    });
+}
+
 /// One that has begun does: whoever has it relies on the graph.
 #[test]
 fn a_section_that_has_begun_keeps_the_job_from_its_end() {
@@ -291,6 +345,38 @@ fn a_section_that_has_begun_keeps_the_job_from_its_end() {
         assert_eq!(disk.node().unwrap().name(), "disk-node");
         debug(&target).resume("hang").unwrap();
         wait_released(&target).await;
+    });
+}
+
+/// A job that is ending waits for its source: nobody is told to cancel it.
+#[test]
+fn a_section_that_waits_for_a_job_that_is_ending_says_so() {
+    run_both_by_hand(|bench| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        bench.target("target").await;
+        debug(&source)
+            .set_break(DebugEvent::ReadAio, "read")
+            .unwrap();
+        let job = bench.mirror("disk", "target").await;
+        debug(&source).wait_break("read").await.unwrap();
+        job.cancel(true).unwrap();
+        bench.wait_for(JobState::Aborting).await;
+        let drained = begin_drain(&bench.graph, &source);
+        yield_often().await;
+        bench.advance(MOMENT);
+        while bench.graph.held_up_over_disk(&disk).is_empty() {
+            current::yield_now().await;
+        }
+        let [shown] = &bench.graph.held_up_over_disk(&disk)[..] else {
+            panic!("there is one section");
+        };
+        assert_eq!(
+            shown.waits_for,
+            "mirror 'job0' to rest, which is ending already"
+        );
+        debug(&source).resume("read").unwrap();
+        wait(&drained).await;
+        bench.end().await;
     });
 }
 

@@ -1,5 +1,5 @@
-//! `x-query-block-drains`: who holds whose requests, since when, what waits for that, and how long
-//! such sections and waits have been. Sluice's own, for the question "why is my disk stuck".
+//! `x-query-block-drains`: who holds whose requests, since when, what waits for that, how long
+//! such sections and waits have been, and which sections can't begin. Sluice's own, for the question "why is my disk stuck".
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 use sluice_aio::{Histogram, gate};
+use sluice_block::drain::HeldUpSection;
 use sluice_block::{Backend, Graph, Node};
 
 use super::block::is_tool;
@@ -25,6 +26,8 @@ pub(super) struct Drains {
     drained: bool,
     /// Who holds sections open now.
     holders: Vec<Holder>,
+    /// Sections that are to hold it and can't begin. They hold nobody until they can.
+    held_up: Vec<HeldUp>,
     /// Requests that wait now for the sections to end; of a node: those of the disks above it.
     parked: usize,
     /// Sections that have ended.
@@ -72,6 +75,24 @@ struct Holder {
     held_ns: u128,
 }
 
+/// A section that can't begin.
+#[derive(JsonSchema, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct HeldUp {
+    /// Whose it is.
+    name: String,
+    /// For how long it has been waiting, in nanoseconds.
+    waited_ns: u128,
+    /// What it waits for, for people.
+    waits_for: String,
+    /// The job that does not come to rest, if it waits for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<String>,
+    /// The node whose requests have not returned, if it waits for those of a job that has ended without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_name: Option<String>,
+}
+
 /// How many took less than a time and not less than that of the bucket before.
 #[derive(JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,13 +119,25 @@ fn holders(holders: Vec<gate::Holder>, now: Duration) -> Vec<Holder> {
     holders.collect()
 }
 
-fn of_disk(backend: &Backend, now: Duration) -> Drains {
+fn held_up(sections: Vec<HeldUpSection>, now: Duration) -> Vec<HeldUp> {
+    let sections = sections.into_iter().map(|section| HeldUp {
+        name: section.holder,
+        waited_ns: now.saturating_sub(section.since).as_nanos(),
+        waits_for: section.waits_for,
+        job: section.job,
+        node_name: section.node,
+    });
+    sections.collect()
+}
+
+fn of_disk(graph: &Graph, backend: &Backend, now: Duration) -> Drains {
     let stats = backend.gate().stats();
     Drains {
         device: Some(backend.name().to_owned()),
         node_name: backend.node().map(|node| node.name().to_owned()),
         drained: backend.gate().is_closed(),
         holders: holders(stats.holders, now),
+        held_up: held_up(graph.held_up_over_disk(backend), now),
         parked: stats.parked_now,
         sections_total: stats.sections,
         longest_section_ns: stats.longest_section.as_nanos(),
@@ -135,6 +168,7 @@ fn of_node(graph: &Graph, node: &Arc<Node>, now: Duration) -> Drains {
         node_name: Some(node.name().to_owned()),
         drained: !holding.is_empty(),
         holders: holding,
+        held_up: held_up(graph.held_up_over_node(node), now),
         parked: above.iter().map(|backend| backend.gate().parked()).sum(),
         sections_total: past.count,
         longest_section_ns: past.longest.as_nanos(),
@@ -154,7 +188,7 @@ pub(super) async fn query_block_drains(
     let backends = graph.backends();
     // An operator's tool has no name that anybody could know, and no requests but its own.
     let disks = backends.iter().filter(|backend| !is_tool(backend));
-    let mut drains: Vec<_> = disks.map(|backend| of_disk(backend, now)).collect();
+    let mut drains: Vec<_> = disks.map(|backend| of_disk(graph, backend, now)).collect();
     let nodes = graph.nodes();
     drains.extend(nodes.iter().map(|node| of_node(graph, node, now)));
     Ok(drains)

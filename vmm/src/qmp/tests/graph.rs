@@ -521,3 +521,48 @@ fn drains_are_shown_for_disks_and_nodes() {
         assert!(of(&drains, "disk")["wait-times"].is_array());
     });
 }
+
+/// A command that does not answer: a job's target hangs, so the command's section can't begin.
+#[test]
+fn a_section_that_cannot_begin_is_shown_with_the_job_that_it_waits_for() {
+    run_with_clock(Clock::manual(), |world| {
+        let (mut client, mut other) = (world.client(), world.client());
+        add_disk(world, &mut client, "d", 1, 1);
+        let node = world.graph.node("d").unwrap();
+        let disk = world.graph.add_backend("disk", &node).unwrap();
+        let image = json!({"driver": "file", "filename": world.image("target", 1 << 20, 0)});
+        let target = json!({"driver": "blkdebug", "node-name": "target", "image": image});
+        client.ok("blockdev-add", target);
+        let held = json!({"node-name": "target", "tag": "hang"});
+        let hold = json!({"node-name": "target", "tag": "hang", "event": "write_aio"});
+        client.ok("x-debug-break", hold);
+        let mirror = json!({"device": "d", "target": "target", "sync": "full", "job-id": "job"});
+        client.ok("blockdev-mirror", mirror);
+        client.ok("x-debug-wait-break", held.clone());
+        let add = json!({"type": "block-dirty-bitmap-add", "data": {"node": "d", "name": "b"}});
+        let transaction = json!({"execute": "transaction", "arguments": {"actions": [add]}});
+        other.send(transaction.to_string().as_bytes());
+        wait_until(|| disk.gate().is_closed());
+        let drains = client.ok("x-query-block-drains", json!({}));
+        assert_eq!(element_of(&drains, "disk", "")["held-up"], json!([]));
+        world.advance(Duration::from_secs(1));
+        wait_until(|| !disk.gate().is_closed());
+        world.advance(Duration::from_secs(2));
+        let drains = client.ok("x-query-block-drains", json!({}));
+        let shown = json!([{
+            "name": "transaction", "waited-ns": 3_000_000_000_u64, "job": "job",
+            "waits-for": "mirror 'job' to rest, which can be cancelled"
+        }]);
+        for (device, name) in [("disk", ""), ("", "d")] {
+            let element = element_of(&drains, device, name);
+            assert_eq!(element["held-up"], shown, "{device}{name}");
+            assert_eq!(element["holders"], json!([]));
+            assert_eq!(element["drained"], false);
+        }
+        assert_eq!(element_of(&drains, "", "target")["held-up"], json!([]));
+        client.ok("x-debug-resume", held);
+        while other.message().unwrap().get("return").is_none() {}
+        let drains = client.ok("x-query-block-drains", json!({}));
+        assert_eq!(element_of(&drains, "disk", "")["held-up"], json!([]));
+    });
+}
