@@ -6,6 +6,7 @@
 //! returns.
 
 pub mod allocations;
+pub mod awake;
 pub mod block;
 pub mod children;
 pub mod confine;

@@ -1,7 +1,7 @@
 //! What a write takes under a mirror, beside what it takes without.
 //!
-//! One writer. Slices of the disk under the mirror and of disks without one come in turns, and the median write of
-//! each slice counts.
+//! One writer, or 32. Slices of the disk under the mirror and of disks without one come in turns, and the median over
+//! the slices counts, of each slice's median and 99th percentile. No processor sleeps meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,19 +14,28 @@ use sluice_block::{Backend, Graph};
 
 use super::ours::{Writers, add_node, event_loop, graph};
 use super::{Images, micros};
+use crate::awake::Awake;
 use crate::job::{mirror, ready};
 use crate::random_read::confine;
 use crate::report::{Row, Target};
-use crate::timing::{Effort, median, processor_time};
+use crate::timing::{Effort, median, percentile, processor_time};
 
 /// How long one disk is written to at a time.
 const SLICE: Duration = Duration::from_millis(50);
+/// Writes at once of a guest that does not wait for each.
+const DEPTH: usize = 32;
+/// The most that a write to both sides may take, of what one to each takes.
+const TO_BOTH: f64 = 1.1;
+/// The most that a write beside a copy in the background may take, of what it takes without.
+const BESIDE: f64 = 1.05;
 
 /// What a write cost, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cost {
-    /// From its beginning to its end.
+    /// From its beginning to its end, the median.
     time: f64,
+    /// The same, the 99th percentile.
+    slow: f64,
     /// What all threads computed for it, the ring's workers and the writer itself included.
     computed: f64,
 }
@@ -36,6 +45,7 @@ impl Cost {
         let middle = |part: fn(&Self) -> f64| median(&costs.iter().map(part).collect::<Vec<_>>());
         Self {
             time: middle(|cost| cost.time),
+            slow: middle(|cost| cost.slow),
             computed: middle(|cost| cost.computed),
         }
     }
@@ -43,21 +53,22 @@ impl Cost {
     fn and(self, other: Self) -> Self {
         Self {
             time: self.time + other.time,
+            slow: self.slow + other.slow,
             computed: self.computed + other.computed,
         }
     }
 }
 
-/// A median under a mirror and the median that it is held against.
-struct Beside<T> {
-    mirrored: T,
-    alone: T,
+/// A cost under a mirror and the one that it is held against.
+struct Beside {
+    mirrored: Cost,
+    alone: Cost,
 }
 
-/// The median write of one slice.
-async fn slice(backend: &Arc<Backend>) -> Result<Cost> {
+/// The writes of one slice, `depth` at once.
+async fn slice(backend: &Arc<Backend>, depth: usize) -> Result<Cost> {
     let before = processor_time();
-    let writers = Writers::start(backend, 1);
+    let writers = Writers::start(backend, depth);
     current::sleep(SLICE).await;
     let spans = writers.stop().await?;
     let computed = micros(processor_time().saturating_sub(before));
@@ -66,6 +77,7 @@ async fn slice(backend: &Arc<Backend>) -> Result<Cost> {
     let count = u32::try_from(times.len().max(1))?;
     Ok(Cost {
         time: median(&times),
+        slow: percentile(&times, 99),
         computed: computed / f64::from(count),
     })
 }
@@ -84,7 +96,7 @@ async fn cancel(job: &Job) -> Result<()> {
 }
 
 /// A write to both sides by a mirror that is ready, and the sum of a write to each alone.
-fn to_both(effort: Effort) -> Result<Beside<Cost>> {
+fn to_both(effort: Effort, depth: usize) -> Result<Beside> {
     let size = effort.of(64 << 20, 1 << 20);
     let rounds = effort.of(20, 1);
     let mirrored = Images::new(size)?;
@@ -101,8 +113,12 @@ fn to_both(effort: Effort) -> Result<Beside<Cost>> {
         ready(&job).await?;
         let (mut both, mut sums) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            both.push(slice(&under).await?);
-            sums.push(slice(&source).await?.and(slice(&target).await?));
+            both.push(slice(&under, depth).await?);
+            sums.push(
+                slice(&source, depth)
+                    .await?
+                    .and(slice(&target, depth).await?),
+            );
         }
         cancel(&job).await?;
         Ok(Beside {
@@ -114,7 +130,7 @@ fn to_both(effort: Effort) -> Result<Beside<Cost>> {
 
 /// A write while a mirror copies at half of the speed that it has alone, and without a mirror: a write to the
 /// source, and, of a mode that writes to both sides, one to the target.
-fn while_it_copies(effort: Effort, mode: &'static str) -> Result<Beside<f64>> {
+fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<Beside> {
     let size = effort.of(512 << 20, 8 << 20);
     let rounds = effort.of(15, 1);
     let images = Images::new(size)?;
@@ -136,21 +152,62 @@ fn while_it_copies(effort: Effort, mode: &'static str) -> Result<Beside<f64>> {
 
             let more = json!({"speed": i64::try_from(half)?, "copy-mode": mode});
             let job = mirror(&graph, "under", "target", more).await?;
-            mirrored.push(slice(&under).await?.time);
+            mirrored.push(slice(&under, depth).await?);
             let still = effort == Effort::Smoke || job.state() == JobState::Running;
             ensure!(still, "the mirror was over before the writes were");
             cancel(&job).await?;
-            let mut alone = slice(&source).await?.time;
+            let mut alone = slice(&source, depth).await?;
             if mode == "write-blocking" {
-                alone += slice(&target).await?.time;
+                alone = alone.and(slice(&target, depth).await?);
             }
             free.push(alone);
         }
         Ok(Beside {
-            mirrored: median(&mirrored),
-            alone: median(&free),
+            mirrored: Cost::of(&mirrored),
+            alone: Cost::of(&free),
         })
     })?
+}
+
+/// A row of what `part` of a cost was.
+fn row(what: String, beside: &Beside, part: fn(&Cost) -> f64, target: Target) -> Row {
+    Row {
+        benchmark: "live",
+        what,
+        unit: "us",
+        ours: part(&beside.mirrored),
+        reference: Some(part(&beside.alone)),
+        target,
+    }
+}
+
+/// The rows of guests that have `depth` writes on their way.
+fn at_depth(effort: Effort, depth: usize) -> Result<Vec<Row>> {
+    let both = to_both(effort, depth)?;
+    let background = while_it_copies(effort, depth, "background")?;
+    let blocking = while_it_copies(effort, depth, "write-blocking")?;
+    let most = Target::RatioAtMost;
+    let mut rows = Vec::new();
+    let mut add = |what: &str, beside: &Beside, target| {
+        let what = format!("{what}, depth {depth}");
+        rows.push(row(what, beside, |cost| cost.time, target));
+        let what = "the same: 99th percentile".to_owned();
+        rows.push(row(what, beside, |cost| cost.slow, Target::None));
+    };
+    add("write to both sides, ready", &both, most(TO_BOTH));
+    add(
+        "write to both sides, copy at half speed",
+        &blocking,
+        most(TO_BOTH),
+    );
+    add(
+        "write beside a copy at half speed",
+        &background,
+        most(BESIDE),
+    );
+    let what = format!("processor time of a write to both, depth {depth}");
+    rows.push(row(what, &both, |cost| cost.computed, most(TO_BOTH)));
+    Ok(rows)
 }
 
 /// The rows of the latency.
@@ -158,42 +215,14 @@ fn while_it_copies(effort: Effort, mode: &'static str) -> Result<Beside<f64>> {
 /// # Errors
 /// An image can't be made, or a mirror fails.
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
-    let _one_processor = confine(effort);
-    let row = |what: &str, ours, reference, most| Row {
-        benchmark: "live",
-        what: what.to_owned(),
-        unit: "us",
-        ours,
-        reference: Some(reference),
-        target: Target::RatioAtMost(most),
+    // One write at a time goes from processor to processor or does not, as the scheduler likes. Many, and a copy
+    // beside them, need both.
+    let mut rows = {
+        let _one_processor = confine(effort);
+        let _awake = Awake::keep(effort);
+        at_depth(effort, 1)?
     };
-    let both = to_both(effort)?;
-    let background = while_it_copies(effort, "background")?;
-    let blocking = while_it_copies(effort, "write-blocking")?;
-    Ok(vec![
-        row(
-            "write to both sides, beside source + target alone",
-            both.mirrored.time,
-            both.alone.time,
-            1.1,
-        ),
-        row(
-            "the same: processor time of a write, all included",
-            both.mirrored.computed,
-            both.alone.computed,
-            1.1,
-        ),
-        row(
-            "write to both sides during a copy at half speed",
-            blocking.mirrored,
-            blocking.alone,
-            1.1,
-        ),
-        row(
-            "write during a copy at half speed, beside none",
-            background.mirrored,
-            background.alone,
-            1.05,
-        ),
-    ])
+    let _awake = Awake::keep(effort);
+    rows.extend(at_depth(effort, DEPTH)?);
+    Ok(rows)
 }

@@ -78,8 +78,8 @@ fn ours(images: Images, count: usize, mode: &'static str) -> Result<(Vec<f64>, V
     })?
 }
 
-/// Pivots the daemon's disk `count` times, to and fro.
-fn daemons(images: &Images, count: usize) -> Result<Vec<f64>> {
+/// Pivots the daemon's disk `count` times, to and fro, by mirrors of the copy mode `mode`.
+fn daemons(images: &Images, count: usize, mode: &str) -> Result<Vec<f64>> {
     let mut daemon = Daemon::start(|directory| {
         let mut arguments = Vec::new();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
@@ -105,7 +105,7 @@ fn daemons(images: &Images, count: usize) -> Result<Vec<f64>> {
         };
         let arguments = json!({
             "device": source, "target": target, "job-id": "job", "sync": "full",
-            "copy-mode": "write-blocking",
+            "copy-mode": mode,
         });
         daemon.say("blockdev-mirror", &arguments)?;
         daemon.wait_for("BLOCK_JOB_READY")?;
@@ -123,29 +123,23 @@ fn daemons(images: &Images, count: usize) -> Result<Vec<f64>> {
     Ok(stalls)
 }
 
-/// The rows of the pivot.
-///
-/// # Errors
-/// An image can't be made, or a side fails.
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+/// The rows of the pivots of mirrors of the copy mode `mode`.
+fn of_mode(effort: Effort, mode: &'static str) -> Result<Vec<Row>> {
     // In turns, each time with a disk that was opened anew.
     let (rounds, pivots) = (effort.of(10, 1), effort.of(20, 2));
     let (mut stalls, mut pauses, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-    let mut behind = Vec::new();
     for _ in 0..rounds {
-        let (stall, pause) = ours(Images::new(SIZE)?, pivots, "write-blocking")?;
+        let (stall, pause) = ours(Images::new(SIZE)?, pivots, mode)?;
         stalls.extend(stall);
         pauses.extend(pause);
-        let (_, pause) = ours(Images::new(SIZE)?, pivots, "background")?;
-        behind.extend(pause);
         if is_installed() {
-            theirs.extend(daemons(&Images::new(SIZE)?, pivots)?);
+            theirs.extend(daemons(&Images::new(SIZE)?, pivots, mode)?);
         }
     }
     let theirs = Some(theirs).filter(|stalls| !stalls.is_empty());
-    let row = |what: &str, ours, reference, target| Row {
+    let row = |what: String, ours, reference, target| Row {
         benchmark: "live",
-        what: what.to_owned(),
+        what,
         unit: "us",
         ours,
         reference,
@@ -154,40 +148,38 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let p99 = |stalls: &[f64]| percentile(stalls, 99);
     Ok(vec![
         row(
-            "pivot under 32 writers: longest stall, median",
+            format!("pivot ({mode}): stall of 32 writers, median"),
             median(&stalls),
             theirs.as_deref().map(median),
             Target::RatioAtMost(1.0),
         ),
         row(
-            "the same: 99th percentile",
+            "the same: 99th percentile".to_owned(),
             p99(&stalls),
             theirs.as_deref().map(p99),
             Target::RatioAtMost(1.0),
         ),
         row(
-            "the same: pause that the job reports, median",
+            "the same: pause that the job reports, median".to_owned(),
             median(&pauses),
             None,
             Target::None,
         ),
         row(
-            "the same: 99th percentile",
+            "the same: 99th percentile".to_owned(),
             p99(&pauses),
             None,
             Target::AtMost(PAUSE),
         ),
-        row(
-            "the same of a mirror in the background, median",
-            median(&behind),
-            None,
-            Target::None,
-        ),
-        row(
-            "the same: 99th percentile",
-            p99(&behind),
-            None,
-            Target::None,
-        ),
     ])
+}
+
+/// The rows of the pivot.
+///
+/// # Errors
+/// An image can't be made, or a side fails.
+pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+    let mut rows = of_mode(effort, "write-blocking")?;
+    rows.extend(of_mode(effort, "background")?);
+    Ok(rows)
 }
