@@ -50,6 +50,12 @@ pub enum NamedBitmapError {
         /// What is merged.
         source_size: u64,
     },
+    /// The node has as many as it may have.
+    #[error(
+        "Bitmap '{0}' would be one too many: a node may have {most}; remove bitmaps that are not needed",
+        most = super::nodes::MOST
+    )]
+    TooMany(String),
     /// All bitmaps of a node together would take more memory than is granted.
     #[error(
         "Bitmap '{name}' would take {bytes} bytes, more than the bitmaps of a node may; choose a \

@@ -16,8 +16,10 @@ use crate::node::Node;
 
 /// What all bitmaps of a node may take, in bytes of memory.
 const MEMORY: u64 = 256 << 20;
-/// What each takes besides its words; it bounds how many there can be.
+/// What each takes besides its words.
 const OVERHEAD: u64 = 4096;
+/// How many a node may have. Each costs every write something, and a transaction that adds them holds the disk.
+pub(super) const MOST: usize = 4096;
 
 /// What a new bitmap shall be.
 #[derive(Debug, Clone)]
@@ -65,7 +67,7 @@ impl NodeBitmaps {
     /// Adds a clean bitmap. What is written from now on is recorded in it.
     ///
     /// # Errors
-    /// The name, or no memory.
+    /// The name, no memory, or there are [`MOST`].
     pub(crate) fn add(
         &self,
         size: u64,
@@ -80,6 +82,9 @@ impl NodeBitmaps {
         let _changing = self.changing.lock();
         if self.get(name).is_some() {
             return Err(NamedBitmapError::Exists(name.to_owned()));
+        }
+        if self.list.load().len() >= MOST {
+            return Err(NamedBitmapError::TooMany(name.to_owned()));
         }
         let taken = |bitmap: &Arc<NamedBitmap>| bitmap.bits().memory_at_most() + OVERHEAD;
         let present: u64 = self.list.load().iter().map(taken).sum();

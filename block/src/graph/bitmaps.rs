@@ -2,9 +2,12 @@
 //! final: a [transaction](crate::transaction) prepares several. The checks, their order and their
 //! texts are those of QEMU's commands.
 
+use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::Graph;
 use crate::dirty::{
@@ -51,13 +54,42 @@ pub struct BitmapMerge {
 }
 
 /// A bitmap to be merged.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BitmapSource {
     /// One of the same node.
     Local(String),
     /// One of any node.
     External(BitmapRef),
+}
+
+/// Not derived: that tries one after the other, and what is wrong with the members of a reference is lost.
+impl<'de> Deserialize<'de> for BitmapSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = BitmapSource;
+
+            /// QEMU's name of the type, which its errors tell.
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("BlockDirtyBitmapOrStr")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> std::result::Result<BitmapSource, E> {
+                Ok(BitmapSource::Local(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                members: A,
+            ) -> std::result::Result<BitmapSource, A::Error> {
+                let members = MapAccessDeserializer::new(members);
+                BitmapRef::deserialize(members).map(BitmapSource::External)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// A command on bitmaps.

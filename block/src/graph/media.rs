@@ -124,12 +124,15 @@ impl Graph {
         backend.close_tray()
     }
 
-    /// Opens the tray, if there is one, and takes the medium out.
+    /// Opens the tray, if there is one, and takes the medium out. The tray stays closed if a job has the medium.
     ///
     /// # Errors
     /// The guest has locked the tray and `force` was not given, though it was asked; those of
     /// [`Graph::remove_medium`].
     pub async fn eject(&self, backend: &Arc<Backend>, force: bool) -> Result<()> {
+        if let Some(root) = backend.node() {
+            check_not_busy(&root)?;
+        }
         if backend.open_tray(force)? == Tray::Locked {
             let name = backend.name();
             return Err(refused(format!(

@@ -99,8 +99,11 @@ impl JobGroup {
     /// Makes `jobs`, which are ready, one group and completes them: all of them switch over, or none.
     ///
     /// # Errors
-    /// A job that can't be completed now, or has others it succeeds with already; nothing has changed.
+    /// There is none; a job that can't be completed now, or has others it succeeds with already; nothing has changed.
     pub fn complete(jobs: &[Arc<Job>]) -> Result<(), VerbError> {
+        if jobs.is_empty() {
+            return Err(VerbError::Refused("No job is named".to_owned()));
+        }
         let mut jobs = jobs.to_vec();
         // Nobody else takes the locks of two jobs; all who do so here take them in this order.
         jobs.sort_by_key(Arc::as_ptr);

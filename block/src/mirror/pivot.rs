@@ -159,6 +159,9 @@ impl MirrorJob {
         let Some(held) = self.held.lock().take() else {
             return;
         };
+        if self.outcome.pivoted.load(Ordering::Relaxed) {
+            self.keep_read_only();
+        }
         let (section, outcome) = (held.section, &self.outcome);
         let held_back = section.held_back();
         let pause = section.age().saturating_sub(held.stopwatch.excluded);
@@ -172,6 +175,17 @@ impl MirrorJob {
         }
         drop(section);
         drop(held.beside);
+    }
+
+    /// Makes the target read-only if the image is whose place it has taken. That somebody else writes to it all the same
+    /// is no reason to fail: the disk is on it.
+    fn keep_read_only(&self) {
+        let replaced = self.place().unwrap_or_else(|| Arc::clone(&self.source));
+        if replaced.is_read_only()
+            && let Err(error) = self.graph.set_read_only(&self.target, true)
+        {
+            tracing::warn!(node = self.target.name(), %error, "a target stays writable");
+        }
     }
 
     /// Another job of the group has failed: if the disk is on the target already, puts it back where it was,

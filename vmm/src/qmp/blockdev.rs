@@ -90,7 +90,15 @@ fn driver_shape(driver: &str) -> Shape {
 /// # Errors
 /// An [`InputError`] that names the parameter at fault.
 pub fn read(value: Value, scalars: Scalars) -> Result<BlockdevOptions, InputError> {
-    read_at(value, "", scalars, DEEPEST)
+    read_as(value, "", scalars)
+}
+
+/// The same of the parameter `path`, which errors begin with.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_as(value: Value, path: &str, scalars: Scalars) -> Result<BlockdevOptions, InputError> {
+    read_at(value, path, scalars, DEEPEST)
 }
 
 fn read_at(

@@ -12,6 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -58,6 +59,8 @@ pub struct CopyBeforeWrite {
     patience: Patience,
     /// Copies that may be longer on their way than the requests that began them.
     background: Arc<Background>,
+    /// Whether the log has been told of an error that a guest saw.
+    has_warned: AtomicBool,
 }
 
 impl CopyBeforeWrite {
@@ -109,6 +112,7 @@ impl CopyBeforeWrite {
                 Patience::Within(Duration::from_secs(seconds.into()))
             }),
             background: Arc::default(),
+            has_warned: AtomicBool::new(false),
         })
     }
 
@@ -119,6 +123,7 @@ impl CopyBeforeWrite {
             on_error,
             patience: Patience::OfJob,
             background: Arc::default(),
+            has_warned: AtomicBool::new(false),
         }
     }
 
@@ -143,12 +148,32 @@ impl CopyBeforeWrite {
             return Ok(());
         }
         match self.on_error {
-            OnCbwError::BreakGuestWrite => Err(failed.error),
+            OnCbwError::BreakGuestWrite => {
+                self.warn_once(&failed);
+                Err(failed.error)
+            }
             OnCbwError::BreakSnapshot => {
                 copier.give_up(&failed);
                 Ok(())
             }
         }
+    }
+
+    /// Says which node is to blame for the errors that a guest sees of its disk; once, for a guest can repeat them.
+    fn warn_once(&self, failed: &CopyError) {
+        if self.has_warned.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let at_fault = match failed.operation {
+            IoOperation::Read => &self.copier.file,
+            IoOperation::Write => &self.copier.target,
+        };
+        tracing::warn!(
+            disk = self.copier.file.node().name(),
+            node = at_fault.node().name(),
+            error = %failed.error,
+            "writes fail because old data can't be saved; with on-cbw-error=break-snapshot the backup would"
+        );
     }
 
     /// # Errors

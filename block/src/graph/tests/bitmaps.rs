@@ -396,6 +396,24 @@ fn bitmaps_take_only_so_much_memory() {
 }
 
 #[test]
+fn a_node_has_only_so_many_bitmaps() {
+    run(async |bench| {
+        bench.null("n", MIB).await;
+        for number in 0..4096 {
+            bench.bitmap("n", &format!("b{number}"), 64 * KIB);
+        }
+        let more = action(json!({"node": "n", "name": "more"}));
+        assert_eq!(
+            bench.refusal(&more),
+            "Bitmap 'more' would be one too many: a node may have 4096; remove bitmaps that are not needed"
+        );
+        let one = BitmapAction::Remove(name_of("n", "b7"));
+        bench.change(&one).unwrap();
+        bench.change(&more).unwrap();
+    });
+}
+
+#[test]
 fn what_a_filter_saves_can_be_said_by_a_bitmap() {
     run(async |bench| {
         let directory = tempfile::tempdir().unwrap();

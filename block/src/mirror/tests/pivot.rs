@@ -458,6 +458,7 @@ fn a_read_only_disk_can_move_too() {
         assert_eq!(disk.node().unwrap().name(), "target");
         assert_eq!(bench.bytes("disk"), bench.bytes("target"));
         assert_eq!(target.writer(), None, "nobody writes to a read-only disk");
+        assert!(target.is_read_only(), "as the image was whose place it has");
     });
 }
 

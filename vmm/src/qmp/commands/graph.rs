@@ -31,7 +31,8 @@ pub(super) async fn blockdev_reopen(
     let options = arguments
         .options
         .into_iter()
-        .map(|options| blockdev::read(options.0, Scalars::Typed))
+        .enumerate()
+        .map(|(i, options)| blockdev::read_as(options.0, &format!("options[{i}]"), Scalars::Typed))
         .collect::<Result<Vec<_>, _>>()?;
     monitor.graph.reopen(&options).await?;
     monitor.graph.bring_jobs_home(&monitor.main).await;

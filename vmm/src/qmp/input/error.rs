@@ -185,9 +185,21 @@ impl de::Error for InputError {
     }
 
     fn invalid_value(_found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let expected = expected.to_string();
+        let ranges = INTEGERS.iter().find(|(rust, _)| *rust == expected);
         Self::unlocated(Fault::Expects {
             name: String::new(),
-            expected: expected.to_string(),
+            expected: ranges.map_or(expected, |(_, name)| (*name).to_owned()),
         })
     }
 }
+
+/// What types of integers are called by serde, and by QEMU in its errors about numbers out of range.
+const INTEGERS: [(&str, &str); 6] = [
+    ("i8", "int8_t"),
+    ("i16", "int16_t"),
+    ("i32", "int32_t"),
+    ("u8", "uint8_t"),
+    ("u16", "uint16_t"),
+    ("u32", "uint32_t"),
+];

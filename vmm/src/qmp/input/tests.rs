@@ -95,7 +95,7 @@ fn errors_have_qemus_text_and_the_full_path() {
         ),
         (
             json!({"node-name": "n", "list": [256]}),
-            "Parameter 'list[0]' expects u8",
+            "Parameter 'list[0]' expects uint8_t",
         ),
         (json!([]), "Invalid parameter type for '', expected: object"),
     ];

@@ -105,11 +105,31 @@ fn bitmap_errors_are_generic_and_qemus() {
             "Can't store persistent bitmaps to disk: Operation not supported"
         );
         assert_eq!(add(json!({"x": 1})), "Parameter 'x' is unexpected");
+        assert_eq!(
+            add(json!({"granularity": 1_u64 << 32})),
+            "Parameter 'granularity' expects uint32_t"
+        );
         for verb in ["remove", "clear", "enable", "disable"] {
             let command = format!("block-dirty-bitmap-{verb}");
             let error = client.generic(&command, bitmap("x"));
             assert_eq!(error, "Dirty bitmap 'x' not found");
         }
+        let mut merge = |source: Value| {
+            let merge = json!({"node": "disk", "target": "b", "bitmaps": ["b", source]});
+            client.generic("block-dirty-bitmap-merge", merge)
+        };
+        assert_eq!(
+            merge(json!(1)),
+            "Invalid parameter type for 'bitmaps[1]', expected: BlockDirtyBitmapOrStr"
+        );
+        assert_eq!(
+            merge(json!({"node": "disk"})),
+            "Parameter 'bitmaps[1].name' is missing"
+        );
+        assert_eq!(
+            merge(json!({"node": "disk", "name": "b", "x": 1})),
+            "Parameter 'bitmaps[1].x' is unexpected"
+        );
         let unknown = json!({"node": "x", "name": "b"});
         let error = client.generic("x-debug-block-dirty-bitmap-sha256", unknown);
         assert_eq!(error, "Node 'x' not found");

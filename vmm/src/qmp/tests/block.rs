@@ -219,6 +219,8 @@ fn several_mirrors_are_completed_together() {
         assert_eq!(class, "DeviceNotActive");
         let text = client.generic(command, json!({"devices": ["a", "a"]}));
         assert_eq!(text, "A job is named twice");
+        let text = client.generic(command, json!({"devices": []}));
+        assert_eq!(text, "No job is named");
         client.ok(command, json!({"devices": ["a", "b"]}));
         for _ in 0..2 {
             let ended = client.wait_event("BLOCK_JOB_COMPLETED");

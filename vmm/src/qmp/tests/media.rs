@@ -236,11 +236,15 @@ fn a_job_keeps_its_medium_in() {
         client.ok("blockdev-mirror", mirror);
         let busy = "Node 'iso' is busy: block device is in use by block job: mirror 'm'; \
                     wait for the job's end, or end it by 'job-complete' or 'job-cancel'";
+        client.ok("blockdev-close-tray", json!({"id": "ide0"}));
         assert_eq!(client.generic("eject", json!({"id": "ide0"})), busy);
+        assert_eq!(disk(&mut client)["tray_open"], false);
         let image = world.image("other", 4096, 1);
         let change = json!({"id": "ide0", "filename": image});
         assert_eq!(client.generic("blockdev-change-medium", change), busy);
-        assert_eq!(disk(&mut client)["inserted"]["node-name"], "iso");
+        let disk = disk(&mut client);
+        assert_eq!(disk["inserted"]["node-name"], "iso");
+        assert_eq!(disk["tray_open"], false);
         client.ok("block-job-cancel", json!({"device": "m", "force": true}));
         loop {
             let event = client.event();
