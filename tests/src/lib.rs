@@ -7,6 +7,7 @@
 //! * [`qmp`]: a blocking client of the control socket.
 //! * [`qtest`]: a client that stands where the guest's CPUs would.
 //! * [`process`]: the real binary as a child, with its serial console.
+//! * [`sharing`]: files that share blocks.
 //!
 //! Everything here is blocking and meant for test threads and small tools, not for the monitor.
 
@@ -18,3 +19,4 @@ pub mod host;
 pub mod process;
 pub mod qmp;
 pub mod qtest;
+pub mod sharing;

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use serde_json::json;
+use sluice_tests::sharing;
 use tempfile::TempDir;
 
 use super::two_disks::{Disk, FILLER, Guest, SECTOR, SECTORS};
@@ -107,4 +108,72 @@ fn what_the_kernel_copies_under_writes_is_the_disk() {
         }
         writer.guest.end();
     }
+}
+
+/// The disk and its copy lie in the same blocks, all of them.
+fn assert_shared(source: &str, target: &str) {
+    let [one, other] = [source, target].map(|image| File::open(image).unwrap());
+    let (allocated, shared) = sharing::allocated_and_shared(&one, &other).unwrap();
+    assert!(shared >= 1 << 20, "{shared} bytes");
+    assert_eq!(shared, allocated, "{source}, {target}");
+}
+
+/// In the data, twice, and in the hole.
+fn write_here_and_there(writer: &mut Writer, disk: Disk) {
+    for sector in [3, APART, SECTORS - 1] {
+        writer.write(disk, sector);
+    }
+}
+
+/// Where the file system can share blocks it makes the copy of them. What is written to the disk meanwhile is in the copy; what
+/// is written later, wherever the disk is then, is in none of the other images.
+#[test]
+fn images_that_share_blocks_stay_images_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    if !sharing::is_to_be_had(directory.path()).unwrap() {
+        return;
+    }
+    let mut writer = start(&directory);
+    for disk in Disk::BOTH {
+        let source = path(&directory, root(disk));
+        let [copy, pivoted] =
+            ["copy", "pivoted"].map(|name| path(&directory, &format!("{}-{name}", root(disk))));
+        let job = json!({"device": disk.name()});
+        let mirror = |writer: &mut Writer, target: &str, node: &str| {
+            let arguments = json!({
+                "device": root(disk), "target": target, "format": "raw", "sync": "full",
+                "job-id": disk.name(), "node-name": node,
+            });
+            writer.guest.execute("drive-mirror", &arguments);
+            write_here_and_there(writer, disk);
+            writer.guest.wait_job(disk, "BLOCK_JOB_READY");
+            write_here_and_there(writer, disk);
+        };
+
+        mirror(&mut writer, &copy, &format!("{}-old", root(disk)));
+        writer.guest.execute("block-job-cancel", &job);
+        writer.guest.wait_completed(disk);
+        let copied = writer.expected(disk);
+        writer.assert_image(disk, &source, &copied);
+        writer.assert_image(disk, &copy, &copied);
+        assert_shared(&source, &copy);
+        write_here_and_there(&mut writer, disk);
+        let written = writer.expected(disk);
+        writer.assert_image(disk, &source, &written);
+        writer.assert_image(disk, &copy, &copied);
+
+        mirror(&mut writer, &pivoted, &format!("{}-new", root(disk)));
+        writer.guest.execute("block-job-complete", &job);
+        writer.guest.wait_completed(disk);
+        let left = writer.expected(disk);
+        writer.assert_image(disk, &source, &left);
+        writer.assert_image(disk, &pivoted, &left);
+        assert_shared(&source, &pivoted);
+        write_here_and_there(&mut writer, disk);
+        let written = writer.expected(disk);
+        writer.assert_image(disk, &pivoted, &written);
+        writer.assert_image(disk, &source, &left);
+        writer.assert_image(disk, &copy, &copied);
+    }
+    writer.guest.end();
 }

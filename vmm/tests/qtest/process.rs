@@ -13,6 +13,12 @@ use sluice_tests::qmp::Qmp;
 use sluice_tests::qtest::machine::QtestMachine;
 
 pub const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+
+/// The program under test: where cargo built it, unless this runs on another host than cargo.
+pub fn program() -> String {
+    std::env::var("SLUICE_PROGRAM").unwrap_or_else(|_| SLUICE.to_owned())
+}
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn start(arguments: &[&str]) -> QtestMachine {

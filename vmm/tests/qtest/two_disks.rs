@@ -12,7 +12,7 @@ use sluice_tests::qtest::machine::QtestMachine;
 use sluice_tests::qtest::pci::{Allocator, Bar, ENABLE_ALL, Function};
 use tempfile::TempDir;
 
-use super::process::SLUICE;
+use super::process::program;
 
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
 pub(super) const SECTOR: usize = 512;
@@ -123,7 +123,7 @@ impl Guest {
 
     /// Starts the machine with more arguments, before its devices, and with its devices on these nodes.
     pub(super) fn start_with(more: &[(&str, &str)], root: impl Fn(Disk) -> &'static str) -> Self {
-        Self::start_by(SLUICE, more, root)
+        Self::start_by(&program(), more, root)
     }
 
     /// The same by another program, which becomes the machine's.

@@ -113,10 +113,12 @@ where
 
 /// Bytes that differ from block to block.
 pub(super) fn pattern(size: u64) -> Vec<u8> {
-    let block = usize::try_from(BLOCK).unwrap();
-    (0..usize::try_from(size).unwrap())
-        .map(|at| u8::try_from((at / block) % 127 + 1).unwrap())
-        .collect()
+    let mut bytes = vec![0; usize::try_from(size).unwrap()];
+    let blocks = bytes.chunks_mut(usize::try_from(BLOCK).unwrap());
+    for (value, block) in (1..=127).cycle().zip(blocks) {
+        block.fill(value);
+    }
+    bytes
 }
 
 /// The defaults of a mirror here; it stays after its end, so that tests can look at it.
