@@ -31,7 +31,7 @@ QEMU = "qemu-system-x86_64"
 KERNEL_META = "linux-image-cloud-amd64"
 INIT = Path(__file__).with_name("init")
 # Before a machine may be saved, and after it goes on: see init.
-MODULES_BEFORE = ("kvm_amd", "virtio_pci", "virtio_console", "loop")
+MODULES_BEFORE = ("kvm_amd", "virtio_pci", "virtio_console", "loop", "xfs")
 MODULES_AFTER = ("virtio_blk",)
 # The emulated processor cannot be attacked through its caches, and guarding against it costs time.
 # A processor of the host that goes round in circles for two minutes (a soft lockup is twice the threshold) ends the
