@@ -13,7 +13,11 @@ SIZE = 2 * MIB
 # What the disk holds before, and what the guest writes to which sector.
 OLD, RECORD, PLACE = 0x5A, 0xC3, 200
 # What a cell may say.
-NOW, REFUSED, WAITS = "now", "refused", "waits"
+NOW, REFUSED, WAITS, REFUSED_LATER = "now", "refused", "waits", "waits, refused"
+# The phases in which something hangs until the test lets it go on, which an action may wait for.
+HANGING = ("beginning", "waiting", "pivoting", "aborting")
+# Those in which the guest's requests wait, too.
+HOLDING = ("beginning", "pivoting")
 
 
 def table() -> tuple[list[str], dict[str, list[str]]]:
@@ -50,14 +54,14 @@ class Phases(QmpTest):
             *("-object", "iothread,id=io0", *DRIVE),
             *("-device", "virtio-blk-pci,drive=disk,id=front,iothread=io0,addr=5"),
         ],
-        "cd": ["-drive", "file=source.img,format=raw,if=none,id=disk", "-device", "ide-cd,drive=disk,id=front"],
+        "cd": [*DRIVE, "-device", "ide-cd,drive=disk,id=front"],
     }
     arguments = ()
     # Where the guest's writes can be held, by what the disk stands on, and where else.
     holders = {"target": "target"}
     holder = "held"
-    # Which node can hold the pivot.
-    pivot = "target"
+    # Which node can hold the pivot, and which a job that is cancelled, by its writes.
+    pivot = hanging = "target"
     # Kinds of jobs that are completed by a command, and the job's target.
     completed = ("mirror",)
     target = "target"
@@ -82,18 +86,78 @@ class Phases(QmpTest):
 
     # The phases.
 
+    async def add_target(self, name: str) -> dict:
+        """Arguments of a job called like that onto a new node, the job `job` onto `target`."""
+        self.machine.image(f"{name}.img", SIZE)
+        file = {"driver": "raw", "file": {"driver": "file", "filename": f"{name}.img"}}
+        await self.client.execute("blockdev-add", {"driver": "blkdebug", "node-name": name, "image": file})
+        job = "job" if name == "target" else name
+        return {"device": "disk", "target": name, "sync": "full", "job-id": job, "auto-dismiss": False}
+
+    async def prepare_job(self, kind: str) -> tuple[str, dict]:
+        """The command that begins the job, and its arguments."""
+        return f"blockdev-{kind}", await self.add_target("target")
+
     async def begin(self, kind: str, **more) -> None:
-        self.machine.image("target.img", SIZE)
-        file = {"driver": "raw", "file": {"driver": "file", "filename": "target.img"}}
-        await self.client.execute("blockdev-add", {"driver": "blkdebug", "node-name": "target", "image": file})
-        arguments = {"device": "disk", "target": "target", "sync": "full", "job-id": "job", "auto-dismiss": False}
-        await self.client.execute(f"blockdev-{kind}", {**arguments, **more})
+        command, arguments = await self.prepare_job(kind)
+        await self.client.execute(command, {**arguments, **more})
+
+    async def hold(self, node: str, event: str) -> None:
+        """Has the node hold the next of these; `let_phase_go` lets it go on."""
+        self.held = {"node-name": node, "tag": "phase"}
+        await self.client.execute("x-debug-break", {**self.held, "event": event})
+
+    async def wait_held(self) -> None:
+        await self.client.execute("x-debug-wait-break", self.held)
+
+    async def let_phase_go(self) -> None:
+        try:
+            await self.client.execute("x-debug-resume", self.held)
+        except (EOFError, OSError, QMPError):
+            # It has ended without that.
+            assert await self.machine.exit_status() == 0
+
+    async def hang_read(self) -> None:
+        """A read of the guest's disk, which the guest knows nothing of."""
+        await self.hold(self.holder, "read_aio")
+        await self.client.execute("human-monitor-command", {"command-line": 'qemu-io -d front "aio_read 0 512"'})
+        await self.wait_held()
+
+    async def begin_slowly(self, kind: str) -> None:
+        """The section in which the job is begun waits for a read of the disk."""
+        command, arguments = await self.prepare_job(kind)
+        await self.hang_read()
+        self.beginning = asyncio.create_task((await self.another()).execute(command, arguments))
+        while not any(disk["holders"] for disk in await self.client.execute("x-query-block-drains")):
+            await asyncio.sleep(0.005)
+        self.assertEqual(await self.client.execute("query-jobs"), [])
+
+    async def begin_group(self) -> None:
+        """The job is one of two backups that succeed together; the target of the other hangs."""
+        first, other = await self.add_target("target"), await self.add_target("slow")
+        self.machine.image("another.img", SIZE)
+        await self.client.execute("blockdev-add", {"driver": "file", "filename": "another.img", "node-name": "another"})
+        await self.hold("slow", "write_aio")
+        backups = [{"type": "blockdev-backup", "data": data} for data in (first, {**other, "device": "another"})]
+        together = {"actions": backups, "properties": {"completion-mode": "grouped"}}
+        await self.client.execute("transaction", together)
+
+    async def cancel_hanging(self, kind: str) -> None:
+        """The job was cancelled, and waits for its target, which hangs."""
+        command, arguments = await self.prepare_job(kind)
+        await self.hold(self.hanging, "write_aio")
+        await self.client.execute(command, arguments)
+        await self.wait_held()
+        await self.client.execute("job-cancel", {"id": "job"})
 
     async def state(self, state: str) -> None:
         while (await self.client.execute("query-jobs"))[0]["status"] != state:
             await asyncio.sleep(0.005)
 
     async def reach(self, kind: str, phase: str) -> None:
+        if phase == "beginning":
+            await self.begin_slowly(kind)
+            return
         if phase in ("running", "paused"):
             await self.begin(kind, speed=1)
             if phase == "paused":
@@ -109,11 +173,14 @@ class Phases(QmpTest):
             await event(self.client, "BLOCK_JOB_PENDING")
         elif phase == "pivoting":
             await self.begin(kind)
-            held = {"node-name": self.pivot, "event": "pivot_clean", "tag": "pivot"}
-            await self.client.execute("x-debug-break", held)
+            await self.hold(self.pivot, "pivot_clean")
             await self.complete(kind)
-            await self.client.execute("x-debug-wait-break", {"node-name": self.pivot, "tag": "pivot"})
+            await self.wait_held()
             return
+        elif phase == "waiting":
+            await self.begin_group()
+        elif phase == "aborting":
+            await self.cancel_hanging(kind)
         else:
             await self.begin(kind)
             await self.complete(kind)
@@ -156,15 +223,17 @@ class Phases(QmpTest):
                 await client.execute("device_del", {"id": "front"})
             self.assertIn("Bus 'ide.0' does not support hotplugging", str(caught.exception))
             return
-        (job,) = await client.execute("query-jobs")
+        before = await client.execute("query-jobs")
         await client.execute("device_del", {"id": "front"})
         self.qtest.ask("outl 0xae08 0x20")
         deleted = {"device": "front", "path": "/machine/peripheral/front"}
         is_gone = lambda found: found["event"] == "DEVICE_DELETED" and found["data"] == deleted
         await events_until(client, is_gone, "DEVICE_DELETED")
         assert await client.execute("query-block") == []
-        (left,) = await client.execute("query-jobs")
-        assert (left["id"], left["status"]) == (job["id"], job["status"]), left
+        left = await client.execute("query-jobs")
+        names = lambda jobs: [(job["id"], job["status"]) for job in jobs]
+        # One that is beginning begins before the disk is gone, or not at all.
+        assert names(left) == names(before) or before == [], left
 
     async def plug(self, client) -> None:
         self.machine.image("other.img", SIZE)
@@ -262,12 +331,16 @@ class Phases(QmpTest):
         """Whether the guest has no disk any more."""
         return act is Phases.unplug and self.bus == "virtio"
 
+    def is_nothing(self, act, _kind: str, _phase: str) -> bool:
+        """What an action waits for does not concern this disk."""
+        return act is Phases.unplug and self.bus == "ide"
+
     async def begin_write(self, phase: str) -> str | None:
         """The guest begins to write; returns the node that holds it, if none of the pivot's section does."""
         if not self.guest:
             return None
         holder = self.holders.get(await self.node(), self.holder)
-        if phase == "pivoting":
+        if phase in HOLDING:
             self.guest.begin_write(PLACE, RECORD)
             return None
         await self.client.execute("x-debug-break", {"node-name": holder, "event": "write_aio", "tag": "guest"})
@@ -284,34 +357,63 @@ class Phases(QmpTest):
                 await self.machine.exit_status()
 
     async def play(self, kind: str, phase: str, action: str, answer: str) -> None:
-        if phase != "pivoting":
-            self.assertNotEqual(answer, WAITS, "there is no pivot that it could wait for")
+        if phase not in HANGING:
+            self.assertNotIn(answer, (WAITS, REFUSED_LATER), "there is nothing that it could wait for")
         await self.reach(kind, phase)
         other = await self.another()
         holder = await self.begin_write(phase)
         act = self.ACTIONS[action]
+        if self.is_nothing(act, kind, phase):
+            answer = NOW
         acting = asyncio.create_task(getattr(self, act.__name__)(other))
-        if phase == "pivoting":
-            if answer == WAITS:
-                # Others are answered meanwhile, and it is not.
-                for _ in range(20):
-                    await self.client.execute("query-status")
-                    await asyncio.sleep(0.005)
-                self.assertFalse(acting.done(), "it did not wait for the pivot")
-            else:
+        if phase not in HOLDING:
+            # Anything may wait for what the guest has on its way.
+            await self.let_go(holder)
+        if phase in HANGING:
+            if answer in (WAITS, REFUSED_LATER):
+                await self.waits(acting, phase)
+            elif phase != "aborting" or act not in self.ENDS:
+                # The end of the program waits for the target for a while.
                 await self.end_of(acting, phase, answer)
-            if act not in self.ENDS:
-                await self.client.execute("x-debug-resume", {"node-name": self.pivot, "tag": "pivot"})
-        await self.let_go(holder)
+            if phase == "aborting" and act not in self.ENDS:
+                self.assertEqual((await self.client.execute("query-jobs"))[0]["status"], phase)
+            if phase != "pivoting" or act not in self.ENDS:
+                await self.let_phase_go()
         await self.end_of(acting, phase, answer)
+        if phase == "beginning":
+            await self.has_begun(act)
         if self.guest:
             await self.check(kind, phase, act)
+
+    async def waits(self, acting: asyncio.Task, phase: str) -> None:
+        """Others are answered meanwhile, and it is not. A job that can't rest holds nobody for long."""
+        shown = []
+        while phase == "aborting" and not shown:
+            drains = await self.client.execute("x-query-block-drains")
+            shown = [held["job"] for one in drains if not one["drained"] for held in one["held-up"]]
+            self.assertLessEqual(set(shown), {"job"})
+            self.assertFalse(acting.done(), "it did not wait")
+        for _ in range(20):
+            await self.client.execute("query-status")
+            await asyncio.sleep(0.005)
+        self.assertFalse(acting.done(), "it did not wait")
+
+    async def has_begun(self, act) -> None:
+        """The command that was to begin the job is answered, if anybody is still there."""
+        try:
+            await asyncio.wait_for(self.beginning, self.patience)
+        except ExecuteError as refused:
+            reasons = {Phases.unplug: "Cannot find device='disk'"}
+            reason = reasons.get(act, "while the machine shuts down")
+            assert (self.is_gone(act) or act in self.ENDS) and reason in str(refused), refused
+        except (EOFError, OSError, QMPError):
+            assert act in self.ENDS
 
     def may_be_there(self, act, phase: str, old: int) -> set[bytes]:
         """What the guest's sector may hold, which held `old` before."""
         record = {bytes([RECORD]) * SECTOR}
-        # What is on its way ends before the disk goes; what the pivot holds goes with it.
-        if act in self.RESETS or act in self.ENDS or (self.is_gone(act) and phase == "pivoting"):
+        # What is on its way ends before the disk goes; what a section holds goes with it.
+        if act in self.RESETS or act in self.ENDS or (self.is_gone(act) and phase in HOLDING):
             record.add(bytes([old]) * SECTOR)
         return record
 
@@ -325,15 +427,18 @@ class Phases(QmpTest):
         """What the guest was told is true of the images, and the job does what it began to do."""
         record = self.may_be_there(act, phase, OLD)
         await self.wait_for_guest(act)
+        if self.is_gone(act) and phase == "beginning" and await self.client.execute("query-jobs") == []:
+            self.assertIn(self.sector("source"), record)
+            return
         if act not in self.ENDS:
-            await self.finish(kind)
+            await self.finish(kind, phase)
         if act is Phases.reopen_with_child:
             # The write was on its way before the disk got another image, if it did.
             self.assertEqual((self.machine.directory / "other.img").read_bytes(), bytes([OLD]) * SIZE)
         at = slice(PLACE * SECTOR, (PLACE + 1) * SECTOR)
         images = [(self.machine.directory / f"{name}.img").read_bytes() for name in ("source", "target")]
         source, target = [image[at] for image in images]
-        if act in self.ENDS and phase == "pivoting":
+        if phase == "aborting" or (act in self.ENDS and phase in HOLDING):
             # Up to the swap the disk is the source.
             self.assertIn(source, record)
         elif act in self.ENDS:
@@ -346,7 +451,11 @@ class Phases(QmpTest):
             if phase not in ("pivoting", "concluded"):
                 self.assertEqual(source, target)
 
-    async def finish(self, kind: str) -> None:
+    def sector(self, image: str) -> bytes:
+        """What the image holds where the guest writes."""
+        return (self.machine.directory / f"{image}.img").read_bytes()[PLACE * SECTOR:(PLACE + 1) * SECTOR]
+
+    async def finish(self, kind: str, phase: str) -> None:
         """Brings the job to its end."""
         execute = self.client.execute
         steps = {
@@ -357,7 +466,8 @@ class Phases(QmpTest):
             jobs = {job["id"]: job for job in await execute("query-jobs")}
             status = jobs["job"]["status"]
             if status == "concluded":
-                self.assertNotIn("error", jobs["job"])
+                cancelled = "Operation canceled" if phase == "aborting" else None
+                self.assertEqual(jobs["job"].get("error"), cancelled)
                 return
             if status in steps:
                 # A drained section may be the cause of a pause, or end it.
@@ -371,7 +481,7 @@ class Phases(QmpTest):
             pass
 
     async def end_of(self, acting: asyncio.Task, phase: str, answer: str) -> None:
-        if answer != REFUSED:
+        if answer not in (REFUSED, REFUSED_LATER):
             await asyncio.wait_for(acting, self.patience)
             return
         with self.assertRaises(ExecuteError) as caught:
@@ -396,12 +506,48 @@ def with_article(kind: str) -> str:
 
 
 def check_answer(action: str, phase: str, answer: str) -> None:
-    assert answer in (NOW, REFUSED, WAITS), f"{action} × {phase}: {answer}"
+    assert answer in (NOW, REFUSED, WAITS, REFUSED_LATER), f"{action} × {phase}: {answer}"
 
 
 def phases_of(kind: str) -> set[str]:
-    only_mirrors = {"ready", "standby", "pivoting"}
-    return set(table()[0]) - (only_mirrors if kind == "backup" else set())
+    # Mirrors succeed together by a command of test hooks alone.
+    others = {"backup": {"ready", "standby", "pivoting"}, "mirror": {"waiting"}}
+    return set(table()[0]) - others[kind]
+
+
+class Created(Phases):
+    """Why the table has no column `created`."""
+
+    bus = "ide"
+
+    async def states(self, client, last: str) -> list[str]:
+        """Those of the job, up to the first of these."""
+        states = []
+        while last not in states:
+            change = (await event(client, "JOB_STATUS_CHANGE"))["data"]
+            states += [change["status"]] if change["id"] == "job" else []
+        return states
+
+    async def test_a_job_that_is_created_has_begun_or_is_gone_before_anybody_is_answered(self) -> None:
+        for abort, states in ((True, ["created", "null"]), (False, ["created", "running"])):
+            command, data = await self.prepare_job("backup")
+            actions = [{"type": command, "data": data}, *([{"type": "abort", "data": {}}] if abort else [])]
+            await self.hang_read()
+            beginning = asyncio.create_task((await self.another()).execute("transaction", {"actions": actions}))
+            while not any(disk["holders"] for disk in await self.client.execute("x-query-block-drains")):
+                await asyncio.sleep(0.005)
+            # It isn't even that as long as the transaction waits.
+            self.assertEqual(await self.client.execute("query-jobs"), [])
+            watching = await self.another()
+            await self.let_phase_go()
+            while not beginning.done():
+                jobs = await watching.execute("query-jobs")
+                self.assertNotIn("created", [job["status"] for job in jobs])
+            if abort:
+                self.assertIn("Transaction aborted", str(beginning.exception()))
+            self.assertEqual(await self.states(watching, states[-1]), states)
+            if abort:
+                await self.client.execute("blockdev-del", {"node-name": "target"})
 
 
 class WrongCells(Phases):
@@ -422,6 +568,20 @@ class WrongCells(Phases):
         (REFUSED, "pivoting", NOW),
         (WAITS, "pivoting", NOW),
         (WAITS, "pivoting", REFUSED),
+        (NOW, "beginning", WAITS),
+        (REFUSED, "beginning", NOW),
+        (WAITS, "beginning", NOW),
+        (WAITS, "beginning", REFUSED_LATER),
+        (REFUSED_LATER, "beginning", WAITS),
+        (REFUSED_LATER, "beginning", REFUSED),
+        (NOW, "aborting", WAITS),
+        (NOW, "aborting", REFUSED),
+        (REFUSED, "aborting", NOW),
+        (WAITS, "aborting", NOW),
+        (WAITS, "aborting", REFUSED),
+        (NOW, "waiting", WAITS),
+        (NOW, "waiting", REFUSED),
+        (REFUSED, "waiting", NOW),
     )
 
     @classmethod
@@ -443,7 +603,8 @@ class WrongCells(Phases):
             place = phases.index(phase)
             # The end of the program is no action that could be asked about in the middle of a pivot.
             found = [name for name, answers in rows.items() if answers[place] == right and cls.ACTIONS[name] not in (*cls.ENDS, cls.eject)]
-            suite.addTest(cls.one(cls.kind, phase, found[0], right, wrong))
+            kind = "backup" if phase == "waiting" else cls.kind
+            suite.addTest(cls.one(kind, phase, found[0], right, wrong))
         return suite
 
 
@@ -453,6 +614,7 @@ def load(loader: unittest.TestLoader) -> unittest.TestSuite:
     phases, rows = table()
     assert set(rows) == set(Phases.ACTIONS), "the table and the tests name different actions"
     suite.addTest(WrongCells.load(phases, rows))
+    suite.addTest(loader.loadTestsFromTestCase(Created))
     for bus in Phases.DRIVES:
         for kind in ("backup", "mirror"):
             for action, answers in rows.items():

@@ -70,11 +70,18 @@ async fn begin(
     main: &AioContext,
 ) -> Result<()> {
     let source = graph.device_or_node(&common.device)?;
-    // Who is refused anyway does not wait for another job's pivot first.
-    check_source(&source, &common.device)?;
+    let plan = Plan {
+        graph,
+        common,
+        source: &source,
+        target,
+        group: None,
+    };
+    // Before the section, which may have to wait: nobody takes one of them away meanwhile, and who is refused anyway
+    // waits for nothing.
+    let claim = plan.claim()?;
     let section = graph.drain(&source, "start of a backup").await;
-    let prepared = prepare(graph, common, target, None, main)?;
-    prepared.start();
+    plan.prepare(claim, main)?.start();
     drop(section);
     Ok(())
 }
@@ -249,66 +256,119 @@ pub(crate) fn prepare(
     main: &AioContext,
 ) -> Result<Prepared> {
     let source = graph.device_or_node(&common.device)?;
-    check_source(&source, &common.device)?;
-    check_pair(&source, target)?;
-    let shape = common.shape()?;
-    let bitmap = common.sync_bitmap(&source)?.map(Arc::new);
-    let options = job_options(common, &source, group)?;
-    let blocker = JobKind::Backup.named(options.id.as_str());
-    let mut undo = Undo::new(graph);
-
-    undo.block(&source, &blocker)?;
-    undo.block(target, &blocker)?;
-    let mut says = None;
-    if let Some(bitmap) = &bitmap {
-        says = bitmap.begin()?;
-        let bitmap = Arc::clone(bitmap);
-        undo.push(move |_| bitmap.end(End::NotBegun));
-    }
-    let to_copy = marks(common, shape, source.len(), says.as_deref())?;
-    let copier = Copier::new(Arc::clone(&source), Arc::clone(target), to_copy);
-    let copier = Arc::new(copier);
-    let driver = CopyBeforeWrite::of_job(Arc::clone(&copier), common.on_cbw_error);
-    let name = common.filter_node_name.as_deref();
-    let filter = undo.insert_filter(name, &source, Box::new(driver), &blocker)?;
-    let job = BackupJob {
-        graph: Arc::clone(graph),
-        ends: Ends {
-            source: Arc::clone(&source),
-            filter: Arc::clone(&filter),
-            target: Arc::clone(target),
-            bitmap: bitmap.clone(),
-        },
-        copier,
-        shape,
-        sync: common.sync,
-        on_source_error: common.on_source_error,
-        on_target_error: common.on_target_error,
-        state: Arc::default(),
+    let plan = Plan {
+        graph,
+        common,
+        source: &source,
+        target,
+        group,
     };
-    let home = graph.home_of_job(&filter, main);
-    let job = graph.jobs().create(options, Box::new(job), home);
-    let job = job.map_err(|error| refused(error.to_string()))?;
-    let mut change = graph.transaction();
-    change.attach(
-        &filter,
-        Parent::job(&job),
-        FILTER_ROLE,
-        Access::OF_JOB_FILTER,
-    );
-    if let Err(error) = change.commit() {
-        job.discard();
-        return Err(error);
+    plan.prepare(plan.claim()?, main)
+}
+
+/// A backup that is asked for, and its nodes.
+struct Plan<'a> {
+    graph: &'a Arc<Graph>,
+    common: &'a BackupCommon,
+    source: &'a Arc<Node>,
+    target: &'a Arc<Node>,
+    group: Option<&'a Arc<JobGroup>>,
+}
+
+impl<'a> Plan<'a> {
+    fn options(&self) -> Result<JobOptions> {
+        job_options(self.common, self.source, self.group)
     }
-    undo.forget();
-    Ok(Prepared {
-        graph: Arc::clone(graph),
-        job,
-        ends: Ends {
+
+    fn blocker(options: &JobOptions) -> String {
+        JobKind::Backup.named(options.id.as_str())
+    }
+
+    /// Takes both nodes for the job, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// What can be wrong with them, and with the rest as far as it can be seen now.
+    fn claim(&self) -> Result<Undo<'a>> {
+        check_source(self.source, &self.common.device)?;
+        check_pair(self.source, self.target)?;
+        self.common.shape()?;
+        self.common.sync_bitmap(self.source)?;
+        let blocker = Self::blocker(&self.options()?);
+        let mut undo = Undo::new(self.graph);
+        undo.block(self.source, &blocker)?;
+        undo.block(self.target, &blocker)?;
+        Ok(undo)
+    }
+
+    /// Makes it ready, its nodes claimed. Inside a section of the source.
+    ///
+    /// # Errors
+    /// Why there can be none; then nothing has changed, and the claim is gone.
+    fn prepare(&self, claim: Undo<'_>, main: &AioContext) -> Result<Prepared> {
+        let Self {
+            graph,
+            common,
             source,
-            filter,
-            target: Arc::clone(target),
-            bitmap,
-        },
-    })
+            target,
+            ..
+        } = *self;
+        let mut undo = claim;
+        graph.check_has(source, &common.device)?;
+        let shape = common.shape()?;
+        let bitmap = common.sync_bitmap(source)?.map(Arc::new);
+        let options = self.options()?;
+        let blocker = Self::blocker(&options);
+        let mut says = None;
+        if let Some(bitmap) = &bitmap {
+            says = bitmap.begin()?;
+            let bitmap = Arc::clone(bitmap);
+            undo.push(move |_| bitmap.end(End::NotBegun));
+        }
+        let to_copy = marks(common, shape, source.len(), says.as_deref())?;
+        let copier = Copier::new(Arc::clone(source), Arc::clone(target), to_copy);
+        let copier = Arc::new(copier);
+        let driver = CopyBeforeWrite::of_job(Arc::clone(&copier), common.on_cbw_error);
+        let name = common.filter_node_name.as_deref();
+        let filter = undo.insert_filter(name, source, Box::new(driver), &blocker)?;
+        let job = BackupJob {
+            graph: Arc::clone(graph),
+            ends: Ends {
+                source: Arc::clone(source),
+                filter: Arc::clone(&filter),
+                target: Arc::clone(target),
+                bitmap: bitmap.clone(),
+            },
+            copier,
+            shape,
+            sync: common.sync,
+            on_source_error: common.on_source_error,
+            on_target_error: common.on_target_error,
+            state: Arc::default(),
+        };
+        let home = graph.home_of_job(&filter, main);
+        let job = graph.jobs().create(options, Box::new(job), home);
+        let job = job.map_err(|error| refused(error.to_string()))?;
+        let mut change = graph.transaction();
+        change.attach(
+            &filter,
+            Parent::job(&job),
+            FILTER_ROLE,
+            Access::OF_JOB_FILTER,
+        );
+        if let Err(error) = change.commit() {
+            job.discard();
+            return Err(error);
+        }
+        undo.forget();
+        Ok(Prepared {
+            graph: Arc::clone(graph),
+            job,
+            ends: Ends {
+                source: Arc::clone(source),
+                filter,
+                target: Arc::clone(target),
+                bitmap,
+            },
+        })
+    }
 }

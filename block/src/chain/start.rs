@@ -489,15 +489,15 @@ impl Setup<'_> {
                 own.push(Arc::clone(node));
             }
         }
+        let mut claim = Undo::new(graph);
         for node in &own {
-            // At once: a section waits for requests that another job has left behind.
-            node.check_not_blocked()?;
+            // At once: the section may have to wait, as for requests that another job has left behind.
+            claim.block(node, &blocker)?;
         }
         let section = graph.drain(&written, &format!("start of a {kind}")).await;
-        let mut undo = Undo::new(graph);
-        for node in &own {
-            undo.block(node, &blocker)?;
-        }
+        // What goes wrong from here on is undone inside the section.
+        let mut undo = claim;
+        graph.check_has(&below, below.name())?;
         let frozen = FrozenChain::new(&below, &lowest);
         let frozen = frozen.ok_or_else(|| refused("the backing chain has changed meanwhile"))?;
         let mut read_only = None;

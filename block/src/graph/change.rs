@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Graph;
 use super::parent::Parent;
 use crate::driver::Driver;
-use crate::error::Result;
+use crate::error::{BlockError, Result};
 use crate::job::Job;
 use crate::node::{Node, Owner};
 
@@ -75,6 +75,15 @@ impl Graph {
         if let Err(error) = change.commit() {
             tracing::error!(node = node.name(), %error, "a parent can't be taken off its node");
         }
+    }
+
+    /// For a job's start that has waited for its section: the node of a disk that was unplugged meanwhile has gone with it.
+    ///
+    /// # Errors
+    /// It has; `device` is what the operator called it.
+    pub(crate) fn check_has(&self, node: &Arc<Node>, device: &str) -> Result<()> {
+        let is_there = self.transaction().check_present(node);
+        is_there.map_err(|_| BlockError::DeviceNotFound(device.to_owned()))
     }
 
     /// Removes a node that has no parents and is not the monitor's.

@@ -159,6 +159,7 @@ async fn start(
     let claim = Claim::take(graph, &source, &target, &id)?;
 
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
+    graph.check_has(&source, &common.device)?;
     let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&ledger)));
     let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
     // Until it goes, with the job.

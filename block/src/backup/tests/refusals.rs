@@ -1,5 +1,9 @@
 //! What can't be backed up, and that trying changes nothing.
 
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+
 use serde_json::{Value, json};
 use sluice_aio::current;
 
@@ -142,6 +146,72 @@ fn a_disk_that_has_a_job_is_refused() {
         assert!(error.contains("is busy"), "{error}");
         job.cancel(true).unwrap();
         end(&job).await;
+    });
+}
+
+/// Has it come as far as it can by now, which is not the end.
+async fn waits<F: Future>(mut future: Pin<&mut F>) {
+    let is_pending = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending()));
+    assert!(is_pending.await);
+}
+
+/// The section in which it is to begin waits for a request.
+#[test]
+fn a_backup_that_waits_for_its_section_has_its_nodes_already() {
+    run(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        bench.target("other").await;
+        let token = disk.enter().await.unwrap();
+        let full = |id: &str| arguments("disk-disk", "full", &json!({"job-id": id}));
+        {
+            let mut starting = pin!(bench.start(full("job0"), "target"));
+            waits(starting.as_mut()).await;
+        }
+        // Nobody waits for it any more, and it has nothing.
+        bench.check_clean();
+        let mut starting = pin!(bench.start(full("job0"), "target"));
+        waits(starting.as_mut()).await;
+        let graph = &bench.graph;
+        for refused in [
+            graph.del_node("target"),
+            graph.resize(&target, 512).await,
+            bench.start(full("job1"), "other").await,
+        ] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("is busy"), "{error}");
+        }
+        drop(token);
+        starting.await.unwrap();
+        assert_eq!(end(&bench.job("job0")).await, None);
+        assert!(bench.bytes("target") == pattern());
+    });
+}
+
+#[test]
+fn a_backup_does_not_begin_when_its_disk_was_unplugged_meanwhile() {
+    run(|bench| async move {
+        bench.target("target").await;
+        let null = json!({"driver": "null-co", "size": bench.bytes("target").len()});
+        let null = serde_json::from_value(null).unwrap();
+        let node = bench.graph.add_implicit_node(&null).await.unwrap();
+        let disk = bench.graph.add_backend("plugged", &node).unwrap();
+        let token = disk.enter().await.unwrap();
+        let full = arguments("plugged", "full", &json!({}));
+        let mut starting = pin!(bench.start(full, "target"));
+        waits(starting.as_mut()).await;
+        let mut unplugging = pin!(bench.graph.remove_backend(&disk));
+        waits(unplugging.as_mut()).await;
+        drop(token);
+        unplugging.await;
+        assert!(bench.graph.node(node.name()).is_err());
+        let error = starting.await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "Cannot find device='plugged' nor node-name='plugged'"
+        );
+        assert!(bench.graph.jobs().jobs().is_empty());
+        bench.graph.del_node("target").unwrap();
     });
 }
 
