@@ -67,6 +67,12 @@ impl Access {
         shared: Permissions::RESIZE.complement(),
     };
 
+    /// An operation's that changes the size of a node.
+    pub(crate) const OF_RESIZE: Self = Self {
+        used: Permissions::RESIZE,
+        shared: Permissions::all(),
+    };
+
     /// A device's, as QEMU's disks have it: nobody else may write, but the operator may resize.
     #[must_use]
     pub const fn of_device(read_only: bool) -> Self {

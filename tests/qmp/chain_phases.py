@@ -93,12 +93,22 @@ class ChainPhases(Phases):
     async def eject(self, client) -> None:
         await client.execute("eject", {"id": "front"})
 
-    async def reopen(self, client, **more) -> None:
-        node = await self.node()
+    async def reopen(self, client, window: dict = {}, **more) -> None:
+        # Only the lowest image has an offset, and all that is in it shows through those above.
+        node = "base" if window else await self.node()
         options = {"driver": "raw", "file": "below"} if node == "base" else {"driver": "blkdebug", "image": "layer2"}
         if "child" in more:
             options["file" if node == "base" else "image"] = more.pop("child")
-        await client.execute("blockdev-reopen", {"options": [{"node-name": node, **options, **more}]})
+        await client.execute("blockdev-reopen", {"options": [{"node-name": node, **options, **window, **more}]})
+
+    async def reopen_target(self, client, window: dict) -> None:
+        await self.reopen(client, window)
+
+    async def reopen_below_target(self, client) -> None:
+        # What the base of a commit holds at its end.
+        await self.another_image(client, LAYER)
+        options = {"node-name": "below", "driver": "blkdebug", "image": "other"}
+        await client.execute("blockdev-reopen", {"options": [options]})
 
     async def snapshot(self, client) -> None:
         await client.execute("blockdev-add", {"driver": "x-overlay", "size": SIZE, "node-name": "overlay"})

@@ -262,29 +262,67 @@ class Phases(QmpTest):
     async def eject(self, client) -> None:
         await client.execute("eject", {"device": "disk"})
 
-    async def reopen(self, client, **more) -> None:
+    async def reopen(self, client, window: dict = {}, **more) -> None:
         """Reopens what the disk stands on, of which the job's end has made the target."""
-        node, file = await self.node(), lambda name: {"driver": "file", "filename": name}
+        node = await self.node()
         if node == "target":
-            options = {"driver": "blkdebug", "image": {"driver": "raw", "file": file("target.img")}}
-        else:
-            options = {"driver": "raw", "file": {"driver": "blkdebug", "image": file("source.img")}}
-        if "child" in more:
-            options["image" if node == "target" else "file"] = more.pop("child")
+            await self.reopen_target(client, window, **more)
+            return
+        file = {"driver": "blkdebug", "image": {"driver": "file", "filename": "source.img"}}
+        options = {"driver": "raw", "file": more.pop("child", file), **window}
         await client.execute("blockdev-reopen", {"options": [{"node-name": node, **options, **more}]})
 
+    async def reopen_target(self, client, window: dict = {}, below: str | None = None, **more) -> None:
+        """The same of the target; `below` is to be the child of the node below it."""
+        file = below or {"driver": "file", "filename": "target.img"}
+        options = {"driver": "blkdebug", "image": more.pop("child", {"driver": "raw", "file": file, **window})}
+        await client.execute("blockdev-reopen", {"options": [{"node-name": "target", **options, **more}]})
+
+    async def all_or_none(self, reopens) -> None:
+        """Each is refused, for which the first speaks, or none."""
+        refusals, count = [], 0
+        for reopen in reopens:
+            count += 1
+            try:
+                await reopen
+            except ExecuteError as refused:
+                refusals.append(refused)
+        self.assertIn(len(refusals), (0, count), refusals)
+        if refusals:
+            raise refusals[0]
+
+    # Other options of the same image, and windows that are others.
+    SERVED = (
+        {"detect-zeroes": "on"}, {"discard": "unmap", "detect-zeroes": "unmap"}, {"cache": {"direct": True}}, {"cache": {"no-flush": True}}, {},
+    )
+    WINDOWS = ({"offset": SECTOR}, {"size": SIZE - SECTOR}, {"offset": SECTOR, "size": SIZE - 2 * SECTOR})
+
     async def reopen_with_options(self, client) -> None:
-        try:
-            await self.reopen(client, **{"detect-zeroes": "on"})
-        except ExecuteError as refused:
-            # It has waited for a pivot, after which nobody needs the drive's node.
-            if "Failed to find node" not in str(refused):
-                raise
+        for options in self.SERVED:
+            try:
+                await self.reopen(client, **options)
+            except ExecuteError as refused:
+                # It has waited for a pivot, after which nobody needs the drive's node.
+                if "Failed to find node" not in str(refused):
+                    raise
+
+    async def another_image(self, client, value: int) -> None:
+        self.machine.image("other.img", SIZE, value)
+        await client.execute("blockdev-add", {"driver": "file", "filename": "other.img", "node-name": "other"})
 
     async def reopen_with_child(self, client) -> None:
-        self.machine.image("other.img", SIZE, OLD)
-        await client.execute("blockdev-add", {"driver": "file", "filename": "other.img", "node-name": "other"})
+        await self.another_image(client, OLD)
         await self.reopen(client, child="other")
+
+    async def reopen_elsewhere(self, client) -> None:
+        await self.all_or_none(self.reopen(client, window) for window in self.WINDOWS)
+
+    async def reopen_target_elsewhere(self, client) -> None:
+        await self.all_or_none(self.reopen_target(client, window) for window in self.WINDOWS)
+
+    async def reopen_below_target(self, client) -> None:
+        await self.another_image(client, OLD)
+        await self.reopen_target(client, below="other")
 
     async def snapshot(self, client) -> None:
         await client.execute("blockdev-add", {"driver": "null-co", "size": SIZE, "node-name": "overlay"})
@@ -318,6 +356,9 @@ class Phases(QmpTest):
         "`eject` of a CD-ROM's medium": eject,
         "`blockdev-reopen` of the disk with other options": reopen_with_options,
         "`blockdev-reopen` of the disk with another child": reopen_with_child,
+        "`blockdev-reopen` of the disk with another offset or size": reopen_elsewhere,
+        "`blockdev-reopen` of the target with another offset or size": reopen_target_elsewhere,
+        "`blockdev-reopen` of a node below the target with another child": reopen_below_target,
         "`blockdev-snapshot` of the disk": snapshot,
         "`blockdev-del` of the target (when a mirror has ended the disk has it)": delete_target,
         "`block-dirty-bitmap-add` to the disk": dirty_bitmap,
@@ -432,7 +473,7 @@ class Phases(QmpTest):
             return
         if act not in self.ENDS:
             await self.finish(kind, phase)
-        if act is Phases.reopen_with_child:
+        if act in (Phases.reopen_with_child, Phases.reopen_below_target):
             # The write was on its way before the disk got another image, if it did.
             self.assertEqual((self.machine.directory / "other.img").read_bytes(), bytes([OLD]) * SIZE)
         at = slice(PLACE * SECTOR, (PLACE + 1) * SECTOR)

@@ -45,6 +45,12 @@ impl Window {
         }
         Ok(Self { offset, size })
     }
+
+    /// Bytes of the window into a file of `whole` bytes.
+    pub(super) fn len(&self, whole: u64) -> u64 {
+        let rest = whole.saturating_sub(self.offset);
+        self.size.unwrap_or(rest)
+    }
 }
 
 /// See the [module](self).
@@ -74,6 +80,13 @@ impl Raw {
         };
         raw.set(window);
         Ok(raw)
+    }
+
+    fn window(&self) -> Window {
+        Window {
+            offset: self.offset(),
+            size: self.fixed_size(),
+        }
     }
 
     fn set(&self, window: Window) {
@@ -107,8 +120,7 @@ impl Driver for Raw {
     }
 
     fn size(&self) -> u64 {
-        self.fixed_size()
-            .unwrap_or_else(|| self.file.len().saturating_sub(self.offset()))
+        self.window().len(self.file.len())
     }
 
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
@@ -178,6 +190,7 @@ impl Driver for Raw {
             let mut reopened = Reopened::unchanged(wanted.read_only);
             if let BlockdevOptions::Raw(raw) = wanted.options {
                 let window = Window::new(raw.offset, raw.size, wanted.child_size)?;
+                reopened.moves = window.offset != self.offset();
                 reopened.change = Change::Raw(window);
             }
             Ok(reopened)

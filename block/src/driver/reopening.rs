@@ -29,6 +29,8 @@ pub struct Reopened {
     pub read_only: bool,
     /// Something else takes the place of what has been written to so far, which must be durable before.
     pub(crate) exchanges: bool,
+    /// What the node shows is at another place of its child than before.
+    pub(crate) moves: bool,
     pub(crate) change: Change,
 }
 
@@ -41,6 +43,16 @@ pub(crate) enum Change {
     Throttle(ThrottleMember),
 }
 
+impl Change {
+    /// Bytes that the node has afterwards, over a child of `below` bytes; none if that follows from no option.
+    pub(crate) fn len(&self, below: u64) -> Option<u64> {
+        match self {
+            Self::Raw(window) => Some(window.len(below)),
+            Self::Nothing | Self::File(_) | Self::Throttle(_) => None,
+        }
+    }
+}
+
 impl Reopened {
     /// The driver stays as it is.
     #[must_use]
@@ -48,6 +60,7 @@ impl Reopened {
         Self {
             read_only,
             exchanges: false,
+            moves: false,
             change: Change::Nothing,
         }
     }

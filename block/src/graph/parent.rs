@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use crate::backend::Backend;
 use crate::driver::Role;
 use crate::error::{BlockError, PermissionConflict, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, resize};
 use crate::job::Job;
 use crate::node::{Node, NodeState};
 use crate::permission::Access;
@@ -113,6 +113,18 @@ pub(super) fn cumulative(node: &str, edges: &[ParentEdge]) -> Result<Access> {
         }
     }
     Ok(sum)
+}
+
+/// # Errors
+/// [`BlockError::Conflict`] of `operation`, which changes the node's size, with a parent that does not share that.
+pub(super) fn check_resizable(node: &str, edges: &[ParentEdge], operation: &str) -> Result<()> {
+    let mut edges = edges.to_vec();
+    edges.push(ParentEdge {
+        parent: Parent::Claim(operation.into()),
+        role: resize::ROLE,
+        access: Access::OF_RESIZE,
+    });
+    cumulative(node, &edges).map(drop)
 }
 
 impl Graph {
@@ -227,6 +239,24 @@ impl Node {
     /// A job runs on the node.
     pub(crate) fn check_not_blocked(&self) -> Result<()> {
         self.busy(&self.state.lock()).map_or(Ok(()), Err)
+    }
+
+    /// Whether what the node shows may change, all at once and behind the backs of those above it.
+    ///
+    /// # Errors
+    /// A job has the node, or one further up that shows what this one holds.
+    pub(crate) fn check_may_show_other_data(&self) -> Result<()> {
+        self.check_not_blocked()?;
+        for edge in self.edges_above() {
+            // What a filter copies to its target it does not show.
+            if let Parent::Node(above) = &edge.parent
+                && edge.role != Role::Target.name()
+                && let Some(above) = above.upgrade()
+            {
+                above.check_may_show_other_data()?;
+            }
+        }
+        Ok(())
     }
 
     /// The name of the disk or job that writes to the node, directly or from further above.

@@ -11,9 +11,10 @@ use futures_util::future::LocalBoxFuture;
 use serde_json::{Map, Value};
 
 use super::Graph;
+use super::bitmaps::below_implicit_filters;
 use super::build::Inherited;
 use super::transaction::parents_first;
-use crate::driver::{Reopened, Reopening, Role};
+use crate::driver::{Edge, Reopened, Reopening, Role};
 use crate::error::{BlockError, Result};
 use crate::io::IoPolicy;
 use crate::node::Node;
@@ -41,6 +42,18 @@ struct Plan {
     reopened: Reopened,
     /// The new child, if another is asked for.
     child: Option<(Role, Arc<Node>)>,
+}
+
+impl Plan {
+    /// # Errors
+    /// The node would show other bytes, or the same from elsewhere, and a job relies on what it shows: that another
+    /// child holds the same can't be known. `resized` says whether it is of another size afterwards.
+    fn check_jobs(&self, resized: bool) -> Result<()> {
+        if resized || self.child.is_some() || self.reopened.moves {
+            self.node.check_may_show_other_data()?;
+        }
+        Ok(())
+    }
 }
 
 impl Graph {
@@ -98,13 +111,21 @@ impl Graph {
             let child = match options.child() {
                 None => None,
                 Some((role, child)) => {
-                    let present = node
+                    let child_there = node
                         .child(role)
                         .ok_or_else(|| BlockError::FixedOption(child_option(options).to_owned()))?;
+                    // The operator does not know of a job's filter, which stays where it is.
+                    let present = below_implicit_filters(Arc::clone(&child_there));
                     match child {
-                        ChildRef::Name(name) if name == present.name() => None,
+                        ChildRef::Name(name)
+                            if [&present, &child_there]
+                                .iter()
+                                .any(|node| name == node.name()) =>
+                        {
+                            None
+                        }
                         ChildRef::Name(name) => {
-                            node.check_not_blocked()?;
+                            node.check_may_show_other_data()?;
                             let to = self.node(name)?;
                             self.topology().check_adoptable(&to)?;
                             Some((role, to))
@@ -125,10 +146,11 @@ impl Graph {
             };
             let detect_zeroes = options.common().detect_zeroes.unwrap_or_default();
             let policy = IoPolicy::new(settings.discard, detect_zeroes)?;
-            let below = match (&child, node.primary_child()) {
-                (Some((_, to)), _) => to.len(),
-                (None, present) => present.map_or(0, |present| present.len()),
+            let below = match &child {
+                Some((_, to)) => Some(Arc::clone(to)),
+                None => node.primary_child(),
             };
+            let below = below.map_or(0, |below| len_after(&below, plans));
             let wanted = Reopening {
                 options,
                 read_only: settings.read_only,
@@ -141,14 +163,16 @@ impl Graph {
             };
             let reopened = node.driver().prepare_reopen(wanted).await?;
             plans.push(Plan {
-                node,
+                node: Arc::clone(&node),
                 before,
                 options: options.clone(),
                 policy,
                 reopened,
                 child,
             });
-            Ok(())
+            let resized = len_after(&node, plans) != node.len();
+            let plan = plans.last();
+            plan.map_or(Ok(()), |plan| plan.check_jobs(resized))
         })
     }
 
@@ -162,14 +186,18 @@ impl Graph {
                     plan.node.name()
                 )));
             }
-            if let Some((role, to)) = &plan.child {
-                change.check_present(to)?;
-                // Again: a job may have taken it while the sections waited for its requests.
-                plan.node.check_not_blocked()?;
-                change.set_child(&plan.node, *role, to)?;
+            let resized = len_after(&plan.node, &plans) != plan.node.len();
+            // Again: a job may have taken it while the sections waited for its requests.
+            plan.check_jobs(resized)?;
+            if resized {
+                change.resizes(&plan.node, "the command blockdev-reopen");
             }
         }
         for plan in &plans {
+            if let Some((role, to)) = &plan.child {
+                change.check_present(to)?;
+                change.set_child(&plan.node, *role, to)?;
+            }
             let read_only = is_read_only_after(&plan.node, &plans);
             change.set_read_only(&plan.node, read_only);
         }
@@ -209,6 +237,22 @@ async fn flush_before(plans: &[Plan]) -> Result<()> {
             .map_err(|error| BlockError::flushing(&error))?;
     }
     Ok(())
+}
+
+/// Bytes of a node after the change. Before any step of it was made.
+fn len_after(node: &Arc<Node>, plans: &[Plan]) -> u64 {
+    let Some(plan) = plans.iter().find(|plan| Arc::ptr_eq(&plan.node, node)) else {
+        return node.len();
+    };
+    let Some(filtered) = node.driver().filtered().map(Edge::node) else {
+        return node.len();
+    };
+    let below = match &plan.child {
+        // As it is: if its own size changes too, that is asked of all who will be above it. A circle is found later.
+        Some((_, to)) => to.len(),
+        None => len_after(&filtered, plans),
+    };
+    plan.reopened.change.len(below).unwrap_or(below)
 }
 
 /// A node can be written if it shall be and everything below it can.

@@ -7,10 +7,10 @@ use super::parent::Parent;
 use crate::driver::limits::MAX_SIZE;
 use crate::error::{BlockError, Result};
 use crate::node::Node;
-use crate::permission::{Access, Permissions};
+use crate::permission::Access;
 
 /// What the node is to the operation.
-const ROLE: &str = "resize";
+pub(super) const ROLE: &str = "resize";
 
 /// Takes its right back, however the operation ends.
 struct Claimed<'a> {
@@ -50,11 +50,7 @@ impl Graph {
         change.check_present(node)?;
         // Again: a job may have taken it while the section waited for its requests.
         node.check_not_blocked()?;
-        let access = Access {
-            used: Permissions::RESIZE,
-            shared: Permissions::all(),
-        };
-        change.attach(node, claimed.parent.clone(), ROLE, access);
+        change.attach(node, claimed.parent.clone(), ROLE, Access::OF_RESIZE);
         change.commit()?;
         node.resize(size).await?;
         drop(claimed);

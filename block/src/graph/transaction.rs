@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::parent::{Parent, ParentEdge, cumulative};
+use super::parent::{Parent, ParentEdge, check_resizable, cumulative};
 use super::{Graph, Topology};
 use crate::backend::Backend;
 use crate::drain::{cover_above, sections_at_or_below};
@@ -34,6 +34,8 @@ pub(crate) struct Transaction<'g> {
     undo: Vec<Undo>,
     /// Nodes whose parents have changed.
     touched: Vec<Arc<Node>>,
+    /// Nodes that get another size, each with the operation that changes it.
+    resized: Vec<(Arc<Node>, &'static str)>,
     /// Nodes that have lost a parent: implicit ones go with their last.
     abandoned: Vec<Arc<Node>>,
     /// New edges between nodes, the upper one first.
@@ -51,6 +53,7 @@ impl Graph {
             topology: self.topology(),
             undo: Vec::new(),
             touched: Vec::new(),
+            resized: Vec::new(),
             abandoned: Vec::new(),
             joined: Vec::new(),
             added: HashSet::new(),
@@ -305,6 +308,13 @@ impl Transaction<'_> {
             .push(Box::new(move |_| node.set_read_only(before)));
     }
 
+    /// Says that the node has another size after this change, which `operation` makes: those above it must share
+    /// resizing. What is below it keeps its size.
+    pub(super) fn resizes(&mut self, node: &Arc<Node>, operation: &'static str) {
+        self.resized.push((Arc::clone(node), operation));
+        self.touched.push(Arc::clone(node));
+    }
+
     /// Whether this change adds the node.
     pub(super) fn adds(&self, node: &Arc<Node>) -> bool {
         self.added.contains(&Arc::as_ptr(node))
@@ -418,6 +428,10 @@ impl Transaction<'_> {
             let (before, access) = {
                 let state = node.state.lock();
                 let sum = cumulative(node.name(), &state.parents)?;
+                let resized = self.resized.iter();
+                for (_, operation) in resized.filter(|(other, _)| Arc::ptr_eq(other, &node)) {
+                    check_resizable(node.name(), &state.parents, operation)?;
+                }
                 (state.access, sum)
             };
             if node.is_read_only() && access.used.intersects(Permissions::CHANGES) {

@@ -267,6 +267,7 @@ impl Driver for FileDriver {
             Ok(Reopened {
                 read_only: wanted.read_only || !next.writable,
                 exchanges,
+                moves: false,
                 change: Change::File(Box::new(next)),
             })
         })

@@ -16,6 +16,7 @@ mod permissions;
 mod random;
 mod reads;
 mod reopen;
+mod reopen_in_use;
 mod reopen_options;
 mod resize;
 mod scenarios;
