@@ -58,6 +58,17 @@ pub enum BlockError {
         /// What is wrong with it and what would help.
         reason: String,
     },
+    /// A filename begins with a protocol that there is not.
+    #[error(
+        "Unknown protocol '{protocol}'; write './{name}' if it is a file, or else make a node by 'blockdev-add' and \
+         use the command that takes nodes, as 'blockdev-mirror' does"
+    )]
+    UnknownProtocol {
+        /// What stands before the colon.
+        protocol: String,
+        /// All of it.
+        name: String,
+    },
     /// A node name is not well-formed.
     #[error("Invalid node-name: '{0}'")]
     InvalidNodeName(String),

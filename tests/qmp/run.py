@@ -575,10 +575,42 @@ class Mirrors(QmpTest):
             kind, text = await self.refused("blockdev-mirror", {**arguments, "sync": "full", "job-id": "job"})
             self.assertEqual(kind, "GenericError")
             self.assertIn(expected, text)
+        await self.copies_that_touch_no_file()
         # The source's own file as the target: neither truncated nor copied onto.
         await self.refused("drive-mirror", {"device": "disk", "target": str(self.source), "sync": "full"})
         self.assertEqual(self.source.read_bytes(), bytes([0x5A]) * self.SIZE)
         self.assertEqual(await self.client.execute("query-jobs"), [])
+
+    async def copies_that_touch_no_file(self) -> None:
+        """Whatever is found to be wrong, and however late."""
+        await self.client.execute("blockdev-add", {"driver": "null-co", "node-name": "huge", "size": 1 << 50})
+        before = await self.client.execute("query-named-block-nodes")
+        content = bytes([7]) * (2 * self.SIZE)
+        precious, new = (self.source.parent / name for name in ("precious", "new"))
+        for command, extra, expected in (
+            ("drive-mirror", {"node-name": "target"}, "Duplicate nodes"),
+            ("drive-mirror", {"node-name": "1"}, "Invalid node-name"),
+            ("drive-mirror", {"node-name": "good", "replaces": "small"}, "small"),
+            ("drive-mirror", {"device": "huge", "granularity": 512}, "granularity"),
+            ("drive-backup", {"filter-node-name": "target"}, "Duplicate nodes"),
+            ("drive-backup", {"filter-node-name": "1"}, "Invalid node-name"),
+            ("drive-backup", {"x-perf": {"min-cluster-size": 1 << 40}}, "ranularity"),
+        ):
+            for path in (precious, new):
+                precious.write_bytes(content)
+                arguments = {"device": "disk", "target": str(path), "sync": "full", "job-id": "job", **extra}
+                _, text = await self.refused(command, arguments)
+                self.assertIn(expected, text)
+                self.assertEqual(precious.read_bytes(), content, text)
+                self.assertFalse(new.exists(), text)
+        self.assertEqual(await self.client.execute("query-named-block-nodes"), before)
+        for command in ("drive-mirror", "drive-backup"):
+            for name, protocol in (("nbd:localhost:10809", "nbd"), ('json:{"driver":"nbd"}', "json")):
+                for mode in ("absolute-paths", "existing"):
+                    arguments = {"device": "disk", "target": name, "sync": "full", "job-id": "job", "mode": mode}
+                    _, text = await self.refused(command, arguments)
+                    self.assertTrue(text.startswith(f"Unknown protocol '{protocol}'; "), text)
+        await self.client.execute("blockdev-del", {"node-name": "huge"})
 
     async def test_quit_in_the_middle_of_a_mirror(self) -> None:
         await self.add_target()

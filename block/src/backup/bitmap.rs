@@ -40,6 +40,15 @@ impl SyncBitmap {
         }
     }
 
+    /// Keeps others from it until [`release`](Self::release), before the job begins.
+    pub(super) fn occupy(&self) {
+        self.bitmap.occupy();
+    }
+
+    pub(super) fn release(&self) {
+        self.bitmap.release();
+    }
+
     /// Takes the marks for the job, and has what is written from now on recorded apart. Inside the
     /// section in which the job begins. Returns what is to be copied, if that is what they say.
     ///

@@ -9,11 +9,13 @@ mod arguments;
 mod bitmap;
 mod job;
 mod start;
+mod target;
 #[cfg(test)]
 mod tests;
 
 pub use arguments::{
     BackupCommon, BackupPerf, BackupSync, BitmapMode, BlockdevBackup, DriveBackup,
 };
-pub(crate) use start::{Prepared, open_target, prepare};
+pub(crate) use start::{Prepared, prepare};
 pub use start::{blockdev_backup, drive_backup};
+pub(crate) use target::Target;

@@ -1,31 +1,31 @@
 //! The commands `blockdev-backup` and `drive-backup`: everything that can be wrong is found before the
 //! guest's disk is touched, and a job that is prepared can be taken back until it is started.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use sluice_aio::{AioContext, current};
+use sluice_aio::AioContext;
 
 use super::arguments::{BackupCommon, BackupSync, BlockdevBackup, DriveBackup, Shape};
 use super::bitmap::{End, SyncBitmap};
 use super::job::BackupJob;
+use super::target::Target;
 use crate::dirty::{BitmapError, DirtyBitmap, Granularity};
 use crate::driver::copy_before_write::{Copier, CopyBeforeWrite};
-use crate::driver::file::{FileKind, create_image};
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::home::MAIN_NODE;
 use crate::graph::parent::Parent;
 use crate::graph::undo::Undo;
-use crate::job::{CreateError, Job, JobGroup, JobKind, JobOptions};
+use crate::job::{Job, JobGroup, JobKind, JobOptions};
 use crate::node::Node;
-use crate::options::{BlockdevOptions, Discard, NewImageMode};
 use crate::permission::Access;
 
 /// What the filter's node is to the job.
 pub(super) const FILTER_ROLE: &str = MAIN_NODE;
+/// Whose section the start is.
+const HOLDER: &str = "start of a backup";
 
-fn refused(text: impl Into<String>) -> BlockError {
+pub(super) fn refused(text: impl Into<String>) -> BlockError {
     BlockError::Refused(text.into())
 }
 
@@ -46,7 +46,8 @@ pub async fn blockdev_backup(
 
 /// Starts a backup onto a raw file, which is created first if `mode` says so.
 ///
-/// Call it from a task. On an error the graph has not changed; a file that was created stays.
+/// Call it from a task. On an error nothing has changed, and a file that was there holds what it held, unless the file
+/// system failed to make it an empty one.
 ///
 /// # Errors
 /// As [`blockdev_backup`], and what the file system says.
@@ -55,12 +56,26 @@ pub async fn drive_backup(
     arguments: &DriveBackup,
     main: &AioContext,
 ) -> Result<()> {
-    let target = open_target(graph, arguments).await?;
-    let started = begin(graph, &arguments.common, &target, main).await;
-    if started.is_err() {
-        graph.remove_if_unused(&target);
-    }
+    let mut target = Target::open(graph, arguments).await?;
+    let started = begin_onto(graph, &arguments.common, &mut target, main).await;
+    target.close(started.is_ok()).await;
     started
+}
+
+async fn begin_onto(
+    graph: &Arc<Graph>,
+    common: &BackupCommon,
+    target: &mut Target<'_>,
+    main: &AioContext,
+) -> Result<()> {
+    target.make_empty().await?;
+    let source = graph.device_or_node(&common.device)?;
+    let section = graph.drain(&source, HOLDER).await;
+    target.hand_over();
+    let prepared = prepare(graph, common, target.node(), None, main)?;
+    prepared.start();
+    drop(section);
+    Ok(())
 }
 
 async fn begin(
@@ -80,63 +95,20 @@ async fn begin(
     // Before the section, which may have to wait: nobody takes one of them away meanwhile, and who is refused anyway
     // waits for nothing.
     let claim = plan.claim()?;
-    let section = graph.drain(&source, "start of a backup").await;
+    let section = graph.drain(&source, HOLDER).await;
     plan.prepare(claim, main)?.start();
     drop(section);
     Ok(())
 }
 
-/// Makes the target of `drive-backup` ready: a node that goes with its last user.
-///
-/// # Errors
-/// What needs no target to be seen, and what the file system says.
-pub(crate) async fn open_target(graph: &Arc<Graph>, arguments: &DriveBackup) -> Result<Arc<Node>> {
-    let common = &arguments.common;
-    if let Some(format) = arguments
-        .format
-        .as_deref()
-        .filter(|format| *format != "raw")
-    {
-        return Err(refused(format!(
-            "Unknown driver '{format}'; targets of drive-backup can only be 'raw' yet"
-        )));
-    }
-    // Or a file would be emptied in vain.
-    let source = graph.device_or_node(&common.device)?;
-    check_source(&source, &common.device)?;
-    common.shape()?;
-    common.sync_bitmap(&source)?;
-    let id = job_options(common, &source, None)?.id.to_string();
-    if graph.jobs().get(&id).is_some() {
-        return Err(refused(CreateError::IdInUse { id }.to_string()));
-    }
-    let path = arguments.target.clone();
-    if arguments.mode == NewImageMode::AbsolutePaths {
-        let (path, size) = (path.clone(), source.len());
-        let in_use = graph.files_in_use();
-        current::blocking(move || create_image(&path, size, &in_use)).await??;
-    }
-    let kind = kind_of(&path).await?;
-    let mut options = BlockdevOptions::raw_file(None, path, kind);
-    if let BlockdevOptions::Raw(raw) = &mut options {
-        raw.discard = Some(Discard::Unmap);
-    }
-    graph.add_implicit_node(&options).await
-}
-
-async fn kind_of(path: &Path) -> Result<FileKind> {
-    let path = path.to_owned();
-    Ok(current::blocking(move || FileKind::of(&path)).await?)
-}
-
 /// # Errors
 /// A job has the source.
-fn check_source(source: &Node, device: &str) -> Result<()> {
+pub(super) fn check_source(source: &Node, device: &str) -> Result<()> {
     let not_blocked = source.check_not_blocked();
     not_blocked.map_err(|error| error.naming(device))
 }
 
-fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
+pub(super) fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     let source_files = source.files();
     let mut target_files = target.files().into_iter();
     let same_file = target_files.any(|file| source_files.contains(&file));
@@ -154,7 +126,7 @@ fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     source.check_same_size(target)
 }
 
-fn job_options(
+pub(super) fn job_options(
     common: &BackupCommon,
     source: &Node,
     group: Option<&Arc<JobGroup>>,
@@ -170,6 +142,16 @@ fn job_options(
     Ok(options)
 }
 
+/// No marks yet.
+///
+/// # Errors
+/// There is no bitmap for clusters of this size, or of that many.
+pub(super) fn no_marks(shape: Shape, size: u64) -> Result<DirtyBitmap> {
+    let in_words = |error: BitmapError| refused(error.to_string());
+    let granularity = Granularity::of_named(shape.cluster).map_err(in_words)?;
+    DirtyBitmap::new(size, granularity).map_err(in_words)
+}
+
 /// What is to be copied at first, as far as that is known without looking at the source.
 fn marks(
     common: &BackupCommon,
@@ -177,9 +159,7 @@ fn marks(
     size: u64,
     says: Option<&DirtyBitmap>,
 ) -> Result<DirtyBitmap> {
-    let in_words = |error: BitmapError| refused(error.to_string());
-    let granularity = Granularity::of_named(shape.cluster).map_err(in_words)?;
-    let to_copy = DirtyBitmap::new(size, granularity).map_err(in_words)?;
+    let to_copy = no_marks(shape, size)?;
     match (common.sync, says) {
         (BackupSync::Incremental | BackupSync::Bitmap, Some(says)) => to_copy.merge(says),
         _ => to_copy.set_all(),

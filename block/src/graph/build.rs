@@ -9,7 +9,7 @@ use super::{Graph, Topology};
 use crate::driver::blkdebug::Settings;
 use crate::driver::copy_before_write::CopyBeforeWrite;
 use crate::driver::copy_on_read::CopyOnRead;
-use crate::driver::file::{FileDriver, FileKind, FileOptions};
+use crate::driver::file::{FileDriver, FileKind, FileOptions, NewImage};
 use crate::driver::null::Null;
 use crate::driver::raw::Raw;
 use crate::driver::throttle::{Throttle, find_group};
@@ -70,38 +70,55 @@ impl Inherited {
     }
 }
 
-/// Nodes that were opened but not added yet, children first.
+/// What a node and all that it nests are being made of.
 #[derive(Default)]
-struct Opened(Vec<Arc<Node>>);
+struct Opened {
+    /// Nodes that were opened but not added yet, children first.
+    nodes: Vec<Arc<Node>>,
+    /// The file of the first that has one, if it is open already.
+    image: Option<Arc<NewImage>>,
+}
 
 impl Opened {
     fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|node| node.name())
+        self.nodes.iter().map(|node| node.name())
     }
 }
 
 impl Graph {
-    pub(super) async fn build(&self, options: &BlockdevOptions, owner: Owner) -> Result<Arc<Node>> {
-        let mut opened = Opened::default();
+    /// Makes a node; its file is `image` if one is given.
+    ///
+    /// # Errors
+    /// See [`Graph::add_node`].
+    pub(super) async fn build(
+        &self,
+        options: &BlockdevOptions,
+        owner: Owner,
+        image: Option<Arc<NewImage>>,
+    ) -> Result<Arc<Node>> {
+        let mut opened = Opened {
+            image,
+            ..Opened::default()
+        };
         let node = self
             .open(options, owner, Inherited::default(), &mut opened)
             .await?;
         // Names may have been taken while files were being opened: this is where it is decided.
         let mut change = self.transaction();
-        for (index, node) in opened.0.iter().enumerate() {
+        for (index, node) in opened.nodes.iter().enumerate() {
             change.topology().check_free(node.name())?;
             // A node is named before its children are.
             if opened.names().take(index).any(|name| name == node.name()) {
                 return Err(BlockError::DuplicateNode(node.name().to_owned()));
             }
             for (_, child) in node.children() {
-                let is_new = opened.0.iter().any(|other| Arc::ptr_eq(other, &child));
+                let is_new = opened.nodes.iter().any(|other| Arc::ptr_eq(other, &child));
                 if !is_new {
                     change.topology().check_adoptable(&child)?;
                 }
             }
         }
-        for node in &opened.0 {
+        for node in &opened.nodes {
             change.add_node(node);
         }
         change.commit()?;
@@ -130,7 +147,8 @@ impl Graph {
                         BlockdevOptions::HostDevice(_) => FileKind::Device,
                         _ => FileKind::Regular,
                     };
-                    let (driver, writable) = self.open_file(file, kind, settings).await?;
+                    let image = opened.image.take();
+                    let (driver, writable) = self.open_file(file, kind, settings, image).await?;
                     read_only |= !writable;
                     Box::new(driver)
                 }
@@ -172,7 +190,7 @@ impl Graph {
                     let bottom = match &copy.bottom {
                         None => None,
                         Some(name) => {
-                            let new = opened.0.iter().find(|node| node.name() == name);
+                            let new = opened.nodes.iter().find(|node| node.name() == name);
                             let known = new.or_else(|| topology.nodes.get(name));
                             Some(known.ok_or_else(|| {
                                 BlockError::Refused(format!("Bottom node '{name}' not found"))
@@ -201,7 +219,7 @@ impl Graph {
                 state.options = Some(Box::new(options.clone()));
                 state.force_share = settings.force_share;
             }
-            opened.0.push(Arc::clone(&node));
+            opened.nodes.push(Arc::clone(&node));
             Ok(node)
         })
     }
@@ -257,6 +275,7 @@ impl Topology {
     /// The name belongs to a node or to a backend.
     fn check_free(&self, name: &str) -> Result<()> {
         let taken = self.nodes.contains_key(name)
+            || self.held_names.contains(name)
             || self.backends.iter().any(|backend| backend.name() == name);
         if taken {
             return Err(BlockError::DuplicateNode(name.to_owned()));
@@ -288,6 +307,7 @@ impl Graph {
         file: &FileNode,
         kind: FileKind,
         settings: Inherited,
+        image: Option<Arc<NewImage>>,
     ) -> Result<(FileDriver, bool)> {
         let options = FileOptions {
             path: file.filename.clone(),
@@ -301,7 +321,11 @@ impl Graph {
             engine: file.aio.into(),
             locking: file.locking,
         };
-        let driver = current::blocking(move || FileDriver::open(options)).await??;
+        let open = move || match image {
+            Some(image) => FileDriver::open_new(options, &image),
+            None => FileDriver::open(options),
+        };
+        let driver = current::blocking(open).await??;
         let writable = driver.is_writable();
         Ok((driver, writable))
     }

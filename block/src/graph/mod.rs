@@ -7,6 +7,8 @@
 pub(crate) mod bitmaps;
 mod build;
 mod change;
+pub(crate) mod file_target;
+mod held_name;
 pub(crate) mod home;
 mod media;
 mod overlay;
@@ -23,11 +25,12 @@ pub(crate) mod transaction;
 pub(crate) mod undo;
 
 pub use bitmaps::{BitmapAction, BitmapAdd, BitmapMerge, BitmapSource};
+pub(crate) use held_name::HeldName;
 pub use overlay::SnapshotSync;
 pub use rest::LeftTarget;
 pub use snapshot::Snapshot;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -76,6 +79,8 @@ struct Topology {
     /// Sections over everything that are open now.
     global: Vec<Weak<SectionInner>>,
     next_name: u64,
+    /// Names that nodes are going to have.
+    held_names: BTreeSet<String>,
 }
 
 impl Topology {
@@ -244,7 +249,7 @@ impl Graph {
         if options.node_name().is_none() {
             return Err(BlockError::NodeNameMissing);
         }
-        self.build(options, Owner::Monitor).await
+        self.build(options, Owner::Monitor, None).await
     }
 
     /// As [`Graph::add_node`], for a node that belongs to a device or a job: it needs no name and
@@ -253,7 +258,7 @@ impl Graph {
     /// # Errors
     /// As [`Graph::add_node`].
     pub async fn add_implicit_node(&self, options: &BlockdevOptions) -> Result<Arc<Node>> {
-        self.build(options, Owner::Implicit).await
+        self.build(options, Owner::Implicit, None).await
     }
 
     /// Removes a node that the monitor added and nobody uses.
@@ -337,7 +342,7 @@ impl Graph {
         {
             return Err(BlockError::DuplicateBackend(name.to_owned()));
         }
-        if topology.nodes.contains_key(name) {
+        if topology.nodes.contains_key(name) || topology.held_names.contains(name) {
             return Err(BlockError::NameOfNode(name.to_owned()));
         }
         if let Some(root) = root {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sluice_aio::current;
 
 use super::Graph;
-use crate::driver::file::FileKind;
+use crate::driver::file::{FileKind, path_of};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::options::{BlockdevOptions, NewImageMode};
@@ -126,9 +126,9 @@ impl Graph {
                 )));
             }
         }
-        let path = arguments.snapshot_file.clone();
-        let kind = current::blocking(move || FileKind::of(&path)).await?;
-        let path = arguments.snapshot_file.clone();
+        let path = path_of(&arguments.snapshot_file)?;
+        let looked_at = path.clone();
+        let kind = current::blocking(move || FileKind::of(&looked_at)).await?;
         let options = BlockdevOptions::raw_file(name.clone(), path, kind);
         let overlay = self.add_implicit_node(&options).await?;
         Ok((node, overlay))

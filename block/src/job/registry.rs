@@ -96,7 +96,38 @@ pub(super) struct Shared {
 struct Jobs {
     /// In order of creation.
     all: Vec<Arc<Job>>,
+    /// Names that jobs are going to have.
+    held_ids: Vec<String>,
     shutting_down: bool,
+}
+
+impl Jobs {
+    /// # Errors
+    /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].
+    fn check_new(&self, id: &str) -> Result<(), CreateError> {
+        let id = id.to_owned();
+        if self.shutting_down {
+            return Err(CreateError::ShuttingDown { id });
+        }
+        if self.held_ids.contains(&id) || self.all.iter().any(|job| job.id() == id) {
+            return Err(CreateError::IdInUse { id });
+        }
+        Ok(())
+    }
+}
+
+/// The name of a job that is going to be: nobody else gets it until this is dropped. Who then creates the job at once,
+/// without waiting for anything, gets it.
+pub(crate) struct HeldId {
+    registry: Arc<Shared>,
+    id: String,
+}
+
+impl Drop for HeldId {
+    fn drop(&mut self) {
+        let mut jobs = self.registry.jobs.lock();
+        jobs.held_ids.retain(|held| *held != self.id);
+    }
 }
 
 impl Shared {
@@ -118,6 +149,20 @@ impl JobRegistry {
         }
     }
 
+    /// Keeps a name for a job that can't be created yet.
+    ///
+    /// # Errors
+    /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].
+    pub(crate) fn hold(&self, id: &JobId) -> Result<HeldId, CreateError> {
+        let mut jobs = self.shared.jobs.lock();
+        jobs.check_new(id.as_str())?;
+        jobs.held_ids.push(id.to_string());
+        Ok(HeldId {
+            registry: Arc::clone(&self.shared),
+            id: id.to_string(),
+        })
+    }
+
     /// Creates a job that will do `driver`'s work in the event loop `home`, and keeps that until it has
     /// ended.
     ///
@@ -133,13 +178,7 @@ impl JobRegistry {
         home: impl Into<Home>,
     ) -> Result<Arc<Job>, CreateError> {
         let mut jobs = self.shared.jobs.lock();
-        let id = options.id.to_string();
-        if jobs.shutting_down {
-            return Err(CreateError::ShuttingDown { id });
-        }
-        if jobs.all.iter().any(|job| job.id() == id) {
-            return Err(CreateError::IdInUse { id });
-        }
+        jobs.check_new(options.id.as_str())?;
         let registry = Arc::downgrade(&self.shared);
         let job = Arc::new(Job::new(
             options,

@@ -9,7 +9,7 @@ use crate::dirty::Granularity;
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
-use crate::job::{CreateError, JobKind, JobOptions};
+use crate::job::{JobKind, JobOptions};
 use crate::node::Node;
 
 /// Bytes in flight if nothing is asked for, as QEMU.
@@ -64,15 +64,6 @@ pub(super) fn job_options(common: &MirrorCommon, source: &Node) -> Result<JobOpt
         common.auto_finalize,
         common.auto_dismiss,
     )
-}
-
-/// The registry decides when the job is made; before that, a file would be emptied in vain.
-pub(super) fn check_job_id(graph: &Graph, common: &MirrorCommon, source: &Node) -> Result<()> {
-    let id = job_options(common, source)?.id.to_string();
-    match graph.jobs().get(&id) {
-        Some(_) => Err(refused(CreateError::IdInUse { id }.to_string())),
-        None => Ok(()),
-    }
 }
 
 /// The node whose place the target takes, if it was named.

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use sluice_aio::{AioContext, current};
+use sluice_aio::AioContext;
 
 use super::approach::Nearness;
 use super::balance::Balance;
-use super::checks::{
-    check_job_id, check_pair, check_source, job_options, refused, replaced, settings,
-};
+use super::checks::{check_pair, check_source, job_options, refused, replaced, settings};
 use super::claim::{Claim, FILTER_ROLE, TARGET_ACCESS, TARGET_ROLE};
 use super::copier::Copier;
 use super::filter::MirrorTop;
@@ -18,13 +16,12 @@ use super::job::{MirrorJob, Outcome};
 use super::ledger::Ledger;
 use super::options::{BlockdevMirror, DriveMirror, MirrorCommon, SyncMode};
 use crate::dirty::DirtyBitmap;
-use crate::driver::file::{FileKind, create_image};
 use crate::error::Result;
 use crate::graph::Graph;
+use crate::graph::file_target::{FileTarget, Wanted};
 use crate::graph::parent::Parent;
 use crate::job::JobKind;
 use crate::node::Node;
-use crate::options::{BlockdevOptions, Discard, NewImageMode};
 use crate::permission::Access;
 
 /// Starts a mirror onto an existing node; `main` is where it runs if no loop serves the source.
@@ -43,6 +40,7 @@ pub async fn blockdev_mirror(
     let plan = Plan {
         source,
         target,
+        file: None,
         filter_name: arguments.filter_node_name,
         // blockdev-mirror may always unmap.
         unmap: true,
@@ -53,7 +51,8 @@ pub async fn blockdev_mirror(
 
 /// Starts a mirror onto a raw file, which is created first if `mode` says so.
 ///
-/// Call it from a task. On an error the graph has not changed; a file that was created stays.
+/// Call it from a task. On an error nothing has changed, and a file that was there holds what it held, unless the file
+/// system failed to make it an empty one.
 ///
 /// # Errors
 /// As [`blockdev_mirror`], and what the file system says.
@@ -63,55 +62,43 @@ pub async fn drive_mirror(
     main: &AioContext,
 ) -> Result<()> {
     let source = source_node(graph, &arguments.common)?;
-    if let Some(format) = arguments
-        .format
-        .as_deref()
-        .filter(|format| *format != "raw")
-    {
-        return Err(refused(format!(
-            "Unknown driver '{format}'; targets of drive-mirror can only be 'raw' yet"
-        )));
-    }
-    // Everything that needs no target is checked before a file is made.
+    let unmap = arguments.unmap;
+    let wanted = Wanted {
+        file: &arguments.target,
+        format: arguments.format.as_deref(),
+        mode: arguments.mode,
+        node_name: arguments.node_name,
+        unmap,
+    };
+    wanted.check("drive-mirror")?;
+    // What needs no target is checked before a file is even opened.
     check_source(&source, &arguments.common.device)?;
     settings(&arguments.common, &source)?;
-    check_job_id(graph, &arguments.common, &source)?;
-    if arguments.common.replaces.is_some() && arguments.node_name.is_none() {
+    if arguments.common.replaces.is_some() && wanted.node_name.is_none() {
         return Err(refused(
             "a node-name must be provided when replacing a named node of the graph",
         ));
     }
     replaced(graph, &arguments.common, &source)?;
-    let is_new = arguments.mode == NewImageMode::AbsolutePaths;
-    if is_new {
-        let (path, size) = (arguments.target.clone(), source.len());
-        let in_use = graph.files_in_use();
-        current::blocking(move || create_image(&path, size, &in_use)).await??;
-    }
-    let path = arguments.target.clone();
-    let kind = current::blocking(move || FileKind::of(&path)).await?;
-    let mut options = BlockdevOptions::raw_file(arguments.node_name, arguments.target, kind);
-    if let (BlockdevOptions::Raw(raw), true) = (&mut options, arguments.unmap) {
-        raw.discard = Some(Discard::Unmap);
-    }
-    let target = graph.add_implicit_node(&options).await?;
+    let target = FileTarget::open(graph, wanted, source.len()).await?;
     let plan = Plan {
         source,
-        target: Arc::clone(&target),
+        target: Arc::clone(&target.node),
+        file: Some(&target),
         filter_name: None,
-        unmap: arguments.unmap,
-        target_is_zero: is_new && kind == FileKind::Regular,
+        unmap,
+        target_is_zero: target.is_new(),
     };
     let started = start(graph, &arguments.common, plan, main).await;
-    if started.is_err() {
-        graph.remove_if_unused(&target);
-    }
+    target.close(started.is_ok()).await;
     started
 }
 
-struct Plan {
+struct Plan<'a> {
     source: Arc<Node>,
     target: Arc<Node>,
+    /// The target's file, if the command has named one.
+    file: Option<&'a FileTarget>,
     filter_name: Option<String>,
     unmap: bool,
     /// All of the target is known to read as zeroes.
@@ -134,12 +121,13 @@ fn source_node(graph: &Graph, common: &MirrorCommon) -> Result<Arc<Node>> {
 async fn start(
     graph: &Arc<Graph>,
     common: &MirrorCommon,
-    plan: Plan,
+    plan: Plan<'_>,
     main: &AioContext,
 ) -> Result<()> {
     let Plan {
         source,
         target,
+        file,
         filter_name,
         unmap,
         target_is_zero,
@@ -156,7 +144,13 @@ async fn start(
     let known = bitmap.emptied().map_err(in_words)?;
     let clock = graph.clock().clone();
     let ledger = Ledger::new(bitmap, Arc::clone(&target), common.copy_mode, clock);
+    let held_id = graph.jobs().hold(&options.id);
+    let held_id = held_id.map_err(|error| refused(error.to_string()))?;
     let claim = Claim::take(graph, &source, &target, &id)?;
+    // From here on nobody gets what the job needs.
+    if let Some(file) = file {
+        file.make_empty().await?;
+    }
 
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
     graph.check_has(&source, &common.device)?;
@@ -189,6 +183,7 @@ async fn start(
         held: Mutex::default(),
         outcome: Outcome::default(),
     };
+    drop(held_id);
     let job = match graph.jobs().create(options, Box::new(driver), home) {
         Ok(job) => job,
         Err(error) => {

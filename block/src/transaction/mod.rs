@@ -6,6 +6,7 @@
 //! undone, the last first, and everything is as it was.
 
 mod step;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +15,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use sluice_aio::AioContext;
 
-use crate::backup::{self, BlockdevBackup, DriveBackup};
+use crate::backup::{BlockdevBackup, DriveBackup};
 use crate::drain::Section;
 use crate::error::{BlockError, Result};
 use crate::graph::{BitmapAction, BitmapSource, Graph, SnapshotSync};
 use crate::node::Node;
 use step::{Step, World};
+use targets::Targets;
 
 /// Whose sections they are.
 const HOLDER: &str = "transaction";
@@ -42,7 +44,8 @@ pub enum Action {
     SnapshotSync(Box<SnapshotSync>),
     /// `blockdev-backup`.
     BlockdevBackup(Box<BlockdevBackup>),
-    /// `drive-backup`. The target's file is made before anything else, and stays if the transaction fails.
+    /// `drive-backup`. The target's file is emptied before anything else is done; one that was made goes if the
+    /// transaction fails.
     DriveBackup(Box<DriveBackup>),
 }
 
@@ -129,20 +132,28 @@ pub async fn transact(
         group = Some(Arc::default());
     }
     // Opening files takes time, for which no guest is to be held.
-    let targets = Targets::open(graph, actions).await?;
-    let section = drain(graph, actions).await;
+    let mut targets = Targets::open(graph, actions).await?;
     let world = World {
         graph,
         group: group.as_ref(),
         main,
     };
+    let done = act(&world, actions, &mut targets).await;
+    targets.close(done.is_ok()).await;
+    done
+}
+
+async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -> Result<()> {
+    targets.make_empty().await?;
+    let section = drain(world.graph, actions).await;
+    targets.hand_over();
     let mut steps = Vec::new();
-    for (action, target) in actions.iter().zip(&targets.nodes) {
-        match Step::prepare(&world, action, target.as_ref()).await {
+    for (action, target) in actions.iter().zip(&targets.of_actions) {
+        match Step::prepare(world, action, target.node()).await {
             Ok(step) => steps.push(step),
             Err(error) => {
                 for step in steps.into_iter().rev() {
-                    step.undo(graph).await;
+                    step.undo(world.graph).await;
                 }
                 return Err(error);
             }
@@ -153,37 +164,6 @@ pub async fn transact(
     }
     drop(section);
     Ok(())
-}
-
-/// The files that actions make or open, in the order of the actions. Those that nobody uses in the end
-/// are closed.
-struct Targets<'a> {
-    graph: &'a Graph,
-    nodes: Vec<Option<Arc<Node>>>,
-}
-
-impl<'a> Targets<'a> {
-    async fn open(graph: &'a Arc<Graph>, actions: &[Action]) -> Result<Self> {
-        let nodes = Vec::new();
-        let mut targets = Self { graph, nodes };
-        for action in actions {
-            let node = match action {
-                Action::DriveBackup(backup) => Some(backup::open_target(graph, backup).await?),
-                Action::SnapshotSync(snapshot) => Some(graph.open_overlay(snapshot).await?.1),
-                _ => None,
-            };
-            targets.nodes.push(node);
-        }
-        Ok(targets)
-    }
-}
-
-impl Drop for Targets<'_> {
-    fn drop(&mut self) {
-        for node in self.nodes.iter().flatten() {
-            self.graph.remove_if_unused(node);
-        }
-    }
 }
 
 /// # Errors

@@ -2,14 +2,12 @@
 
 use serde_json::{Map, Value, json};
 use sluice_block::BlockdevOptions;
-use sluice_block::driver::file::FileKind;
 
 use super::error::CliError;
 use super::keyval;
 use super::options::{DriveInterface, DriveMedia, DriveOptions, Raw};
-use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
-use crate::qmp::json;
+use crate::qmp::{blockdev, image_name};
 
 const DRIVE: &str = "--drive";
 
@@ -93,37 +91,6 @@ pub(super) fn medium(
     Err(CliError::new(DRIVE, text, problem, remedy))
 }
 
-/// A name as options of the protocol's node: a path, or `PROTOCOL:` and what it needs, as in QEMU.
-fn protocol(name: &str) -> Result<Map<String, Value>, String> {
-    let object = |value: Value| match value {
-        Value::Object(members) => Ok(members),
-        _ => Err("'json:' is followed by one object".to_owned()),
-    };
-    if let Some(text) = name.strip_prefix("json:") {
-        return object(json::parse(text.as_bytes()).map_err(|error| error.to_string())?);
-    }
-    for driver in ["null-co", "null-aio"] {
-        if name.strip_prefix(driver) == Some("://") {
-            return object(json!({"driver": driver}));
-        }
-    }
-    if let Some(rest) = name.strip_prefix("blkdebug:") {
-        let (config, image) = rest
-            .split_once(':')
-            .ok_or("'blkdebug:' is followed by RULES:IMAGE")?;
-        let mut node = object(json!({"driver": "blkdebug", "image": protocol(image)?}))?;
-        if !config.is_empty() {
-            node.insert("config".to_owned(), config.into());
-        }
-        return Ok(node);
-    }
-    let path = name.strip_prefix("file:").unwrap_or(name);
-    object(json!({
-        "driver": FileKind::of(path.as_ref()).driver_name(),
-        "filename": path,
-    }))
-}
-
 fn node(options: &DriveOptions, file: DriveFile, text: &str) -> Result<BlockdevOptions, CliError> {
     let refuse = |problem: String| CliError::new(DRIVE, text, problem, "see --help");
     // Of the file's own options all are written alike, so what is added here is too.
@@ -138,7 +105,7 @@ fn node(options: &DriveOptions, file: DriveFile, text: &str) -> Result<BlockdevO
     });
     let read_only = flag(options.is_read_only());
     let mut below = match &file.name {
-        Some(name) => protocol(name).map_err(refuse)?,
+        Some(name) => image_name::read(name).map_err(refuse)?,
         None => Map::new(),
     };
     below.extend(file.options);

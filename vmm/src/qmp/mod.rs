@@ -17,6 +17,7 @@ mod control;
 mod descriptors;
 mod error;
 mod events;
+pub(crate) mod image_name;
 pub mod input;
 pub mod json;
 pub mod object;

@@ -159,6 +159,7 @@ fn arguments_that_make_no_sense_are_refused_by_name_before_a_file_is_made() {
             &["'on-target-error'", "'panic'"],
         ),
         (json!({"node-name": "other"}), &["other"]),
+        (json!({"node-name": "1"}), &["node-name", "'1'"]),
         (json!({"unknown": 1}), &["'unknown'"]),
         (json!({"sync": null}), &["'sync'"]),
         (json!({"target": 5}), &["'target'", "string"]),

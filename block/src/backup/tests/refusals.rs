@@ -247,3 +247,80 @@ fn a_file_is_made_only_when_nothing_else_is_wrong() {
         );
     });
 }
+
+/// What is only found when the target is open, or the filter put in, too.
+#[test]
+fn a_refused_drive_backup_touches_no_file() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.disk("other").await;
+        bench.target("of-other").await;
+        let main = current::context();
+        let taken = arguments("other-disk", "none", &json!({"job-id": "taken"}));
+        bench.start(taken, "of-other").await.unwrap();
+        let before = bench.graph.nodes().len();
+        for (device, more, words) in [
+            (
+                "disk-disk",
+                json!({"filter-node-name": "of-other"}),
+                "Duplicate nodes with node-name",
+            ),
+            (
+                "disk-disk",
+                json!({"filter-node-name": "1"}),
+                "Invalid node-name",
+            ),
+            (
+                "disk-disk",
+                json!({"x-perf": {"min-cluster-size": 1_u64 << 40}}),
+                "ranularity",
+            ),
+            (
+                "disk-disk",
+                json!({"job-id": "taken"}),
+                "Job ID 'taken' already in use",
+            ),
+            (
+                "disk-disk",
+                json!({"bitmap": "none", "bitmap-mode": "never"}),
+                "could not be found",
+            ),
+            ("other-disk", json!({}), "busy"),
+        ] {
+            let backup = |target: &str| DriveBackup {
+                common: arguments(device, "full", &more),
+                target: bench.path(target),
+                format: None,
+                mode: NewImageMode::AbsolutePaths,
+            };
+            for size in [SIZE / 2, 2 * SIZE] {
+                let content = vec![7; size];
+                std::fs::write(bench.path("precious"), &content).unwrap();
+                let refused = drive_backup(&bench.graph, &backup("precious"), &main).await;
+                let said = refused.unwrap_err().to_string();
+                assert!(said.contains(words), "{said}");
+                assert!(
+                    std::fs::read(bench.path("precious")).unwrap() == content,
+                    "{said}"
+                );
+            }
+            let refused = drive_backup(&bench.graph, &backup("new"), &main).await;
+            refused.unwrap_err();
+            assert!(!bench.path("new").exists(), "{more}");
+            assert_eq!(bench.graph.nodes().len(), before, "{more}");
+        }
+        let job = bench.job("taken");
+        job.cancel(true).unwrap();
+        end(&job).await;
+        // Nothing that was kept for those that were refused is kept any more.
+        let right = DriveBackup {
+            common: arguments("disk-disk", "full", &json!({"filter-node-name": "filter"})),
+            target: bench.path("precious"),
+            format: None,
+            mode: NewImageMode::AbsolutePaths,
+        };
+        drive_backup(&bench.graph, &right, &main).await.unwrap();
+        assert_eq!(end(&bench.job("job0")).await, None);
+        assert!(bench.bytes("precious") == pattern());
+    });
+}

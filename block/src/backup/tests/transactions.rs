@@ -189,6 +189,7 @@ fn backups_that_were_prepared_are_taken_back() {
         let error = act(&bench, &actions, CompletionMode::Individual).await;
         assert_eq!(error.unwrap_err(), "Transaction aborted using Abort action");
         assert_eq!(bench.graph.picture(), before);
+        assert!(!bench.path("new").exists());
         assert!(bench.graph.jobs().jobs().is_empty());
         let info = &bench.graph.node("journal").unwrap().dirty_bitmaps()[0];
         assert_eq!((info.count, info.busy), (CLUSTER as u64, false));
@@ -208,6 +209,41 @@ fn backups_that_were_prepared_are_taken_back() {
         assert_eq!(end(&bench.job("of-journal-disk")).await, None);
         assert_eq!(end(&bench.job("drive")).await, None);
         assert!(bench.bytes("new") == pattern());
+    });
+}
+
+/// All files are opened before the first is emptied.
+#[test]
+fn if_one_action_is_refused_no_file_is_touched() {
+    run(|bench| async move {
+        two_disks(&bench).await;
+        let content = vec![7; SIZE / 2];
+        std::fs::write(bench.path("precious"), &content).unwrap();
+        let drive = |disk: &str, target: &str, id: &str| {
+            let more = json!({"job-id": id, "filter-node-name": id});
+            Action::DriveBackup(Box::new(DriveBackup {
+                common: arguments(disk, "full", &more),
+                target: bench.path(target),
+                format: None,
+                mode: NewImageMode::AbsolutePaths,
+            }))
+        };
+        let before = bench.graph.picture();
+        for (second, words) in [
+            (drive("data-disk", "new", "one"), "'one'"),
+            (drive("data-disk", "no/where", "two"), "no/where"),
+            (drive("data-disk", "precious", "two"), "another block node"),
+            (drive("journal-disk", "new", "two"), "is busy"),
+        ] {
+            let actions = [drive("journal-disk", "precious", "one"), second];
+            let error = act(&bench, &actions, CompletionMode::Individual).await;
+            let error = error.unwrap_err();
+            assert!(error.contains(words), "{error}");
+            assert!(bench.bytes("precious") == content, "{error}");
+            assert!(!bench.path("new").exists(), "{error}");
+            assert_eq!(bench.graph.picture(), before);
+        }
+        bench.check_clean();
     });
 }
 

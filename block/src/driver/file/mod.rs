@@ -6,12 +6,13 @@
 //! locks that other programs of this family respect.
 
 pub(crate) mod copying;
-pub mod create;
+mod create;
 mod device;
 pub mod fdset;
 mod filled;
 pub mod lock;
 mod mapped;
+mod name;
 mod open;
 mod opened;
 mod probe;
@@ -36,8 +37,9 @@ use crate::error::{BlockError, Result};
 use crate::io::Place;
 use crate::options::{BlockdevOptions, Locking};
 use crate::permission::Access;
-pub use create::create_image;
+pub(crate) use create::NewImage;
 pub use fdset::{FdInfo, FdSetError, FdSets};
+pub use name::path_of;
 pub use open::{FileKind, FileOptions};
 pub(crate) use opened::Opened;
 use opened::is_unsupported;
@@ -65,7 +67,15 @@ impl FileDriver {
     /// # Errors
     /// The file is missing, not permitted, a directory, or no whole number of sectors.
     pub fn open(options: FileOptions) -> Result<Self> {
-        open::open(options)
+        open::open(options, None)
+    }
+
+    /// The same over a file that is open already, and that is to be emptied; what `options` say of it is so.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn open_new(options: FileOptions, image: &NewImage) -> Result<Self> {
+        open::open(options, Some(image))
     }
 
     /// Whether the file was opened for writing.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use sluice_aio::{EngineKind, Route};
 
 use super::copying::Lanes;
+use super::create::NewImage;
 use super::fdset::{FdSetError, FdSets, SetName};
 use super::probe::{self, Alignment};
 use super::{FileDriver, Opened, SECTOR, device};
@@ -107,17 +108,29 @@ impl FileOptions {
     }
 }
 
-pub(super) fn open(options: FileOptions) -> Result<FileDriver> {
-    let (file, writable) = open_file(&options)?;
+/// Opens the file, or takes that of `image`, which is open already and has its size when it is emptied.
+///
+/// # Errors
+/// See [`FileDriver::open`].
+pub(super) fn open(options: FileOptions, image: Option<&NewImage>) -> Result<FileDriver> {
+    let (file, writable) = match image {
+        Some(image) => (image.file(), true),
+        None => {
+            let (file, writable) = open_file(&options)?;
+            (Arc::new(file), writable)
+        }
+    };
     let path = options.path;
     let failed = |source| open_error(&path, source, "");
     let metadata = file.metadata().map_err(failed)?;
     options.kind.check(&metadata, &path)?;
-    let size = size_of(&file, &metadata, &path)?;
+    let size = match image {
+        Some(image) => image.size(),
+        None => size_of(&file, &metadata, &path)?,
+    };
     let alignment = alignment_of(&file, &path, options.direct, size)?;
     let route = Route::to(&file, options.engine);
     let lanes = Arc::new(Lanes::of(&file));
-    let file = Arc::new(file);
     Ok(FileDriver {
         opened: ArcSwap::from_pointee(Opened {
             file: Arc::clone(&file),
@@ -296,6 +309,13 @@ fn size_of(file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
     } else {
         device::size(file).map_err(|error| open_error(path, error, ""))?
     };
+    check_size(size, path)?;
+    Ok(size)
+}
+
+/// # Errors
+/// No disk can have `size` bytes.
+pub(super) fn check_size(size: u64, path: &Path) -> Result<()> {
     if size < SECTOR {
         let reason = format!(
             "its size of {size} bytes is less than one sector ({SECTOR} bytes); make it larger \
@@ -303,12 +323,12 @@ fn size_of(file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
         );
         return Err(unsuitable(path, reason));
     }
-    if size % SECTOR != 0 {
+    if !size.is_multiple_of(SECTOR) {
         let reason = format!(
             "its size of {size} bytes is not a multiple of {SECTOR}; round it up with \
              'truncate -s %{SECTOR}'"
         );
         return Err(unsuitable(path, reason));
     }
-    Ok(size)
+    Ok(())
 }

@@ -325,19 +325,86 @@ fn discards_reach_the_file_system_only_if_wanted() {
     }
 }
 
+fn new_image(path: &Path, size: usize) -> NewImage {
+    NewImage::open(path, size as u64, &[]).unwrap()
+}
+
+fn no_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> String {
+    let refused = NewImage::open(path, size, in_use);
+    refused.unwrap_err().to_string()
+}
+
 #[test]
-fn a_created_image_is_empty_and_sparse() {
+fn a_new_image_is_empty_and_sparse() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new");
-    create_image(&path, SIZE as u64, &[]).unwrap();
+    new_image(&path, SIZE).make_empty().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), vec![0; SIZE]);
     assert!(allocated(&path) < SIZE);
     let path = filled(directory.path(), "old", 5);
-    create_image(&path, 2 * SIZE as u64, &[]).unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), vec![0; 2 * SIZE]);
+    for size in [2 * SIZE, SIZE / 2] {
+        new_image(&path, size).make_empty().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![0; size]);
+        assert!(allocated(&path) < SIZE);
+    }
     // The lock was only for the making.
     let driver = open(FileOptions::new(&path));
     driver.prepare_access(Access::of_device(false)).unwrap();
+}
+
+/// Whatever sizes the two have.
+#[test]
+fn a_file_holds_what_it_held_until_it_is_emptied() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = filled(directory.path(), "image", 5);
+    let before = std::fs::read(&path).unwrap();
+    for size in [SIZE / 2, SIZE, 2 * SIZE] {
+        let image = new_image(&path, size);
+        let driver = FileDriver::open_new(FileOptions::new(&path), &image).unwrap();
+        assert_eq!(driver.size(), size as u64);
+        driver.prepare_access(Access::of_device(false)).unwrap();
+        assert!(std::fs::read(&path).unwrap().starts_with(&before));
+        image.undo();
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+    let image = new_image(&path, SIZE);
+    image.make_empty().unwrap();
+    image.undo();
+    assert_eq!(std::fs::read(&path).unwrap(), vec![0; SIZE]);
+}
+
+#[test]
+fn what_was_made_for_nothing_goes_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new");
+    new_image(&path, SIZE).undo();
+    assert!(!path.exists());
+    // One that was emptied is no more worth keeping.
+    let image = new_image(&path, SIZE);
+    image.make_empty().unwrap();
+    image.undo();
+    assert!(!path.exists());
+    // Nothing can be that large.
+    no_image(&path, !511, &[]);
+    assert!(!path.exists());
+    // A link to nothing is there before and after.
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("new", &link).unwrap();
+    let image = new_image(&link, SIZE);
+    assert!(path.exists());
+    image.undo();
+    assert!(!path.exists());
+    assert_eq!(link.read_link().unwrap(), PathBuf::from("new"));
+    // Somebody else's file by now.
+    let image = new_image(&path, SIZE);
+    std::fs::remove_file(&path).unwrap();
+    filled(directory.path(), "new", 5);
+    image.undo();
+    assert_eq!(std::fs::read(&path).unwrap(), vec![5; SIZE]);
+    // Going round in a circle ends.
+    let circle = directory.path().join("circle");
+    std::os::unix::fs::symlink("circle", &circle).unwrap();
+    no_image(&circle, 512, &[]);
 }
 
 #[test]
@@ -347,35 +414,44 @@ fn a_file_in_use_is_not_emptied() {
     let driver = open(FileOptions::new(&path));
     let before = std::fs::read(&path).unwrap();
     let identity = driver.file_identity().unwrap();
-    let said = create_image(&path, 512, &[identity])
-        .unwrap_err()
-        .to_string();
+    let said = no_image(&path, 512, &[identity]);
     assert!(said.contains("another block node"), "{said}");
     // By another name, it is still the same file.
     let link = directory.path().join("link");
     std::fs::hard_link(&path, &link).unwrap();
-    assert!(create_image(&link, 512, &[identity]).is_err());
+    no_image(&link, 512, &[identity]);
     // Unknown here, but locked by somebody.
     driver.prepare_access(Access::of_device(false)).unwrap();
-    let said = create_image(&path, 512, &[]).unwrap_err().to_string();
-    assert!(said.contains("\"write\" lock"), "{said}");
-    assert_eq!(std::fs::read(&path).unwrap(), before);
+    for size in [512, 2 * SIZE as u64] {
+        let said = no_image(&path, size, &[]);
+        assert!(said.contains("\"write\" lock"), "{said}");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
     driver.finish_access(Access::NONE);
-    create_image(&path, 512, &[]).unwrap();
+    // Of two who want it one gets it.
+    let image = new_image(&path, 512);
+    let said = no_image(&path, 512, &[]);
+    assert!(said.contains("\"write\" lock"), "{said}");
+    image.make_empty().unwrap();
 }
 
 #[test]
-fn images_are_created_only_where_files_can_be() {
+fn images_are_made_only_where_files_can_be() {
     let directory = tempfile::tempdir().unwrap();
     for path in [
         directory.path().to_owned(),
         directory.path().join("no/image"),
         PathBuf::from("/dev/null"),
     ] {
-        let said = create_image(&path, 512, &[]).unwrap_err().to_string();
+        let said = no_image(&path, 512, &[]);
         assert!(said.contains(path.to_str().unwrap()), "{said}");
     }
-    assert!(create_image(&directory.path().join("huge"), u64::MAX, &[]).is_err());
+    let path = filled(directory.path(), "image", 5);
+    for size in [0, 511, 513, !511] {
+        let said = no_image(&path, size, &[]);
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+        assert_eq!(std::fs::read(&path).unwrap(), vec![5; SIZE]);
+    }
 }
 
 #[test]

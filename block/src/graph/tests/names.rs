@@ -6,6 +6,7 @@ use serde_json::json;
 use sluice_aio::current;
 
 use super::bench::run;
+use crate::graph::HeldName;
 
 #[test]
 fn names_are_well_formed_and_unique() {
@@ -176,6 +177,25 @@ fn implicit_nodes_go_with_their_last_parent() {
         bench.graph.remove_backend(&disk).await;
         assert!(bench.graph.nodes().is_empty());
         assert!(bench.graph.backends().is_empty());
+    });
+}
+
+#[test]
+fn a_name_that_is_held_is_nobody_elses() {
+    run(|bench| async move {
+        let null = |name: &str| json!({"driver": "null-co", "node-name": name});
+        bench.add(null("below")).await.unwrap();
+        let held = HeldName::new(&bench.graph, "name").unwrap();
+        let error = bench.add(null("name")).await.unwrap_err().to_string();
+        assert_eq!(error, "Duplicate nodes with node-name='name'");
+        let below = bench.graph.node("below").unwrap();
+        assert!(bench.graph.add_backend("name", &below).is_err());
+        assert!(HeldName::new(&bench.graph, "name").is_err());
+        drop(held);
+        bench.add(null("name")).await.unwrap();
+        for bad in ["name", "1"] {
+            assert!(HeldName::new(&bench.graph, bad).is_err());
+        }
     });
 }
 

@@ -40,6 +40,23 @@ fn a_name_is_taken_until_its_job_is_gone() {
 }
 
 #[test]
+fn a_name_that_is_held_is_nobody_elses() {
+    let world = World::new();
+    let held = world.registry.hold(&options("job").id).unwrap();
+    assert!(world.registry.get("job").is_none());
+    let error = world
+        .registry
+        .create(options("job"), scripted(), &world.home())
+        .unwrap_err();
+    assert_eq!(error.to_string(), "Job ID 'job' already in use");
+    assert!(world.registry.hold(&options("job").id).is_err());
+    world.create("other");
+    drop(held);
+    world.create("job");
+    assert!(world.registry.hold(&options("job").id).is_err());
+}
+
+#[test]
 fn who_hears_that_a_job_is_gone_may_use_its_name() {
     /// Creates a job of the same name as soon as the first is gone.
     struct Successor(

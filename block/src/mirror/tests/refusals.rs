@@ -9,6 +9,7 @@ use super::bench::{Bench, SIZE, common, pattern, run};
 use crate::BlockError;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, DriveMirror, MirrorCommon, blockdev_mirror, drive_mirror};
+use crate::options::NewImageMode;
 
 fn text(result: Result<(), BlockError>) -> String {
     result.unwrap_err().to_string()
@@ -20,7 +21,7 @@ async fn to_file(bench: &Bench, arguments: MirrorCommon, name: &str) -> Result<(
         target: bench.path(name),
         format: None,
         node_name: None,
-        mode: crate::options::NewImageMode::AbsolutePaths,
+        mode: NewImageMode::AbsolutePaths,
         unmap: true,
     };
     drive_mirror(&bench.graph, arguments, &current::context()).await
@@ -288,7 +289,7 @@ fn drive_mirror_knows_raw_only() {
             target: bench.path("new"),
             format: Some("qcow2".to_owned()),
             node_name: None,
-            mode: crate::options::NewImageMode::AbsolutePaths,
+            mode: NewImageMode::AbsolutePaths,
             unmap: true,
         };
         let refused = drive_mirror(&bench.graph, arguments, &current::context()).await;
@@ -310,7 +311,7 @@ fn targets_that_are_no_disks_are_named() {
             target: bench.path("short"),
             format: None,
             node_name: Some("short".to_owned()),
-            mode: crate::options::NewImageMode::Existing,
+            mode: NewImageMode::Existing,
             unmap: true,
         };
         bench.empty_image("short", 512);
@@ -321,5 +322,115 @@ fn targets_that_are_no_disks_are_named() {
             nodes,
             "a refused target stays in the graph"
         );
+    });
+}
+
+/// What is only found when the target is open, too.
+#[test]
+fn a_refused_drive_mirror_touches_no_file() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.disk("other").await;
+        bench
+            .node(json!({"driver": "null-co", "node-name": "huge", "size": u64::MAX >> 1 & !511}))
+            .await;
+        let main = current::context();
+        let wrong = |common: MirrorCommon, name: &str, words: &'static str| {
+            let arguments = |target: &str| DriveMirror {
+                common: common.clone(),
+                target: bench.path(target),
+                format: None,
+                node_name: Some(name.to_owned()),
+                mode: NewImageMode::AbsolutePaths,
+                unmap: true,
+            };
+            (arguments("precious"), arguments("new"), words)
+        };
+        let named = |id: &str, device: &str| MirrorCommon {
+            job_id: Some(id.to_owned()),
+            ..common(device)
+        };
+        let replaces = |name: &str| MirrorCommon {
+            replaces: Some(name.to_owned()),
+            ..common("disk")
+        };
+        bench.target("of-other").await;
+        let of_other = BlockdevMirror {
+            common: named("taken", "other"),
+            target: "of-other".to_owned(),
+            filter_node_name: None,
+            target_is_zero: false,
+        };
+        blockdev_mirror(&bench.graph, of_other, &main)
+            .await
+            .unwrap();
+        let before = bench.graph.nodes().len();
+        for (onto_old, onto_new, words) in [
+            wrong(
+                common("disk"),
+                "other-node",
+                "Duplicate nodes with node-name",
+            ),
+            wrong(common("disk"), "disk", "Duplicate nodes with node-name"),
+            wrong(common("disk"), "1", "Invalid node-name"),
+            wrong(
+                named("taken", "disk"),
+                "good",
+                "Job ID 'taken' already in use",
+            ),
+            wrong(common("other"), "good", "busy"),
+            wrong(replaces("nobody"), "good", "nobody"),
+            wrong(named("job", "huge"), "good", "large"),
+        ] {
+            for size in [SIZE / 2, SIZE, 2 * SIZE] {
+                let content = vec![7; usize::try_from(size).unwrap()];
+                std::fs::write(bench.path("precious"), &content).unwrap();
+                let said = text(drive_mirror(&bench.graph, onto_old.clone(), &main).await);
+                assert!(said.contains(words), "{said}");
+                assert!(
+                    std::fs::read(bench.path("precious")).unwrap() == content,
+                    "{said}"
+                );
+            }
+            let said = text(drive_mirror(&bench.graph, onto_new, &main).await);
+            assert!(said.contains(words), "{said}");
+            assert!(!bench.path("new").exists(), "{said}");
+            assert_eq!(bench.graph.nodes().len(), before, "{said}");
+        }
+    });
+}
+
+#[test]
+fn targets_that_are_no_files_are_refused_by_their_protocol() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        for mode in [NewImageMode::Existing, NewImageMode::AbsolutePaths] {
+            let arguments = DriveMirror {
+                common: common("disk"),
+                target: "nbd:localhost:10809".into(),
+                format: None,
+                node_name: None,
+                mode,
+                unmap: true,
+            };
+            let refused = drive_mirror(&bench.graph, arguments, &current::context()).await;
+            assert!(text(refused).starts_with("Unknown protocol 'nbd'; "));
+        }
+        let mut name = std::ffi::OsString::from("file:");
+        name.push(bench.path("new"));
+        let arguments = DriveMirror {
+            common: common("disk"),
+            target: name.into(),
+            format: None,
+            node_name: None,
+            mode: NewImageMode::AbsolutePaths,
+            unmap: true,
+        };
+        drive_mirror(&bench.graph, arguments, &current::context())
+            .await
+            .unwrap();
+        assert!(bench.path("new").exists());
+        bench.wait_for(JobState::Ready).await;
+        assert_eq!(bench.complete().await, None);
     });
 }

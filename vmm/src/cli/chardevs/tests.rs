@@ -252,6 +252,16 @@ fn images_may_be_named_by_their_protocol() {
     };
     assert_eq!(root("file=/a,format=raw")["filename"], "/a");
     assert_eq!(root("file=file:/a:b,format=raw")["filename"], "/a:b");
+    assert_eq!(root("file=./nbd:x,format=raw")["filename"], "./nbd:x");
+    for name in ["nbd:x", "blkdebug::nbd:x"] {
+        let said = refused(&format!(
+            "-accel qtest -qtest unix:/t -drive file={name},format=raw"
+        ));
+        assert!(
+            said.contains("Unknown protocol 'nbd'; write './nbd:x'"),
+            "{said}"
+        );
+    }
     let faulty = root("file=blkdebug:/rules:/a,format=raw,readonly=on");
     assert_eq!(faulty["config"], "/rules");
     assert_eq!(faulty["image"]["filename"], "/a");

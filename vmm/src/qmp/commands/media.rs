@@ -1,19 +1,17 @@
 //! Commands that move trays and change media: `eject` and the `blockdev-…-tray` and
 //! `blockdev-…-medium` commands (QEMU's `qapi/block.json`).
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::json;
 use sluice_aio::current;
-use sluice_block::driver::file::FileKind;
 use sluice_block::{Backend, BlockdevOptions};
 
 use super::{Done, Monitor};
-use crate::qmp::blockdev;
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::input::Scalars;
+use crate::qmp::{blockdev, image_name};
 
 /// Arguments of `eject` and `blockdev-open-tray`.
 #[derive(Deserialize)]
@@ -126,7 +124,7 @@ enum ReadOnlyMode {
 pub(super) struct ChangeMedium {
     device: Option<String>,
     id: Option<String>,
-    filename: PathBuf,
+    filename: String,
     format: Option<String>,
     #[serde(default)]
     force: bool,
@@ -166,11 +164,10 @@ pub(super) async fn blockdev_change_medium(
     Ok(Done {})
 }
 
-/// A `raw` node over the file or block device `path`.
-async fn image(path: PathBuf, read_only: bool) -> Result<BlockdevOptions, QmpError> {
-    let found = path.clone();
-    let kind = current::blocking(move || FileKind::of(&found)).await?;
-    let file = json!({"driver": kind.driver_name(), "filename": path});
+/// A `raw` node over the image of that name.
+async fn image(name: String, read_only: bool) -> Result<BlockdevOptions, QmpError> {
+    let file = current::blocking(move || image_name::read(&name)).await?;
+    let file = file.map_err(QmpError::generic)?;
     let node = json!({"driver": "raw", "read-only": read_only, "file": file});
     Ok(blockdev::read(node, Scalars::Typed)?)
 }

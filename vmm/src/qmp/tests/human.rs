@@ -171,6 +171,13 @@ fn block_jobs_are_shown_and_told_what_to_do() {
         client.wait_event("BLOCK_JOB_COMPLETED");
         while client.event()["data"]["status"] != "null" {}
         assert_eq!(std::fs::read(backup).unwrap(), vec![1; 4 << 20]);
+        for command in ["drive_mirror", "drive_backup"] {
+            let said = human(&mut client, &format!("{command} -f disk nbd:x raw"));
+            assert!(
+                said.starts_with("Error: Unknown protocol 'nbd'; "),
+                "{said}"
+            );
+        }
         let compressed = format!("drive_backup -f -c disk {} raw", world.path("c"));
         let compressed = human(&mut client, &compressed);
         assert!(

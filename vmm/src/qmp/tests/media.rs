@@ -202,6 +202,14 @@ fn an_image_is_exchanged_for_another() {
         let error = client.generic("blockdev-change-medium", change("/nowhere", json!({})));
         let text = "Could not open '/nowhere': No such file or directory";
         assert!(error.starts_with(text), "{error}");
+        let error = client.generic("blockdev-change-medium", change("nbd:x", json!({})));
+        assert!(error.starts_with("Unknown protocol 'nbd'; "), "{error}");
+        let named = json!({"driver": "file", "filename": two}).to_string();
+        for name in [format!("file:{two}"), format!("json:{named}")] {
+            client.ok("blockdev-change-medium", change(&name, json!({})));
+            assert_eq!(disk(&mut client)["inserted"]["file"], json!(two));
+        }
+        client.ok("blockdev-change-medium", change(&one, json!({})));
         let format = json!({"format": "vhdx"});
         let error = client.generic("blockdev-change-medium", change(&two, format));
         assert_eq!(error, "Unknown driver 'vhdx'");

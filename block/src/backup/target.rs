@@ -1,0 +1,116 @@
+//! [`Target`]: the file that a `drive-backup` has named, and what its job needs, kept for it until it begins. So
+//! nothing can refuse the command any more when the file is emptied.
+
+use std::sync::Arc;
+
+use super::arguments::DriveBackup;
+use super::start::{check_pair, check_source, job_options, no_marks, refused};
+use crate::driver::copy_before_write::TARGET_ACCESS;
+use crate::error::Result;
+use crate::graph::file_target::{FileTarget, Wanted};
+use crate::graph::parent::Parent;
+use crate::graph::undo::Undo;
+use crate::graph::{Graph, HeldName};
+use crate::job::JobKind;
+use crate::node::Node;
+
+/// What the target is to who keeps it.
+const ROLE: &str = "target";
+
+/// See the [module](self). To be [closed](Self::close).
+#[must_use = "it is to be closed"]
+pub(crate) struct Target<'a> {
+    graph: &'a Arc<Graph>,
+    file: FileTarget,
+    /// Stands above the target until the job does: other programs keep away.
+    parent: Parent,
+    /// Gives back what is kept.
+    kept: Option<Undo<'a>>,
+}
+
+impl<'a> Target<'a> {
+    /// Opens the target of a backup that nothing speaks against. What the file holds stays.
+    ///
+    /// # Errors
+    /// Why there can be no such backup, and what the file system says; then everything is as it was.
+    pub(crate) async fn open(graph: &'a Arc<Graph>, arguments: &DriveBackup) -> Result<Self> {
+        let common = &arguments.common;
+        let wanted = Wanted {
+            file: &arguments.target,
+            format: arguments.format.as_deref(),
+            mode: arguments.mode,
+            node_name: None,
+            unmap: true,
+        };
+        wanted.check("drive-backup")?;
+        let source = graph.device_or_node(&common.device)?;
+        check_source(&source, &common.device)?;
+        let shape = common.shape()?;
+        let bitmap = common.sync_bitmap(&source)?;
+        let options = job_options(common, &source, None)?;
+        let blocker = JobKind::Backup.named(options.id.as_str());
+        no_marks(shape, source.len())?;
+        let held_id = graph.jobs().hold(&options.id);
+        let held_id = held_id.map_err(|error| refused(error.to_string()))?;
+        let name = common.filter_node_name.as_deref();
+        let held_name = name.map(|name| HeldName::new(graph, name)).transpose()?;
+
+        let mut kept = Undo::new(graph);
+        kept.push(move |_| drop((held_id, held_name)));
+        kept.block(&source, &blocker)?;
+        if let Some(bitmap) = bitmap {
+            bitmap.occupy();
+            kept.push(move |_| bitmap.release());
+        }
+        let file = FileTarget::open(graph, wanted, source.len()).await?;
+        let mut target = Self {
+            graph,
+            file,
+            parent: Parent::Claim(blocker.as_str().into()),
+            kept: Some(kept),
+        };
+        match target.claim(&source, &blocker) {
+            Ok(()) => Ok(target),
+            Err(error) => {
+                target.close(false).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn claim(&mut self, source: &Arc<Node>, blocker: &str) -> Result<()> {
+        let node = &self.file.node;
+        check_pair(source, node)?;
+        if let Some(kept) = &mut self.kept {
+            kept.block(node, blocker)?;
+        }
+        let mut change = self.graph.transaction();
+        change.check_present(source)?;
+        change.attach(node, self.parent.clone(), ROLE, TARGET_ACCESS);
+        change.commit()
+    }
+
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.file.node
+    }
+
+    /// See [`FileTarget::make_empty`].
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) async fn make_empty(&self) -> Result<()> {
+        self.file.make_empty().await
+    }
+
+    /// The job is prepared at once, and takes for itself what was kept for it.
+    pub(crate) fn hand_over(&mut self) {
+        self.kept = None;
+    }
+
+    /// The job has it, or there is none and all is given back.
+    pub(crate) async fn close(mut self, is_used: bool) {
+        self.hand_over();
+        self.graph.let_go(&self.file.node, &self.parent, ROLE);
+        self.file.close(is_used).await;
+    }
+}

@@ -1,0 +1,96 @@
+//! [`Targets`]: the files that actions name. All are opened before the first is emptied, and all are emptied before any
+//! node is drained.
+
+use std::sync::Arc;
+
+use super::Action;
+use crate::backup;
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::node::Node;
+
+/// What one action has opened.
+pub(super) enum Target<'a> {
+    Nothing,
+    Backup(backup::Target<'a>),
+    Overlay(Arc<Node>),
+}
+
+impl<'a> Target<'a> {
+    async fn open(graph: &'a Arc<Graph>, action: &Action) -> Result<Self> {
+        Ok(match action {
+            Action::DriveBackup(backup) => Self::Backup(backup::Target::open(graph, backup).await?),
+            Action::SnapshotSync(snapshot) => Self::Overlay(graph.open_overlay(snapshot).await?.1),
+            _ => Self::Nothing,
+        })
+    }
+
+    pub(super) fn node(&self) -> Option<&Arc<Node>> {
+        match self {
+            Self::Nothing => None,
+            Self::Backup(target) => Some(target.node()),
+            Self::Overlay(node) => Some(node),
+        }
+    }
+}
+
+/// See the [module](self). In the order of the actions; to be [closed](Self::close).
+#[must_use = "they are to be closed"]
+pub(super) struct Targets<'a> {
+    graph: &'a Graph,
+    pub(super) of_actions: Vec<Target<'a>>,
+}
+
+impl<'a> Targets<'a> {
+    /// Opens all. What files hold stays.
+    ///
+    /// # Errors
+    /// What speaks against one of the actions by itself; then everything is as it was.
+    pub(super) async fn open(graph: &'a Arc<Graph>, actions: &[Action]) -> Result<Self> {
+        let of_actions = Vec::new();
+        let mut targets = Self { graph, of_actions };
+        for action in actions {
+            match Target::open(graph, action).await {
+                Ok(target) => targets.of_actions.push(target),
+                Err(error) => {
+                    targets.close(false).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(targets)
+    }
+
+    /// What files hold that are not to be kept is gone.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(super) async fn make_empty(&self) -> Result<()> {
+        for target in &self.of_actions {
+            if let Target::Backup(target) = target {
+                target.make_empty().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The actions are done at once, and take for themselves what was kept for them.
+    pub(super) fn hand_over(&mut self) {
+        for target in &mut self.of_actions {
+            if let Target::Backup(target) = target {
+                target.hand_over();
+            }
+        }
+    }
+
+    /// Closes those that nobody uses; files that were made go if the transaction has failed.
+    pub(super) async fn close(self, is_done: bool) {
+        for target in self.of_actions {
+            match target {
+                Target::Nothing => {}
+                Target::Backup(target) => target.close(is_done).await,
+                Target::Overlay(node) => self.graph.remove_if_unused(&node),
+            }
+        }
+    }
+}
