@@ -417,6 +417,62 @@ fn a_mirrors_mode_is_switched_under_writes() {
     });
 }
 
+/// Reopens a disk's source or target, `node`, with each of these options while a write of the guest is on its way.
+fn reopen_in_all_ways(writer: &mut Writer, disk: Disk, node: &str) {
+    let ways = [
+        (json!({"cache": {"direct": true}}), json!({})),
+        (json!({}), json!({"aio": "threads"})),
+        (json!({"discard": "unmap"}), json!({"aio": "io_uring"})),
+        (
+            json!({"discard": "unmap", "detect-zeroes": "unmap"}),
+            json!({}),
+        ),
+        (
+            json!({"cache": {"no-flush": true}}),
+            json!({"cache": {"direct": true}}),
+        ),
+        (json!({"detect-zeroes": "on"}), json!({})),
+        (json!({}), json!({})),
+    ];
+    for (own, below) in ways {
+        let mut file = json!({"driver": "file", "filename": writer.guest.image(node)});
+        let members = file.as_object_mut().unwrap();
+        members.extend(below.as_object().unwrap().clone());
+        let mut options = json!({"driver": "blkdebug", "node-name": node, "image": file});
+        let members = options.as_object_mut().unwrap();
+        members.extend(own.as_object().unwrap().clone());
+        let reopen = json!({"options": [options]});
+        let (waited, answer) = writer.during_writes(&[disk], "blockdev-reopen", &reopen);
+        answer.unwrap();
+        // Nothing that the guest does goes to the target at once.
+        assert!(waited || node != disk.name());
+        writer.write_some(disk);
+    }
+}
+
+/// Whatever may change about the nodes of a mirror changes, under the guest's writes and the job's copies: at the end both hold the
+/// same.
+#[test]
+fn a_mirrors_nodes_are_reopened_under_writes() {
+    for mode in ["background", "write-blocking"] {
+        on_both(|writer, disk| {
+            let (source, target) = (disk.name(), disk.copy());
+            writer.guest.add_target(disk, &json!({}));
+            let more = json!({"copy-mode": mode, "speed": 1 << 20});
+            writer.guest.begin_mirror(disk, &more).unwrap();
+            reopen_in_all_ways(writer, disk, source);
+            reopen_in_all_ways(writer, disk, &target);
+            let speed = json!({"device": source, "speed": 0});
+            writer.guest.execute("block-job-set-speed", &speed);
+            writer.guest.wait_job(disk, "BLOCK_JOB_READY");
+            reopen_in_all_ways(writer, disk, &target);
+            reopen_in_all_ways(writer, disk, source);
+            writer.guest.pivot(disk);
+            writer.assert_disk(disk, &target);
+        });
+    }
+}
+
 /// `drive-mirror` makes its target, and what a guest trims becomes a hole there with `unmap` alone.
 #[test]
 fn a_drive_mirror_makes_its_target_and_unmaps_what_is_trimmed() {
