@@ -30,7 +30,8 @@ use crate::node::Node;
 mod begin;
 mod waiting;
 
-pub(crate) use begin::{HeldUp, begin_section};
+use begin::HeldUp;
+pub(crate) use begin::begin_section;
 pub use waiting::HeldUpSection;
 pub(crate) use waiting::HeldUpSections;
 
@@ -66,7 +67,8 @@ struct Held {
 
 impl Held {
     fn gates(&self) -> impl Iterator<Item = &Gate> {
-        self.backends.iter().map(|covered| covered.closed.gate())
+        let closed = self.backends.iter().flat_map(|covered| &covered.closed);
+        closed.map(Closed::gate)
     }
 }
 
@@ -74,7 +76,7 @@ impl Held {
 #[derive(Debug)]
 struct Covered {
     _unlimited: Unlimited,
-    closed: Closed,
+    closed: [Closed; 2],
     /// Not kept: it may be removed meanwhile.
     backend: Weak<Backend>,
 }
@@ -205,14 +207,14 @@ impl SectionInner {
         }
     }
 
-    /// Closes the gate of `backend` for this section, once, and lifts its limits: the section waits
+    /// Closes the gates of `backend` for this section, once, and lifts its limits: the section waits
     /// for what they hold up.
     pub(crate) fn cover(&self, backend: &Arc<Backend>) {
         let gate = backend.gate();
         let mut held = self.held.lock();
         if !held.gates().any(|closed| closed.is_same(gate)) {
             held.backends.push(Covered {
-                closed: gate.close(&self.holder),
+                closed: backend.gates().map(|gate| gate.close(&self.holder)),
                 _unlimited: backend.lift_limits(),
                 backend: Arc::downgrade(backend),
             });

@@ -248,10 +248,10 @@ async fn assemble(
     Ok(machine)
 }
 
-/// What `cont` does before the vCPUs: disks do again what an error has halted.
+/// What `cont` does before the vCPUs: disks do again what an error has halted, and begin what has come meanwhile.
 fn resume_disks(graph: &Arc<Graph>) -> Notice {
     let graph = Arc::clone(graph);
-    Arc::new(move || graph.resume_halted())
+    Arc::new(move || graph.resume())
 }
 
 /// The graph's events: told to everybody, and to the machine if one of them asks it to stop.

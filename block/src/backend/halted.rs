@@ -1,4 +1,5 @@
-//! Requests that an error has halted, until the machine goes on.
+//! Requests that have to wait until the machine goes on: those that an error has halted, and all that come to a machine
+//! that stands still.
 //!
 //! A halted request holds no token: the disk is at rest while the machine stands still, and can be
 //! drained. But the gate stays closed for as long as any is halted, so that nothing overtakes it.
@@ -18,6 +19,8 @@ use sluice_aio::{Gate, Token};
 
 /// Who holds the gate closed, in diagnostics.
 const HOLDER: &str = "I/O error";
+/// The same, for a machine that stands still.
+const STOPPED: &str = "stopped machine";
 
 /// What becomes of a halted request.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ struct Queue {
     slots: Vec<Shared>,
     /// The gate's section while any has not been resumed.
     closed: Option<Closed>,
+    /// The gate's section while the machine stands still.
+    stopped: Option<Closed>,
 }
 
 impl Queue {
@@ -82,14 +87,28 @@ impl Halted {
         Halting { halted: self, slot }
     }
 
+    /// The machine stands still: the gate is closed until it goes on.
+    pub(super) fn stop(&self, gate: &Gate) {
+        let closed = gate.close(STOPPED);
+        let before = self.0.lock().stopped.replace(closed);
+        drop(before);
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.0.lock().halted().count()
     }
 
-    /// Lets all of them go on, in the order in which they were made. Those that were let go before
-    /// and have not got in since are put in order with them.
+    /// Lets all of them go on, in the order in which they were made, and then who came to a machine that stood still.
+    /// Those that were let go before and have not got in since are put in order with them.
     pub(super) fn resume(&self, gate: &Gate) {
+        // Dropped last: it may be the last section of the gate.
+        let stopped = self.0.lock().stopped.take();
+        self.resume_halted(gate);
+        drop(stopped);
+    }
+
+    fn resume_halted(&self, gate: &Gate) {
         let mut queue = self.0.lock();
         if queue.halted().next().is_none() {
             return;

@@ -64,6 +64,8 @@ pub struct Backend {
     name: String,
     root: ArcSwapOption<Node>,
     gate: Gate,
+    /// The gate of operators' tools, which sections close too, but no machine that stands still.
+    tools: Gate,
     clock: Clock,
     /// What its device does with a medium.
     access: Access,
@@ -107,6 +109,7 @@ impl Backend {
         Arc::new(Self {
             name: name.to_owned(),
             gate: Gate::new(name, clock.clone()),
+            tools: Gate::new(format!("{name} (by hand)"), clock.clone()),
             clock,
             size: ToldSize::new(root.as_ref().map_or(0, |root| root.len())),
             root: ArcSwapOption::from(root),
@@ -179,10 +182,16 @@ impl Backend {
         drop(before);
     }
 
-    /// The gate that holds this disk's external requests.
+    /// The gate that holds the requests of this disk's device.
     #[must_use]
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// All gates that requests to this disk come through: the device's, and that of operators' tools.
+    #[must_use]
+    pub fn gates(&self) -> [&Gate; 2] {
+        [&self.gate, &self.tools]
     }
 
     /// The root node now; none without a medium, and after the backend was removed.
@@ -267,6 +276,11 @@ impl Backend {
         self.halted.len()
     }
 
+    /// The machine stands still: no request of the device begins until [`resume`](Self::resume).
+    pub fn stop(&self) {
+        self.halted.stop(&self.gate);
+    }
+
     /// The machine goes on: what an error had halted is done again, before anything newer.
     pub fn resume(&self) {
         *self.status.lock() = IoStatus::Ok;
@@ -275,7 +289,7 @@ impl Backend {
 
     /// Cancels what is parked, halted or held up by limits; nothing enters any more.
     pub(crate) fn destroy(&self) {
-        self.gate.destroy();
+        self.gates().into_iter().for_each(Gate::destroy);
         self.throttling.close();
         // Each finds the gate destroyed.
         self.halted.resume(&self.gate);
@@ -293,7 +307,13 @@ impl Backend {
         self.gate.enter()
     }
 
-    /// The same without waiting, for a source with a queue of its own.
+    /// The same for an operator's tool, which works on the disk of a machine that stands still, too.
+    #[must_use = "futures do nothing unless polled"]
+    pub fn enter_as_tool(&self) -> Enter {
+        self.tools.enter()
+    }
+
+    /// As [`enter`](Self::enter) without waiting, for a source with a queue of its own.
     #[must_use]
     pub fn try_enter(&self) -> Option<Token> {
         self.gate.try_enter()
@@ -417,7 +437,7 @@ impl Backend {
     /// No medium.
     fn on_root<T>(&self, token: &Token, call: impl FnOnce(&Arc<Node>) -> T) -> Result<T> {
         debug_assert!(
-            token.is_of(&self.gate),
+            self.gates().into_iter().any(|gate| token.is_of(gate)),
             "a request entered another disk's gate"
         );
         match &*self.root.load() {

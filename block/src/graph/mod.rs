@@ -78,6 +78,8 @@ struct Topology {
     backends: Vec<Arc<Backend>>,
     /// Sections over everything that are open now.
     global: Vec<Weak<SectionInner>>,
+    /// The machine stands still.
+    stopped: bool,
     next_name: u64,
     /// Names that nodes are going to have.
     held_names: BTreeSet<String>,
@@ -364,7 +366,9 @@ impl Graph {
     /// Takes a backend away: what is parked is cancelled, what runs is awaited.
     pub async fn remove_backend(&self, backend: &Arc<Backend>) {
         backend.destroy();
-        backend.gate().wait_idle().await;
+        for gate in backend.gates() {
+            gate.wait_idle().await;
+        }
         backend.set_throttle_group(None);
         backend.leave_home();
         self.topology()
@@ -465,9 +469,19 @@ impl Graph {
         }
     }
 
+    /// The machine stands still: no request of a guest begins until [`resume`](Self::resume), on a disk that comes
+    /// meanwhile either. Those that have begun go on.
+    pub fn stop(&self) {
+        self.topology().stopped = true;
+        for backend in self.backends() {
+            backend.stop();
+        }
+    }
+
     /// The machine goes on after a stop: every disk does again what an error had halted, before
     /// anything newer.
-    pub fn resume_halted(&self) {
+    pub fn resume(&self) {
+        self.topology().stopped = false;
         for backend in self.backends() {
             backend.resume();
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Graph;
 use super::home::MAIN_NODE;
 use super::parent::Parent;
-use crate::drain::{HeldUp, Section, SectionInner};
+use crate::drain::{Section, SectionInner};
 use crate::error::Result;
 use crate::job::Job;
 use crate::node::Node;
@@ -27,13 +27,15 @@ impl std::fmt::Display for LeftTarget {
 }
 
 impl Graph {
-    /// Waits until nothing is on its way anywhere, and makes durable what was written. Any thread.
+    /// Waits until nothing is on its way anywhere, and makes durable what was written. Any thread. From now on no request of
+    /// a guest begins until [`resume`](Self::resume): what is parked at a gate by somebody else's section stays there when that ends.
     ///
     /// Targets that jobs have [ended without](crate::job::JobRegistry::shut_down) are left out, and returned: nobody knows
     /// whether their requests ever return, and no disk has to do with them. So are, but for the list, those of jobs that work
     /// and do not come to rest: they go on, and see to their targets themselves. A node that can't be flushed is told
     /// of in the log; all are tried.
     pub async fn come_to_rest(&self, holder: &str) -> Vec<LeftTarget> {
+        self.stop();
         let busy = self.drain_but_for_hanging_jobs(holder).await;
         let left: Vec<_> = self
             .nodes()
@@ -75,25 +77,16 @@ impl Graph {
     }
 
     /// Waits until nothing is on its way. It does not wait for what was left behind; nor for long for jobs that do not
-    /// rest, which it returns, unless they keep a guest out: what that has asked for is done after their sections.
+    /// rest, which it returns.
     async fn drain_but_for_hanging_jobs(&self, holder: &str) -> Vec<Arc<Job>> {
-        let wanted = self.clock().now();
-        loop {
-            let section = SectionInner::without_what_was_left(holder, self.clock());
-            self.cover_all(&section);
-            let busy = match section.wait_idle().await {
-                Ok(()) => Vec::new(),
-                Err(_) => section.busy_jobs(),
-            };
-            let holding = busy.iter().find(|job| job.is_holding());
-            let Some(holding) = holding.map(|job| Arc::new(HeldUp::Job(Arc::clone(job)))) else {
-                drop(Section::new(section));
-                return busy;
-            };
-            let _shown = self.held_up.show(&section, wanted, &holding);
-            drop(Section::new(section));
-            holding.wait_idle().await;
-        }
+        let section = SectionInner::without_what_was_left(holder, self.clock());
+        self.cover_all(&section);
+        let busy = match section.wait_idle().await {
+            Ok(()) => Vec::new(),
+            Err(_) => section.busy_jobs(),
+        };
+        drop(Section::new(section));
+        busy
     }
 
     /// Adds the names of what jobs alone use that do not come to rest.

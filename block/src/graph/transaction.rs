@@ -174,6 +174,9 @@ impl Transaction<'_> {
     /// Makes a new backend known and puts it above its root.
     pub(super) fn add_backend(&mut self, backend: &Arc<Backend>) {
         self.topology.backends.push(Arc::clone(backend));
+        if self.topology.stopped {
+            backend.stop();
+        }
         let gone = Arc::clone(backend);
         self.undo.push(Box::new(move |topology| {
             topology.backends.retain(|other| !Arc::ptr_eq(other, &gone));

@@ -49,11 +49,6 @@ impl EndPhase {
         self < Self::CatchingUp
     }
 
-    /// Whether it keeps the guest out, or is about to.
-    fn is_holding(self) -> bool {
-        self >= Self::Holding
-    }
-
     /// Whether a forced cancel is heard.
     pub(super) fn can_be_cancelled(self) -> bool {
         self < Self::Switching
@@ -74,12 +69,6 @@ impl Job {
     #[cfg(test)]
     pub(crate) fn end_phase(&self) -> EndPhase {
         self.lock().phase
-    }
-
-    /// Whether it keeps the guest out of its disk, or is about to.
-    pub(crate) fn is_holding(&self) -> bool {
-        let core = self.lock();
-        core.phase.is_holding() && !core.state.has_ended()
     }
 
     /// Whether what the job waits for is there.

@@ -270,13 +270,18 @@ impl Controller {
         self.parts.engine.stop();
         self.set_state(RunState::Shutdown);
         self.emit(&VmEvent::Shutdown(Cause::GuestShutdown));
+        self.come_to_rest().await;
+    }
+
+    /// Has done what has to be done when the machine stands still.
+    async fn come_to_rest(&self) {
         let chores = self.on_stop.lock().clone();
         for chore in chores {
             chore().await;
         }
     }
 
-    /// Stops the vCPUs; `state` says why.
+    /// Stops the vCPUs; `state` says why. Whoever hears of it finds the disks at rest.
     async fn do_stop(&self, state: RunState) -> Result<(), ControlError> {
         let _turn = self.turn.lock().await;
         match self.status() {
@@ -291,11 +296,8 @@ impl Controller {
         }
         self.parts.engine.stop();
         self.set_state(state);
+        self.come_to_rest().await;
         self.emit(&VmEvent::Stop);
-        let chores = self.on_stop.lock().clone();
-        for chore in chores {
-            chore().await;
-        }
         Ok(())
     }
 

@@ -515,7 +515,7 @@ fn a_command_in_a_drained_section_begins_after_it() {
     let socket = format!("{}.qmp", ide.image().display());
     let mut operator = Qmp::connect(Path::new(&socket), LIMIT).unwrap();
     let stop = std::thread::spawn(move || operator.execute("stop", &json!({})).unwrap());
-    ide.wait_event("STOP");
+    while ide.execute("query-status", &json!({}))["status"] != "paused" {}
     for (register, value) in [
         (port::COUNT, 1),
         (port::LBA_LOW, 0),
@@ -533,8 +533,17 @@ fn a_command_in_a_drained_section_begins_after_it() {
         assert_ne!(ide.get(second) & status::BUSY, 0, "postponed");
     }
     assert_ne!(ide.get(port::ALTERNATE_STATUS) & status::BUSY, 0, "held");
+    let told = ide.machine.qmp.events();
+    assert!(told.iter().all(|event| event.event != "STOP"), "{told:?}");
     ide.execute("x-debug-resume", &tag);
     stop.join().unwrap();
+    ide.wait_event("STOP");
+    assert_ne!(
+        ide.get(second) & status::BUSY,
+        0,
+        "the machine stands still"
+    );
+    ide.execute("cont", &json!({}));
     assert_ne!(ide.ready() & status::DATA_REQUEST, 0);
     loop {
         let bits = ide.get(second);

@@ -503,10 +503,8 @@ impl Drives {
             operator.execute("stop", &json!({})).unwrap();
             operator
         });
-        let stopped = |event: &sluice_tests::qmp::Event| event.event == "STOP";
-        self.machine.qmp.wait_event("STOP", LIMIT, stopped).unwrap();
-        // It goes through the loop that has begun the section.
-        self.execute("query-status", &json!({}));
+        // Once this is told the section has begun; `STOP` comes when it ends.
+        while self.execute("query-status", &json!({}))["status"] != "paused" {}
         stop
     }
 

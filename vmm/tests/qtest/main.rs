@@ -28,6 +28,7 @@ mod process;
 mod rough;
 mod scenarios;
 mod small_disk;
+mod stop;
 mod two_disks;
 mod virtio;
 mod virtio_commands;

@@ -286,11 +286,8 @@ impl Disk {
             operator.execute("stop", &json!({})).unwrap();
             operator
         });
-        let stopped = |event: &sluice_tests::qmp::Event| event.event == "STOP";
-        let qmp = &mut self.virtio.machine.qmp;
-        qmp.wait_event("STOP", LIMIT, stopped).unwrap();
-        // It goes through the loop that has begun the section.
-        self.execute("query-status", &json!({}));
+        // Once this is told the section has begun; `STOP` comes when it ends.
+        while self.execute("query-status", &json!({}))["status"] != "paused" {}
         stop
     }
 

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::FutureExt;
 use serde_json::json;
 use sluice_aio::{IoThread, LoopConfig, current};
 
-use super::bench::{Bench, run, settle, write};
+use super::bench::{Bench, SIZE, Watch, run, settle, write};
+use crate::backend::Backend;
 use crate::drain::Section;
 use crate::node::Node;
 
@@ -312,5 +314,68 @@ fn a_request_that_ignores_the_section_is_noticed() {
         disk.flush(&token).await.unwrap();
         assert!(watch.broken.load(Ordering::SeqCst));
         drop(section);
+    });
+}
+
+/// Another's section is over only after all has come to rest, and its end lets nobody in; nor does a disk that comes then.
+#[test]
+fn what_is_parked_when_the_machine_stops_begins_when_it_goes_on() {
+    run(|bench| async move {
+        let (disk, node, watch) = bench.disk("disk");
+        let begin = |disk: &Arc<Backend>, offset| {
+            let disk = Arc::clone(disk);
+            current::spawn_local(async move { write(&disk, offset).await })
+        };
+        // But for flushes.
+        let written = |watch: &Arc<Watch>| {
+            let mut log = watch.log.lock().clone();
+            log.retain(|offset| *offset != SIZE);
+            log
+        };
+        let section = bench.graph.drain(&node, "test").await;
+        let parked = begin(&disk, 1);
+        settle().await;
+        assert!(bench.graph.come_to_rest("stop").await.is_empty());
+        drop(section);
+        let late = begin(&disk, 2);
+        let (other, _, others) = bench.disk("other");
+        let plugged = begin(&other, 3);
+        settle().await;
+        assert!(written(&watch).is_empty() && written(&others).is_empty());
+        assert_eq!(disk.gate().stats().holders[0].name, "stopped machine");
+        // Sections begin and end, and tools work meanwhile.
+        drop(bench.graph.drain_all("test").await);
+        let token = disk.enter_as_tool().await.unwrap();
+        disk.flush(&token).await.unwrap();
+        drop(token);
+        settle().await;
+        assert!(written(&watch).is_empty());
+        bench.graph.resume();
+        for request in [parked, late, plugged] {
+            request.await.unwrap().unwrap();
+        }
+        assert_eq!(written(&watch), [1, 2]);
+        assert_eq!(written(&others), [3]);
+    });
+}
+
+/// A section waits for an operator's tool as for a device, and the tool for the section.
+#[test]
+fn tools_are_kept_out_too() {
+    run(|bench| async move {
+        let (disk, node, _watch) = bench.disk("disk");
+        let token = disk.enter_as_tool().await.unwrap();
+        let (graph, drained) = (Arc::clone(&bench.graph), Arc::clone(&node));
+        let mut draining = current::spawn_local(async move { graph.drain(&drained, "test").await });
+        settle().await;
+        assert!((&mut draining).now_or_never().is_none());
+        drop(token);
+        let section = draining.await.unwrap();
+        let tool = Arc::clone(&disk);
+        let mut late = current::spawn_local(async move { tool.enter_as_tool().await });
+        settle().await;
+        assert!((&mut late).now_or_never().is_none());
+        drop(section);
+        drop(late.await.unwrap().unwrap());
     });
 }

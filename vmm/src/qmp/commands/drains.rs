@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use sluice_aio::{Histogram, gate};
+use sluice_aio::{Gate, Histogram, gate};
 use sluice_block::drain::HeldUpSection;
 use sluice_block::{Backend, Graph, Node};
 
@@ -132,20 +132,21 @@ fn held_up(sections: Vec<HeldUpSection>, now: Duration) -> Vec<HeldUp> {
 
 fn of_disk(graph: &Graph, backend: &Backend, now: Duration) -> Drains {
     let stats = backend.gate().stats();
+    let count = |of: fn(&Gate) -> usize| backend.gates().into_iter().map(of).sum();
     Drains {
         device: Some(backend.name().to_owned()),
         node_name: backend.node().map(|node| node.name().to_owned()),
         drained: backend.gate().is_closed(),
         holders: holders(stats.holders, now),
         held_up: held_up(graph.held_up_over_disk(backend), now),
-        parked: stats.parked_now,
+        parked: count(Gate::parked),
         sections_total: stats.sections,
         longest_section_ns: stats.longest_section.as_nanos(),
         section_times: buckets(&stats.section_times),
         longest_drain_ns: stats.longest_drain.as_nanos(),
         drain_times: buckets(&stats.drain_times),
         disk: Some(DiskDrains {
-            in_flight: stats.in_flight,
+            in_flight: count(Gate::in_flight),
             requests: backend.gate().describe_in_flight(),
             awaited_ns: stats
                 .awaited_since
@@ -169,7 +170,9 @@ fn of_node(graph: &Graph, node: &Arc<Node>, now: Duration) -> Drains {
         drained: !holding.is_empty(),
         holders: holding,
         held_up: held_up(graph.held_up_over_node(node), now),
-        parked: above.iter().map(|backend| backend.gate().parked()).sum(),
+        parked: (above.iter().flat_map(|backend| backend.gates()))
+            .map(Gate::parked)
+            .sum(),
         sections_total: past.count,
         longest_section_ns: past.longest.as_nanos(),
         section_times: buckets(&past.times),

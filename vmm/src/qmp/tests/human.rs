@@ -518,7 +518,7 @@ fn a_drained_disk_holds_requests_by_hand() {
             std::thread::yield_now();
         }
         assert_eq!(qemu_io(&mut client, "disk", "aio_write -P 9 0 512"), "");
-        while backend.gate().parked() == 0 {
+        while backend.gates().iter().all(|gate| gate.parked() == 0) {
             std::thread::yield_now();
         }
         drop(held.lock().take());

@@ -1,7 +1,7 @@
 //! `qemu-io DEV "COMMAND"`: requests by hand, as the program `qemu-io` makes them, with its words.
 //!
-//! On a disk they go through its gate, like the guest's; on a node that has none, through a backend
-//! for the command's time. Asynchronous requests (`aio_read`, `aio_write`) run on when the command
+//! On a disk they go through a gate beside the guest's, which is open on a machine that stands still; on a node that has
+//! none, through a backend for the command's time. Asynchronous requests (`aio_read`, `aio_write`) run on when the command
 //! has been answered; what they have to say comes with the answer to the next `qemu-io` command,
 //! `aio_flush` for one, which waits for them.
 
@@ -437,7 +437,7 @@ impl Session {
 
     async fn flush(&self) -> Result<(), BlockError> {
         let result = async {
-            let token = self.backend.enter().await?;
+            let token = self.backend.enter_as_tool().await?;
             self.backend.flush(&token).await
         };
         let result = result.await;
@@ -465,7 +465,7 @@ impl Session {
     async fn make(&self, request: Request) -> Result<Option<String>, BlockError> {
         let Request { offset, len, .. } = request;
         let backend = &self.backend;
-        let token = backend.enter().await?;
+        let token = backend.enter_as_tool().await?;
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
         match request.operation {
             Operation::Read => {
