@@ -191,9 +191,9 @@ impl BlockError {
             Self::Busy {
                 is_ending: true, ..
             } => Some("the job is ending already: wait until it is gone"),
-            Self::Busy { .. } => {
-                Some("wait for the job's end, or end it by 'job-complete' or 'job-cancel'")
-            }
+            Self::Busy { .. } => Some(
+                "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'",
+            ),
             _ => None,
         }
     }
