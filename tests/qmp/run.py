@@ -787,7 +787,8 @@ class Outgoing(unittest.TestCase):
                 self.assertIn('{"return": {}}', wrapper.enter("quit", "(QEMU) "))
                 # Ctrl-D.
                 wrapper.enter("\x04", None)
-                self.assertEqual(wrapper.process.wait(PATIENCE), 0)
+                # The client ends with an error of its own if it has heard that the machine is gone by then.
+                self.assertIn(wrapper.process.wait(PATIENCE), (0, 1))
                 self.assertEqual([path.name for path in Path(directory).iterdir() if path.is_socket()], [])
             finally:
                 wrapper.clean_up()

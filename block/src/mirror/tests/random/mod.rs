@@ -101,8 +101,8 @@ const OF_TARGET: &[DebugEvent] = &[
 /// At these the job has no error to be judged.
 const NEVER_FAILING: &[DebugEvent] = &[DebugEvent::PivotAgreed, DebugEvent::PivotSwapped];
 
-/// Holds up to three requests at a time and lets them go in any order; some fail.
-async fn hold(sides: Vec<Side>, seed: u64, stop: Stop) {
+/// Holds up to three requests at a time and lets them go in any order; some fail until there is `calm`.
+async fn hold(sides: Vec<Side>, seed: u64, calm: Stop, stop: Stop) {
     let mut dice = Dice::new(seed);
     let mut held = [None; 3];
     loop {
@@ -126,7 +126,8 @@ async fn hold(sides: Vec<Side>, seed: u64, stop: Stop) {
             let debug = debug(&side.node);
             // If nothing has come, it is taken away.
             if debug.is_suspended(tag) || debug.remove_break(tag).is_err() {
-                if !stops && !NEVER_FAILING.contains(&event) && dice.roll(4) == 0 {
+                let may_fail = !stops && !calm.is_set() && !NEVER_FAILING.contains(&event);
+                if may_fail && dice.roll(4) == 0 {
                     debug.fail(tag, dice.pick(side.errors)).unwrap();
                 } else {
                     debug.resume(tag).unwrap();
@@ -244,8 +245,15 @@ async fn check_sync(bench: &Bench, job: &Job, source: &str, target: &str) {
     drop(section);
 }
 
-/// Mirrors the disk from the image `source` to `target`; on its way the job is disturbed.
-async fn one_mirror(bench: &Bench, source: &str, target: &str, dice: &mut Dice) -> End {
+/// Mirrors the disk from the image `source` to `target`; on its way the job is disturbed. Sets `calm` when it has to end: one that
+/// passes errors over may come across another in each of its attempts.
+async fn one_mirror(
+    bench: &Bench,
+    source: &str,
+    target: &str,
+    dice: &mut Dice,
+    calm: &Stop,
+) -> End {
     let mut arguments = common("disk");
     arguments.granularity = Some(512 << dice.roll(8));
     arguments.auto_finalize = Some(dice.roll(2) == 0);
@@ -270,6 +278,9 @@ async fn one_mirror(bench: &Bench, source: &str, target: &str, dice: &mut Dice) 
     let mut patience = 5000;
     while !matches!(job.state(), JobState::Concluded | JobState::Null) {
         patience -= 1;
+        if patience == 4000 {
+            calm.set();
+        }
         assert!(
             patience > 0,
             "{job:?} {:?}",
@@ -409,8 +420,9 @@ fn story(serving: Serving, seed: u64) {
                 errors: &[libc::ENOSPC, libc::EREMOTEIO],
             });
             let sides = source_side.into_iter().chain(target_side).collect();
-            let free = Stop::default();
-            let holding = current::spawn_local(hold(sides, dice.0 ^ 0x401d, free.clone()));
+            let (calm, free) = (Stop::default(), Stop::default());
+            let holding = hold(sides, dice.0 ^ 0x401d, calm.clone(), free.clone());
+            let holding = current::spawn_local(holding);
             let watching = debug_target.clone().map(|node| {
                 let watch = watch_pivots(Rc::clone(&bench), current_image.clone(), node);
                 current::spawn_local(watch)
@@ -418,7 +430,7 @@ fn story(serving: Serving, seed: u64) {
             // What still fails is that of the round before.
             drop(bench.graph.drain_all("between rounds").await);
             let foreign = history.foreign_errors();
-            let end = one_mirror(&bench, &current_image, &target, &mut dice).await;
+            let end = one_mirror(&bench, &current_image, &target, &mut dice, &calm).await;
             free.set();
             holding.await.unwrap();
             if let Some(node) = &debug_target {
