@@ -15,6 +15,7 @@ use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::home::MAIN_NODE;
 use crate::graph::parent::Parent;
+use crate::graph::transaction::Transaction;
 use crate::graph::undo::Undo;
 use crate::job::{Job, JobGroup, JobKind, JobOptions};
 use crate::node::Node;
@@ -326,20 +327,10 @@ impl<'a> Plan<'a> {
             state: Arc::default(),
         };
         let home = graph.home_of_job(&filter, main);
-        let job = graph.jobs().create(options, Box::new(job), home);
-        let job = job.map_err(|error| refused(error.to_string()))?;
-        let mut change = graph.transaction();
-        change.attach(
-            &filter,
-            Parent::job(&job),
-            FILTER_ROLE,
-            Access::OF_JOB_FILTER,
-        );
-        if let Err(error) = change.commit() {
-            job.discard();
-            return Err(error);
-        }
-        undo.forget();
+        let attach = |change: &mut Transaction<'_>, job: &Parent| {
+            change.attach(&filter, job.clone(), FILTER_ROLE, Access::OF_JOB_FILTER);
+        };
+        let job = undo.create_job(options, Box::new(job), home, attach)?;
         Ok(Prepared {
             graph: Arc::clone(graph),
             job,

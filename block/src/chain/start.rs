@@ -17,6 +17,7 @@ use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::bitmaps::below_implicit_filters;
 use crate::graph::parent::Parent;
+use crate::graph::transaction::Transaction;
 use crate::graph::undo::Undo;
 use crate::job::{JobDriver, JobKind, JobOptions, OnError};
 use crate::mirror::ActiveCommit;
@@ -533,15 +534,8 @@ impl Setup<'_> {
             read_only: Mutex::new(read_only),
         });
         let job = work.job(&claimed);
-        let job = graph.jobs().create(options, job, home);
-        let job = job.map_err(|error| refused(error.to_string()))?;
-        let mut change = graph.transaction();
-        claimed.attach(&mut change, &Parent::job(&job));
-        if let Err(error) = change.commit() {
-            job.discard();
-            return Err(error);
-        }
-        undo.forget();
+        let attach = |change: &mut Transaction<'_>, job: &Parent| claimed.attach(change, job);
+        let job = undo.create_job(options, job, home, attach)?;
         job.start();
         drop(section);
         Ok(())

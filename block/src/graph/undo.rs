@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use super::Graph;
+use super::parent::Parent;
+use super::transaction::Transaction;
 use crate::driver::Driver;
-use crate::error::Result;
+use crate::error::{BlockError, Result};
+use crate::home::Home;
+use crate::job::{Job, JobDriver, JobOptions};
 use crate::node::Node;
 
 type Step<'a> = Box<dyn FnOnce(&Graph) + Send + 'a>;
@@ -63,9 +67,28 @@ impl<'a> Undo<'a> {
         Ok(filter)
     }
 
-    /// The job stands; its end undoes what is to be undone.
-    pub(crate) fn forget(mut self) {
+    /// Makes the job for which all this was done, and has `attach` put it above its nodes. Then it stands, and its end
+    /// undoes what is to be undone.
+    ///
+    /// # Errors
+    /// Its id is taken, or others use the nodes; then all is undone.
+    pub(crate) fn create_job(
+        mut self,
+        options: JobOptions,
+        driver: Box<dyn JobDriver>,
+        home: Home,
+        attach: impl FnOnce(&mut Transaction<'_>, &Parent),
+    ) -> Result<Arc<Job>> {
+        let job = self.graph.jobs().create(options, driver, home);
+        let job = job.map_err(|error| BlockError::Refused(error.to_string()))?;
+        let mut change = self.graph.transaction();
+        attach(&mut change, &Parent::job(&job));
+        if let Err(error) = change.commit() {
+            job.discard();
+            return Err(error);
+        }
         self.steps.clear();
+        Ok(job)
     }
 }
 

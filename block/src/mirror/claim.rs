@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::home::MAIN_NODE;
 use crate::graph::parent::Parent;
+use crate::graph::undo::Undo;
 use crate::job::JobKind;
 use crate::node::Node;
 use crate::permission::{Access, Permissions};
@@ -21,11 +22,10 @@ pub(super) const TARGET_ACCESS: Access = Access {
     shared: Permissions::WRITE_UNCHANGED,
 };
 
-/// Source and target claimed for a job; dropped, if the start fails.
+/// Source and target claimed for a job.
 pub(super) struct Claim<'a> {
-    graph: &'a Graph,
-    source: &'a Arc<Node>,
-    target: &'a Arc<Node>,
+    /// Lets go of both, if the start fails.
+    pub(super) undo: Undo<'a>,
     /// Stands above the target until the job is there.
     pub(super) parent: Parent,
 }
@@ -35,33 +35,23 @@ impl<'a> Claim<'a> {
     /// A job has one of them, one is gone, or others use the target.
     pub(super) fn take(
         graph: &'a Graph,
-        source: &'a Arc<Node>,
-        target: &'a Arc<Node>,
+        source: &Arc<Node>,
+        target: &Arc<Node>,
         id: &str,
     ) -> Result<Self> {
         let blocker = JobKind::Mirror.named(id);
-        source.block(&blocker)?;
-        target.block(&blocker).inspect_err(|_| source.unblock())?;
-        let claim = Self {
-            graph,
-            source,
-            target,
-            parent: Parent::Claim(format!("{} job '{id}'", JobKind::Mirror).into()),
-        };
+        let mut undo = Undo::new(graph);
+        undo.block(source, &blocker)?;
+        undo.block(target, &blocker)?;
+        let parent = Parent::Claim(format!("{} job '{id}'", JobKind::Mirror).into());
         let mut change = graph.transaction();
         // From here on neither can be deleted any more.
         change.check_present(source)?;
         change.check_present(target)?;
-        change.attach(target, claim.parent.clone(), TARGET_ROLE, TARGET_ACCESS);
+        change.attach(target, parent.clone(), TARGET_ROLE, TARGET_ACCESS);
         change.commit()?;
-        Ok(claim)
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        self.graph.let_go(self.target, &self.parent, TARGET_ROLE);
-        self.source.unblock();
-        self.target.unblock();
+        let (node, claimant) = (Arc::clone(target), parent.clone());
+        undo.push(move |graph| graph.let_go(&node, &claimant, TARGET_ROLE));
+        Ok(Self { undo, parent })
     }
 }

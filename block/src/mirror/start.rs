@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::file_target::{FileTarget, Wanted};
 use crate::graph::parent::Parent;
+use crate::graph::transaction::Transaction;
 use crate::job::JobKind;
 use crate::node::Node;
 use crate::permission::Access;
@@ -153,11 +154,12 @@ async fn start(
     }
 
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
+    // What goes wrong from here on is undone inside the section.
+    let Claim { mut undo, parent } = claim;
     graph.check_has(&source, &common.device)?;
     let top = Box::new(MirrorTop::new(Arc::clone(&source), Arc::clone(&ledger)));
-    let filter = graph.insert_filter(filter_name.as_deref(), &source, top)?;
-    // Until it goes, with the job.
-    filter.block(&JobKind::Mirror.named(&id))?;
+    let blocker = JobKind::Mirror.named(&id);
+    let filter = undo.insert_filter(filter_name.as_deref(), &source, top, &blocker)?;
     let home = graph.home_of_job(&filter, main);
     let driver = MirrorJob {
         graph: Arc::clone(graph),
@@ -184,27 +186,12 @@ async fn start(
         outcome: Outcome::default(),
     };
     drop(held_id);
-    let job = match graph.jobs().create(options, Box::new(driver), home) {
-        Ok(job) => job,
-        Err(error) => {
-            let taken_out = graph.replace_node(&filter, &source);
-            graph.remove_if_unused(&filter);
-            taken_out?;
-            return Err(refused(error.to_string()));
-        }
+    let attach = |change: &mut Transaction<'_>, job: &Parent| {
+        change.attach(&filter, job.clone(), FILTER_ROLE, Access::OF_JOB_FILTER);
+        change.detach(&target, &parent, TARGET_ROLE);
+        change.attach(&target, job.clone(), TARGET_ROLE, TARGET_ACCESS);
     };
-    let mut change = graph.transaction();
-    change.attach(
-        &filter,
-        Parent::job(&job),
-        FILTER_ROLE,
-        Access::OF_JOB_FILTER,
-    );
-    change.detach(&target, &claim.parent, TARGET_ROLE);
-    change.attach(&target, Parent::job(&job), TARGET_ROLE, TARGET_ACCESS);
-    change.commit()?;
-    // From here on the job's end gives the claim back.
-    std::mem::forget(claim);
+    let job = undo.create_job(options, Box::new(driver), home, attach)?;
     job.start();
     drop(section);
     Ok(())
