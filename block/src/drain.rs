@@ -498,6 +498,12 @@ pub(crate) fn cover_above(node: &Arc<Node>, section: &SectionInner) {
     section.quiesce(node);
 }
 
+/// Has `section` cover `node` and all above it, whatever comes there while it is open, too.
+pub(crate) fn cover_from(node: &Arc<Node>, section: &Arc<SectionInner>) {
+    enlist(&mut node.state.lock().sections, section);
+    cover_above(node, section);
+}
+
 /// Puts `section` on a list of open ones, off which those go that have ended.
 pub(crate) fn enlist(sections: &mut Vec<Weak<SectionInner>>, section: &Arc<SectionInner>) {
     sections.retain(|other| other.strong_count() > 0);

@@ -13,7 +13,7 @@ use super::Graph;
 use super::parent::Parent;
 use super::transaction::{ROOT, Transaction};
 use crate::backend::{Backend, Tray};
-use crate::drain::{Section, SectionInner, begin_section, cover_above, enlist};
+use crate::drain::{Section, SectionInner, begin_section, cover_from};
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::options::BlockdevOptions;
@@ -149,8 +149,7 @@ impl Graph {
             let _topology = self.topology();
             section.cover(backend);
             if let Some(root) = backend.node() {
-                enlist(&mut root.state.lock().sections, section);
-                cover_above(&root, section);
+                cover_from(&root, section);
             }
         };
         begin_section(self, holder, None, cover).await

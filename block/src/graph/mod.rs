@@ -38,7 +38,7 @@ use sluice_aio::Clock;
 
 use crate::backend::Backend;
 use crate::drain::{
-    HeldUpSection, HeldUpSections, Section, SectionInner, begin_section, cover_above, enlist,
+    HeldUpSection, HeldUpSections, Section, SectionInner, begin_section, cover_from, enlist,
     sections_at_or_below,
 };
 use crate::driver::file::FdSets;
@@ -414,8 +414,7 @@ impl Graph {
         let cover = |section: &Arc<SectionInner>| {
             let _topology = self.topology();
             for node in nodes {
-                enlist(&mut node.state.lock().sections, section);
-                cover_above(node, section);
+                cover_from(node, section);
             }
         };
         begin_section(self, holder, own_job, cover).await
