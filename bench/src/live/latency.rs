@@ -13,7 +13,7 @@ use sluice_block::job::{Job, JobState};
 use sluice_block::{Backend, Graph};
 
 use super::ours::{Writers, add_node, event_loop, graph};
-use super::{Images, micros};
+use super::{Images, micros, row};
 use crate::awake::Awake;
 use crate::job::{mirror, ready};
 use crate::random_read::confine;
@@ -170,15 +170,13 @@ fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<B
 }
 
 /// A row of what `part` of a cost was.
-fn row(what: String, beside: &Beside, part: fn(&Cost) -> f64, target: Target) -> Row {
-    Row {
-        benchmark: "live",
+fn cost_row(what: String, beside: &Beside, part: fn(&Cost) -> f64, target: Target) -> Row {
+    row(
         what,
-        unit: "us",
-        ours: part(&beside.mirrored),
-        reference: Some(part(&beside.alone)),
+        part(&beside.mirrored),
+        Some(part(&beside.alone)),
         target,
-    }
+    )
 }
 
 /// The rows of guests that have `depth` writes on their way.
@@ -190,9 +188,9 @@ fn at_depth(effort: Effort, depth: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut add = |what: &str, beside: &Beside, target| {
         let what = format!("{what}, depth {depth}");
-        rows.push(row(what, beside, |cost| cost.time, target));
+        rows.push(cost_row(what, beside, |cost| cost.time, target));
         let what = "the same: 99th percentile".to_owned();
-        rows.push(row(what, beside, |cost| cost.slow, Target::None));
+        rows.push(cost_row(what, beside, |cost| cost.slow, Target::None));
     };
     add("write to both sides, ready", &both, most(TO_BOTH));
     add(
@@ -206,7 +204,7 @@ fn at_depth(effort: Effort, depth: usize) -> Result<Vec<Row>> {
         most(BESIDE),
     );
     let what = format!("processor time of a write to both, depth {depth}");
-    rows.push(row(what, &both, |cost| cost.computed, most(TO_BOTH)));
+    rows.push(cost_row(what, &both, |cost| cost.computed, most(TO_BOTH)));
     Ok(rows)
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::random;
-use crate::report::Row;
+use crate::report::{Row, Target};
 use crate::timing::Effort;
 
 /// Bytes of one write.
@@ -70,6 +70,18 @@ impl Images {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+}
+
+/// A row of this benchmark, in microseconds.
+fn row(what: String, ours: f64, reference: Option<f64>, target: Target) -> Row {
+    Row {
+        benchmark: "live",
+        what,
+        unit: "us",
+        ours,
+        reference,
+        target,
     }
 }
 

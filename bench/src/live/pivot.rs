@@ -8,7 +8,7 @@ use sluice_aio::current;
 
 use super::nbd::Client;
 use super::ours::{Writers, add_node, event_loop, graph};
-use super::{Images, Span, micros};
+use super::{Images, Span, micros, row};
 use crate::daemon::{Daemon, is_installed};
 use crate::job::{mirror, ready};
 use crate::report::{Row, Target};
@@ -137,14 +137,6 @@ fn of_mode(effort: Effort, mode: &'static str) -> Result<Vec<Row>> {
         }
     }
     let theirs = Some(theirs).filter(|stalls| !stalls.is_empty());
-    let row = |what: String, ours, reference, target| Row {
-        benchmark: "live",
-        what,
-        unit: "us",
-        ours,
-        reference,
-        target,
-    };
     let p99 = |stalls: &[f64]| percentile(stalls, 99);
     Ok(vec![
         row(
