@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use sluice_bench::allocations::Counting;
-use sluice_bench::report::{Row, heading};
+use sluice_bench::report::{Sink, heading};
 use sluice_bench::timing::Effort;
 use sluice_bench::{block, daemon, gate, live, mirror, random_read, reads, wake};
 
@@ -78,20 +78,23 @@ const AIO: [Name; 5] = [
 const BLOCK: [Name; 3] = [Name::Filter, Name::Format, Name::Drain];
 
 impl Name {
-    fn measure(self, effort: Effort) -> Result<Vec<Row>> {
-        match self {
-            Self::Aio | Self::Block => Ok(Vec::new()),
-            Self::Gate => Ok(gate::measure(effort)?),
-            Self::Allocations => random_read::allocations(effort),
-            Self::RandomRead => random_read::measure(effort),
-            Self::Wake => wake::measure(effort),
-            Self::Spans => random_read::spans(effort),
-            Self::Filter => block::filter(effort),
-            Self::Format => block::format(effort),
-            Self::Drain => block::drain(effort),
-            Self::Mirror => mirror::measure(effort),
-            Self::Live => live::measure(effort),
-        }
+    /// Measures it, and gives its rows to `report`, those of the long benchmarks one by one.
+    fn measure(self, effort: Effort, report: Sink<'_>) -> Result<()> {
+        let rows = match self {
+            Self::Aio | Self::Block => Vec::new(),
+            Self::Gate => gate::measure(effort)?,
+            Self::Allocations => random_read::allocations(effort)?,
+            Self::RandomRead => random_read::measure(effort)?,
+            Self::Wake => wake::measure(effort)?,
+            Self::Spans => random_read::spans(effort)?,
+            Self::Filter => block::filter(effort)?,
+            Self::Format => block::format(effort)?,
+            Self::Drain => block::drain(effort)?,
+            Self::Mirror => return mirror::measure(effort, report),
+            Self::Live => return live::measure(effort, report),
+        };
+        rows.into_iter().for_each(report);
+        Ok(())
     }
 }
 
@@ -142,11 +145,12 @@ fn main() -> Result<ExitCode> {
     }
     let mut rows = Vec::new();
     for name in chosen {
-        let measured = name.measure(effort)?;
-        if !arguments.json {
-            measured.iter().for_each(|row| println!("{}", row.line()));
-        }
-        rows.extend(measured);
+        name.measure(effort, &mut |row| {
+            if !arguments.json {
+                println!("{}", row.line());
+            }
+            rows.push(row);
+        })?;
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);

@@ -33,6 +33,9 @@ pub struct Row {
     pub target: Target,
 }
 
+/// What a benchmark that takes minutes gives each row to, as soon as it is there.
+pub type Sink<'a> = &'a mut dyn FnMut(Row);
+
 impl Row {
     /// Ours divided by the reference.
     #[must_use]

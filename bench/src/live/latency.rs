@@ -17,7 +17,7 @@ use super::{Images, micros, row};
 use crate::awake::Awake;
 use crate::job::{mirror, ready};
 use crate::random_read::confine;
-use crate::report::{Row, Target};
+use crate::report::{Row, Sink, Target};
 use crate::timing::{Effort, median, percentile, processor_time};
 
 /// How long one disk is written to at a time.
@@ -68,7 +68,7 @@ struct Beside {
 /// The writes of one slice, `depth` at once.
 async fn slice(backend: &Arc<Backend>, depth: usize) -> Result<Cost> {
     let before = processor_time();
-    let writers = Writers::start(backend, depth);
+    let writers = Writers::start(backend, depth, None);
     current::sleep(SLICE).await;
     let spans = writers.stop().await?;
     let computed = micros(processor_time().saturating_sub(before));
@@ -180,47 +180,45 @@ fn cost_row(what: String, beside: &Beside, part: fn(&Cost) -> f64, target: Targe
 }
 
 /// The rows of guests that have `depth` writes on their way.
-fn at_depth(effort: Effort, depth: usize) -> Result<Vec<Row>> {
-    let both = to_both(effort, depth)?;
-    let background = while_it_copies(effort, depth, "background")?;
-    let blocking = while_it_copies(effort, depth, "write-blocking")?;
+fn at_depth(effort: Effort, depth: usize, report: Sink<'_>) -> Result<()> {
     let most = Target::RatioAtMost;
-    let mut rows = Vec::new();
     let mut add = |what: &str, beside: &Beside, target| {
         let what = format!("{what}, depth {depth}");
-        rows.push(cost_row(what, beside, |cost| cost.time, target));
+        report(cost_row(what, beside, |cost| cost.time, target));
         let what = "the same: 99th percentile".to_owned();
-        rows.push(cost_row(what, beside, |cost| cost.slow, Target::None));
+        report(cost_row(what, beside, |cost| cost.slow, Target::None));
     };
+    let both = to_both(effort, depth)?;
     add("write to both sides, ready", &both, most(TO_BOTH));
+    let blocking = while_it_copies(effort, depth, "write-blocking")?;
     add(
         "write to both sides, copy at half speed",
         &blocking,
         most(TO_BOTH),
     );
+    let background = while_it_copies(effort, depth, "background")?;
     add(
         "write beside a copy at half speed",
         &background,
         most(BESIDE),
     );
     let what = format!("processor time of a write to both, depth {depth}");
-    rows.push(cost_row(what, &both, |cost| cost.computed, most(TO_BOTH)));
-    Ok(rows)
+    report(cost_row(what, &both, |cost| cost.computed, most(TO_BOTH)));
+    Ok(())
 }
 
-/// The rows of the latency.
+/// The rows of the latency, each given to `report` when it is there.
 ///
 /// # Errors
 /// An image can't be made, or a mirror fails.
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+pub(super) fn measure(effort: Effort, report: Sink<'_>) -> Result<()> {
     // One write at a time goes from processor to processor or does not, as the scheduler likes. Many, and a copy
     // beside them, need both.
-    let mut rows = {
+    {
         let _one_processor = confine(effort);
         let _awake = Awake::keep(effort);
-        at_depth(effort, 1)?
-    };
+        at_depth(effort, 1, report)?;
+    }
     let _awake = Awake::keep(effort);
-    rows.extend(at_depth(effort, DEPTH)?);
-    Ok(rows)
+    at_depth(effort, DEPTH, report)
 }

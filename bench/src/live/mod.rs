@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::random;
-use crate::report::{Row, Target};
+use crate::report::{Row, Sink, Target};
 use crate::timing::Effort;
 
 /// Bytes of one write.
@@ -89,12 +89,12 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// Pivots of a disk whose guest writes, in turns with the daemon's, and the latency of writes under mirrors.
+/// Pivots of a disk whose guest writes, in turns with the daemon's, and the latency of writes under mirrors; each row is
+/// given to `report` when it is there.
 ///
 /// # Errors
 /// An image can't be made, or a side fails.
-pub fn measure(effort: Effort) -> Result<Vec<Row>> {
-    let mut rows = pivot::measure(effort)?;
-    rows.extend(latency::measure(effort)?);
-    Ok(rows)
+pub fn measure(effort: Effort, report: Sink<'_>) -> Result<()> {
+    pivot::measure(effort, report)?;
+    latency::measure(effort, report)
 }

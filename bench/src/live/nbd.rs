@@ -89,8 +89,9 @@ impl Connection {
         self.u64()
     }
 
-    /// Keeps `depth` writes on their way until `over`; returns them in the order of their ends.
-    fn write(mut self, depth: usize, over: &AtomicBool) -> Result<Vec<Span>> {
+    /// Keeps `depth` writes on their way until `over`, or until the instant `last`; returns them in the order of
+    /// their ends.
+    fn write(mut self, depth: usize, over: &AtomicBool, last: Instant) -> Result<Vec<Span>> {
         let data = vec![0xa5; usize::try_from(BLOCK)?];
         let mut offsets = Offsets::below(self.size);
         let mut began = vec![Instant::now(); depth];
@@ -106,7 +107,7 @@ impl Connection {
             let slot = slot.context("a reply to nothing")?;
             let began = std::mem::replace(slot, ended);
             spans.push(Span { began, ended });
-            match over.load(Ordering::Relaxed) {
+            match over.load(Ordering::Relaxed) || ended >= last {
                 true => running -= 1,
                 false => self.request(CMD_WRITE, cookie, offsets.next(), &data)?,
             }
@@ -123,12 +124,12 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects, and keeps `depth` writes on their way from then on.
-    pub(super) fn start(socket: &Path, export: &str, depth: usize) -> Result<Self> {
+    /// Connects, and keeps `depth` writes on their way from then on, until the instant `last` at most.
+    pub(super) fn start(socket: &Path, export: &str, depth: usize, last: Instant) -> Result<Self> {
         let connection = Connection::open(socket, export)?;
         let over = Arc::<AtomicBool>::default();
         let until = Arc::clone(&over);
-        let thread = std::thread::spawn(move || connection.write(depth, &until));
+        let thread = std::thread::spawn(move || connection.write(depth, &until, last));
         Ok(Self { over, thread })
     }
 

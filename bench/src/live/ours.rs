@@ -48,18 +48,20 @@ pub(super) struct Writers {
     offsets: RefCell<Offsets>,
     running: Cell<usize>,
     over: Cell<bool>,
+    last: Option<Instant>,
     spans: RefCell<Vec<Span>>,
     failure: Cell<Option<anyhow::Error>>,
 }
 
 impl Writers {
-    /// Starts `depth` of them.
-    pub(super) fn start(backend: &Arc<Backend>, depth: usize) -> Rc<Self> {
+    /// Starts `depth` of them. They write until they are ended, or until the instant `last`.
+    pub(super) fn start(backend: &Arc<Backend>, depth: usize, last: Option<Instant>) -> Rc<Self> {
         let writers = Rc::new(Self {
             backend: Arc::clone(backend),
             offsets: RefCell::new(Offsets::below(backend.len())),
             running: Cell::new(depth),
             over: Cell::new(false),
+            last,
             spans: RefCell::default(),
             failure: Cell::default(),
         });
@@ -86,6 +88,9 @@ impl Writers {
             drop(token);
             let ended = Instant::now();
             self.spans.borrow_mut().push(Span { began, ended });
+            if self.last.is_some_and(|last| ended >= last) {
+                break;
+            }
         }
         Ok(())
     }

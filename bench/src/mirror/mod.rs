@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use crate::children;
 use crate::daemon::is_installed;
 use crate::random;
-use crate::report::{Row, Target};
+use crate::report::{Row, Sink, Target};
 use crate::timing::{Effort, median};
 
 const MIB: u64 = 1 << 20;
@@ -260,12 +260,11 @@ fn huge() -> Result<[Row; 2]> {
     ])
 }
 
-/// Mirrors images, in turns with the daemon's mirrors and with `cp`.
+/// Mirrors images, in turns with the daemon's mirrors and with `cp`; each row is given to `report` when it is there.
 ///
 /// # Errors
 /// An image can't be made, or a copy fails.
-pub fn measure(effort: Effort) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+pub fn measure(effort: Effort, report: Sink<'_>) -> Result<()> {
     let memory = Path::new("/dev/shm");
     let disk = on_disk()?;
     let tmpfs = if memory.is_dir() { memory } else { &disk };
@@ -303,7 +302,7 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         )
     };
     let cp = rate(&samples[1]).max(rate(&samples[2]));
-    rows.extend([
+    let rows = [
         row(
             "tmpfs, in the page cache: copied per second",
             "MiB",
@@ -320,14 +319,15 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         ),
         computed_row(&samples),
         memory_row(&samples),
-    ]);
+    ];
+    rows.into_iter().for_each(&mut *report);
     drop(images);
 
     let images = Images::new(&disk, size, size)?;
     let programs = [Program::Ours, Program::Dd].into_iter().chain(daemon);
     let programs: Vec<_> = programs.collect();
     let samples = compare(&images, &programs, Way::Direct, rounds)?;
-    rows.extend([
+    let rows = [
         row(
             "disk, past the page cache: copied per second",
             "MiB",
@@ -344,7 +344,8 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         ),
         computed_row(&samples),
         memory_row(&samples),
-    ]);
+    ];
+    rows.into_iter().for_each(&mut *report);
     drop(images);
 
     let programs: Vec<_> = [Program::Ours].into_iter().chain(daemon).collect();
@@ -353,7 +354,7 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
     let samples = compare(&images, &programs, Way::Buffered, rounds)?;
     let seconds = |samples: &Samples| median(&samples.seconds);
     let allocated = |samples: &Samples| samples.allocated;
-    rows.extend([
+    let rows = [
         row(
             "tmpfs, 64 GiB with 1 GiB of data: time",
             "s",
@@ -370,16 +371,17 @@ pub fn measure(effort: Effort) -> Result<Vec<Row>> {
         ),
         computed_row(&samples),
         memory_row(&samples),
-    ]);
+    ];
+    rows.into_iter().for_each(&mut *report);
     // The daemon fills the target then, until memory runs out.
     let samples = compare(&images, &[Program::Ours], Way::Keeping, 1)?;
-    rows.push(row(
+    report(row(
         "without discard=unmap: memory that the target takes",
         "MiB",
         allocated(&samples[0]),
         None,
         Target::AtMost(mib(data)),
     ));
-    rows.extend(huge()?);
-    Ok(rows)
+    huge()?.into_iter().for_each(report);
+    Ok(())
 }
