@@ -6,13 +6,18 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::balance::{LAPS_IN_VAIN, LITTLE, is_in_vain};
 use super::job::MirrorJob;
 use super::work::{IDLE_SLICE, MAX_PASSES};
 use crate::job::{JobContext, JobError, here};
 
 /// Bytes that may still be dirty when the pivot's section begins, and as many that may not be flushed; more are copied and
 /// flushed before it, while the guest runs.
-pub(super) const PIVOT_BACKLOG: u64 = 4 << 20;
+pub(super) const PIVOT_BACKLOG: u64 = LITTLE;
+
+/// Bytes that may be dirty when the last stretch begins, if the guest makes dirty as much as is copied: it would keep the
+/// pivot from ever coming. In the stretch its writes wait for the target, and this bounds for how long.
+const STRETCH_BACKLOG: u64 = 64 << 20;
 
 /// How near a mirror is to the pivot.
 #[derive(Debug, Default)]
@@ -27,6 +32,26 @@ impl Nearness {
     /// As much of what was `written` to the target is durable.
     pub(super) fn note_flushed(&self, written: u64) {
         self.flushed.store(written, Ordering::Relaxed);
+    }
+}
+
+/// Laps over what is dirty, while a guest writes that may undo each of them.
+#[derive(Debug, Default)]
+struct Laps {
+    before: Option<u64>,
+    in_vain: u32,
+}
+
+impl Laps {
+    /// A lap is over, or the first one is to begin, and so many bytes are `left`. Whether that is little, or no more laps
+    /// would make it less and it is not too much.
+    fn are_enough(&mut self, left: u64) -> bool {
+        let before = self.before.replace(left);
+        self.in_vain = match before {
+            Some(before) if is_in_vain(before, left) => self.in_vain + 1,
+            _ => 0,
+        };
+        left <= PIVOT_BACKLOG || (self.in_vain >= LAPS_IN_VAIN && left <= STRETCH_BACKLOG)
     }
 }
 
@@ -53,12 +78,22 @@ impl MirrorJob {
         }
     }
 
+    /// Copies until so little is left that the end may begin.
+    pub(super) async fn come_near(&self, job: &JobContext) -> Result<(), JobError> {
+        let mut laps = Laps::default();
+        while !laps.are_enough(self.copier.remaining()) {
+            self.pass(job).await?;
+        }
+        Ok(())
+    }
+
     /// Leaves but little to the section, and the flush in it short.
     pub(super) async fn approach(&self, job: &JobContext) -> Result<(), JobError> {
+        let mut laps = Laps::default();
         // One pass in any case: what it copies need not be copied with the guest held.
         for _ in 0..MAX_PASSES {
             self.pass(job).await?;
-            if self.is_nearly_converged() {
+            if laps.are_enough(self.copier.remaining()) {
                 break;
             }
         }

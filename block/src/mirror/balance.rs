@@ -13,13 +13,18 @@
 pub(super) const LEAST_LAP: u64 = 16 << 20;
 
 /// So little is left that it does not matter, in bytes; the pivot copies that with the guest held.
-const LITTLE: u64 = 4 << 20;
+pub(super) const LITTLE: u64 = 4 << 20;
 
 /// Laps in a row that led nowhere, after which the guest has to wait.
 pub(super) const LAPS_IN_VAIN: u32 = 2;
 
 /// What the guest writes to both sides before the background gets its second try, in bytes.
 pub(super) const FIRST_TRIAL: u64 = 64 << 20;
+
+/// Whether a lap led nowhere that began with `before` bytes dirty, and after which `left` are.
+pub(super) fn is_in_vain(before: u64, left: u64) -> bool {
+    left > LITTLE && left > before / 4 * 3
+}
 
 /// What was counted up to now, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,7 +93,7 @@ impl Balance {
         if copied < self.lap.left.max(LEAST_LAP) {
             return;
         }
-        let in_vain = now.left > LITTLE && now.left > self.lap.left / 4 * 3;
+        let in_vain = is_in_vain(self.lap.left, now.left);
         self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
         self.begin_lap(now);
         if self.in_vain >= LAPS_IN_VAIN {

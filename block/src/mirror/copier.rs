@@ -27,6 +27,8 @@ const BY_THE_KERNEL: u64 = 4;
 const MAX_WORKERS: usize = 4;
 /// The most bytes of data that one copy holds in memory.
 const MAX_DATA: u64 = 1 << 20;
+/// The most bytes of data that a brief copy moves.
+const BRIEF: u64 = 256 << 10;
 /// The least, however small a buffer the operator wants.
 const MIN_DATA: u64 = 4 << 10;
 /// The most bytes of zeroes one copy covers, and of data that is asked about at once.
@@ -46,6 +48,18 @@ pub(super) enum Step {
     Busy,
     /// Nothing is dirty.
     Clean,
+}
+
+/// How much of what is dirty one copy covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As much as is copied at once with the best effect.
+    Fast,
+    /// No more for being made by worker threads: what one copy takes more than a speed limit allows is made up
+    /// for only afterwards.
+    Steady,
+    /// So little that a guest's write can wait for its end.
+    Brief,
 }
 
 /// See the [module](self). Its methods run in the job's home loop.
@@ -162,9 +176,8 @@ impl Copier {
 
     /// Starts one copy of what is dirty next, if there is any and it may run now.
     ///
-    /// The job is kicked when the copy has ended. A `steady` copy is no longer for being made by worker
-    /// threads: what one copy takes more than a speed limit allows is made up for only afterwards.
-    pub(super) async fn step(self: &Arc<Self>, kicker: &JobKicker, steady: bool) -> Step {
+    /// The job is kicked when the copy has ended.
+    pub(super) async fn step(self: &Arc<Self>, kicker: &JobKicker, pace: Pace) -> Step {
         let Some(run) = self.next_run() else {
             return if self.ledger.dirty.is_clean() {
                 Step::Clean
@@ -175,7 +188,7 @@ impl Copier {
         let Some(token) = self.ledger.copies.try_enter().filter(|_| self.has_room()) else {
             return Step::Busy;
         };
-        let copy = self.sized(run, steady).await;
+        let copy = self.sized(run, pace).await;
         let data = copy.foreseen;
         let mut state = self.state.lock();
         state.cursor = copy.range.end;
@@ -233,7 +246,7 @@ impl Copier {
     ///
     /// That there are zeroes is only a hint for the size: what is there is looked at again after the marks
     /// were cleared.
-    async fn sized(&self, run: Range<u64>, steady: bool) -> Copy {
+    async fn sized(&self, run: Range<u64>, pace: Pace) -> Copy {
         let len = run.end - run.start;
         let granularity = self.ledger.dirty.granularity();
         let mut data = self.known_data(run.start, len);
@@ -259,9 +272,10 @@ impl Copier {
             }
             data = self.known_data(run.start, len);
         }
-        let piece = match self.by_the_kernel && !steady {
-            true => self.piece * BY_THE_KERNEL,
-            false => self.piece,
+        let piece = match pace {
+            Pace::Fast if self.by_the_kernel => self.piece * BY_THE_KERNEL,
+            Pace::Fast | Pace::Steady => self.piece,
+            Pace::Brief => self.piece.min(BRIEF),
         };
         let is_data = data > 0;
         let most = if is_data { data } else { granularity };

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::approach::PIVOT_BACKLOG;
+use super::copier::Pace;
 use super::job::{MirrorJob, failed};
 use super::replaced::{self, Replaced};
 use crate::drain::Section;
@@ -70,7 +71,7 @@ impl MirrorJob {
         drop(stretch);
         // Requests that ended while draining may have left marks.
         loop {
-            if !self.copy_and_flush(job, u64::MAX).await? {
+            if !self.copy_and_flush(job, u64::MAX, Pace::Fast).await? {
                 return Ok(false);
             }
             if self.copier.is_converged() {
@@ -103,13 +104,18 @@ impl MirrorJob {
             .await?;
         // A guest whose writes all fail could keep it from ending.
         let most = self.copier.remaining() * 2 + PIVOT_BACKLOG;
-        self.copy_and_flush(job, most).await
+        self.copy_and_flush(job, most, Pace::Brief).await
     }
 
     /// Copies what is dirty, `most` bytes or a little more, and makes it durable. False if there was an error, which is
     /// left to be judged when the guest goes on.
-    async fn copy_and_flush(&self, job: &JobContext, most: u64) -> Result<bool, JobError> {
-        if !self.copy_rest(job, most).await? {
+    async fn copy_and_flush(
+        &self,
+        job: &JobContext,
+        most: u64,
+        pace: Pace,
+    ) -> Result<bool, JobError> {
+        if !self.copy_rest(job, most, pace).await? {
             return Ok(false);
         }
         if let Err(error) = self.begin_flush(job).await? {

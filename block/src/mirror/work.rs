@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::balance::Counts;
-use super::copier::Step;
+use super::copier::{Pace, Step};
 use super::job::MirrorJob;
 use super::ledger::CopyError;
 use super::options::CopyMode;
@@ -46,7 +46,11 @@ impl MirrorJob {
             return;
         }
         let kicker = job.kicker();
-        let step = self.copier.step(&kicker, job.is_rate_limited());
+        let pace = match job.is_rate_limited() {
+            true => Pace::Steady,
+            false => Pace::Fast,
+        };
+        let step = self.copier.step(&kicker, pace);
         match here(step).await {
             Step::Started { data } => job.charge(data),
             Step::Clean | Step::Busy => {
@@ -66,7 +70,12 @@ impl MirrorJob {
     /// Copies all that is dirty, or `most` bytes and a little more, with the guest held or waiting: nothing holds it up but
     /// a forced cancel. False if there was an error, which is left to be judged when the guest goes on: nobody may wait
     /// for an operator with the guest held.
-    pub(super) async fn copy_rest(&self, job: &JobContext, most: u64) -> Result<bool, JobError> {
+    pub(super) async fn copy_rest(
+        &self,
+        job: &JobContext,
+        most: u64,
+        pace: Pace,
+    ) -> Result<bool, JobError> {
         let mut begun = 0;
         loop {
             job.check_cancelled()?;
@@ -79,7 +88,7 @@ impl MirrorJob {
             if self.copier.is_converged() || begun >= most {
                 return Ok(true);
             }
-            match self.copier.step(&job.kicker(), false).await {
+            match self.copier.step(&job.kicker(), pace).await {
                 Step::Started { data } => {
                     begun = data
                         .max(self.ledger.dirty.granularity())
@@ -192,12 +201,12 @@ impl MirrorJob {
     pub(super) async fn keep_in_sync(&self, job: &JobContext) -> Result<(), JobError> {
         let wanted = || job.complete_requested() || job.cancel_requested();
         loop {
-            self.copy_until(job, || wanted() && self.is_nearly_converged())
-                .await?;
+            self.copy_until(job, wanted).await?;
             if !wanted() {
                 job.sleep(IDLE_SLICE).await;
                 continue;
             }
+            self.come_near(job).await?;
             // The last chance for an error to be judged by the operator's policy.
             here(self.settle_copies(job)).await;
             let errors = self.account(job);
