@@ -1,34 +1,31 @@
 //! A limit in bytes per second, paid afterwards.
 //!
-//! Time is cut into slices of 100 ms with a quota each. The request that exceeds the quota is let
-//! through; what it took too much delays those that follow. A pure value: the time is passed in.
+//! A transfer goes at once if those before it are paid, and takes as long to pay as its bytes take at the limit. So
+//! transfers come evenly: a copy that is to leave room for a guest leaves it everywhere, and not half of a second after half
+//! of one in which it takes all. A pure value: the time is passed in.
 
 use std::time::Duration;
 
-/// Length of a slice.
-const SLICE: Duration = Duration::from_millis(100);
-/// Slices in a second.
-const SLICES_PER_SECOND: u64 = 10;
+/// What a limit that was not used up is worth later, as time: it makes good for timers that go off late, and is so little
+/// that nobody notices what it lets through at once.
+const CREDIT: Duration = Duration::from_millis(10);
+/// In a second.
+const NANOSECONDS: u128 = 1_000_000_000;
 
 /// A rate limit. `now` is the time since some fixed start and never runs backwards.
 #[derive(Debug, Clone)]
 pub struct RateLimit {
     /// Bytes per second; 0: no limit.
     speed: u64,
-    /// When the slice began that `spent` is counted from.
-    start: Duration,
-    spent: u64,
+    /// When all that was transferred will be paid.
+    paid: Duration,
 }
 
 impl RateLimit {
     /// A limit of `speed` bytes per second from `now` on; 0: no limit.
     #[must_use]
     pub fn new(speed: u64, now: Duration) -> Self {
-        Self {
-            speed,
-            start: now,
-            spent: 0,
-        }
+        Self { speed, paid: now }
     }
 
     /// The limit in bytes per second; 0: none.
@@ -44,27 +41,21 @@ impl RateLimit {
 
     /// Charges `bytes` that were transferred, or are about to be.
     pub fn charge(&mut self, bytes: u64, now: Duration) {
-        self.delay(now);
-        self.spent = self.spent.saturating_add(bytes);
+        if self.speed == 0 {
+            return;
+        }
+        let price = (u128::from(bytes) * NANOSECONDS).div_ceil(u128::from(self.speed));
+        let price = Duration::from_nanos(u64::try_from(price).unwrap_or(u64::MAX));
+        let from = self.paid.max(now.saturating_sub(CREDIT));
+        self.paid = from.saturating_add(price);
     }
 
     /// How long to wait before the next transfer; zero: it may begin now.
-    pub fn delay(&mut self, now: Duration) -> Duration {
-        if self.speed == 0 {
-            return Duration::ZERO;
-        }
-        let quota = (self.speed / SLICES_PER_SECOND).max(1);
-        let owed = self.spent / quota;
-        let slices = u32::try_from(owed.max(1)).unwrap_or(u32::MAX);
-        let end = self.start.saturating_add(SLICE.saturating_mul(slices));
-        if now >= end {
-            self.start = now;
-            self.spent %= quota;
-        }
-        if self.spent < quota {
-            Duration::ZERO
-        } else {
-            end - now
+    #[must_use]
+    pub fn delay(&self, now: Duration) -> Duration {
+        match self.speed {
+            0 => Duration::ZERO,
+            _ => self.paid.saturating_sub(now),
         }
     }
 }

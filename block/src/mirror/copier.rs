@@ -55,10 +55,8 @@ pub(super) enum Step {
 pub(super) enum Pace {
     /// As much as is copied at once with the best effect.
     Fast,
-    /// No more for being made by worker threads: what one copy takes more than a speed limit allows is made up
-    /// for only afterwards.
-    Steady,
-    /// So little that a guest's write can wait for its end.
+    /// So little that a guest's write can wait for its end, and that a speed limit, which is made up for only afterwards, leaves
+    /// the guest room everywhere.
     Brief,
 }
 
@@ -274,7 +272,7 @@ impl Copier {
         }
         let piece = match pace {
             Pace::Fast if self.by_the_kernel => self.piece * BY_THE_KERNEL,
-            Pace::Fast | Pace::Steady => self.piece,
+            Pace::Fast => self.piece,
             Pace::Brief => self.piece.min(BRIEF),
         };
         let is_data = data > 0;

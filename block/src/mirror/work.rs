@@ -47,7 +47,7 @@ impl MirrorJob {
         }
         let kicker = job.kicker();
         let pace = match job.is_rate_limited() {
-            true => Pace::Steady,
+            true => Pace::Brief,
             false => Pace::Fast,
         };
         let step = self.copier.step(&kicker, pace);

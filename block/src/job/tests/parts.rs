@@ -41,16 +41,27 @@ fn the_operators_name_comes_first_then_the_backends() {
 }
 
 #[test]
-fn what_exceeds_the_quota_passes_and_delays_what_follows() {
+fn a_transfer_passes_and_delays_what_follows() {
     let mut rate = RateLimit::new(1000, Duration::ZERO);
     assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
     rate.charge(350, Duration::ZERO);
-    assert_eq!(rate.delay(Duration::ZERO), 300 * MS);
-    assert_eq!(rate.delay(200 * MS), 100 * MS);
-    assert_eq!(rate.delay(300 * MS), Duration::ZERO);
-    // The half slice that was left of the debt counts in the new one.
-    rate.charge(50, 300 * MS);
-    assert_eq!(rate.delay(300 * MS), 100 * MS);
+    assert_eq!(rate.delay(Duration::ZERO), 350 * MS);
+    assert_eq!(rate.delay(200 * MS), 150 * MS);
+    assert_eq!(rate.delay(350 * MS), Duration::ZERO);
+    // What is not paid yet adds up.
+    rate.charge(50, 340 * MS);
+    assert_eq!(rate.delay(340 * MS), 60 * MS);
+}
+
+#[test]
+fn what_comes_a_little_late_is_not_late_for_ever() {
+    let mut rate = RateLimit::new(1000, Duration::ZERO);
+    rate.charge(100, Duration::ZERO);
+    rate.charge(100, 103 * MS);
+    assert_eq!(rate.delay(103 * MS), 97 * MS);
+    // But a limit that was not used is not saved up.
+    rate.charge(100, 5000 * MS);
+    assert_eq!(rate.delay(5000 * MS), 90 * MS);
 }
 
 #[test]
@@ -60,9 +71,8 @@ fn without_a_limit_nothing_waits_and_a_new_limit_begins_without_debt() {
     assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
     rate.set_speed(1, Duration::ZERO);
     assert_eq!(rate.delay(Duration::ZERO), Duration::ZERO);
-    // Less than a byte per slice is a byte per slice.
     rate.charge(3, Duration::ZERO);
-    assert_eq!(rate.delay(Duration::ZERO), 300 * MS);
+    assert_eq!(rate.delay(Duration::ZERO), 3000 * MS);
     rate.charge(u64::MAX, Duration::ZERO);
     assert!(rate.delay(Duration::ZERO) > Duration::from_secs(1 << 20));
     rate.set_speed(0, Duration::ZERO);
@@ -70,28 +80,42 @@ fn without_a_limit_nothing_waits_and_a_new_limit_begins_without_debt() {
 }
 
 proptest! {
-    /// Transfers that wait as they are told keep to the speed, give or take a slice and the last
-    /// transfer.
+    /// Transfers that wait as they are told, and come a little late, keep to the speed, give or take the last one and what
+    /// ten milliseconds allow.
     #[test]
     fn the_average_speed_is_kept(
         speed in 10_u64..1 << 30,
-        sizes in prop::collection::vec(1_u64..1 << 26, 1..50),
+        transfers in prop::collection::vec((1_u64..1 << 26, 0_u64..50_000), 1..50),
     ) {
         let mut rate = RateLimit::new(speed, Duration::ZERO);
-        let mut now = Duration::ZERO;
-        for size in &sizes {
-            loop {
-                let delay = rate.delay(now);
-                if delay.is_zero() {
-                    break;
-                }
-                now += delay;
-            }
+        let (mut now, mut total) = (Duration::ZERO, 0);
+        for (size, late) in &transfers {
+            now += rate.delay(now) + Duration::from_micros(*late);
+            let allowed = u128::from(speed) * (now + 10 * MS).as_nanos();
+            prop_assert!(u128::from(total) * 1_000_000_000 <= allowed);
             rate.charge(*size, now);
+            total += size;
         }
-        let before_last: u64 = sizes[..sizes.len() - 1].iter().sum();
-        let slices = u64::try_from(now.as_millis() / 100).unwrap() + 1;
-        prop_assert!(before_last <= slices * (speed / 10) + speed / 10);
+    }
+
+    /// And do not fall behind it, if each takes longer to pay than it is late.
+    #[test]
+    fn the_speed_is_reached(
+        speed in 10_u64..1 << 30,
+        transfers in prop::collection::vec((1_u64..1 << 26, 0_u64..10_000), 1..50),
+    ) {
+        let mut rate = RateLimit::new(speed, Duration::ZERO);
+        let (mut now, mut total) = (Duration::ZERO, 0);
+        for (size, late) in &transfers {
+            now += rate.delay(now) + Duration::from_micros(*late);
+            let size = size + speed / 100 + 1;
+            rate.charge(size, now);
+            total += size;
+        }
+        now += rate.delay(now);
+        // Each price is rounded up.
+        let needed = now - Duration::from_nanos(transfers.len() as u64);
+        prop_assert!(needed.as_nanos() * u128::from(speed) <= u128::from(total) * 1_000_000_000);
     }
 }
 
