@@ -215,7 +215,7 @@ impl JobContext {
     #[must_use]
     pub fn rate_delay(&self) -> Duration {
         let now = self.now();
-        let mut core = self.job.lock();
+        let core = self.job.lock();
         match core.phase.is_limited() {
             true => core.rate.delay(now),
             false => Duration::ZERO,
