@@ -28,6 +28,28 @@ pub(crate) async fn wait_held(node: &Node) {
         .unwrap();
 }
 
+/// What a command is told that wants a node which a job holds.
+pub(crate) fn way_out(node: &Node) -> Option<&'static str> {
+    node.check_not_blocked().unwrap_err().way_out()
+}
+
+/// Waits until commands that want the node are told that its job can't be made to end sooner.
+pub(crate) async fn wait_told_ending(node: &Node) {
+    while way_out(node) != Some("the job is ending already: wait until it is gone") {
+        current::yield_now().await;
+    }
+}
+
+/// Waits until a section is shown that holds nobody meanwhile, and says what for.
+pub(crate) async fn wait_held_up(graph: &Graph, node: &Node) -> String {
+    loop {
+        if let [shown] = &graph.held_up_over_node(node)[..] {
+            return shown.waits_for.clone();
+        }
+        current::yield_now().await;
+    }
+}
+
 pub(crate) async fn yield_often() {
     for _ in 0..500 {
         current::yield_now().await;

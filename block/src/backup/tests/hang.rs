@@ -7,11 +7,13 @@ use serde_json::json;
 use sluice_aio::{Clock, current};
 
 use super::bench::*;
+use crate::drain::PATIENCE as MOMENT;
 use crate::driver::DebugEvent;
 use crate::job::{Job, JobState};
 use crate::parting::PATIENCE;
 use crate::parting::tests::{
-    self as parting, begin_drain, hold, wait, wait_held, wait_released, yield_often,
+    self as parting, begin_drain, hold, wait, wait_held, wait_held_up, wait_released,
+    wait_told_ending, way_out, yield_often,
 };
 
 fn run_both_by_hand<F: Future<Output = ()> + 'static>(test: impl Fn(Bench) -> F) {
@@ -306,6 +308,59 @@ fn a_read_of_the_source_is_waited_for() {
         assert_eq!(target.writer(), None);
         assert_eq!(untouched(&bench.bytes("target")).len(), SIZE / CLUSTER);
         assert!(holds(&bench.bytes("disk"), 0, 0xa0));
+        bench.check_clean();
+    });
+}
+
+/// A command that wants a node of the job is told the way out; no longer to end the job when that is ending.
+#[test]
+fn a_command_is_told_that_the_job_is_ending() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        let (source, target) = (disk.node().unwrap(), bench.target("target").await);
+        hold(&target, DebugEvent::WriteAio);
+        let job = bench.backup("full", &json!({})).await;
+        wait_held(&target).await;
+        for node in [&source, &target] {
+            let advice = way_out(node).unwrap();
+            assert!(advice.contains("'job-cancel'"), "{advice}");
+        }
+        job.cancel(true).unwrap();
+        for node in [&source, &target] {
+            wait_told_ending(node).await;
+        }
+        assert_eq!(job.state(), JobState::Aborting);
+        lose_patience(&bench, &job).await;
+        assert_eq!(way_out(&target), Some("it is free when they have"));
+        assert!(source.check_not_blocked().is_ok());
+        debug(&target).resume("hang").unwrap();
+        wait_released(&target).await;
+    });
+}
+
+/// A job that is ending waits for its source: nobody is told to cancel it.
+#[test]
+fn a_section_that_waits_for_a_job_that_is_ending_says_so() {
+    run_both_by_hand(|bench| async move {
+        let disk = bench.disk("disk").await;
+        bench.target("target").await;
+        let source = disk.node().unwrap();
+        hold(&source, DebugEvent::ReadAio);
+        let job = bench.backup("full", &json!({})).await;
+        wait_held(&source).await;
+        job.cancel(true).unwrap();
+        wait_aborting(&job).await;
+        let drained = begin_drain(&bench.graph, &source);
+        yield_often().await;
+        assert!(bench.clock.advance(MOMENT));
+        bench.context.notify();
+        assert_eq!(
+            wait_held_up(&bench.graph, &source).await,
+            "backup 'job0' to rest, which is ending already"
+        );
+        debug(&source).resume("hang").unwrap();
+        wait(&drained).await;
+        job.concluded().await;
         bench.check_clean();
     });
 }

@@ -4,9 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::phases::Kind;
 use super::*;
+use crate::drain::PATIENCE as MOMENT;
 use crate::graph::BitmapAction;
 use crate::parting::PATIENCE;
-use crate::parting::tests::{self as parting, begin_drain, hold, wait, wait_held, yield_often};
+use crate::parting::tests::{
+    self as parting, begin_drain, hold, wait, wait_held, wait_held_up, wait_told_ending, way_out,
+    yield_often,
+};
 use crate::transaction::{Action, CompletionMode, transact};
 
 /// What hangs of a job.
@@ -442,6 +446,70 @@ fn a_flush_that_fails_is_judged() {
                     chain.wait_free().await;
                 }
                 assert!(shown_by(&chain.disk).await == expected);
+            });
+        }
+    }
+}
+
+/// A command that wants an image of the job is told the way out; no longer to end the job when that is ending.
+#[test]
+fn a_command_is_told_that_the_job_is_ending() {
+    for kind in Kind::ALL {
+        for held in HELD {
+            run_by_hand(move |chain| async move {
+                let (injector, job) = chain.start_hanging(kind, held).await;
+                let names = ["base", "between", "top"];
+                let images = names.map(|name| chain.bench.graph.node(name).unwrap());
+                // The disk's own image has nothing to do with a commit of one below it.
+                let images = match kind {
+                    Kind::Commit => &images[..2],
+                    Kind::Stream | Kind::ActiveCommit => &images[..],
+                };
+                for image in images {
+                    let advice = way_out(image).unwrap();
+                    assert!(advice.contains("'job-cancel'"), "{advice}");
+                }
+                job.cancel(true).unwrap();
+                for image in images {
+                    wait_told_ending(image).await;
+                }
+                assert_eq!(job.state(), JobState::Aborting);
+                chain.lose_patience(&job).await;
+                for image in images {
+                    assert_eq!(way_out(image), Some("it is free when they have"));
+                }
+                injector.as_blkdebug().unwrap().resume("hang").unwrap();
+                chain.wait_free().await;
+            });
+        }
+    }
+}
+
+/// A section waits for a job that is ending: nobody is told to cancel it.
+#[test]
+fn a_section_that_waits_for_a_job_that_is_ending_says_so() {
+    for kind in Kind::ALL {
+        for held in HELD {
+            run_by_hand(move |chain| async move {
+                let (injector, job) = chain.start_hanging(kind, held).await;
+                job.cancel(true).unwrap();
+                while job.state() != JobState::Aborting {
+                    current::yield_now().await;
+                }
+                let base = chain.bench.graph.node("base").unwrap();
+                let drained = begin_drain(&chain.bench.graph, &base);
+                yield_often().await;
+                assert!(chain.bench.clock.advance(MOMENT));
+                chain.bench.context.notify();
+                let name = kind.type_name();
+                assert_eq!(
+                    wait_held_up(&chain.bench.graph, &base).await,
+                    format!("{name} 'job' to rest, which is ending already")
+                );
+                injector.as_blkdebug().unwrap().resume("hang").unwrap();
+                wait(&drained).await;
+                job.concluded().await;
+                chain.wait_free().await;
             });
         }
     }

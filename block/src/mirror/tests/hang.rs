@@ -15,7 +15,8 @@ use crate::mirror::CopyMode;
 use crate::node::Node;
 use crate::parting::PATIENCE;
 use crate::parting::tests::{
-    self as parting, begin_drain, hold, wait, wait_held, wait_released, yield_often,
+    self as parting, begin_drain, hold, wait, wait_held, wait_released, wait_told_ending, way_out,
+    yield_often,
 };
 
 fn debug(node: &Node) -> &Blkdebug {
@@ -25,11 +26,6 @@ fn debug(node: &Node) -> &Blkdebug {
 /// Lets time pass until the job has ended.
 async fn lose_patience(bench: &Bench, job: &Job) {
     parting::lose_patience(&bench.clock, &bench.context, job).await;
-}
-
-/// What a command is told that wants the node.
-fn way_out(node: &Node) -> Option<&'static str> {
-    node.check_not_blocked().unwrap_err().way_out()
 }
 
 fn was_cancelled(bench: &Bench) -> bool {
@@ -58,9 +54,7 @@ fn the_job_ends_without_it_and_the_disk_is_free() {
         bench.wait_for(JobState::Aborting).await;
         // No command can make it end sooner.
         for node in [&bench.graph.node("disk-node").unwrap(), &target] {
-            while way_out(node) != Some("the job is ending already: wait until it is gone") {
-                current::yield_now().await;
-            }
+            wait_told_ending(node).await;
         }
         lose_patience(&bench, &job).await;
         assert!(was_cancelled(&bench));
