@@ -248,6 +248,14 @@ class Phases(QmpTest):
         add = {"node": "disk", "name": "b"}
         await client.execute("transaction", {"actions": [{"type": "block-dirty-bitmap-add", "data": add}]})
 
+    async def throttle(self, client) -> None:
+        """Limits that slow nothing down, and none any more. Who sets them is answered when they hold."""
+        limited = {"bps": 1 << 40, **{name: 0 for name in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}}
+        for limits in (limited, {**limited, "bps": 0}):
+            await client.execute("block_set_io_throttle", {"id": "front", **limits})
+            (disk,) = [disk for disk in await client.execute("query-block") if "front" in disk["qdev"]]
+            self.assertEqual(disk["inserted"]["bps"], limits["bps"])
+
     async def guest_resets_machine(self, client) -> None:
         self.qtest.ask("outb 0xcf9 6")
         assert (await event(client, "RESET"))["data"] == {"guest": True, "reason": "guest-reset"}
@@ -363,6 +371,7 @@ class Phases(QmpTest):
         "`blockdev-del` of the target (when a mirror has ended the disk has it)": delete_target,
         "`block-dirty-bitmap-add` to the disk": dirty_bitmap,
         "`transaction` about the disk": transaction,
+        "`block_set_io_throttle` of the disk: limits, and none any more": throttle,
     }
     # What comes of the guest's write: it may be cancelled, or the machine ends.
     RESETS = (system_reset, guest_resets_machine, guest_resets_disk)
