@@ -126,3 +126,34 @@ impl MirrorJob {
             && self.nearness.sent_back.fetch_add(1, Ordering::Relaxed) < MAX_PASSES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn laps(left: &[u64]) -> Vec<bool> {
+        let mut laps = Laps::default();
+        left.iter().map(|left| laps.are_enough(*left)).collect()
+    }
+
+    #[test]
+    fn laps_end_when_little_is_left() {
+        assert_eq!(laps(&[PIVOT_BACKLOG]), [true]);
+        let left = [1 << 40, 1 << 30, PIVOT_BACKLOG + 1, PIVOT_BACKLOG];
+        assert_eq!(laps(&left), [false, false, false, true]);
+    }
+
+    #[test]
+    fn laps_end_when_they_lead_nowhere() {
+        let same = STRETCH_BACKLOG;
+        assert_eq!(laps(&[same, same, same]), [false, false, true]);
+        // One of the two led somewhere.
+        let left = [same, same, same / 2, same / 2, same / 2];
+        assert_eq!(laps(&left), [false, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_guest_does_not_wait_for_much() {
+        assert_eq!(laps(&[STRETCH_BACKLOG + 1; 20]), [false; 20]);
+    }
+}

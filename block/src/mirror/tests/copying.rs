@@ -493,13 +493,13 @@ fn keeps_to_its_speed(by_workers: bool) {
             bench.target("target").await;
         }
         let mut arguments = common("disk");
-        // 65536 bytes per slice of a tenth of a second, in copies of 65536.
+        // 65536 bytes in a tenth of a second, in copies of 65536.
         arguments.speed = Some(655_360);
         arguments.granularity = Some(65536);
         arguments.buf_size = Some(65536 * 16);
         let job = bench.mirror_with("target", arguments).await;
-        for slices in 1..10 {
-            let settled = slices * 65536;
+        for tenths in 1..10 {
+            let settled = tenths * 65536;
             while job.progress().current() < settled {
                 current::yield_now().await;
             }
@@ -540,23 +540,28 @@ fn the_speed_limit_is_kept_on_a_scattered_disk() {
         }
         bench.target("target").await;
         let mut arguments = common("disk");
-        // Two chunks per slice of a tenth of a second: half of each is data.
+        // Two chunks in a tenth of a second: half of each is data.
         arguments.speed = Some(655_360);
         arguments.granularity = Some(65536);
         let job = bench.mirror_with("target", arguments).await;
+        while job.progress().current() == 0 {
+            current::yield_now().await;
+        }
         // Those that are on their way when the first has told what it held.
         let at_once = 16;
-        for slices in 1..8 {
-            for _ in 0..20 {
-                for _ in 0..100 {
-                    current::yield_now().await;
+        for tenths in 1..8 {
+            for _ in 0..10 {
+                for _ in 0..4 {
+                    for _ in 0..100 {
+                        current::yield_now().await;
+                    }
+                    // The test's clock stands still; what is copied takes time all the same.
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                // The test's clock stands still; what is copied takes time all the same.
-                std::thread::sleep(Duration::from_millis(2));
+                bench.advance(Duration::from_millis(10));
             }
             let copied = job.progress().current() / 65536;
-            assert!(copied <= 2 * slices + at_once, "{copied} after {slices}");
-            bench.advance(Duration::from_millis(100));
+            assert!(copied <= 2 * tenths + at_once, "{copied} after {tenths}");
         }
         job.set_speed(0).unwrap();
         bench.wait_for(JobState::Ready).await;

@@ -1,6 +1,7 @@
 //! Mirrors over real files: what each phase promises, and what breaks when a rule is broken.
 
 mod bench;
+mod busy;
 mod cancel;
 mod copying;
 mod ending;

@@ -1,0 +1,145 @@
+//! Guests that never stop writing do not keep a mirror in the background from its end. Time is the test's.
+
+use std::sync::Arc;
+
+use sluice_aio::current;
+
+use super::bench::{BLOCK, Bench, block_value, common, debug, pattern, run_both_by_hand};
+use crate::backend::Backend;
+use crate::driver::DebugEvent;
+use crate::job::{EndPhase, Job, JobState};
+use crate::mirror::work::IDLE_SLICE;
+use crate::node::Node;
+use crate::parting::tests::yield_often;
+
+/// Bytes of the disk, and of what is copied as a whole.
+const LARGE: u64 = 8 << 20;
+const CHUNK: u64 = 1 << 20;
+/// As many chunks the guest writes to: some may be copied meanwhile, and more are dirty yet than may be left to the section.
+const MANY: u64 = LARGE / CHUNK;
+/// How often is looked for what must come.
+const LOOKS: u8 = 100;
+
+async fn tick(bench: &Bench) {
+    bench.advance(IDLE_SLICE);
+    yield_often().await;
+}
+
+/// A mirror that is ready, in the background.
+async fn ready(bench: &Bench, granularity: u64) -> (Arc<Backend>, Arc<Node>, Arc<Job>) {
+    let disk = bench.disk_with("disk", &pattern(LARGE)).await;
+    bench.empty_image("copy", LARGE);
+    let target = bench.debug_node("copy").await;
+    let mut arguments = common("disk");
+    arguments.granularity = Some(granularity);
+    let job = bench.mirror_with("copy", arguments).await;
+    bench.wait_for(JobState::Ready).await;
+    (disk, target, job)
+}
+
+/// A guest that writes the same again and again, to a target at which each copy hangs until the guest has written once more.
+struct Busy<'a> {
+    bench: &'a Bench,
+    disk: Arc<Backend>,
+    target: Arc<Node>,
+    tags: Vec<String>,
+}
+
+impl Busy<'_> {
+    async fn write(&mut self, value: u8) {
+        for chunk in 0..MANY {
+            let tag = format!("copy {value} {chunk}");
+            let hang = debug(&self.target).set_break(DebugEvent::WriteAio, &tag);
+            hang.unwrap();
+            self.tags.push(tag);
+        }
+        for chunk in 0..MANY {
+            self.bench.write(&self.disk, chunk * CHUNK, value).await;
+        }
+    }
+
+    /// Lets all copies end that hang, and the job go on.
+    async fn let_go(&mut self) {
+        let debug = debug(&self.target);
+        self.tags.retain(|tag| {
+            let hangs = debug.is_suspended(tag);
+            if hangs {
+                debug.resume(tag).unwrap();
+            }
+            !hangs
+        });
+        tick(self.bench).await;
+    }
+}
+
+/// Each lap leaves as much dirty as it began with.
+#[test]
+fn a_guest_that_undoes_each_lap_does_not_keep_the_end_away() {
+    run_both_by_hand(|bench| async move {
+        let (disk, target, job) = ready(&bench, CHUNK).await;
+        let mut guest = Busy {
+            bench: &bench,
+            disk,
+            target,
+            tags: Vec::new(),
+        };
+        guest.write(0).await;
+        tick(&bench).await;
+        job.complete().unwrap();
+        for round in 1.. {
+            if job.end_phase() != EndPhase::Work {
+                break;
+            }
+            assert!(round < LOOKS, "the job is at its work still");
+            guest.write(round).await;
+            guest.let_go().await;
+        }
+        while job.state() != JobState::Concluded {
+            guest.let_go().await;
+        }
+        assert_eq!(job.info().error, None);
+        assert!(bench.bytes("disk") == bench.bytes("copy"));
+    });
+}
+
+/// In the last stretch a guest's write waits for the copy that holds its place. So it must not hold much.
+#[test]
+fn in_the_last_stretch_copies_are_small() {
+    const SMALL: u64 = 64 << 10;
+    run_both_by_hand(|bench| async move {
+        let (disk, target, job) = ready(&bench, SMALL).await;
+        let flush = DebugEvent::FlushToDisk;
+        debug(&target).set_break(flush, "approach").unwrap();
+        job.complete().unwrap();
+        debug(&target).wait_break("approach").await.unwrap();
+        // 1 MiB in a row, which elsewhere is one copy.
+        for chunk in 0..CHUNK / SMALL {
+            bench.write(&disk, chunk * SMALL, 0xf1).await;
+        }
+        let debug = debug(&target);
+        debug.set_break(DebugEvent::WriteAio, "first").unwrap();
+        debug.set_break(flush, "stretch").unwrap();
+        debug.resume("approach").unwrap();
+        debug.wait_break("first").await.unwrap();
+        // The other end: nobody but the copy that hangs could keep it from ending.
+        let write = bench.begin_write(&disk, CHUNK - BLOCK, 0xf2);
+        for _ in 0..LOOKS {
+            yield_often().await;
+            if block_value(&bench.bytes("copy"), CHUNK - BLOCK) == Some(0xf2) {
+                break;
+            }
+            current::yield_now().await;
+        }
+        let written = block_value(&bench.bytes("copy"), CHUNK - BLOCK);
+        assert_eq!(written, Some(0xf2), "the write waits for a copy elsewhere");
+        write.await.unwrap();
+        debug.resume("first").unwrap();
+        debug.wait_break("stretch").await.unwrap();
+        debug.resume("stretch").unwrap();
+        while job.state() != JobState::Concluded {
+            tick(&bench).await;
+        }
+        assert_eq!(job.info().error, None);
+        assert!(bench.bytes("disk") == bench.bytes("copy"));
+    });
+}
