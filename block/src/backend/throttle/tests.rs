@@ -423,6 +423,32 @@ fn a_disk_that_goes_away_cancels_what_waits() {
     });
 }
 
+/// The guest's requests end on the medium that they were meant for, without their turn, before that goes.
+#[test]
+fn a_medium_goes_although_limits_hold_requests_to_it() {
+    run(|bench| async move {
+        let disk = bench.graph.add_empty_backend("stick", false).unwrap();
+        let media = [bench.node("one").await, bench.node("two").await];
+        bench.graph.insert_medium(&disk, &media[0]).await.unwrap();
+        bench.limit(&disk, None, json!({"iops-total": 1})).await;
+        let log = Log::default();
+        let _guest = writes(&log, &disk, 0..6);
+        settle().await;
+        assert!(disk.gate().in_flight() >= 4, "held up by the limits");
+        // The clock stands still.
+        bench.graph.remove_medium(&disk).await.unwrap();
+        assert!(disk.node().is_none());
+        assert_eq!(*log.borrow(), [0, 1, 2, 3, 4, 5].map(|name| (name, true)));
+        // The next one has the limits again.
+        bench.graph.insert_medium(&disk, &media[1]).await.unwrap();
+        let _guest = writes(&log, &disk, 10..16);
+        settle().await;
+        assert!(disk.gate().in_flight() >= 4);
+        bench.graph.remove_medium(&disk).await.unwrap();
+        assert_eq!(names(&log)[6..], [10, 11, 12, 13, 14, 15]);
+    });
+}
+
 #[test]
 fn groups_have_one_name_whoever_has_made_them() {
     run(|bench| async move {

@@ -219,3 +219,57 @@ fn a_backup_moves_although_a_limit_holds_its_copies() {
         bench.check_clean();
     });
 }
+
+/// The machine is stopped while limits hold the guest's requests and the job's, its disk goes to one thread and to another, and
+/// the machine goes on.
+#[test]
+fn a_stopped_machines_backup_moves_under_limits_and_goes_on() {
+    run_both(|bench| async move {
+        let disk = bench.disk("disk").await;
+        bench.target("target").await;
+        let graph = &bench.graph;
+        let slow = |value| serde_json::from_value::<ThrottleLimits>(value).unwrap();
+        let few = slow(json!({"bps-write": 1}));
+        let group = graph.throttle_groups().add("slow", few).unwrap();
+        let limited = json!({
+            "driver": "throttle", "node-name": "limited", "throttle-group": "slow", "file": "target"
+        });
+        let limited = serde_json::from_value(limited).unwrap();
+        graph.add_node(&limited).await.unwrap();
+        let few = slow(json!({"bps-total": 1}));
+        graph.set_io_throttle(&disk, None, few).await.unwrap();
+        let perf = json!({"max-workers": 2, "max-chunk": CLUSTER});
+        let common = arguments("disk-disk", "full", &json!({"x-perf": perf}));
+        bench.start(common, "limited").await.unwrap();
+        let job = bench.job("job0");
+        wait_for(&job, JobState::Running).await;
+        let last = SIZE / CLUSTER - 1;
+        let writes = [last - 2, last - 1, last].map(|cluster| {
+            let value = u8::try_from(cluster).unwrap();
+            bench.begin_write(&disk, cluster * CLUSTER, 512, value)
+        });
+        settle().await;
+        assert!(disk.gate().in_flight() > 0, "held up by the limits");
+        let places = [thread(), thread()];
+        assert!(graph.come_to_rest("stop").await.is_empty());
+        for place in &places {
+            graph.set_device_home(&disk, kept(place)).await.unwrap();
+            assert_eq!(job.home(), *place.context());
+        }
+        graph.resume();
+        let none = ThrottleLimits::default();
+        graph.set_io_throttle(&disk, None, none).await.unwrap();
+        group.set_limits(none).unwrap();
+        for write in writes {
+            write.await.unwrap();
+        }
+        assert_eq!(end(&job).await, None);
+        assert!(bench.bytes("target") == pattern());
+        for cluster in [last - 2, last - 1, last] {
+            let value = u8::try_from(cluster).unwrap();
+            let written = &bench.bytes("disk")[cluster * CLUSTER..][..512];
+            assert_eq!(written, [value; 512]);
+        }
+        bench.check_clean();
+    });
+}

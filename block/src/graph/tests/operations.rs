@@ -1,4 +1,4 @@
-//! Giving nodes homes; and images that are odd.
+//! Giving nodes homes; changes that wait for requests; and images that are odd.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,10 +6,13 @@ use std::sync::Arc;
 use serde_json::json;
 use sluice_aio::{IoBuffer, IoThread, LoopConfig, current};
 
-use super::bench::run;
-use crate::driver::Allocation;
-use crate::error::BlockError;
+use super::bench::{Bench, run};
+use crate::backup::{BlockdevBackup, blockdev_backup};
+use crate::driver::overlay::CLUSTER;
+use crate::driver::{Allocation, DebugEvent, RequestFlags};
+use crate::error::{BlockError, Result};
 use crate::home::Home;
+use crate::node::Node;
 
 #[test]
 fn connected_nodes_have_one_home() {
@@ -92,7 +95,7 @@ fn images_of_no_bytes_and_of_very_many() {
             let error = top.read(offset, buffer.clone()).await.unwrap_err();
             assert!(matches!(error, BlockError::OutOfRange { .. }), "{error}");
         }
-        top.write_zeroes(0, top.len(), crate::driver::RequestFlags::empty())
+        top.write_zeroes(0, top.len(), RequestFlags::empty())
             .await
             .unwrap();
     });
@@ -129,7 +132,7 @@ fn files_as_long_as_can_be_are_used_to_their_last_sector() {
             let top = bench.add(top).await.unwrap();
             assert_eq!(top.len(), len - 512);
             let last = top.len() - 512;
-            let flags = crate::driver::RequestFlags::empty();
+            let flags = RequestFlags::empty();
             let sevens = IoBuffer::alloc(512);
             sevens.fill(0, 512, 7);
             top.write(last, sevens, flags).await.unwrap();
@@ -148,7 +151,7 @@ fn files_as_long_as_can_be_are_used_to_their_last_sector() {
             let status = top.block_status(0, top.len()).await.unwrap();
             assert_eq!(status.allocation, Allocation::Zero);
             assert!(status.len >= last - 4096, "{status:?}");
-            let unmap = crate::driver::RequestFlags::MAY_UNMAP;
+            let unmap = RequestFlags::MAY_UNMAP;
             top.write_zeroes(0, top.len(), unmap).await.unwrap();
             top.discard(0, top.len()).await.unwrap();
             top.read(last - 512, buffer.clone()).await.unwrap();
@@ -190,4 +193,103 @@ fn a_file_that_shrinks_behind_us_reads_as_zeroes() {
         bench.graph.remove_backend(&disk).await;
         bench.graph.del_node("file").unwrap();
     });
+}
+
+/// What changes a graph in a section.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Reopen,
+    Resize,
+    Snapshot,
+    /// Puts a filter in.
+    Backup,
+}
+
+impl Change {
+    const ALL: [Self; 4] = [Self::Reopen, Self::Resize, Self::Snapshot, Self::Backup];
+
+    /// Does it to `top`, with `other` for what is needed besides.
+    async fn make(self, bench: &Bench, top: &Arc<Node>, other: &Arc<Node>) -> Result<()> {
+        let graph = &bench.graph;
+        match self {
+            Self::Reopen => {
+                let options = json!({"driver": "raw", "node-name": "top", "file": "other"});
+                let options = serde_json::from_value(options).unwrap();
+                graph.reopen(&[options]).await
+            }
+            Self::Resize => graph.resize(top, 2 * CLUSTER as u64).await,
+            Self::Snapshot => graph.snapshot(top, other).await.map(drop),
+            Self::Backup => {
+                let common = json!({"device": "disk", "sync": "none", "job-id": "job"});
+                let arguments = BlockdevBackup {
+                    common: serde_json::from_value(common).unwrap(),
+                    target: "other".to_owned(),
+                };
+                blockdev_backup(graph, &arguments, &current::context()).await
+            }
+        }
+    }
+}
+
+/// A change waits for a request that still has to find its way down. Nothing that this needs is locked meanwhile, and
+/// neither is what others do with the graph, in either thread.
+#[test]
+fn a_change_that_waits_for_requests_leaves_them_the_graph() {
+    for change in Change::ALL {
+        run(async move |bench| {
+            let graph = &bench.graph;
+            let thread = Arc::new(IoThread::spawn("io0", LoopConfig::default()).unwrap());
+            let base = graph.add_overlay("base", CLUSTER, None).unwrap();
+            let sevens = IoBuffer::alloc(CLUSTER);
+            sevens.fill(0, CLUSTER, 7);
+            base.write(0, sevens, RequestFlags::empty()).await.unwrap();
+            graph.add_overlay("image", CLUSTER, Some(&base)).unwrap();
+            let debug = json!({"driver": "blkdebug", "node-name": "debug", "image": "image"});
+            let debug = bench.add(debug).await.unwrap();
+            let raw = json!({"driver": "raw", "node-name": "top", "file": "debug"});
+            let top = bench.add(raw).await.unwrap();
+            let other = graph.add_overlay("other", CLUSTER, None).unwrap();
+            let disk = graph.add_backend("disk", &top).unwrap();
+            let home = Home::kept(thread.context().clone(), Arc::clone(&thread) as Arc<_>);
+            graph.set_device_home(&disk, home).await.unwrap();
+
+            // Above two edges that it has yet to go.
+            let debug = debug.as_blkdebug().unwrap();
+            debug.set_break(DebugEvent::ReadAio, "way").unwrap();
+            let guest = Arc::clone(&disk);
+            let read = thread.context().call(move || async move {
+                let buffer = IoBuffer::alloc(512);
+                let token = guest.enter().await.unwrap();
+                guest.read(&token, 0, buffer.clone()).await.unwrap();
+                buffer.to_vec()
+            });
+            debug.wait_break("way").await.unwrap();
+            let changing = {
+                let (graph, top) = (Arc::clone(graph), Arc::clone(&top));
+                let bench = Bench { graph };
+                current::spawn_local(async move { change.make(&bench, &top, &other).await })
+            };
+            while !disk.gate().is_closed() {
+                current::yield_now().await;
+            }
+            // Others look at the graph, and change it elsewhere.
+            let node = Arc::clone(&top);
+            let look = move || async move { node.block_status(0, 512).await.unwrap() };
+            let seen = thread.context().call(look.clone()).await.unwrap();
+            assert_eq!(seen.allocation, look().await.allocation);
+            assert_eq!(top.children()[0].1.name(), "debug");
+            let beside = json!({"driver": "null-co", "node-name": "beside", "size": 512});
+            bench.add(beside).await.unwrap();
+            graph.del_node("beside").unwrap();
+            assert!(disk.gate().is_closed(), "{change:?} waits");
+            debug.resume("way").unwrap();
+            assert_eq!(read.await.unwrap(), [7; 512], "{change:?}");
+            changing.await.unwrap().unwrap();
+            assert!(!disk.gate().is_closed());
+            if let Some(job) = graph.jobs().get("job") {
+                job.cancel(true).unwrap();
+                job.concluded().await;
+            }
+        });
+    }
 }
