@@ -1,14 +1,20 @@
 //! Everything comes to rest: before the machine stands still, and before the program ends.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
+use sluice_aio::current;
 
 use super::Graph;
 use super::home::MAIN_NODE;
 use super::parent::Parent;
 use crate::drain::{Section, SectionInner};
+use crate::driver::Role;
 use crate::error::Result;
-use crate::job::Job;
+use crate::job::{Job, PATIENCE};
 use crate::node::Node;
 
 /// A target whose job has ended without it: requests to it have not returned.
@@ -27,13 +33,14 @@ impl std::fmt::Display for LeftTarget {
 }
 
 impl Graph {
-    /// Waits until nothing is on its way anywhere, and makes durable what was written. Any thread. From now on no request of
+    /// Waits until nothing is on its way anywhere, and makes durable what was written. From now on no request of
     /// a guest begins until [`resume`](Self::resume): what is parked at a gate by somebody else's section stays there when that ends.
     ///
     /// Targets that jobs have [ended without](crate::job::JobRegistry::shut_down) are left out, and returned: nobody knows
     /// whether their requests ever return, and no disk has to do with them. So are, but for the list, those of jobs that work
-    /// and do not come to rest: they go on, and see to their targets themselves. A node that can't be flushed is told
-    /// of in the log; all are tried.
+    /// and do not come to rest: they go on, and see to their targets themselves. The backing images that such jobs share with
+    /// disks are flushed, but for no longer than [`PATIENCE`]. A node that can't be flushed, or not in that time, is told of in
+    /// the log; all are tried. Runs in a loop's task.
     pub async fn come_to_rest(&self, holder: &str) -> Vec<LeftTarget> {
         self.stop();
         let busy = self.drain_but_for_hanging_jobs(holder).await;
@@ -47,9 +54,15 @@ impl Graph {
         for node in &left {
             note_all_from(node, &mut theirs);
         }
-        self.note_targets(&busy, &mut theirs);
+        let mut shared = HashSet::new();
+        self.note_nodes_of(&busy, &mut theirs, &mut shared);
+        // What is shared may hang: all others first.
+        let is_others =
+            |node: &Node| !theirs.contains(node.name()) && !shared.contains(node.name());
         // Each failure is in the log.
-        drop(self.flush_if(|node| !theirs.contains(node.name())).await);
+        drop(self.flush_if(is_others).await);
+        shared.retain(|name| !theirs.contains(name));
+        self.flush_for_a_while(&shared).await;
         let mut told: Vec<_> = left.iter().filter_map(|node| left_target(node)).collect();
         told.sort_by(|one, other| one.node.cmp(&other.node));
         told
@@ -67,13 +80,46 @@ impl Graph {
     async fn flush_if(&self, wanted: impl Fn(&Node) -> bool) -> Result<()> {
         let mut result = Ok(());
         for node in self.nodes().into_iter().filter(|node| wanted(node)) {
-            let flushed = node.flush().await;
-            if let Err(error) = &flushed {
-                tracing::warn!(node = node.name(), %error, "a node cannot be flushed");
-            }
-            result = result.and(flushed);
+            result = result.and(flush(&node).await);
         }
         result
+    }
+
+    /// Flushes the nodes of these names beside each other. What has not ended when [`PATIENCE`] is over goes on by itself.
+    async fn flush_for_a_while(&self, names: &HashSet<String>) {
+        let nodes = self.nodes().into_iter();
+        let nodes = nodes.filter(|node| names.contains(node.name()));
+        let flushes: Vec<_> = nodes
+            .map(|node| {
+                let name = node.name().to_owned();
+                let flush = current::spawn_local(async move { flush(&node).await });
+                (name, flush)
+            })
+            .collect();
+        if flushes.is_empty() {
+            return;
+        }
+        let mut patience = pin!(current::sleep(PATIENCE));
+        let mut is_over = false;
+        for (node, mut flushed) in flushes {
+            let has_ended = match is_over {
+                false => match select(&mut flushed, &mut patience).await {
+                    Either::Left(_) => true,
+                    Either::Right(_) => {
+                        is_over = true;
+                        false
+                    }
+                },
+                true => (&mut flushed).now_or_never().is_some(),
+            };
+            if !has_ended {
+                tracing::warn!(
+                    node,
+                    "a node that a job uses which does not come to rest is not flushed yet"
+                );
+                flushed.detach();
+            }
+        }
     }
 
     /// Waits until nothing is on its way. It does not wait for what was left behind; nor for long for jobs that do not
@@ -89,26 +135,45 @@ impl Graph {
         busy
     }
 
-    /// Adds the names of what jobs alone use that do not come to rest.
-    fn note_targets(&self, busy: &[Arc<Job>], names: &mut HashSet<String>) {
+    /// Adds the names of what jobs use that do not come to rest and no guest writes to: what they `alone` use, and the backing
+    /// images that are `shared` with disks.
+    fn note_nodes_of(
+        &self,
+        busy: &[Arc<Job>],
+        alone: &mut HashSet<String>,
+        shared: &mut HashSet<String>,
+    ) {
         if busy.is_empty() {
             return;
         }
         let mut of_disks = HashSet::new();
+        let mut of_guests = HashSet::new();
         let mut of_jobs = HashSet::new();
         for node in self.nodes() {
             if !node.backends().is_empty() {
                 note_all_from(&node, &mut of_disks);
+                note_written_from(&node, &mut of_guests);
             }
             let job = busy.iter().find(|job| node.is_used_by(job));
             if let Some(job) = job {
                 let (kind, id, node) = (job.kind(), job.id(), &node);
-                tracing::warn!(%kind, job = id, node = node.name(), "a job does not come to rest: its target is not flushed");
+                tracing::warn!(%kind, job = id, node = node.name(), "a job does not come to rest");
                 note_all_from(node, &mut of_jobs);
             }
         }
-        names.extend(of_jobs.difference(&of_disks).cloned());
+        alone.extend(of_jobs.difference(&of_disks).cloned());
+        let images = of_jobs.intersection(&of_disks);
+        shared.extend(images.filter(|name| !of_guests.contains(*name)).cloned());
     }
+}
+
+/// Makes durable what was written to the node, or says in the log that this can't be done.
+async fn flush(node: &Node) -> Result<()> {
+    let flushed = node.flush().await;
+    if let Err(error) = &flushed {
+        tracing::warn!(node = node.name(), %error, "a node cannot be flushed");
+    }
+    flushed
 }
 
 impl Node {
@@ -139,5 +204,14 @@ fn note_all_from(node: &Arc<Node>, names: &mut HashSet<String>) {
         for (_, child) in node.children() {
             note_all_from(&child, names);
         }
+    }
+}
+
+/// Adds the names of the node and of all below it that get what is written to it.
+fn note_written_from(node: &Arc<Node>, names: &mut HashSet<String>) {
+    if names.insert(node.name().to_owned()) {
+        let children = node.children_by_role().into_iter();
+        let written = children.filter(|(role, _)| *role != Role::Backing);
+        written.for_each(|(_, child)| note_written_from(&child, names));
     }
 }

@@ -514,3 +514,51 @@ fn a_section_that_waits_for_a_job_that_is_ending_says_so() {
         }
     }
 }
+
+/// The machine stops: what its guest writes to is made durable, and it does not wait long for images that hang with their job.
+#[test]
+fn a_machine_stops_although_a_backing_image_hangs() {
+    // An image that is only read from has nothing to be flushed.
+    for held in [Held::Write, Held::Flush] {
+        run_by_hand(move |chain| async move {
+            let graph = Arc::clone(&chain.bench.graph);
+            let (injector, job) = chain.start_hanging(Kind::Commit, held).await;
+            let [highest, ..] = &chain.injectors;
+            let mut expected = shown_by(&chain.disk).await;
+            guest_write(&chain.disk, 0, CLUSTER, 0xa0).await;
+            expected[..CLUSTER].fill(0xa0);
+            for node in [highest, injector] {
+                let debug = node.as_blkdebug().unwrap();
+                debug.set_break(DebugEvent::FlushToDisk, "flush").unwrap();
+            }
+            let ended = Arc::new(AtomicBool::new(false));
+            let (stops, has_ended) = (Arc::clone(&graph), Arc::clone(&ended));
+            let stops = current::spawn_local(async move {
+                let left = stops.come_to_rest("stop").await;
+                has_ended.store(true, Ordering::SeqCst);
+                left
+            });
+            yield_often().await;
+            chain.bench.clock.advance(MOMENT);
+            // However long the guest's own image takes.
+            let own = highest.as_blkdebug().unwrap();
+            own.wait_break("flush").await.unwrap();
+            chain.bench.clock.advance(PATIENCE);
+            yield_often().await;
+            assert!(!ended.load(Ordering::SeqCst));
+            own.resume("flush").unwrap();
+            let image = injector.as_blkdebug().unwrap();
+            image.wait_break("flush").await.unwrap();
+            yield_often().await;
+            assert!(!ended.load(Ordering::SeqCst), "it waits for a while");
+            chain.bench.clock.advance(PATIENCE);
+            assert!(stops.await.unwrap().is_empty());
+            assert_eq!(job.state(), JobState::Running);
+            graph.resume();
+            image.resume("flush").unwrap();
+            image.resume("hang").unwrap();
+            assert_eq!(end(&job).await, None);
+            assert!(shown_by(&chain.disk).await == expected);
+        });
+    }
+}
