@@ -1,6 +1,6 @@
 //! The `sluice` command: a virtual machine with disks that can be mirrored while it runs.
 
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
 use std::process::ExitCode;
 
 use sluice_vmm::cli;
@@ -19,6 +19,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A file would keep the codes.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .finish()
         .with(Ration::new())

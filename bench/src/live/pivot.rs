@@ -20,6 +20,8 @@ const SIZE: u64 = 16 << 20;
 const DEPTH: usize = 32;
 /// The longest pause wanted, in microseconds; the flush of a target in memory takes nothing.
 const PAUSE: f64 = 1000.0;
+/// The unit of what should not be there at all.
+const LATE: &str = "late";
 /// How long the writers write before the pivot.
 const BEFORE: Duration = Duration::from_millis(5);
 /// How long the writers go on after the pivot.
@@ -206,7 +208,7 @@ fn of_mode(effort: Effort, mode: &'static str) -> Result<Vec<Row>> {
             target,
         ),
         Row {
-            unit: "",
+            unit: LATE,
             ..row(
                 "the same: that came only when nobody wrote".to_owned(),
                 f64::from(guest.late),

@@ -4,7 +4,7 @@
 //! target flushed, with errors judged by the operator's policy. While others of its group are not that far it *stays near*: the guests of all will
 //! be held for as long as the last of them copies and flushes then.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::balance::{LAPS_IN_VAIN, LITTLE, is_in_vain};
 use super::job::MirrorJob;
@@ -26,6 +26,8 @@ pub(super) struct Nearness {
     flushed: AtomicU64,
     /// How often the guest has written so much that the job had to approach once more.
     sent_back: AtomicU32,
+    /// Laps led nowhere: the guest keeps as much dirty as it likes, up to [`STRETCH_BACKLOG`].
+    laps_in_vain: AtomicBool,
 }
 
 impl Nearness {
@@ -93,7 +95,10 @@ impl MirrorJob {
         // One pass in any case: what it copies need not be copied with the guest held.
         for _ in 0..MAX_PASSES {
             self.pass(job).await?;
-            if laps.are_enough(self.copier.remaining()) {
+            let left = self.copier.remaining();
+            if laps.are_enough(left) {
+                let in_vain = left > PIVOT_BACKLOG;
+                self.nearness.laps_in_vain.store(in_vain, Ordering::Relaxed);
                 break;
             }
         }
@@ -122,7 +127,11 @@ impl MirrorJob {
 
     /// Whether the job has to approach once more. A guest that never stops writing does not keep the group from its end.
     fn is_sent_back(&self) -> bool {
-        !self.is_nearly_converged()
+        let most = match self.nearness.laps_in_vain.load(Ordering::Relaxed) {
+            true => STRETCH_BACKLOG,
+            false => PIVOT_BACKLOG,
+        };
+        self.copier.remaining() > most
             && self.nearness.sent_back.fetch_add(1, Ordering::Relaxed) < MAX_PASSES
     }
 }

@@ -12,12 +12,14 @@
 //! time and in order of arrival: each waits for the previous one.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 
+use futures_util::future::{Either, select};
 use futures_util::lock::Mutex as FairMutex;
 use parking_lot::Mutex;
-use sluice_aio::AioContext;
+use sluice_aio::{AioContext, current};
 use sluice_devices::legacy::{GuestFailure, MachineRequest, PmBlock};
 use sluice_devices::reset::ResetHook;
 
@@ -69,7 +71,7 @@ struct Ending {
     exit: Option<Exit>,
     /// The vCPUs stand still for good.
     stopped: bool,
-    /// Who waits for that.
+    /// Who waits for either.
     waiting: Vec<Waker>,
 }
 
@@ -140,6 +142,19 @@ impl Controller {
         .await
     }
 
+    /// Ready when the machine is to end.
+    async fn told_to_end(&self) {
+        poll_fn(|task| {
+            let mut ending = self.ending.lock();
+            if ending.exit.is_some() {
+                return Poll::Ready(());
+            }
+            ending.waiting.push(task.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Whether the machine ends or has ended. Any thread.
     #[must_use]
     pub fn is_ending(&self) -> bool {
@@ -148,13 +163,15 @@ impl Controller {
 
     /// Ends the machine, once: of several reasons the first counts. Any thread.
     pub fn end(&self, exit: Exit, cause: Cause) {
-        {
+        let told = {
             let mut ending = self.ending.lock();
             if ending.exit.is_some() {
                 return;
             }
             ending.exit = Some(exit);
-        }
+            std::mem::take(&mut ending.waiting)
+        };
+        told.into_iter().for_each(Waker::wake);
         if let Some(this) = self.this.upgrade() {
             self.parts
                 .main
@@ -270,14 +287,25 @@ impl Controller {
         self.parts.engine.stop();
         self.set_state(RunState::Shutdown);
         self.emit(&VmEvent::Shutdown(Cause::GuestShutdown));
-        self.come_to_rest().await;
+        // One that is to end meanwhile does so.
+        let _ = self.come_to_rest().await;
     }
 
-    /// Has done what has to be done when the machine stands still.
-    async fn come_to_rest(&self) {
+    /// Has done what has to be done when the machine stands still. False if it is to end before that: what a target keeps
+    /// from being done that hangs is seen to at the machine's end, by ending its job.
+    async fn come_to_rest(&self) -> bool {
         let chores = self.on_stop.lock().clone();
-        for chore in chores {
-            chore().await;
+        let rest = current::spawn_local(async move {
+            for chore in chores {
+                chore().await;
+            }
+        });
+        match select(rest, pin!(self.told_to_end())).await {
+            Either::Left(_) => true,
+            Either::Right((_, rest)) => {
+                rest.detach();
+                false
+            }
         }
     }
 
@@ -296,7 +324,12 @@ impl Controller {
         }
         self.parts.engine.stop();
         self.set_state(state);
-        self.come_to_rest().await;
+        if !self.come_to_rest().await {
+            return Err(ControlError::WrongState {
+                verb: "stop",
+                state: RunState::Shutdown,
+            });
+        }
         self.emit(&VmEvent::Stop);
         Ok(())
     }

@@ -110,6 +110,28 @@ fn after_the_job_has_gone(told: Told) {
     ends_without_it(vm, &scene, told, "mirror");
 }
 
+/// The machine has been told to stop, which waits for a write of the disk's that waits for the target.
+fn while_a_stop_waits(told: Told) {
+    let scene = Scene::new();
+    let mut vm = with_slow_target(&scene, "pivot_swapped");
+    let both = json!({"copy-mode": "write-blocking"});
+    vm.execute("blockdev-mirror", &job(&both));
+    vm.wait_job("BLOCK_JOB_READY", "job");
+    let write = json!({"node-name": "slow", "tag": "write", "event": "write_aio"});
+    vm.execute("x-debug-break", &write);
+    // These are not answered before the end.
+    let writes = json!({"command-line": "qemu-io disk \"write 0 512\""});
+    let _writer = vm.ask("human-monitor-command", &writes);
+    let held = json!({"node-name": "slow", "tag": "write"});
+    vm.execute("x-debug-wait-break", &held);
+    let _stopper = vm.ask("stop", &json!({}));
+    // The source has the write long since.
+    while vm.execute("query-status", &json!({}))["running"] != false {
+        thread::yield_now();
+    }
+    ends_without_it(vm, &scene, told, "mirror");
+}
+
 /// Each waits for ten seconds, all of them at once.
 #[test]
 fn the_end_does_not_wait_for_a_target_that_hangs() {
@@ -120,5 +142,7 @@ fn the_end_does_not_wait_for_a_target_that_hangs() {
         scope.spawn(|| while_a_copy_hangs("backup", &json!({}), INT));
         scope.spawn(|| while_the_pivots_flush_hangs(TERM));
         scope.spawn(|| after_the_job_has_gone(INT));
+        scope.spawn(|| while_a_stop_waits(QUIT));
+        scope.spawn(|| while_a_stop_waits(TERM));
     });
 }

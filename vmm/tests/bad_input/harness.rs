@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -285,6 +286,15 @@ impl Vm {
         let stream = UnixStream::connect(&self.qmp_path).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.set_write_timeout(Some(LIMIT)).unwrap();
+        stream
+    }
+
+    /// A client that has asked for something, and does not wait for the answer.
+    pub fn ask(&self, command: &str, arguments: &Value) -> UnixStream {
+        let mut stream = self.connect_raw();
+        let greeted = json!({"execute": "qmp_capabilities"});
+        let asked = json!({"execute": command, "arguments": arguments});
+        write!(stream, "{greeted}\n{asked}\n").unwrap();
         stream
     }
 

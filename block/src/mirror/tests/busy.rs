@@ -38,15 +38,15 @@ async fn ready(bench: &Bench, granularity: u64) -> (Arc<Backend>, Arc<Node>, Arc
 }
 
 /// A guest that writes the same again and again, to a target at which each copy hangs until the guest has written once more.
-struct Busy<'a> {
-    bench: &'a Bench,
-    disk: Arc<Backend>,
-    target: Arc<Node>,
-    tags: Vec<String>,
+pub(super) struct Busy<'a> {
+    pub(super) bench: &'a Bench,
+    pub(super) disk: Arc<Backend>,
+    pub(super) target: Arc<Node>,
+    pub(super) tags: Vec<String>,
 }
 
 impl Busy<'_> {
-    async fn write(&mut self, value: u8) {
+    pub(super) async fn write(&mut self, value: u8) {
         for chunk in 0..MANY {
             let tag = format!("copy {value} {chunk}");
             let hang = debug(&self.target).set_break(DebugEvent::WriteAio, &tag);
@@ -59,7 +59,7 @@ impl Busy<'_> {
     }
 
     /// Lets all copies end that hang, and the job go on.
-    async fn let_go(&mut self) {
+    pub(super) async fn let_go(&mut self) {
         let debug = debug(&self.target);
         self.tags.retain(|tag| {
             let hangs = debug.is_suspended(tag);

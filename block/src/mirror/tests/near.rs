@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::bench::{Bench, block_value, common, pattern, run_both_by_hand};
+use super::busy::Busy;
 use super::group::root;
 use crate::backend::Backend;
 use crate::driver::blkdebug::InjectError;
@@ -185,6 +186,43 @@ fn one_whose_guest_never_stops_is_taken_as_it_is() {
         assert_eq!(first.job.end_phase(), EndPhase::Holding);
         assert!(second.is_held());
         first.let_go_much();
+        end_well(&bench, &members).await;
+    });
+}
+
+/// One that has come near with much dirty, because more laps would lead nowhere, is as near while it stays so.
+#[test]
+fn one_whose_guest_undoes_each_lap_is_not_sent_back_again_and_again() {
+    run_both_by_hand(|bench| async move {
+        let members = waiting(&bench).await;
+        let [first, second] = &members;
+        let mut guest = Busy {
+            bench: &bench,
+            disk: Arc::clone(&first.disk),
+            target: Arc::clone(&first.target),
+            tags: Vec::new(),
+        };
+        let mut value = 0;
+        for phase in [EndPhase::CatchingUp, EndPhase::CaughtUp] {
+            while first.job.end_phase() != phase {
+                value += 1;
+                assert!(value < 100, "never {phase:?}");
+                guest.write(value).await;
+                guest.let_go().await;
+            }
+        }
+        for _ in 0..20 {
+            value += 1;
+            guest.write(value).await;
+            guest.let_go().await;
+            assert_eq!(first.job.end_phase(), EndPhase::CaughtUp);
+        }
+        second.debug().resume("hang").unwrap();
+        for Member { job, .. } in &members {
+            while job.state() != JobState::Concluded {
+                guest.let_go().await;
+            }
+        }
         end_well(&bench, &members).await;
     });
 }
