@@ -206,7 +206,8 @@ fn one_whose_guest_undoes_each_lap_is_not_sent_back_again_and_again() {
         for phase in [EndPhase::CatchingUp, EndPhase::CaughtUp] {
             while first.job.end_phase() != phase {
                 value += 1;
-                assert!(value < 100, "never {phase:?}");
+                // One that is sent back until that is enough writes 90 times.
+                assert!(value < 70, "never {phase:?}");
                 guest.write(value).await;
                 guest.let_go().await;
             }
