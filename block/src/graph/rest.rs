@@ -39,7 +39,7 @@ impl Graph {
     /// Targets that jobs have [ended without](crate::job::JobRegistry::shut_down) are left out, and returned: nobody knows
     /// whether their requests ever return, and no disk has to do with them. So are, but for the list, those of jobs that work
     /// and do not come to rest: they go on, and see to their targets themselves. The backing images that such jobs share with
-    /// disks are flushed, but for no longer than [`PATIENCE`]. A node that can't be flushed, or not in that time, is told of in
+    /// disks are flushed, but for no longer than ten seconds. A node that can't be flushed, or not in that time, is told of in
     /// the log; all are tried. Runs in a loop's task.
     pub async fn come_to_rest(&self, holder: &str) -> Vec<LeftTarget> {
         self.stop();
