@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use sluice_aio::current;
 
 use super::Graph;
@@ -89,37 +88,19 @@ impl Graph {
     async fn flush_for_a_while(&self, names: &HashSet<String>) {
         let nodes = self.nodes().into_iter();
         let nodes = nodes.filter(|node| names.contains(node.name()));
-        let flushes: Vec<_> = nodes
-            .map(|node| {
-                let name = node.name().to_owned();
-                let flush = current::spawn_local(async move { flush(&node).await });
-                (name, flush)
-            })
-            .collect();
-        if flushes.is_empty() {
-            return;
-        }
-        let mut patience = pin!(current::sleep(PATIENCE));
-        let mut is_over = false;
-        for (node, mut flushed) in flushes {
-            let has_ended = match is_over {
-                false => match select(&mut flushed, &mut patience).await {
-                    Either::Left(_) => true,
-                    Either::Right(_) => {
-                        is_over = true;
-                        false
-                    }
-                },
-                true => (&mut flushed).now_or_never().is_some(),
-            };
-            if !has_ended {
+        let flushes = nodes.map(|node| async move {
+            let name = node.name().to_owned();
+            let flush = current::spawn_local(async move { flush(&node).await });
+            let patience = pin!(current::sleep(PATIENCE));
+            if let Either::Right((_, flush)) = select(flush, patience).await {
                 tracing::warn!(
-                    node,
+                    node = name,
                     "a node that a job uses which does not come to rest is not flushed yet"
                 );
-                flushed.detach();
+                flush.detach();
             }
-        }
+        });
+        join_all(flushes).await;
     }
 
     /// Waits until nothing is on its way. It does not wait for what was left behind; nor for long for jobs that do not
@@ -200,18 +181,21 @@ fn left_target(node: &Node) -> Option<LeftTarget> {
 
 /// Adds the names of the node and of all below it.
 fn note_all_from(node: &Arc<Node>, names: &mut HashSet<String>) {
-    if names.insert(node.name().to_owned()) {
-        for (_, child) in node.children() {
-            note_all_from(&child, names);
-        }
-    }
+    note_from(node, |_| true, names);
 }
 
 /// Adds the names of the node and of all below it that get what is written to it.
 fn note_written_from(node: &Arc<Node>, names: &mut HashSet<String>) {
+    note_from(node, |role| role != Role::Backing, names);
+}
+
+/// Adds the names of the node and of all below it in roles that are `wanted`.
+fn note_from(node: &Arc<Node>, wanted: fn(Role) -> bool, names: &mut HashSet<String>) {
     if names.insert(node.name().to_owned()) {
-        let children = node.children_by_role().into_iter();
-        let written = children.filter(|(role, _)| *role != Role::Backing);
-        written.for_each(|(_, child)| note_written_from(&child, names));
+        for (role, child) in node.children_by_role() {
+            if wanted(role) {
+                note_from(&child, wanted, names);
+            }
+        }
     }
 }

@@ -129,30 +129,26 @@ impl Controller {
     /// Ready when the machine has ended: the vCPUs stand still for good and the event is out. What
     /// is left to do then is up to the caller. Returns how the process shall end.
     pub async fn ended(&self) -> Exit {
-        poll_fn(|task| {
-            let mut ending = self.ending.lock();
-            match &ending.exit {
-                Some(exit) if ending.stopped => Poll::Ready(exit.clone()),
-                _ => {
-                    ending.waiting.push(task.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        self.until(|ending| ending.exit.clone().filter(|_| ending.stopped))
+            .await
     }
 
     /// Ready when the machine is to end.
     async fn told_to_end(&self) {
+        self.until(|ending| ending.exit.as_ref().map(drop)).await;
+    }
+
+    /// Ready when `found` finds something in how the machine ends.
+    async fn until<T>(&self, found: impl Fn(&Ending) -> Option<T>) -> T {
         poll_fn(|task| {
             let mut ending = self.ending.lock();
-            if ending.exit.is_some() {
-                return Poll::Ready(());
+            if let Some(found) = found(&ending) {
+                return Poll::Ready(found);
             }
             ending.waiting.push(task.waker().clone());
             Poll::Pending
         })
-        .await;
+        .await
     }
 
     /// Whether the machine ends or has ended. Any thread.

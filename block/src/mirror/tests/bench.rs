@@ -18,8 +18,10 @@ use crate::error::BlockError;
 use crate::event::{BlockEvent, EventSink};
 use crate::graph::Graph;
 use crate::job::{Job, JobState, OnError};
+use crate::mirror::work::IDLE_SLICE;
 use crate::mirror::{BlockdevMirror, CopyMode, MirrorCommon, SyncMode, blockdev_mirror};
 use crate::node::Node;
+use crate::parting::tests::yield_often;
 
 /// Size of a disk unless a test wants another, in bytes.
 pub(super) const SIZE: u64 = 4 << 20;
@@ -409,6 +411,12 @@ impl Bench {
         assert!(self.clock.advance(by));
         self.context.notify();
     }
+}
+
+/// Time in which a job that is idle looks whether its guest has written.
+pub(super) async fn tick(bench: &Bench) {
+    bench.advance(IDLE_SLICE);
+    yield_often().await;
 }
 
 pub(super) async fn write_block(disk: &Backend, offset: u64, value: u8) -> Result<(), BlockError> {

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use sluice_aio::current;
-
-use super::bench::{BLOCK, Bench, block_value, common, debug, pattern, run_both_by_hand};
+use super::bench::{BLOCK, Bench, block_value, common, debug, pattern, run_both_by_hand, tick};
 use crate::backend::Backend;
 use crate::driver::DebugEvent;
 use crate::job::{EndPhase, Job, JobState};
-use crate::mirror::work::IDLE_SLICE;
 use crate::node::Node;
 use crate::parting::tests::yield_often;
 
@@ -19,11 +16,6 @@ const CHUNK: u64 = 1 << 20;
 const MANY: u64 = LARGE / CHUNK;
 /// How often is looked for what must come.
 const LOOKS: u8 = 100;
-
-async fn tick(bench: &Bench) {
-    bench.advance(IDLE_SLICE);
-    yield_often().await;
-}
 
 /// A mirror that is ready, in the background.
 async fn ready(bench: &Bench, granularity: u64) -> (Arc<Backend>, Arc<Node>, Arc<Job>) {
@@ -136,7 +128,6 @@ fn in_the_last_stretch_copies_are_small() {
             if block_value(&bench.bytes("copy"), CHUNK - BLOCK) == Some(0xf2) {
                 break;
             }
-            current::yield_now().await;
         }
         let written = block_value(&bench.bytes("copy"), CHUNK - BLOCK);
         assert_eq!(written, Some(0xf2), "the write waits for a copy elsewhere");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sluice_aio::current;
 
-use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand};
+use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand, tick};
 use super::group::{ready, root};
 use crate::backend::Backend;
 use crate::driver::blkdebug::InjectError;
@@ -14,18 +14,11 @@ use crate::event::BlockEvent;
 use crate::job::tests::page::table;
 use crate::job::{EndPhase, IoStatus, Job, JobGroup, JobState, OnError, VerbError};
 use crate::mirror::CopyMode;
-use crate::mirror::work::IDLE_SLICE;
 use crate::node::Node;
 use crate::parting::tests::{hold, lose_patience, wait_held, yield_often};
 
 fn debug(node: &Node) -> &Blkdebug {
     node.as_blkdebug().unwrap()
-}
-
-/// Time in which a job that is idle looks whether its guest has written.
-async fn tick(bench: &Bench) {
-    bench.advance(IDLE_SLICE);
-    yield_often().await;
 }
 
 async fn wait_copied(bench: &Bench, offset: u64, value: u8) {

@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
-use super::bench::{Bench, block_value, common, pattern, run_both_by_hand};
+use super::bench::{Bench, block_value, common, pattern, run_both_by_hand, tick};
 use super::busy::Busy;
 use super::group::root;
 use crate::backend::Backend;
 use crate::driver::blkdebug::InjectError;
 use crate::driver::{Blkdebug, DebugEvent};
 use crate::job::{EndPhase, IoStatus, Job, JobGroup, JobState, OnError};
-use crate::mirror::work::{IDLE_SLICE, MAX_PASSES};
+use crate::mirror::work::MAX_PASSES;
 use crate::node::Node;
-use crate::parting::tests::{hold, wait_held, yield_often};
+use crate::parting::tests::{hold, wait_held};
 
 /// Bytes of a disk, and of what is copied as a whole.
 const LARGE: u64 = 8 << 20;
@@ -85,11 +85,6 @@ impl Member {
 
 fn tags() -> impl Iterator<Item = String> {
     (0..MANY).map(|chunk| format!("copy {chunk}"))
-}
-
-async fn tick(bench: &Bench) {
-    bench.advance(IDLE_SLICE);
-    yield_often().await;
 }
 
 /// The first of two has caught up; the flush of the other hangs.
