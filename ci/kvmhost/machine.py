@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import process
+from . import process, reseed
 from .common import CACHE, ROOT, HostError, forget_older, tool
 
 sys.path.insert(0, str(ROOT / "resources/guest/lib"))
@@ -63,7 +63,7 @@ class Kit:
                     "busybox-static", "busybox-static_*", stock, _say)
                 modules.index(kernel)
                 self.kernel = next((kernel / "boot").glob("vmlinuz-*"))
-                sources = (INIT, Path(cpio.__file__), Path(modules.__file__))
+                sources = (INIT, Path(cpio.__file__), Path(modules.__file__), Path(reseed.__file__))
                 self.key = _digest(kernel.name, busybox.name, *MODULES_BEFORE, "", *MODULES_AFTER,
                                    *(path.read_text() for path in sources))
                 self.initramfs = CACHE / f"initramfs-{self.key}.cpio"
@@ -81,6 +81,7 @@ class Kit:
             archive.character_device("dev/console", 5, 1)
             archive.file("init", INIT.read_bytes(), 0o755)
             archive.file("bin/busybox", busybox.read_bytes(), 0o755)
+            archive.file("bin/reseed", reseed.program(), 0o755)
             for name in tool(busybox, "--list", problem="cannot run busybox").split():
                 if name != "busybox":
                     archive.symlink(f"bin/{name}", "busybox")
