@@ -1,6 +1,7 @@
 //! Dirty bitmaps against a plain set, at their edges, and under threads.
 
 use std::collections::BTreeSet;
+use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
@@ -204,6 +205,9 @@ fn race(
     const ROUNDS: usize = 20_000;
     // Two threads often run one after the other on a machine that is busy.
     const REPEATS: usize = 12;
+    // How often one looks for the other before it goes on alone, as it must where both have to share a processor with
+    // others. Who is behind does not look, and so catches up.
+    const LOOKS: usize = 100;
     for _ in 0..REPEATS {
         let bitmaps: Vec<_> = (0..ROUNDS).map(|_| bitmap(LEAF * 512, 512)).collect();
         bitmaps.iter().for_each(&before);
@@ -211,8 +215,11 @@ fn race(
         let play = |own: usize, part: &(dyn Fn(&DirtyBitmap) + Sync)| {
             for (round, bitmap) in bitmaps.iter().enumerate() {
                 rounds[own].store(round + 1, Ordering::SeqCst);
-                while rounds[1 - own].load(Ordering::SeqCst) <= round {
-                    thread::yield_now();
+                for _ in 0..LOOKS {
+                    if rounds[1 - own].load(Ordering::SeqCst) > round {
+                        break;
+                    }
+                    hint::spin_loop();
                 }
                 part(bitmap);
             }
