@@ -4,8 +4,10 @@
 //! random comparison with a model is in [`model`], real threads in [`stress`], and the races, under
 //! a model checker, in `loom_tests`. `docs/gate.md` says which test answers for which rule.
 
+mod destroyed;
 mod model;
 mod stress;
+mod visible;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -641,158 +643,6 @@ fn wakers_are_woken_and_dropped_without_the_lock() {
     assert!(poll_unlocked(&gate, &mut third).is_ready());
     assert!(poll_unlocked(&gate, &mut late).is_ready());
     drop(section);
-}
-
-// Rule 10: cancelled, not lost.
-
-#[test]
-fn destroying_cancels_what_is_parked_and_who_comes_later() {
-    let gate = gate();
-    let inside = gate.try_enter().unwrap();
-    let section = gate.close("test");
-    let mut waiters = [parked(&gate), parked(&gate)];
-    let mut opened = Driven::new(gate.opened());
-    assert!(opened.is_pending());
-    gate.destroy();
-    gate.destroy();
-    for waiter in &mut waiters {
-        assert!(matches!(
-            waiter.poll_if_woken(),
-            Poll::Ready(Err(Cancelled))
-        ));
-    }
-    assert_eq!(opened.poll_if_woken(), Poll::Ready(Err(Cancelled)));
-    drop(section);
-    assert!(gate.try_enter().is_none());
-    assert!(matches!(
-        Driven::new(gate.enter()).poll(),
-        Poll::Ready(Err(Cancelled))
-    ));
-    assert_eq!(
-        Driven::new(gate.opened()).poll(),
-        Poll::Ready(Err(Cancelled))
-    );
-    // Who is inside may finish, and can be waited for.
-    let mut idle = Driven::new(gate.wait_idle());
-    assert!(idle.is_pending());
-    drop(inside);
-    assert!(idle.poll_if_woken().is_ready());
-    assert_eq!((gate.parked(), gate.in_flight()), (0, 0));
-}
-
-#[test]
-fn destroying_an_open_gate_takes_grants_back() {
-    let gate = gate();
-    let section = gate.close("test");
-    let mut waiter = parked(&gate);
-    drop(section);
-    assert_eq!(gate.in_flight(), 1);
-    gate.destroy();
-    assert_eq!(gate.in_flight(), 0);
-    assert!(matches!(
-        waiter.poll_if_woken(),
-        Poll::Ready(Err(Cancelled))
-    ));
-}
-
-#[test]
-fn ending_a_section_of_a_destroyed_gate_grants_nothing() {
-    let gate = gate();
-    let section = gate.close("test");
-    let mut waiter = parked(&gate);
-    gate.destroy();
-    drop(section);
-    assert_eq!(gate.in_flight(), 0);
-    assert!(matches!(waiter.poll(), Poll::Ready(Err(Cancelled))));
-}
-
-// Rule 12: visible.
-
-#[test]
-fn sections_and_waits_are_visible() {
-    let clock = Clock::manual();
-    let gate = Gate::new("disk", clock.clone());
-    let mirror = gate.close("mirror");
-    clock.advance(Duration::from_millis(2));
-    let snapshot = gate.close("snapshot");
-    let mut first = parked(&gate);
-    clock.advance(Duration::from_millis(3));
-    let second = parked(&gate);
-    let stats = gate.stats();
-    let holders: Vec<_> = stats.holders.iter().map(|h| (&*h.name, h.since)).collect();
-    let since = Duration::from_millis(2);
-    assert_eq!(holders, [("mirror", Duration::ZERO), ("snapshot", since)]);
-    assert_eq!((stats.parked_now, stats.in_flight), (2, 0));
-    assert_eq!(gate.waiting(), (2, Duration::from_millis(3)));
-
-    drop(mirror);
-    assert_eq!(gate.stats().holders.len(), 1);
-    drop(snapshot);
-    drop(entered(first.poll_if_woken()));
-    drop(second);
-    let stats = gate.stats();
-    assert_eq!(stats.sections, 2);
-    assert_eq!(stats.longest_section, Duration::from_millis(5));
-    let times: Vec<_> = stats.section_times.buckets().collect();
-    assert_eq!(times, [(4096, 1), (8192, 1)], "3 ms and 5 ms");
-    assert_eq!((stats.parked, stats.abandoned), (2, 1));
-    assert_eq!(stats.longest_wait, Duration::from_millis(3));
-    assert_eq!(stats.wait_times.buckets().collect::<Vec<_>>(), [(4096, 1)]);
-    assert!(stats.holders.is_empty());
-}
-
-#[test]
-fn a_drain_says_how_long_it_waits_and_for_what() {
-    struct Device;
-    impl Describe for Device {
-        fn in_flight(&self, gate: &Gate) -> Vec<String> {
-            // It may use the gate.
-            vec![format!("one of {} writes", gate.stats().in_flight)]
-        }
-    }
-
-    let clock = Clock::manual();
-    let gate = Gate::new("disk", clock.clone());
-    let device: Arc<dyn Describe> = Arc::new(Device);
-    gate.add_describer(Arc::downgrade(&device));
-    let token = gate.try_enter().unwrap();
-    clock.advance(Duration::from_millis(1));
-    let section = gate.close("test");
-    let mut idle = Driven::new(gate.wait_idle());
-    assert_eq!(gate.stats().awaited_since, None);
-    assert!(idle.is_pending());
-    clock.advance(Duration::from_millis(3));
-    assert!(idle.is_pending());
-    let stats = gate.stats();
-    assert_eq!(stats.in_flight, 1);
-    assert_eq!(stats.awaited_since, Some(Duration::from_millis(1)));
-    assert_eq!(gate.describe_in_flight(), ["one of 1 writes"]);
-    let mut parked = parked(&gate);
-    let mut opened = Driven::new(gate.opened());
-    assert!(opened.is_pending());
-    clock.advance(Duration::from_millis(1));
-    let stats = gate.stats();
-    assert_eq!((stats.parked_now, stats.unserved_now), (1, 1));
-    assert_eq!(stats.longest_wait_now, Duration::from_millis(1));
-    drop(token);
-    assert!(idle.poll_if_woken().is_ready());
-    let stats = gate.stats();
-    assert_eq!(stats.awaited_since, None);
-    assert_eq!(stats.longest_drain, Duration::from_millis(4));
-    let times: Vec<_> = stats.drain_times.buckets().collect();
-    assert_eq!(times, [(4096, 1)]);
-    // One who finds nothing in flight has not waited; one who gives up has not been served.
-    assert!(Driven::new(gate.wait_idle()).poll().is_ready());
-    let running = gate.enter_ignoring_sections();
-    let mut given_up = Driven::new(gate.wait_idle());
-    assert!(given_up.is_pending());
-    drop(given_up);
-    drop(running);
-    assert_eq!(gate.stats().drain_times, stats.drain_times);
-    drop(section);
-    drop(entered(parked.poll_if_woken()));
-    drop(device);
-    assert!(gate.describe_in_flight().is_empty());
 }
 
 // Memory: a token keeps the gate.

@@ -32,6 +32,7 @@ mod stop;
 mod two_disks;
 mod virtio;
 mod virtio_commands;
+mod virtio_features;
 mod virtio_queues;
 mod writer;
 
