@@ -45,6 +45,10 @@ pub fn bad_images(scene: &Scene) -> (Vec<BadImage>, UnixListener) {
         (pipe, &["not a regular file"]),
         (scene.text("socket.img"), &["not a regular file"]),
         ("/dev/null".to_owned(), &["not a regular file"]),
+        (
+            "/proc/self/mem".to_owned(),
+            &["not a regular file", "(proc)"],
+        ),
     ];
     let images = images.map(|(path, words)| BadImage { path, words });
     (images.into(), listener)

@@ -33,6 +33,13 @@ fn bad_images_are_refused_in_both_modes() {
             let creating = drive_mirror(path, "absolute-paths");
             vm.refused_with("drive-mirror", &creating, &[path]);
         }
+        // What no mode makes an image of.
+        if words[0] == "not a regular file" || words[0] == "directory" {
+            for mode in ["existing", "absolute-paths"] {
+                vm.refused_with("drive-mirror", &drive_mirror(path, mode), words);
+                vm.refused_with("drive-backup", &drive_mirror(path, mode), words);
+            }
+        }
     }
     vm.quit();
     assert!(!scene.path("missing.img").exists());

@@ -275,7 +275,10 @@ pub(super) fn unsuitable(path: &Path, reason: impl Into<String>) -> BlockError {
 /// A disk is a regular file or a block device.
 pub(super) fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
     let kind = metadata.file_type();
-    if kind.is_file() || kind.is_block_device() {
+    if kind.is_file() {
+        return check_kept(path);
+    }
+    if kind.is_block_device() {
         return Ok(());
     }
     let what = if kind.is_dir() {
@@ -287,6 +290,36 @@ pub(super) fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
         path,
         format!("it is {what}; a disk image is a file"),
     ))
+}
+
+/// File systems whose regular files are the kernel's own words and ears (`linux/magic.h`).
+const OF_THE_KERNEL: [(&str, rustix::fs::FsWord); 7] = [
+    ("proc", 0x9fa0),
+    ("sysfs", 0x6265_6572),
+    ("debugfs", 0x6462_6720),
+    ("tracefs", 0x7472_6163),
+    ("securityfs", 0x7363_6673),
+    ("cgroup2", 0x6367_7270),
+    ("cgroup", 0x0027_e0eb),
+];
+
+/// # Errors
+/// Nothing is kept in the file at `path`.
+fn check_kept(path: &Path) -> Result<()> {
+    // What can't be looked at was passed by somebody, or is left to the opening.
+    let Ok(system) = rustix::fs::statfs(path) else {
+        return Ok(());
+    };
+    let mut known = OF_THE_KERNEL.iter();
+    match known.find(|(_, magic)| *magic == system.f_type) {
+        None => Ok(()),
+        Some((name, _)) => Err(unsuitable(
+            path,
+            format!(
+                "it is not a regular file, but one of the kernel's ({name}), which keeps no data; a disk image is a file"
+            ),
+        )),
+    }
 }
 
 /// What tells whether two nodes are on one medium: of a device its number, by whatever name.

@@ -98,6 +98,59 @@ fn a_pipe_is_refused_and_not_waited_for() {
     }
 }
 
+/// Neither what is there is taken for an image, nor is one made of it.
+#[test]
+fn what_keeps_no_data_is_refused_when_it_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let made = std::process::Command::new("mkfifo")
+        .arg(path("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    std::fs::create_dir(path("directory")).unwrap();
+    for (path, reason) in [
+        (
+            path("pipe"),
+            "it is not a regular file; a disk image is a file",
+        ),
+        (
+            path("socket"),
+            "it is not a regular file; a disk image is a file",
+        ),
+        (
+            path("directory"),
+            "it is a directory; a disk image is a file",
+        ),
+        (
+            "/dev/null".into(),
+            "it is not a regular file; a disk image is a file",
+        ),
+        (
+            "/proc/self/mem".into(),
+            "it is not a regular file, but one of the kernel's (proc), which keeps no data; a disk image is a file",
+        ),
+        (
+            "/sys/kernel/uevent_seqnum".into(),
+            "it is not a regular file, but one of the kernel's (sysfs), which keeps no data; a disk image is a file",
+        ),
+    ] {
+        let text = format!("Could not open '{}': {reason}", path.display());
+        for read_only in [true, false] {
+            let mut options = FileOptions::new(&path);
+            options.read_only = read_only;
+            assert_eq!(refusal(options), text);
+        }
+        let image = NewImage::open(&path, 1 << 20, &[]);
+        assert_eq!(image.unwrap_err().to_string(), text);
+    }
+    // A link in /proc leads to a file that is kept.
+    std::fs::write(path("image"), vec![1; 512]).unwrap();
+    let file = File::open(path("image")).unwrap();
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    assert_eq!(open(FileOptions::new(link)).size(), 512);
+}
+
 #[test]
 fn a_file_that_may_not_be_written_is_opened_without_writing_if_that_is_allowed() {
     let directory = tempfile::tempdir().unwrap();
