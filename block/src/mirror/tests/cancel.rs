@@ -5,19 +5,15 @@ use std::sync::Arc;
 use sluice_aio::current;
 
 use super::bench::{
-    BLOCK, Bench, SIZE, block_value, common, pattern, run, run_both, run_both_by_hand,
+    BLOCK, Bench, SIZE, block_value, common, debug, pattern, run, run_both, run_both_by_hand,
 };
 use crate::backend::Backend;
-use crate::driver::{Blkdebug, DebugEvent};
+use crate::driver::DebugEvent;
 use crate::event::BlockEvent;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, blockdev_mirror};
 use crate::node::Node;
 use crate::parting::tests::{hold, wait_held};
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 /// The disk is where it was and works, and nothing of the job is left on it.
 async fn assert_untouched(bench: &Bench, disk: &Arc<Backend>, target: &Node) {

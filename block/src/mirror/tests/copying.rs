@@ -10,17 +10,12 @@ use sluice_aio::{Clock, IoBuffer, current};
 use sluice_tests::sharing;
 
 use super::bench::{
-    BLOCK, Bench, SIZE, Serving, block_value, common, pattern, run, run_both, run_with,
+    BLOCK, Bench, SIZE, Serving, block_value, common, debug, pattern, run, run_both, run_with,
 };
 use crate::backend::Backend;
-use crate::driver::{Blkdebug, DebugEvent};
+use crate::driver::DebugEvent;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, DriveMirror, SyncMode, blockdev_mirror, drive_mirror};
-use crate::node::Node;
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 async fn copies_exactly(
     bench: &Bench,

@@ -5,21 +5,17 @@ use std::sync::Arc;
 
 use sluice_aio::current;
 
-use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand, tick};
+use super::bench::{BLOCK, Bench, block_value, common, copy_mode, debug, run_both_by_hand, tick};
 use super::group::{ready, root};
 use crate::backend::Backend;
+use crate::driver::DebugEvent;
 use crate::driver::blkdebug::InjectError;
-use crate::driver::{Blkdebug, DebugEvent};
 use crate::event::BlockEvent;
 use crate::job::tests::page::table;
 use crate::job::{EndPhase, IoStatus, Job, JobGroup, JobState, OnError, VerbError};
 use crate::mirror::CopyMode;
 use crate::node::Node;
 use crate::parting::tests::{hold, lose_patience, wait_held, yield_often};
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 async fn wait_copied(bench: &Bench, offset: u64, value: u8) {
     while block_value(&bench.bytes("first-copy"), offset) != Some(value) {

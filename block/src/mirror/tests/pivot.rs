@@ -6,17 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::json;
 use sluice_aio::{IoBuffer, current};
 
-use super::bench::{BLOCK, SIZE, block_value, common, pattern, run, run_both, write_block};
+use super::bench::{BLOCK, SIZE, block_value, common, debug, pattern, run, run_both, write_block};
+use crate::driver::DebugEvent;
 use crate::driver::blkdebug::InjectError;
-use crate::driver::{Blkdebug, DebugEvent};
 use crate::event::BlockEvent;
 use crate::job::JobState;
 use crate::mirror::SyncMode;
-use crate::node::Node;
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 #[test]
 fn a_quiet_disk_is_copied_and_the_root_is_swapped() {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use serde_json::json;
 use sluice_aio::current;
 
-use super::bench::{Bench, SIZE, common, pattern, run};
+use super::bench::{BLOCK, Bench, SIZE, common, pattern, run};
 use crate::BlockError;
+use crate::graph::BitmapAction;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, DriveMirror, MirrorCommon, blockdev_mirror, drive_mirror};
+use crate::node::Node;
 use crate::options::NewImageMode;
 
 fn text(result: Result<(), BlockError>) -> String {
@@ -433,4 +435,97 @@ fn targets_that_are_no_files_are_refused_by_their_protocol() {
         bench.wait_for(JobState::Ready).await;
         assert_eq!(bench.complete().await, None);
     });
+}
+
+/// All that a start which fails has to leave alone.
+fn everything(bench: &Bench) -> String {
+    let describe = |node: Arc<Node>| {
+        let edges: Vec<_> = node
+            .edges_above()
+            .iter()
+            .map(|edge| (edge.parent.description(), edge.role, edge.access))
+            .collect();
+        let (access, bitmaps) = (node.access(), node.dirty_bitmaps());
+        let (name, blocker) = (node.name(), node.blocker());
+        format!("{name} {access:?} {blocker:?} {edges:?} {bitmaps:?}\n")
+    };
+    bench.graph.nodes().into_iter().map(describe).collect()
+}
+
+/// The section that it waits for has come when it turns out that there can be no such filter, or no such job.
+#[test]
+fn a_start_that_fails_half_way_leaves_all_as_it_was() {
+    for (by_file, is_shut_down, reason) in [
+        (false, false, "Duplicate nodes with node-name='filter'"),
+        (
+            false,
+            true,
+            "Job 'job0' can't be created while the machine shuts down",
+        ),
+        (
+            true,
+            true,
+            "Job 'job0' can't be created while the machine shuts down",
+        ),
+    ] {
+        run(|bench| async move {
+            let graph = &bench.graph;
+            let disk = bench.disk("disk").await;
+            bench.target("target").await;
+            let bitmap = serde_json::from_value(json!({"node": "disk", "name": "b"})).unwrap();
+            graph.change_bitmap(&BitmapAction::Add(bitmap)).unwrap();
+            bench.write(&disk, BLOCK, 0xf1).await;
+            let before = everything(&bench);
+            let token = disk.enter().await.unwrap();
+            let starting = {
+                let (graph, target) = (Arc::clone(graph), bench.path("new"));
+                current::spawn_local(async move {
+                    let main = current::context();
+                    if by_file {
+                        let arguments = DriveMirror {
+                            common: common("disk"),
+                            target,
+                            format: None,
+                            node_name: Some("node-of-new".to_owned()),
+                            mode: NewImageMode::AbsolutePaths,
+                            unmap: true,
+                        };
+                        return drive_mirror(&graph, arguments, &main).await;
+                    }
+                    let arguments = BlockdevMirror {
+                        common: common("disk"),
+                        target: "target".to_owned(),
+                        filter_node_name: Some("filter".to_owned()),
+                        target_is_zero: false,
+                    };
+                    blockdev_mirror(&graph, arguments, &main).await
+                })
+            };
+            while !disk.gate().is_closed() {
+                current::yield_now().await;
+            }
+            assert_ne!(everything(&bench), before, "it has its nodes");
+            if is_shut_down {
+                graph.jobs().shut_down().await;
+            } else {
+                let filter = json!({"driver": "null-co", "node-name": "filter", "size": 512});
+                bench.node(filter).await;
+            }
+            drop(token);
+            assert_eq!(text(starting.await.unwrap()), reason);
+            if !is_shut_down {
+                graph.del_node("filter").unwrap();
+            }
+            assert_eq!(everything(&bench), before);
+            assert!(graph.jobs().jobs().is_empty() && !disk.gate().is_closed());
+            assert!(!bench.path("new").exists());
+            // Names and nodes can be had again, and the disk works.
+            for name in ["filter", "node-of-new"] {
+                let node = json!({"driver": "null-co", "node-name": name, "size": 512});
+                bench.node(node).await;
+            }
+            bench.write(&disk, 0, 0xf2).await;
+            graph.del_node("target").unwrap();
+        });
+    }
 }

@@ -4,14 +4,8 @@
 
 use sluice_aio::current;
 
-use super::bench::{block_value, run_both};
-use crate::driver::Blkdebug;
+use super::bench::{block_value, debug, run_both};
 use crate::job::JobState;
-use crate::node::Node;
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 /// A write fails while the pivot drains, so there is something to copy inside the section: with the
 /// disk's gate closed, and without standing before it.

@@ -7,22 +7,17 @@ use serde_json::json;
 use sluice_aio::{Clock, IoBuffer, current};
 
 use super::bench::{
-    BLOCK, Bench, SIZE, Serving, block_value, common, copy_mode, is_synced, pattern, run, run_both,
-    run_both_by_hand, run_with,
+    BLOCK, Bench, SIZE, Serving, block_value, common, copy_mode, debug, is_synced, pattern, run,
+    run_both, run_both_by_hand, run_with,
 };
 use crate::backend::Backend;
+use crate::driver::DebugEvent;
 use crate::driver::blkdebug::InjectError;
-use crate::driver::{Blkdebug, DebugEvent};
 use crate::job::{IoStatus, Job, JobState, OnError};
 use crate::mirror::{CopyMode, MirrorCommon, SyncMode};
-use crate::node::Node;
 
 /// Bytes of a chunk of the dirty bitmap.
 const CHUNK: u64 = 64 << 10;
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 fn to_both() -> MirrorCommon {
     MirrorCommon {
