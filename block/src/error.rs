@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::driver::FileIdentity;
+use crate::job::CreateError;
 use crate::parting::NOT_RETURNED;
 
 /// Result of block-layer calls.
@@ -58,6 +60,14 @@ pub enum BlockError {
         /// What is wrong with it and what would help.
         reason: String,
     },
+    /// A file is to be emptied that another node has.
+    #[error("Could not open '{path}': it is the file of another block node; choose another target")]
+    FileInUse {
+        /// The file, as it was named.
+        path: String,
+        /// Which one it is.
+        identity: FileIdentity,
+    },
     /// A filename begins with a protocol that there is not.
     #[error(
         "Unknown protocol '{protocol}'; write './{name}' if it is a file, or else make a node by 'blockdev-add' and \
@@ -109,9 +119,15 @@ pub enum BlockError {
         node: String,
         /// The job's type and id.
         job: Arc<str>,
-        /// It is at its end already.
-        is_ending: bool,
+        /// How far it is.
+        with: BusyFor,
     },
+    /// A job has the name, or is going to have it.
+    #[error("Job ID '{0}' already in use")]
+    JobIdInUse(String),
+    /// An action of a transaction can't have what another one of it has, which is undone with it.
+    #[error(transparent)]
+    OfTransaction(Box<BlockError>),
     /// One user of a node does what another does not allow.
     #[error(transparent)]
     Conflict(#[from] Box<PermissionConflict>),
@@ -131,12 +147,43 @@ pub enum BlockError {
     Refused(String),
 }
 
+/// How far the job is that keeps others from a node, and so what can be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyFor {
+    /// It is not there yet.
+    BeginningJob,
+    /// It ends by itself.
+    Job,
+    /// It ends when it is completed.
+    CompletableJob,
+    /// It is at its end already.
+    EndingJob,
+}
+
+impl BusyFor {
+    fn way_out(self) -> &'static str {
+        match self {
+            Self::BeginningJob => {
+                "the job is only beginning, and can't be cancelled yet: wait until its command is answered; \
+                 'x-query-block-drains' shows what it waits for"
+            }
+            Self::Job => {
+                "wait for the job's end, or end it: by 'job-finalize' when it is pending, or by 'job-cancel'"
+            }
+            Self::CompletableJob => {
+                "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'"
+            }
+            Self::EndingJob => "the job is ending already: wait until it is gone",
+        }
+    }
+}
+
 /// Two users of a node who can't have it together.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "Permission conflict on node '{node}': permissions '{permissions}' are both required by {user} \
      (uses node '{node}' as '{role}' child) and unshared by {keeper} (uses node '{node}' as \
-     '{keeper_role}' child)."
+     '{keeper_role}' child).{hint}"
 )]
 pub struct PermissionConflict {
     /// The node.
@@ -151,6 +198,8 @@ pub struct PermissionConflict {
     pub keeper: String,
     /// What the node is to that one.
     pub keeper_role: &'static str,
+    /// What would help, with its separator; may be empty.
+    pub hint: &'static str,
 }
 
 impl BlockError {
@@ -172,12 +221,37 @@ impl BlockError {
     #[must_use]
     pub fn naming(self, name: &str) -> Self {
         match self {
-            Self::Busy { job, is_ending, .. } => Self::Busy {
+            Self::Busy { job, with, .. } => Self::Busy {
                 node: name.to_owned(),
                 job,
-                is_ending,
+                with,
             },
             other => other,
+        }
+    }
+
+    /// The same of a node that is not there, and called `user` in it: the `job` wanted it.
+    pub(crate) fn naming_user(self, user: &str, job: &str) -> Self {
+        match self {
+            Self::Conflict(mut conflict) => {
+                for name in [&mut conflict.user, &mut conflict.keeper] {
+                    if name == user {
+                        *name = format!("block job {job}");
+                        conflict.hint = " Give the job a node that nobody else uses in that way.";
+                    }
+                }
+                Self::Conflict(conflict)
+            }
+            other => other,
+        }
+    }
+
+    /// The same of an action that failed because of another `own` of its transaction, if it was that.
+    #[must_use]
+    pub(crate) fn of_transaction(self, own: bool) -> Self {
+        match own {
+            true => Self::OfTransaction(Box::new(self)),
+            false => self,
         }
     }
 
@@ -188,11 +262,9 @@ impl BlockError {
             Self::Busy { job, .. } if job.ends_with(NOT_RETURNED) => {
                 Some("it is free when they have")
             }
-            Self::Busy {
-                is_ending: true, ..
-            } => Some("the job is ending already: wait until it is gone"),
-            Self::Busy { .. } => Some(
-                "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'",
+            Self::Busy { with, .. } => Some(with.way_out()),
+            Self::OfTransaction(_) => Some(
+                "another action of the same transaction has it, which was undone: give each its own, or begin one when the other has ended",
             ),
             _ => None,
         }
@@ -208,12 +280,22 @@ impl BlockError {
             Self::OutOfRange { .. } => libc::EINVAL,
             Self::ReadOnly(_) => libc::EROFS,
             Self::NoMedium(_) => libc::ENOMEDIUM,
+            Self::OfTransaction(error) => error.errno(),
             Self::Cancelled(_) => libc::ECANCELED,
             Self::Busy { .. } | Self::InUse(_) | Self::HasDisk(_) | Self::Conflict(_) => {
                 libc::EBUSY
             }
             Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
             _ => libc::EINVAL,
+        }
+    }
+}
+
+impl From<CreateError> for BlockError {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::IdInUse { id } => Self::JobIdInUse(id),
+            other => Self::Refused(other.to_string()),
         }
     }
 }

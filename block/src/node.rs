@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::drain::{Cover, PastSections, SectionInner};
 use crate::driver::{Background, BackingEdge, Blkdebug, Driver, FileIdentity, ImageInfo, Role};
 use crate::error::{BlockError, Result};
-use crate::graph::parent::ParentEdge;
+use crate::graph::parent::{Blocker, ParentEdge};
 use crate::home::Home;
 use crate::io::NodeIo;
 use crate::options::BlockdevOptions;
@@ -42,10 +42,8 @@ pub(crate) struct NodeState {
     pub(crate) home: Option<Home>,
     /// As the node was opened or last reopened; none for a filter that a job has put in.
     pub(crate) options: Option<Box<BlockdevOptions>>,
-    /// The job (its type and id) that forbids others to use the node.
-    pub(crate) blocker: Option<Arc<str>>,
-    /// That job is at its end already, without success.
-    pub(crate) blocker_is_ending: bool,
+    /// The job that forbids others to use the node.
+    pub(crate) blocker: Option<Blocker>,
     /// A filter that nobody has named.
     pub(crate) implicit_filter: bool,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::bitmap::SyncBitmap;
-use crate::driver::copy_before_write::CLUSTER;
+use crate::driver::copy_before_write::granularity;
 use crate::error::{BlockError, Result};
 use crate::graph::bitmaps::below_implicit_filters;
 use crate::job::OnError;
@@ -169,14 +169,7 @@ fn refused(text: impl Into<String>) -> BlockError {
 impl BackupCommon {
     pub(super) fn shape(&self) -> Result<Shape> {
         let perf = &self.perf;
-        let cluster = match perf.min_cluster_size {
-            Some(size) if !size.is_power_of_two() => {
-                return Err(refused(
-                    "Cannot create block-copy-state: min-cluster-size needs to be a power of 2",
-                ));
-            }
-            size => size.unwrap_or(CLUSTER).max(CLUSTER),
-        };
+        let cluster = granularity(perf.min_cluster_size)?.bytes();
         let workers = perf.max_workers.unwrap_or(DEFAULT_WORKERS);
         if !(1..=MAX_WORKERS).contains(&workers) {
             let text = format!("max-workers must be between 1 and {MAX_WORKERS}");

@@ -40,6 +40,11 @@ impl SyncBitmap {
         }
     }
 
+    /// The bitmap itself.
+    pub(super) fn named(&self) -> Arc<NamedBitmap> {
+        Arc::clone(&self.bitmap)
+    }
+
     /// Keeps others from it until [`release`](Self::release), before the job begins.
     pub(super) fn occupy(&self) {
         self.bitmap.occupy();

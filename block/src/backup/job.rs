@@ -297,7 +297,6 @@ impl JobDriver for BackupJob {
 
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
-            self.graph.say_ending(job.job());
             self.copier.parting().give_up();
             self.settle_at_end(job).await;
             self.account(job);

@@ -8,6 +8,7 @@
 mod arguments;
 mod bitmap;
 mod job;
+mod kept;
 mod start;
 mod target;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sluice_aio::AioContext;
 use super::arguments::{BackupCommon, BackupSync, BlockdevBackup, DriveBackup, Shape};
 use super::bitmap::{End, SyncBitmap};
 use super::job::BackupJob;
+use super::kept::Kept;
 use super::target::Target;
 use crate::dirty::{BitmapError, DirtyBitmap, Granularity};
 use crate::driver::copy_before_write::{Copier, CopyBeforeWrite};
@@ -120,7 +121,15 @@ pub(super) fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
             target.info().filename
         )));
     }
+    if target.stands_on(source) || source.stands_on(target) {
+        return Err(refused(format!(
+            "Source and target cannot be the same: '{}' and '{}' stand one on the other; back up to a node of its own",
+            source.name(),
+            target.name()
+        )));
+    }
     target.check_not_blocked()?;
+    target.check_no_disks("back up")?;
     if target.is_read_only() {
         return Err(BlockError::ReadOnly(target.name().to_owned()));
     }
@@ -175,6 +184,7 @@ pub(crate) struct Prepared {
     graph: Arc<Graph>,
     job: Arc<Job>,
     ends: Ends,
+    kept: Kept,
 }
 
 /// What a backup holds, to be given back at its end.
@@ -212,9 +222,16 @@ impl Prepared {
         self.job.start();
     }
 
+    /// What nobody else gets any more.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// As if the job had never been made. Inside the section in which it was prepared.
     pub(crate) async fn undo(self) {
-        let Self { graph, job, ends } = self;
+        let Self {
+            graph, job, ends, ..
+        } = self;
         ends.take_filter_out(&graph);
         if let Some(bitmap) = &ends.bitmap {
             bitmap.end(End::NotBegun);
@@ -330,6 +347,8 @@ impl<'a> Plan<'a> {
         let attach = |change: &mut Transaction<'_>, job: &Parent| {
             change.attach(&filter, job.clone(), FILTER_ROLE, Access::OF_JOB_FILTER);
         };
+        let named = bitmap.as_deref().map(SyncBitmap::named);
+        let kept = Kept::new(options.id.clone(), common.filter_node_name.clone(), named);
         let job = undo.create_job(options, Box::new(job), home, attach)?;
         Ok(Prepared {
             graph: Arc::clone(graph),
@@ -340,6 +359,7 @@ impl<'a> Plan<'a> {
                 target: Arc::clone(target),
                 bitmap,
             },
+            kept,
         })
     }
 }

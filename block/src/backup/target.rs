@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use super::arguments::DriveBackup;
-use super::start::{check_pair, check_source, job_options, no_marks, refused};
+use super::bitmap::SyncBitmap;
+use super::kept::Kept;
+use super::start::{check_pair, check_source, job_options, no_marks};
 use crate::driver::copy_before_write::TARGET_ACCESS;
 use crate::error::Result;
 use crate::graph::file_target::{FileTarget, Wanted};
@@ -25,7 +27,8 @@ pub(crate) struct Target<'a> {
     /// Stands above the target until the job does: other programs keep away.
     parent: Parent,
     /// Gives back what is kept.
-    kept: Option<Undo<'a>>,
+    undo: Option<Undo<'a>>,
+    kept: Kept,
 }
 
 impl<'a> Target<'a> {
@@ -51,23 +54,26 @@ impl<'a> Target<'a> {
         let blocker = JobKind::Backup.named(options.id.as_str());
         no_marks(shape, source.len())?;
         let held_id = graph.jobs().hold(&options.id);
-        let held_id = held_id.map_err(|error| refused(error.to_string()))?;
+        let held_id = held_id?;
         let name = common.filter_node_name.as_deref();
         let held_name = name.map(|name| HeldName::new(graph, name)).transpose()?;
 
-        let mut kept = Undo::new(graph);
-        kept.push(move |_| drop((held_id, held_name)));
-        kept.block(&source, &blocker)?;
+        let named = bitmap.as_ref().map(SyncBitmap::named);
+        let kept = Kept::new(options.id, common.filter_node_name.clone(), named);
+        let mut undo = Undo::new(graph);
+        undo.push(move |_| drop((held_id, held_name)));
+        undo.block(&source, &blocker)?;
         if let Some(bitmap) = bitmap {
             bitmap.occupy();
-            kept.push(move |_| bitmap.release());
+            undo.push(move |_| bitmap.release());
         }
         let file = FileTarget::open(graph, wanted, source.len()).await?;
         let mut target = Self {
             graph,
             file,
             parent: Parent::Claim(blocker.as_str().into()),
-            kept: Some(kept),
+            undo: Some(undo),
+            kept,
         };
         match target.claim(&source, &blocker) {
             Ok(()) => Ok(target),
@@ -81,8 +87,8 @@ impl<'a> Target<'a> {
     fn claim(&mut self, source: &Arc<Node>, blocker: &str) -> Result<()> {
         let node = &self.file.node;
         check_pair(source, node)?;
-        if let Some(kept) = &mut self.kept {
-            kept.block(node, blocker)?;
+        if let Some(undo) = &mut self.undo {
+            undo.block(node, blocker)?;
         }
         let mut change = self.graph.transaction();
         change.check_present(source)?;
@@ -92,6 +98,11 @@ impl<'a> Target<'a> {
 
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.file.node
+    }
+
+    /// What nobody else gets any more.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// See [`FileTarget::make_empty`].
@@ -104,7 +115,7 @@ impl<'a> Target<'a> {
 
     /// The job is prepared at once, and takes for itself what was kept for it.
     pub(crate) fn hand_over(&mut self) {
-        self.kept = None;
+        self.undo = None;
     }
 
     /// The job has it, or there is none and all is given back.

@@ -210,7 +210,6 @@ impl ChainJob {
     async fn give_up(&self, job: &JobContext) {
         let chain = &self.chain;
         let claimed = &chain.claimed;
-        claimed.graph.say_ending(job.job());
         chain.parting.give_up();
         let returned = || idle(Arc::clone(&chain.parting));
         if returned_or_left(job, Arc::clone(claimed), returned).await {

@@ -40,7 +40,7 @@ impl Granularity {
     /// The largest granularity in bytes.
     pub const MAX: u64 = 64 << 20;
     /// The largest granularity of a bitmap with a name.
-    const MAX_NAMED: u64 = 2 << 30;
+    pub(crate) const MAX_NAMED: u64 = 2 << 30;
 
     /// A granularity of `bytes`.
     ///

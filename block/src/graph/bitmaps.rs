@@ -152,6 +152,11 @@ impl BitmapChange {
         }
     }
 
+    /// The bitmap, if nobody else gets it until the change is final.
+    pub(crate) fn kept(&self) -> Option<&Arc<NamedBitmap>> {
+        matches!(self.kind, Kind::Leaving).then_some(&self.bitmap)
+    }
+
     /// As if it had never been. Inside a section of the node, which has been open since the change was
     /// prepared: what was recorded since is lost with it.
     pub(crate) fn undo(self) {
@@ -165,6 +170,12 @@ impl BitmapChange {
 }
 
 impl Graph {
+    /// The bitmap called `name` on a node, or on a disk, if there is one.
+    pub(crate) fn bitmap_of(&self, node: &str, name: &str) -> Option<Arc<NamedBitmap>> {
+        let node = below_implicit_filters(self.device_or_node(node).ok()?);
+        node.io.bitmaps.get(name)
+    }
+
     /// Does one command.
     ///
     /// # Errors

@@ -16,9 +16,11 @@ impl Graph {
     /// The caller holds a section of `below`.
     ///
     /// # Errors
-    /// The name is malformed or taken, or the permissions of those above do not allow it.
+    /// The name is malformed or taken, or the permissions of those above do not allow it: then `job` is named, since there
+    /// is no such filter.
     pub(crate) fn insert_filter(
         &self,
+        job: &str,
         name: Option<&str>,
         below: &Arc<Node>,
         driver: Box<dyn Driver>,
@@ -36,7 +38,8 @@ impl Graph {
         filter.state.lock().implicit_filter = is_implicit;
         change.move_parents(below, &filter)?;
         change.add_node(&filter);
-        change.commit()?;
+        let done = change.commit();
+        done.map_err(|error| error.naming_user(&Parent::node(&filter).description(), job))?;
         Ok(filter)
     }
 

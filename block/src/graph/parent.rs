@@ -8,11 +8,42 @@ use std::sync::{Arc, Weak};
 
 use crate::backend::Backend;
 use crate::driver::Role;
-use crate::error::{BlockError, PermissionConflict, Result};
-use crate::graph::{Graph, resize};
-use crate::job::Job;
-use crate::node::{Node, NodeState};
+use crate::error::{BlockError, BusyFor, PermissionConflict, Result};
+use crate::graph::resize;
+use crate::job::{Job, JobVerb};
+use crate::node::Node;
 use crate::permission::Access;
+
+/// The job that has claimed a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Blocker {
+    /// Its type and id.
+    holder: Arc<str>,
+    /// None before its command has been answered: there is no such job yet.
+    job: Option<Weak<Job>>,
+}
+
+impl Blocker {
+    fn new(holder: &str) -> Self {
+        Self {
+            holder: holder.into(),
+            job: None,
+        }
+    }
+
+    /// How far the job is.
+    fn stage(&self) -> BusyFor {
+        let Some(job) = &self.job else {
+            return BusyFor::BeginningJob;
+        };
+        let job = job.upgrade();
+        match job.filter(|job| JobVerb::Cancel.allowed_in(job.state())) {
+            Some(job) if job.is_completable() => BusyFor::CompletableJob,
+            Some(_) => BusyFor::Job,
+            None => BusyFor::EndingJob,
+        }
+    }
+}
 
 /// Something above a node that can send it requests.
 #[derive(Clone, Debug)]
@@ -107,6 +138,7 @@ pub(super) fn cumulative(node: &str, edges: &[ParentEdge]) -> Result<Access> {
                     role: user.role,
                     keeper: keeper.parent.description(),
                     keeper_role: keeper.role,
+                    hint: "",
                 };
                 return Err(Box::new(conflict).into());
             }
@@ -125,19 +157,6 @@ pub(super) fn check_resizable(node: &str, edges: &[ParentEdge], operation: &str)
         access: Access::OF_RESIZE,
     });
     cumulative(node, &edges).map(drop)
-}
-
-impl Graph {
-    /// Tells whoever wants to use the nodes that `job` has claimed that it is ending: nobody can make it end sooner.
-    pub(crate) fn say_ending(&self, job: &Job) {
-        let holder = job.kind().named(job.id());
-        for node in self.nodes() {
-            let mut state = node.state.lock();
-            if state.blocker.as_deref() == Some(&*holder) {
-                state.blocker_is_ending = true;
-            }
-        }
-    }
 }
 
 impl Node {
@@ -182,6 +201,27 @@ impl Node {
         backends.collect()
     }
 
+    /// # Errors
+    /// A disk stands on the node, so nobody can `copy` (a verb) to it.
+    pub(crate) fn check_no_disks(&self, copy: &str) -> Result<()> {
+        let backends = self.backends();
+        let Some(disk) = backends.first() else {
+            return Ok(());
+        };
+        Err(BlockError::Refused(format!(
+            "Block device {} is in use by the disk '{}'; {copy} to a node that no disk uses",
+            self.name(),
+            disk.name()
+        )))
+    }
+
+    /// Whether `below` is a node that this one stands on, in whatever role.
+    pub(crate) fn stands_on(&self, below: &Arc<Self>) -> bool {
+        let children = self.children().into_iter();
+        let mut nodes = children.map(|(_, child)| child);
+        nodes.any(|child| Arc::ptr_eq(&child, below) || child.stands_on(below))
+    }
+
     /// What all parents together do with the node.
     #[must_use]
     pub fn access(&self) -> Access {
@@ -200,34 +240,33 @@ impl Node {
     /// Another job has it.
     pub(crate) fn block(&self, job: &str) -> Result<()> {
         let mut state = self.state.lock();
-        if let Some(busy) = self.busy(&state) {
-            return Err(busy);
+        if state.blocker.is_some() {
+            drop(state);
+            return self.check_not_blocked();
         }
-        state.blocker = Some(job.into());
-        state.blocker_is_ending = false;
+        state.blocker = Some(Blocker::new(job));
         Ok(())
+    }
+
+    /// The job that has claimed the node is there, and takes commands.
+    pub(crate) fn blocker_has_begun(&self, job: &Arc<Job>) {
+        if let Some(blocker) = &mut self.state.lock().blocker {
+            blocker.job = Some(Arc::downgrade(job));
+        }
     }
 
     /// Changes whom the node is claimed for, by its holder.
     pub(crate) fn block_again(&self, holder: &str) {
-        let mut state = self.state.lock();
-        state.blocker = Some(holder.into());
-        state.blocker_is_ending = false;
-    }
-
-    /// That a job has claimed the node, if one has.
-    fn busy(&self, state: &NodeState) -> Option<BlockError> {
-        let job = state.blocker.as_ref()?;
-        Some(BlockError::Busy {
-            node: self.name().to_owned(),
-            job: Arc::clone(job),
-            is_ending: state.blocker_is_ending,
-        })
+        self.state.lock().blocker = Some(Blocker::new(holder));
     }
 
     /// The job that has claimed the node, by its type and id.
     pub(crate) fn blocker(&self) -> Option<Arc<str>> {
-        self.state.lock().blocker.clone()
+        let state = self.state.lock();
+        state
+            .blocker
+            .as_ref()
+            .map(|blocker| Arc::clone(&blocker.holder))
     }
 
     /// Ends a job's claim.
@@ -238,7 +277,16 @@ impl Node {
     /// # Errors
     /// A job runs on the node.
     pub(crate) fn check_not_blocked(&self) -> Result<()> {
-        self.busy(&self.state.lock()).map_or(Ok(()), Err)
+        // Not under this lock: the job has one of its own.
+        let blocker = self.state.lock().blocker.clone();
+        let Some(blocker) = blocker else {
+            return Ok(());
+        };
+        Err(BlockError::Busy {
+            node: self.name().to_owned(),
+            with: blocker.stage(),
+            job: blocker.holder,
+        })
     }
 
     /// Whether what the node shows may change, all at once and behind the backs of those above it.

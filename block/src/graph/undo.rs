@@ -6,7 +6,7 @@ use super::Graph;
 use super::parent::Parent;
 use super::transaction::Transaction;
 use crate::driver::Driver;
-use crate::error::{BlockError, Result};
+use crate::error::Result;
 use crate::home::Home;
 use crate::job::{Job, JobDriver, JobOptions};
 use crate::node::Node;
@@ -18,6 +18,8 @@ type Step<'a> = Box<dyn FnOnce(&Graph) + Send + 'a>;
 pub(crate) struct Undo<'a> {
     graph: &'a Graph,
     steps: Vec<Step<'a>>,
+    /// Nodes that are claimed for the job.
+    blocked: Vec<Arc<Node>>,
 }
 
 impl<'a> Undo<'a> {
@@ -25,6 +27,7 @@ impl<'a> Undo<'a> {
         Self {
             graph,
             steps: Vec::new(),
+            blocked: Vec::new(),
         }
     }
 
@@ -39,6 +42,7 @@ impl<'a> Undo<'a> {
     /// Another job has it.
     pub(crate) fn block(&mut self, node: &Arc<Node>, job: &str) -> Result<()> {
         node.block(job)?;
+        self.blocked.push(Arc::clone(node));
         let node = Arc::clone(node);
         self.push(move |_| node.unblock());
         Ok(())
@@ -55,7 +59,7 @@ impl<'a> Undo<'a> {
         driver: Box<dyn Driver>,
         job: &str,
     ) -> Result<Arc<Node>> {
-        let filter = self.graph.insert_filter(name, below, driver)?;
+        let filter = self.graph.insert_filter(job, name, below, driver)?;
         let (own, below) = (Arc::clone(&filter), Arc::clone(below));
         self.push(move |graph| {
             if let Err(error) = graph.replace_node(&own, &below) {
@@ -64,6 +68,7 @@ impl<'a> Undo<'a> {
             graph.remove_if_unused(&own);
         });
         filter.block(job)?;
+        self.blocked.push(Arc::clone(&filter));
         Ok(filter)
     }
 
@@ -80,7 +85,7 @@ impl<'a> Undo<'a> {
         attach: impl FnOnce(&mut Transaction<'_>, &Parent),
     ) -> Result<Arc<Job>> {
         let job = self.graph.jobs().create(options, driver, home);
-        let job = job.map_err(|error| BlockError::Refused(error.to_string()))?;
+        let job = job?;
         let mut change = self.graph.transaction();
         attach(&mut change, &Parent::job(&job));
         if let Err(error) = change.commit() {
@@ -88,6 +93,9 @@ impl<'a> Undo<'a> {
             return Err(error);
         }
         self.steps.clear();
+        for node in &self.blocked {
+            node.blocker_has_begun(&job);
+        }
         Ok(job)
     }
 }

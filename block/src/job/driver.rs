@@ -117,6 +117,11 @@ pub trait JobDriver: Send + Sync + 'static {
         let _ = force;
     }
 
+    /// Whether this kind of job becomes ready, and is to be completed then.
+    fn completes(&self) -> bool {
+        false
+    }
+
     /// `complete` was asked of the ready job. On `Ok` the job sees
     /// [`JobContext::complete_requested`]; may be called again after that.
     ///

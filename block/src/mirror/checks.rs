@@ -7,7 +7,7 @@ use super::options::MirrorCommon;
 use super::replaced::Replaced;
 use crate::dirty::Granularity;
 use crate::driver::FileIdentity;
-use crate::error::{BlockError, Result};
+use crate::error::{BlockError, BusyFor, Result};
 use crate::graph::Graph;
 use crate::job::{JobKind, JobOptions};
 use crate::node::Node;
@@ -29,7 +29,7 @@ pub(super) fn check_source(source: &Node, device: &str) -> Result<()> {
         return Err(BlockError::Busy {
             node: device.to_owned(),
             job: JobKind::Mirror.name().into(),
-            is_ending: false,
+            with: BusyFor::BeginningJob,
         });
     }
     Ok(())
@@ -94,7 +94,7 @@ pub(super) fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
             target.info().filename
         )));
     }
-    if is_below(source, target) || is_below(target, source) {
+    if target.stands_on(source) || source.stands_on(target) {
         return Err(refused(
             "Cannot mirror to a filter on top of a node in the source's backing chain",
         ));
@@ -103,13 +103,7 @@ pub(super) fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     if target.is_read_only() {
         return Err(BlockError::ReadOnly(target.name().to_owned()));
     }
-    if let Some(disk) = target.backends().first() {
-        return Err(refused(format!(
-            "Block device {} is in use by the disk '{}'; mirror to a node that no disk uses",
-            target.name(),
-            disk.name()
-        )));
-    }
+    target.check_no_disks("mirror")?;
     if !target.parents().is_empty() {
         return Err(BlockError::InUse(target.name().to_owned()));
     }
@@ -122,10 +116,4 @@ fn own_files(node: &Node) -> Vec<FileIdentity> {
     let below = below.unwrap_or_default();
     let own = node.files().into_iter();
     own.filter(|file| !below.contains(file)).collect()
-}
-
-fn is_below(node: &Arc<Node>, top: &Arc<Node>) -> bool {
-    top.children()
-        .iter()
-        .any(|(_, child)| Arc::ptr_eq(child, node) || is_below(node, child))
 }

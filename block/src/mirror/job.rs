@@ -146,7 +146,6 @@ impl JobDriver for MirrorJob {
 
     fn abort<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
-            self.graph.say_ending(job.job());
             self.ledger.parting.give_up();
             // First of all the guest goes on: the target may hang.
             let is_out = self.take_pivot_back(job);
@@ -213,10 +212,14 @@ impl JobDriver for MirrorJob {
         Ok(())
     }
 
-    fn on_complete(&self, _job: &Job) -> Result<(), VerbError> {
+    fn completes(&self) -> bool {
+        true
+    }
+
+    fn on_complete(&self, job: &Job) -> Result<(), VerbError> {
         // The work sees the request at its next look.
         match &self.replaced {
-            Some(replaced) => replaced.take(&self.graph),
+            Some(replaced) => replaced.take(&self.graph, job),
             None => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use crate::driver::Edge;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::transaction::Transaction;
-use crate::job::{JobError, VerbError};
+use crate::job::{Job, JobError, VerbError};
 use crate::node::Node;
 
 /// See the [module](self).
@@ -74,7 +74,7 @@ impl Replaced {
     ///
     /// # Errors
     /// There is none any more, or another job has it.
-    pub(super) fn take(&self, graph: &Graph) -> std::result::Result<(), VerbError> {
+    pub(super) fn take(&self, graph: &Graph, job: &Job) -> std::result::Result<(), VerbError> {
         let mut taken = self.taken.lock();
         if taken.is_some() {
             return Ok(());
@@ -85,6 +85,9 @@ impl Replaced {
         if !Arc::ptr_eq(&node, &self.source) {
             let blocked = node.block(&self.blocker);
             blocked.map_err(|error| refused(error.to_string()))?;
+            if let Some(job) = graph.jobs().get(job.id()) {
+                node.blocker_has_begun(&job);
+            }
         }
         *taken = Some(node);
         Ok(())

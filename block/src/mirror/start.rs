@@ -146,7 +146,7 @@ async fn start(
     let clock = graph.clock().clone();
     let ledger = Ledger::new(bitmap, Arc::clone(&target), common.copy_mode, clock);
     let held_id = graph.jobs().hold(&options.id);
-    let held_id = held_id.map_err(|error| refused(error.to_string()))?;
+    let held_id = held_id?;
     let claim = Claim::take(graph, &source, &target, &id)?;
     // From here on nobody gets what the job needs.
     if let Some(file) = file {

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use sluice_aio::AioContext;
 
 use crate::backup::{BlockdevBackup, DriveBackup};
+use crate::dirty::{NamedBitmap, NamedBitmapError};
 use crate::drain::Section;
 use crate::error::{BlockError, Result};
 use crate::graph::{BitmapAction, BitmapSource, Graph, SnapshotSync};
@@ -89,6 +90,17 @@ impl Action {
         }
     }
 
+    /// The bitmaps that it may have wanted and, by `error`, did not get.
+    fn bitmaps_of(&self, error: &BlockError, graph: &Graph) -> Vec<Arc<NamedBitmap>> {
+        let BlockError::Bitmap(NamedBitmapError::Busy(name)) = error else {
+            return Vec::new();
+        };
+        let nodes = self.nodes().into_iter();
+        nodes
+            .filter_map(|node| graph.bitmap_of(node, name))
+            .collect()
+    }
+
     /// Whether it begins a job, which can be grouped with others.
     fn begins_job(&self) -> bool {
         matches!(self, Self::BlockdevBackup(_) | Self::DriveBackup(_))
@@ -152,6 +164,9 @@ async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -
         match Step::prepare(world, action, target.node()).await {
             Ok(step) => steps.push(step),
             Err(error) => {
+                let bitmaps = action.bitmaps_of(&error, world.graph);
+                let own = steps.iter().any(|step| step.explains(&error, &bitmaps));
+                let error = error.of_transaction(own);
                 for step in steps.into_iter().rev() {
                     step.undo(world.graph).await;
                 }

@@ -6,6 +6,7 @@ use sluice_aio::AioContext;
 
 use super::Action;
 use crate::backup;
+use crate::dirty::NamedBitmap;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::bitmaps::BitmapChange;
@@ -68,6 +69,18 @@ impl Step {
                 Self::Backup(prepared)
             }
         })
+    }
+
+    /// Whether it keeps what `error` complains of. `bitmaps` are those that an error about a bitmap may mean.
+    pub(super) fn explains(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
+        match self {
+            Self::Bitmap(change) => {
+                let mut kept = change.kept().into_iter();
+                kept.any(|own| bitmaps.iter().any(|bitmap| Arc::ptr_eq(own, bitmap)))
+            }
+            Self::Snapshot(_) => false,
+            Self::Backup(prepared) => prepared.kept().explains(error, bitmaps),
+        }
     }
 
     /// Makes it final.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Action;
 use crate::backup;
-use crate::error::Result;
+use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::node::Node;
 
@@ -53,12 +53,26 @@ impl<'a> Targets<'a> {
             match Target::open(graph, action).await {
                 Ok(target) => targets.of_actions.push(target),
                 Err(error) => {
+                    let own = targets.explain(&error, action);
+                    let error = error.of_transaction(own);
                     targets.close(false).await;
                     return Err(error);
                 }
             }
         }
         Ok(targets)
+    }
+
+    /// Whether one of them keeps what `error` of a further action complains of.
+    fn explain(&self, error: &BlockError, action: &Action) -> bool {
+        let bitmaps = action.bitmaps_of(error, self.graph);
+        self.of_actions.iter().any(|target| match target {
+            Target::Backup(target) => match error {
+                BlockError::FileInUse { identity, .. } => target.node().files().contains(identity),
+                _ => target.kept().explains(error, &bitmaps),
+            },
+            Target::Nothing | Target::Overlay(_) => false,
+        })
     }
 
     /// What files hold that are not to be kept is gone.

@@ -94,6 +94,11 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
                 "Cannot create block-copy-state: min-cluster-size needs to be a power of 2",
             ),
             (
+                full(json!({"x-perf": {"min-cluster-size": 1_u64 << 62}})),
+                "Cannot create block-copy-state: min-cluster-size too large: 4611686018427387904 > 2147483648; choose 2 \
+                 GiB or less",
+            ),
+            (
                 full(json!({"filter-node-name": "target"})),
                 "Duplicate nodes with node-name='target'",
             ),
@@ -120,6 +125,58 @@ fn what_makes_no_sense_is_refused_with_qemus_words() {
         let info = bench.graph.node("disk").unwrap().dirty_bitmaps();
         assert!(!info[0].busy);
         bench.write(&disk, 0, 512, 1).await;
+    });
+}
+
+async fn add(bench: &Bench, options: &Value) {
+    let options = serde_json::from_value(options.clone()).unwrap();
+    bench.graph.add_node(&options).await.unwrap();
+}
+
+/// None is named that was made for the job, and has gone with it.
+#[test]
+fn a_target_that_others_use_is_refused_by_their_names() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.disk("other").await;
+        for options in [
+            json!({"driver": "null-co", "node-name": "low", "size": SIZE}),
+            json!({"driver": "blkdebug", "node-name": "high", "image": "low"}),
+        ] {
+            add(&bench, &options).await;
+        }
+        let none = json!({});
+        for name in ["other", "other-disk"] {
+            assert_eq!(
+                refused(&bench, name, "full", &none).await,
+                "Block device other is in use by the disk 'other-disk'; back up to a node that no disk uses"
+            );
+        }
+        // The disk itself, by its own name.
+        let path = bench.path("disk").display().to_string();
+        assert_eq!(
+            refused(&bench, "disk-disk", "full", &none).await,
+            format!(
+                "Source and target cannot be the same: source 'blkdebug::{path}' and target 'blkdebug::{path}' are the same image"
+            )
+        );
+        for (source, target) in [("low", "high"), ("high", "low")] {
+            assert_eq!(
+                refused(&bench, target, "full", &json!({"device": source})).await,
+                format!(
+                    "Source and target cannot be the same: '{source}' and '{target}' stand one on the other; back up to a node of its own"
+                )
+            );
+        }
+        // A disk further up.
+        let high = bench.graph.node("high").unwrap();
+        bench.graph.add_backend("high-disk", &high).unwrap();
+        assert_eq!(
+            refused(&bench, "low", "full", &none).await,
+            "Permission conflict on node 'low': permissions 'write' are both required by block job backup 'job0' (uses node \
+             'low' as 'target' child) and unshared by node 'high' (uses node 'low' as 'image' child). Give the job a node \
+             that nobody else uses in that way."
+        );
     });
 }
 
@@ -178,8 +235,16 @@ fn a_backup_that_waits_for_its_section_has_its_nodes_already() {
             graph.resize(&target, 512).await,
             bench.start(full("job1"), "other").await,
         ] {
-            let error = refused.unwrap_err().to_string();
-            assert!(error.contains("is busy"), "{error}");
+            let error = refused.unwrap_err();
+            assert!(error.to_string().contains("is busy"), "{error}");
+            assert!(bench.graph.jobs().get("job0").is_none());
+            assert_eq!(
+                error.way_out(),
+                Some(
+                    "the job is only beginning, and can't be cancelled yet: wait until its command is answered; \
+                     'x-query-block-drains' shows what it waits for"
+                )
+            );
         }
         drop(token);
         starting.await.unwrap();
@@ -273,7 +338,7 @@ fn a_refused_drive_backup_touches_no_file() {
             (
                 "disk-disk",
                 json!({"x-perf": {"min-cluster-size": 1_u64 << 40}}),
-                "ranularity",
+                "min-cluster-size too large",
             ),
             (
                 "disk-disk",

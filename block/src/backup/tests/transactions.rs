@@ -298,3 +298,126 @@ fn a_job_may_be_cancelled_while_its_transaction_fails() {
         }
     });
 }
+
+/// What one action has another can't have. The job that has it is not there any more when somebody reads that.
+#[test]
+fn what_another_action_has_is_refused_by_that() {
+    run(|bench| async move {
+        two_disks(&bench).await;
+        let add = serde_json::from_value(json!({"node": "journal", "name": "b"})).unwrap();
+        bench.graph.change_bitmap(&BitmapAction::Add(add)).unwrap();
+        std::fs::write(bench.path("precious"), vec![7; SIZE]).unwrap();
+        let named = |device: &str, target: &str, more: &Value| {
+            let mut backup = backup(device, target, &json!({}));
+            if let Action::BlockdevBackup(backup) = &mut backup {
+                backup.common = arguments(device, "full", more);
+            }
+            backup
+        };
+        let drive = |device: &str, target: &str, more: &Value| {
+            Action::DriveBackup(Box::new(DriveBackup {
+                common: arguments(device, "full", more),
+                target: bench.path(target),
+                format: None,
+                mode: NewImageMode::AbsolutePaths,
+            }))
+        };
+        let bitmap = json!({"job-id": "one", "bitmap": "b", "bitmap-mode": "always"});
+        let in_bitmap =
+            serde_json::from_value(json!({"node": "journal-disk", "name": "b"})).unwrap();
+        let (one, two) = (json!({"job-id": "one"}), json!({"job-id": "two"}));
+        let filter = |id: &str| json!({"job-id": id, "filter-node-name": "filter"});
+        let disk_of_one =
+            "Node 'journal-disk' is busy: block device is in use by block job: backup 'one'";
+        let bitmap_of_one =
+            "Bitmap 'b' is currently in use by another operation and cannot be used";
+        let file_of_one = format!(
+            "Could not open '{}': it is the file of another block node; choose another target",
+            bench.path("precious").display()
+        );
+        let filter_of_one = "Duplicate nodes with node-name='filter'";
+        let cases = [
+            (
+                named("journal-disk", "journal-copy", &one),
+                named("data-disk", "journal-copy", &two),
+                "Node 'journal-copy' is busy: block device is in use by block job: backup 'one'",
+            ),
+            (
+                named("journal-disk", "journal-copy", &bitmap),
+                named("journal-disk", "data-copy", &two),
+                disk_of_one,
+            ),
+            (
+                named("journal-disk", "journal-copy", &bitmap),
+                Action::Bitmap(BitmapAction::Clear(in_bitmap)),
+                bitmap_of_one,
+            ),
+            (
+                named("journal-disk", "journal-copy", &one),
+                named("data-disk", "data-copy", &one),
+                "Job ID 'one' already in use",
+            ),
+            (
+                named("journal-disk", "journal-copy", &filter("one")),
+                named("data-disk", "data-copy", &filter("two")),
+                filter_of_one,
+            ),
+            (
+                drive("journal-disk", "precious", &one),
+                drive("journal-disk", "new", &two),
+                disk_of_one,
+            ),
+            (
+                drive("journal-disk", "precious", &one),
+                drive("data-disk", "new", &one),
+                "Job ID 'one' already in use",
+            ),
+            (
+                drive("journal-disk", "precious", &filter("one")),
+                drive("data-disk", "new", &filter("two")),
+                filter_of_one,
+            ),
+            (
+                drive("journal-disk", "precious", &one),
+                drive("data-disk", "precious", &two),
+                &file_of_one,
+            ),
+        ];
+        for (first, second, text) in cases {
+            let actions = [first, second];
+            let mode = CompletionMode::Individual;
+            let error = transact(&bench.graph, &actions, mode, &current::context()).await;
+            let error = error.unwrap_err();
+            assert_eq!(error.to_string(), text);
+            assert_eq!(
+                error.way_out(),
+                Some(
+                    "another action of the same transaction has it, which was undone: give each its own, or begin one \
+                     when the other has ended"
+                )
+            );
+            assert!(bench.graph.jobs().jobs().is_empty());
+            bench.check_clean();
+        }
+        // What somebody else has is told as ever.
+        bench
+            .start(arguments("data-disk", "none", &two), "data-copy")
+            .await
+            .unwrap();
+        let actions = [
+            named("journal-disk", "journal-copy", &one),
+            named("data-disk", "journal-copy", &json!({"job-id": "three"})),
+        ];
+        let mode = CompletionMode::Individual;
+        let error = transact(&bench.graph, &actions, mode, &current::context()).await;
+        let error = error.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Node 'data-disk' is busy: block device is in use by block job: backup 'two'"
+        );
+        assert!(error.way_out().unwrap().contains("'job-cancel'"));
+        let job = bench.job("two");
+        job.cancel(true).unwrap();
+        end(&job).await;
+    });
+}

@@ -34,7 +34,32 @@ mod copier;
 mod tests;
 
 /// Bytes of a cluster, unless a larger one is asked for.
-pub(crate) const CLUSTER: u64 = 64 << 10;
+const CLUSTER: u64 = 64 << 10;
+
+/// What is copied together, if `least` bytes (`min-cluster-size`) are asked for.
+///
+/// # Errors
+/// There are no such clusters: they are the chunks of a bitmap.
+pub(crate) fn granularity(least: Option<u64>) -> Result<Granularity> {
+    let refused = |reason: String| {
+        let text = format!("Cannot create block-copy-state: min-cluster-size {reason}");
+        BlockError::Refused(text)
+    };
+    let most = Granularity::MAX_NAMED;
+    match least {
+        Some(size) if !size.is_power_of_two() => {
+            Err(refused("needs to be a power of 2".to_owned()))
+        }
+        Some(size) if size > most => Err(refused(format!(
+            "too large: {size} > {most}; choose 2 GiB or less"
+        ))),
+        size => {
+            let bytes = size.unwrap_or(CLUSTER).max(CLUSTER);
+            Granularity::of_named(bytes)
+                .map_err(|error| refused(format!("makes no sense: {error}")))
+        }
+    }
+}
 
 /// What is done with the target.
 pub(crate) const TARGET_ACCESS: Access = Access {
@@ -75,13 +100,7 @@ impl CopyBeforeWrite {
         options: &CopyBeforeWriteNode,
         marks: Option<&DirtyBitmap>,
     ) -> Result<Self> {
-        let wanted = options.min_cluster_size.unwrap_or(CLUSTER);
-        if !wanted.is_power_of_two() {
-            return Err(BlockError::Refused(
-                "Cannot create block-copy-state: min-cluster-size needs to be a power of 2"
-                    .to_owned(),
-            ));
-        }
+        let granularity = granularity(options.min_cluster_size)?;
         let size = file.len();
         if target.len() < size {
             return Err(BlockError::Refused(format!(
@@ -91,7 +110,6 @@ impl CopyBeforeWrite {
             )));
         }
         let refused = |error: crate::dirty::BitmapError| BlockError::Refused(error.to_string());
-        let granularity = Granularity::new(wanted.max(CLUSTER)).map_err(refused)?;
         let to_copy = DirtyBitmap::new(size, granularity).map_err(refused)?;
         match marks {
             None => to_copy.set_all(),

@@ -343,7 +343,11 @@ fn options_that_make_no_sense_are_refused() {
                 json!({"min-cluster-size": 3}),
                 "min-cluster-size needs to be a power of 2",
             ),
-            (json!({"min-cluster-size": 1_u64 << 40}), "granularity"),
+            (
+                json!({"min-cluster-size": 1_u64 << 62}),
+                "Cannot create block-copy-state: min-cluster-size too large: 4611686018427387904 > 2147483648; choose 2 \
+                 GiB or less",
+            ),
         ];
         for (more, word) in cases {
             let mut options = json!({"driver": "copy-before-write", "node-name": "other",

@@ -12,7 +12,7 @@ use super::fdset::SetName;
 use super::lock;
 use super::open::{check_kind, check_size, identity_of, open_error, unsuitable};
 use crate::driver::FileIdentity;
-use crate::error::Result;
+use crate::error::{BlockError, Result};
 use crate::options::Locking;
 use crate::permission::Access;
 
@@ -92,11 +92,12 @@ impl NewImage {
                 "it is not a regular file, so no image can be created there",
             ));
         }
-        if in_use.contains(&identity_of(&metadata)) {
-            return Err(unsuitable(
-                path,
-                "it is the file of another block node; choose another target",
-            ));
+        let identity = identity_of(&metadata);
+        if in_use.contains(&identity) {
+            return Err(BlockError::FileInUse {
+                path: path.to_string_lossy().into_owned(),
+                identity,
+            });
         }
         lock::prepare(&self.file, path, Access::of_device(false), Locking::Auto)?;
         if metadata.len() < self.size {

@@ -51,7 +51,7 @@ fn a_filter_put_in_by_two_edges_does_not_stand_on_itself() {
         let section = bench.graph.drain(&node, "test").await;
         let filter = bench
             .graph
-            .insert_filter(Some("filter"), &node, driver)
+            .insert_filter("mirror 'j'", Some("filter"), &node, driver)
             .unwrap();
         drop(section);
         assert!(Arc::ptr_eq(&disk.node().unwrap(), &filter));

@@ -91,7 +91,10 @@ fn a_filter_takes_the_home_of_what_it_is_put_above() {
         for below in [&low, &node] {
             let section = bench.graph.drain(below, "test").await;
             let (driver, _) = super::bench::pass(below, None);
-            let filter = bench.graph.insert_filter(None, below, driver).unwrap();
+            let filter = bench
+                .graph
+                .insert_filter("mirror 'j'", None, below, driver)
+                .unwrap();
             assert!(is_in(&filter, &thread) && is_in(below, &thread));
             drop(section);
         }

@@ -296,7 +296,10 @@ fn blockjob_commit_by_drained_end() {
         let (disk, source, watch) = bench.disk("disk");
         let (driver, _) = pass(&source, None);
         let section = bench.graph.drain(&source, "test").await;
-        let filter = bench.graph.insert_filter(None, &source, driver).unwrap();
+        let filter = bench
+            .graph
+            .insert_filter("mirror 'j'", None, &source, driver)
+            .unwrap();
         let here = current::context();
         let (job, turns, _) = spawn(
             &bench,

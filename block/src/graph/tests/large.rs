@@ -120,7 +120,7 @@ fn a_graph_is_only_so_deep() {
             let (driver, _) = super::bench::pass(&below, None);
             let error = bench
                 .graph
-                .insert_filter(Some("filter"), &below, driver)
+                .insert_filter("mirror 'j'", Some("filter"), &below, driver)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("deeper than 128 nodes"), "{error}");

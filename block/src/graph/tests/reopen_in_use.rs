@@ -219,7 +219,10 @@ fn a_jobs_filter_is_not_in_the_way() {
         let low = bench.graph.node("low").unwrap();
         low.block(JOB).unwrap();
         let (driver, _) = pass(&low, None);
-        let filter = bench.graph.insert_filter(None, &low, driver).unwrap();
+        let filter = bench
+            .graph
+            .insert_filter("mirror 'j'", None, &low, driver)
+            .unwrap();
         let middle = |image: Value| {
             node(
                 "blkdebug",

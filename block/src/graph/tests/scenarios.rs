@@ -397,7 +397,7 @@ fn attach_drain() {
         let (driver, watch) = pass(&chain.top, None);
         let overlay = bench
             .graph
-            .insert_filter(Some("overlay"), &chain.top, driver)
+            .insert_filter("mirror 'j'", Some("overlay"), &chain.top, driver)
             .unwrap();
         let (above, above_watch) = bench.filter("above", &chain.backing, None);
         assert_eq!(overlay.drained_by().len(), 1);

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 
 use sluice_aio::current;
 
-use super::bench::{BLOCK, Bench, block_value, common, copy_mode, run_both_by_hand};
+use super::bench::{BLOCK, Bench, block_value, common, copy_mode, debug, run_both_by_hand};
 use crate::backend::Backend;
 use crate::drain::{HeldUpSection, PATIENCE as MOMENT};
-use crate::driver::{Blkdebug, DebugEvent};
+use crate::driver::DebugEvent;
 use crate::event::BlockEvent;
 use crate::job::{Job, JobState};
 use crate::mirror::CopyMode;
@@ -18,10 +18,6 @@ use crate::parting::tests::{
     self as parting, begin_drain, hold, wait, wait_held, wait_released, wait_told_ending, way_out,
     yield_often,
 };
-
-fn debug(node: &Node) -> &Blkdebug {
-    node.as_blkdebug().unwrap()
-}
 
 /// Lets time pass until the job has ended.
 async fn lose_patience(bench: &Bench, job: &Job) {
@@ -47,8 +43,14 @@ async fn hanging_mirror(bench: &Bench) -> (Arc<Backend>, Arc<Node>, Arc<Job>) {
 fn the_job_ends_without_it_and_the_disk_is_free() {
     run_both_by_hand(|bench| async move {
         let (disk, target, job) = hanging_mirror(&bench).await;
-        let advice = way_out(&target).unwrap();
-        assert!(advice.contains("'job-cancel'"), "{advice}");
+        for node in [&bench.graph.node("disk-node").unwrap(), &target] {
+            assert_eq!(
+                way_out(node),
+                Some(
+                    "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'"
+                )
+            );
+        }
         job.cancel(true).unwrap();
         bench.write(&disk, BLOCK, 0xf1).await;
         bench.wait_for(JobState::Aborting).await;

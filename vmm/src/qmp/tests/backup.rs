@@ -231,3 +231,45 @@ fn chains_need_a_backing_image() {
         assert_eq!(client.ok("query-jobs", json!({})), json!([]));
     });
 }
+
+/// Each refusal as an operator reads it.
+#[test]
+fn who_is_in_the_way_is_told_and_what_to_do() {
+    run(|world| {
+        let mut client = world.client();
+        disk_and_target(world, &mut client);
+        add_disk(world, &mut client, "e", 1, 0);
+        let node = world.graph.node("e").unwrap();
+        world.graph.add_backend("other", &node).unwrap();
+        let in_use =
+            "Block device e is in use by the disk 'other'; back up to a node that no disk uses";
+        for target in ["e", "other"] {
+            let onto = backup(&json!({"target": target}));
+            assert_eq!(client.generic("blockdev-backup", onto), in_use);
+        }
+        let coarse = json!({"x-perf": {"min-cluster-size": 1_u64 << 62}});
+        assert_eq!(
+            client.generic("blockdev-backup", backup(&coarse)),
+            "Cannot create block-copy-state: min-cluster-size too large: 4611686018427387904 > 2147483648; choose 2 GiB \
+             or less"
+        );
+        let actions = json!({"actions": [
+            {"type": "blockdev-backup", "data": backup(&json!({"job-id": "one"}))},
+            {"type": "blockdev-backup", "data": backup(&json!({"job-id": "two", "device": "other"}))}
+        ]});
+        assert_eq!(
+            client.generic("transaction", actions),
+            "Node 't' is busy: block device is in use by block job: backup 'one'; another action of the same transaction \
+             has it, which was undone: give each its own, or begin one when the other has ended"
+        );
+        let endless = json!({"job-id": "j", "sync": "none"});
+        client.ok("blockdev-backup", backup(&endless));
+        assert_eq!(
+            client.generic("block_resize", json!({"node-name": "t", "size": 512})),
+            "Node 't' is busy: block device is in use by block job: backup 'j'; wait for the job's end, or end it: by \
+             'job-finalize' when it is pending, or by 'job-cancel'"
+        );
+        client.ok("job-cancel", json!({"id": "j"}));
+        story(&mut client, "j");
+    });
+}

@@ -245,7 +245,9 @@ impl World {
             return;
         }
         let (driver, watch) = pass(&node, None);
-        let filter = self.graph.insert_filter(Some(&name), &node, driver);
+        let filter = self
+            .graph
+            .insert_filter("mirror 'j'", Some(&name), &node, driver);
         unmaps(&filter.unwrap());
         self.watches.lock().push(watch);
         model.replace(&below, &name);
