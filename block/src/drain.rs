@@ -28,6 +28,7 @@ use crate::job::{Job, Quiesced};
 use crate::node::Node;
 
 mod begin;
+mod kept;
 mod waiting;
 
 use begin::HeldUp;
@@ -81,6 +82,13 @@ struct Covered {
     backend: Weak<Backend>,
 }
 
+impl Covered {
+    fn is_busy(&self) -> bool {
+        let gates = self.closed.iter().map(Closed::gate);
+        gates.into_iter().any(|gate| gate.in_flight() > 0)
+    }
+}
+
 /// What a section waits for.
 enum Busy {
     Gate(Gate),
@@ -110,7 +118,13 @@ impl std::fmt::Display for Busy {
                 }
                 f.write_str(")")
             }
-            Self::Job(job) => write!(f, "{} job '{}'", job.kind().name(), job.id()),
+            Self::Job(job) => {
+                write!(f, "{} job '{}'", job.kind().name(), job.id())?;
+                match job.awaited().first() {
+                    Some(request) => write!(f, " ({request})"),
+                    None => Ok(()),
+                }
+            }
             Self::Driver(node, _) => write!(f, "{} '{}'", node.driver_name(), node.name()),
         }
     }
@@ -270,6 +284,7 @@ impl SectionInner {
         let gates = gates.filter(|gate| gate.in_flight() > 0).map(Busy::Gate);
         let jobs = self.busy_jobs().into_iter().map(Busy::Job);
         let busy = gates.chain(jobs).chain(nodes).map(|busy| busy.to_string());
+        let busy = busy.chain(self.describe_kept_writes());
         busy.collect::<Vec<_>>().join(", ")
     }
 

@@ -24,7 +24,7 @@ use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::graph::transaction::Transaction;
 pub(crate) use crate::job::PATIENCE;
-use crate::job::{JobContext, JobError};
+use crate::job::{AwaitedOperation, JobContext, JobError, Requests};
 use crate::node::Node;
 use crate::permission::Access;
 
@@ -51,6 +51,8 @@ pub(crate) struct Parting {
     at_source: Arc<Background>,
     /// What has not ended at the target, that included for which nobody waits.
     at_target: Arc<Background>,
+    /// What the job has asked of nodes, with whatever waits for that on its account.
+    pub(crate) requests: Arc<Requests>,
 }
 
 /// The target of a job, and what the job does with it.
@@ -200,7 +202,13 @@ impl Parting {
         target: &Arc<Node>,
     ) -> std::result::Result<Result<()>, JobError> {
         let target = Arc::clone(target);
-        self.apart(job, async move { target.flush().await }).await
+        let awaiting = self.requests.begin(&target, AwaitedOperation::Flush);
+        let flush = async move {
+            let flushed = target.flush().await;
+            drop(awaiting);
+            flushed
+        };
+        self.apart(job, flush).await
     }
 
     /// Has `work` at the target done, in a task of its own: a forced cancel ends the wait for it.

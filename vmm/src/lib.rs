@@ -17,4 +17,5 @@ pub mod memory;
 pub mod process;
 pub mod qmp;
 pub mod qtest;
+mod slow_end;
 pub mod storage;

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -31,7 +32,7 @@ use crate::machine::hotplug::{HotPlug, HotPlugParts};
 use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder, Notice};
 use crate::main_loop::{MainLoop, MainLoopError, Signals};
 use crate::qmp::{Devices, EventBus, Monitor, QmpServer};
-use crate::qtest;
+use crate::{qtest, slow_end};
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
 pub fn run(command_line: &CommandLine) -> Exit {
@@ -238,8 +239,15 @@ async fn assemble(
         retiring.await;
     };
     let farewell = async move {
-        let exit = ending.ended().await;
-        let left = farewell(&graph, retiring, qmp).await;
+        let end = async {
+            let exit = ending.ended().await;
+            (exit, farewell(&graph, retiring, qmp).await)
+        };
+        let notes = slow_end::note(Arc::clone(&ending), Arc::clone(&graph));
+        let (exit, left) = match future::select(pin!(end), pin!(notes)).await {
+            Either::Left((ended, _)) => ended,
+            Either::Right((never, _)) => match never {},
+        };
         // Those that nobody uses are open as long as the process is.
         drop(endpoints);
         finished.set(Some(leaving(exit, &left)));

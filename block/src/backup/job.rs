@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, LocalBoxFuture, select};
 use parking_lot::Mutex;
@@ -20,7 +21,10 @@ use crate::driver::copy_before_write::{Copier, CopyError, TARGET_ACCESS};
 use crate::driver::{Allocation, Background, Role};
 use crate::event::IoOperation;
 use crate::graph::Graph;
-use crate::job::{IoSide, JobContext, JobDriver, JobError, JobKind, OnError, here};
+use crate::job::{
+    AwaitedOperation, AwaitedRequest, IoSide, JobContext, JobDriver, JobError, JobKind, OnError,
+    here,
+};
 use crate::parting::Target;
 
 /// The most bytes of zeroes that one copy covers.
@@ -168,7 +172,11 @@ impl BackupJob {
     /// Cuts a run to what one copy does, and says how much of that is data.
     async fn sized(&self, run: Range<u64>) -> (Range<u64>, u64) {
         let len = run.end - run.start;
-        let zeroes = match self.ends.source.block_status(run.start, len).await {
+        let requests = &self.copier.parting().requests;
+        let awaiting = requests.begin(&self.ends.source, AwaitedOperation::Look);
+        let status = self.ends.source.block_status(run.start, len).await;
+        drop(awaiting);
+        let zeroes = match status {
             Ok(status) if status.allocation == Allocation::Zero => status.len,
             _ => 0,
         };
@@ -302,6 +310,10 @@ impl JobDriver for BackupJob {
             self.account(job);
             self.end_bitmap(End::Failure(self.copier.to_copy()));
         })
+    }
+
+    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+        self.copier.parting().requests.awaited(now)
     }
 
     fn on_cancel(&self, force: bool) {

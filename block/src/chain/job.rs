@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use rustix::io::Errno;
@@ -12,7 +13,10 @@ use super::walk::{CopyError, Walk};
 use crate::driver::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::event::IoOperation;
 use crate::graph::parent::Parent;
-use crate::job::{IoSide, JobContext, JobDriver, JobError, JobKind, OnError, here};
+use crate::job::{
+    AwaitedOperation, AwaitedRequest, IoSide, JobContext, JobDriver, JobError, JobKind, OnError,
+    here,
+};
 use crate::node::Node;
 use crate::parting::{GivenUp, Parting, returned_or_left};
 use crate::permission::Access;
@@ -82,9 +86,11 @@ impl Chain {
         let write = |error| (IoOperation::Write, error);
         // Bounded by the walk.
         let alloc = || IoBuffer::alloc(usize::try_from(len).unwrap_or(usize::MAX));
+        let requests = &self.parting.requests;
         let base = match &self.direction {
             // The filter copies up what is read through it.
-            Direction::Stream { .. } => {
+            Direction::Stream { layer, .. } => {
+                let _awaiting = requests.begin(layer, AwaitedOperation::Copy);
                 let filter = &self.claimed.filter;
                 return filter.read(offset, alloc()).await.map_err(read);
             }
@@ -92,15 +98,21 @@ impl Chain {
         };
         let given_up = |given_up: GivenUp| write(given_up.into());
         let top = &self.walk.top;
+        let looking = requests.begin(top, AwaitedOperation::Look);
         let status = top.block_status(offset, len).await.map_err(read)?;
+        drop(looking);
         if status.allocation == Allocation::Zero && status.len >= len {
             self.parting.check_going_on().map_err(given_up)?;
+            let _awaiting = requests.begin(base, AwaitedOperation::Zeroes);
             let zeroed = base.write_zeroes(offset, len, RequestFlags::MAY_UNMAP);
             return zeroed.await.map_err(write);
         }
         let buffer = alloc();
+        let reading = requests.begin(top, AwaitedOperation::Read);
         top.read(offset, buffer.clone()).await.map_err(read)?;
+        drop(reading);
         self.parting.check_going_on().map_err(given_up)?;
+        let _awaiting = requests.begin(base, AwaitedOperation::Write);
         let written = base.write(offset, buffer, RequestFlags::empty());
         written.await.map_err(write)
     }
@@ -251,6 +263,10 @@ impl JobDriver for ChainJob {
                 self.give_up(job).await;
             }
         })
+    }
+
+    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+        self.chain.parting.requests.awaited(now)
     }
 
     fn on_cancel(&self, force: bool) {

@@ -8,7 +8,7 @@ use super::job::{Chain, ChainJob};
 use crate::driver::Allocation;
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
-use crate::job::{JobContext, JobError, here};
+use crate::job::{AwaitedOperation, JobContext, JobError, here};
 use crate::node::Node;
 
 /// The most bytes of one copy.
@@ -60,6 +60,8 @@ impl ChainJob {
                 continue;
             }
             let looked = self.apart(job, move |chain| async move {
+                let requests = &chain.parting.requests;
+                let _awaiting = requests.begin(&chain.walk.top, AwaitedOperation::Look);
                 chain.walk.look(at, (size - at).min(MAX_LOOK)).await
             });
             let done = match looked.await? {

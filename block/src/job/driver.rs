@@ -1,8 +1,11 @@
 //! What a kind of job brings along: its work, and the steps at its end.
 
+use std::time::Duration;
+
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use serde_json::{Map, Value};
 
+use super::awaited::AwaitedRequest;
 use super::context::JobContext;
 use super::details::JobDetails;
 use super::error::{JobError, VerbError};
@@ -144,6 +147,13 @@ pub trait JobDriver: Send + Sync + 'static {
     fn on_change(&self, options: &Map<String, Value>) -> Result<(), VerbError> {
         let _ = options;
         Err(VerbError::CannotChange)
+    }
+
+    /// The requests that the job, or a guest on its account, has been waiting for since a second before `now` or longer,
+    /// the oldest first. Any thread.
+    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+        let _ = now;
+        Vec::new()
     }
 
     /// Members of this kind of job in the answer to `query-block-jobs`.

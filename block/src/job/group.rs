@@ -138,6 +138,7 @@ impl JobGroup {
             group.state.lock().reached[Stage::Started as usize] += 1;
             *job.together.lock() = Arc::clone(&group);
             core.complete_requested = true;
+            job.note_told_to_end(core);
         }
         drop(cores);
         group.wake();

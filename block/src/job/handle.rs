@@ -42,6 +42,8 @@ pub struct Job {
     changed: Event,
     /// The next sleep of the job's work ends at once.
     kicked: AtomicBool,
+    /// The job is to end, as of now.
+    pub(super) told_to_end: Event,
 }
 
 impl Job {
@@ -67,6 +69,7 @@ impl Job {
             core,
             changed: Event::new(),
             kicked: AtomicBool::new(false),
+            told_to_end: Event::new(),
         }
     }
 
@@ -158,6 +161,12 @@ impl Job {
     /// Waits until the job is `Concluded` or `Null`.
     pub async fn concluded(&self) {
         self.wait(|core| core.state.has_ended().then_some(())).await;
+    }
+
+    /// Whether all jobs are to end.
+    pub(super) fn is_shut_down(&self) -> bool {
+        let registry = self.registry.upgrade();
+        registry.is_some_and(|registry| registry.is_shutting_down())
     }
 
     /// The jobs that it succeeds or fails with.

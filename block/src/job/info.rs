@@ -4,10 +4,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::awaited::AwaitedRequest;
 use super::details::JobDetails;
 use super::error::{IoFailure, JobError};
 use super::handle::Job;
-use super::inner::Activity;
+use super::inner::{Activity, Core};
 use super::policy::IoStatus;
 use super::state::{JobKind, JobState};
 
@@ -46,6 +47,9 @@ pub struct BlockJobInfo {
     /// Where it failed, if that was a request.
     #[serde(flatten)]
     pub failure: Option<IoFailure>,
+    /// What it waits for, if it has been waiting for a second or longer: the oldest request.
+    #[serde(rename = "x-waits-for", skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<AwaitedRequest>,
     /// What only this kind of job can tell.
     #[serde(flatten)]
     #[schemars(with = "JobDetails")]
@@ -73,6 +77,9 @@ pub struct JobInfo {
     /// Where it failed, if that was a request.
     #[serde(flatten)]
     pub failure: Option<IoFailure>,
+    /// What it waits for, if it has been waiting for a second or longer: the oldest request.
+    #[serde(rename = "x-waits-for", skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<AwaitedRequest>,
 }
 
 impl Job {
@@ -96,6 +103,7 @@ impl Job {
             auto_dismiss: self.auto_dismiss(),
             error: core.error.as_ref().map(ToString::to_string),
             failure: core.error.as_ref().and_then(JobError::io_failure).cloned(),
+            waits_for: self.longest_awaited(&core),
             details,
         }
     }
@@ -112,6 +120,12 @@ impl Job {
             total_progress: self.progress().total(),
             error: core.error.as_ref().map(ToString::to_string),
             failure: core.error.as_ref().and_then(JobError::io_failure).cloned(),
+            waits_for: self.longest_awaited(&core),
         }
+    }
+
+    fn longest_awaited(&self, core: &Core) -> Option<AwaitedRequest> {
+        let awaited = self.awaited_unless(core.state.has_ended());
+        awaited.into_iter().next()
     }
 }

@@ -70,6 +70,8 @@ pub(super) struct Core {
     pub(super) patience: Patience,
     pub(super) cancel: CancelRequest,
     pub(super) complete_requested: bool,
+    /// When it was last told to end, or failed.
+    pub(super) told_to_end: Option<Duration>,
     /// How far it has come to its end.
     pub(super) phase: EndPhase,
     /// What it waits for.
@@ -96,6 +98,7 @@ impl Core {
             patience: Patience::Whole,
             cancel: CancelRequest::None,
             complete_requested: false,
+            told_to_end: None,
             phase: EndPhase::Work,
             call: None,
             rate: RateLimit::new(speed, now),

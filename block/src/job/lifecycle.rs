@@ -4,6 +4,7 @@
 //! (ready,) waiting, pending, then the outcome's event, concluded, null; or aborting in the middle.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -52,13 +53,16 @@ impl Life {
     async fn live(mut self) {
         let here = current::context();
         self.job.arrive(&here);
+        let job = Arc::clone(&self.job);
+        let mut notes = pin!(job.note_slow_end());
         let moves = poll_fn(|cx| {
             if self.job.home() == here && self.steps.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(false);
             }
             // The home may have changed while the steps found nothing to do here.
             match self.job.home() == here {
-                true => Poll::Pending,
+                // It never ends, and waits in this loop.
+                true => notes.as_mut().poll(cx).map(|never| match never {}),
                 false => Poll::Ready(true),
             }
         });
@@ -149,6 +153,9 @@ fn begin_abort(job: &Job, core: &mut Core, error: &JobError) -> Option<()> {
     if core.state != JobState::Aborting {
         job.report_mistake(job.transition(core, JobState::Aborting));
         core.error = Some(error.clone());
+        if core.told_to_end.is_none() {
+            job.note_told_to_end(core);
+        }
     }
     core.begin_work().then_some(())
 }

@@ -5,6 +5,7 @@
 //! thread, drained sections make it rest ([`Job::quiesce`]), and the work itself sees a
 //! [`JobContext`]. What follows what is data: see [`JobState::check`] and [`JobVerb::allowed_in`].
 
+mod awaited;
 mod context;
 mod details;
 mod driver;
@@ -25,6 +26,8 @@ mod registry;
 mod state;
 mod verbs;
 
+pub(crate) use awaited::Requests;
+pub use awaited::{AwaitedOperation, AwaitedRequest};
 pub use context::{JobContext, Wakeup};
 pub use details::{FirstCopyPhase, JobDetails};
 pub use driver::JobDriver;

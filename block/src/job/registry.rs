@@ -131,6 +131,10 @@ impl Drop for HeldId {
 }
 
 impl Shared {
+    pub(super) fn is_shutting_down(&self) -> bool {
+        self.jobs.lock().shutting_down
+    }
+
     pub(super) fn remove(&self, job: &Job) {
         self.jobs
             .lock()
@@ -243,10 +247,22 @@ impl JobRegistry {
         self.jobs().iter().map(|job| job.info()).collect()
     }
 
+    /// What those jobs wait for that have been waiting for a second or longer, for people: a line for each.
+    #[must_use]
+    pub fn describe_awaited(&self) -> Vec<String> {
+        let jobs = self.jobs().into_iter();
+        let waiting = jobs.filter_map(|job| {
+            let request = job.awaited().into_iter().next()?;
+            Some(format!("{} for {request}", job.kind().named(job.id())))
+        });
+        waiting.collect()
+    }
+
     /// Cancels all jobs by force, waits until each has ended, and forgets them; no new ones are
     /// taken. Jobs that are just being made final end as they would have.
     ///
-    /// No drained section may hold the jobs for ever.
+    /// No drained section may hold the jobs for ever. What they wait for is not said in the log meanwhile: that is left to the
+    /// caller, by [`describe_awaited`](Self::describe_awaited).
     pub async fn shut_down(&self) {
         self.shared.jobs.lock().shutting_down = true;
         let jobs = self.jobs();

@@ -78,6 +78,7 @@ impl Job {
         };
         // A soft cancel does not take back a forced one.
         core.cancel = core.cancel.max(request);
+        self.note_told_to_end(&mut core);
         if core.user_paused {
             core.end_user_pause();
         }
@@ -94,6 +95,7 @@ impl Job {
             return;
         }
         core.cancel = CancelRequest::Force;
+        self.note_told_to_end(&mut core);
         if core.user_paused {
             core.end_user_pause();
         }
@@ -124,7 +126,10 @@ impl Job {
         self.check_completable(&core)?;
         drop(core);
         self.driver.on_complete(self)?;
-        self.lock().complete_requested = true;
+        let mut core = self.lock();
+        core.complete_requested = true;
+        self.note_told_to_end(&mut core);
+        drop(core);
         self.wake();
         Ok(())
     }

@@ -14,10 +14,11 @@ use sluice_aio::{IoBuffer, Token, current};
 
 use super::ledger::{CopyError, Finished, Ledger};
 use crate::dirty::DirtyBitmap;
-use crate::driver::{Allocation, RequestFlags};
+use crate::driver::{Allocation, BlockStatus, RequestFlags};
+use crate::error;
 use crate::event::IoOperation;
 use crate::io::serialise::ClaimKind;
-use crate::job::JobKicker;
+use crate::job::{AwaitedOperation, JobKicker};
 use crate::node::Node;
 
 /// So many times more is copied at once where it takes no memory of ours.
@@ -251,7 +252,7 @@ impl Copier {
         let mut seen = len;
         if data == 0 {
             let ask = MAX_ZEROES.min(self.source.len() - run.start);
-            match self.source.block_status(run.start, ask).await {
+            match self.status(run.start, ask).await {
                 Ok(status) if status.allocation == Allocation::Zero => {
                     // At least a chunk, if only its beginning is zeroes.
                     let whole = (status.len / granularity).max(1) * granularity;
@@ -283,6 +284,12 @@ impl Copier {
             is_data,
             foreseen: until.min(seen),
         }
+    }
+
+    async fn status(&self, offset: u64, len: u64) -> error::Result<BlockStatus> {
+        let requests = &self.ledger.parting.requests;
+        let _awaiting = requests.begin(&self.source, AwaitedOperation::Look);
+        self.source.block_status(offset, len).await
     }
 
     async fn run(&self, copy: Copy, token: Token) {
@@ -331,7 +338,7 @@ impl Copier {
                 true => None,
                 false => {
                     let looking = self.ledger.parting.look_at_source()?;
-                    let status = self.source.block_status(at, left).await.ok();
+                    let status = self.status(at, left).await.ok();
                     drop(looking);
                     status
                 }
@@ -360,7 +367,11 @@ impl Copier {
         } else {
             RequestFlags::empty()
         };
-        self.ledger.parting.check_going_on()?;
+        let parting = &self.ledger.parting;
+        parting.check_going_on()?;
+        let _awaiting = parting
+            .requests
+            .begin(&self.target, AwaitedOperation::Zeroes);
         self.target
             .write_zeroes(offset, len, flags)
             .await
@@ -371,24 +382,34 @@ impl Copier {
 
     /// Moves data, at most one buffer of it if that is needed, and says how much it was.
     async fn move_data(&self, offset: u64, len: u64) -> Result<u64, CopyError> {
-        self.ledger.parting.check_going_on()?;
+        let parting = &self.ledger.parting;
+        parting.check_going_on()?;
         let tally = &self.ledger.tally;
-        // What failed it does not tell; the ordinary way will.
-        if self.by_the_kernel && self.target.copy_from(&self.source, offset, len).await {
-            tally.copied.fetch_add(len, Ordering::Relaxed);
-            return Ok(len);
+        if self.by_the_kernel {
+            let awaiting = parting.requests.begin_copy(&self.source, &self.target);
+            let is_copied = self.target.copy_from(&self.source, offset, len).await;
+            drop(awaiting);
+            // What failed it does not tell; the ordinary way will.
+            if is_copied {
+                tally.copied.fetch_add(len, Ordering::Relaxed);
+                return Ok(len);
+            }
         }
         let len = len.min(self.piece);
         // A piece is at most 1 MiB.
         let memory = self.memory(usize::try_from(len).unwrap_or_default());
         let buffer = memory.slice(0, usize::try_from(len).unwrap_or_default());
-        let looking = self.ledger.parting.look_at_source()?;
+        let looking = parting.look_at_source()?;
+        let reading = parting.requests.begin(&self.source, AwaitedOperation::Read);
         self.source
             .read(offset, buffer.clone())
             .await
             .map_err(|error| CopyError::new(IoOperation::Read, &error))?;
-        drop(looking);
-        self.ledger.parting.check_going_on()?;
+        drop((looking, reading));
+        parting.check_going_on()?;
+        let _writing = parting
+            .requests
+            .begin(&self.target, AwaitedOperation::Write);
         self.target
             .write(offset, buffer, RequestFlags::empty())
             .await

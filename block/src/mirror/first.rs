@@ -18,7 +18,7 @@ use super::job::{MirrorJob, failed};
 use crate::dirty::DirtyBitmap;
 use crate::driver::{Allocation, BlockStatus};
 pub(super) use crate::job::FirstCopyPhase as Phase;
-use crate::job::{JobContext, JobDetails, JobError, here};
+use crate::job::{AwaitedOperation, JobContext, JobDetails, JobError, here};
 
 /// What a mirror copies besides what is written while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +189,8 @@ impl MirrorJob {
         job.pause_point().await;
         job.check_cancelled()?;
         let left = self.ledger.dirty.size() - at;
+        let requests = &self.ledger.parting.requests;
+        let _awaiting = requests.begin(&self.source, AwaitedOperation::Look);
         let status = match (self.first.kind, &self.own_chain) {
             (FirstCopy::TopLayer, _) => here(self.source.layer_status(at, left)).await,
             (FirstCopy::AboveTarget, Some(chain)) => {

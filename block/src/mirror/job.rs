@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use parking_lot::Mutex;
@@ -18,7 +19,9 @@ use super::pivot::Held;
 use super::replaced::Replaced;
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
-use crate::job::{Job, JobContext, JobDetails, JobDriver, JobError, JobKind, OnError, VerbError};
+use crate::job::{
+    AwaitedRequest, Job, JobContext, JobDetails, JobDriver, JobError, JobKind, OnError, VerbError,
+};
 use crate::node::Node;
 
 /// Everything the job needs; made by [`super::start`].
@@ -228,6 +231,10 @@ impl JobDriver for MirrorJob {
         if let Some(replaced) = &self.replaced {
             replaced.let_go();
         }
+    }
+
+    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+        self.ledger.parting.requests.awaited(now)
     }
 
     fn query(&self) -> JobDetails {

@@ -24,6 +24,7 @@ use crate::driver::{Allocation, BlockFuture, RequestFlags};
 use crate::error::Result;
 use crate::event::IoOperation;
 use crate::io::serialise::{Claim, ClaimKind, Serialiser};
+use crate::job::AwaitedOperation;
 use crate::node::Node;
 
 /// What a guest wants of a range.
@@ -38,6 +39,14 @@ pub(super) enum Change {
 }
 
 impl Change {
+    /// What it asks of a node.
+    fn operation(&self) -> AwaitedOperation {
+        match self {
+            Self::Data(..) => AwaitedOperation::Write,
+            Self::Zeroes(_) | Self::Discard => AwaitedOperation::Zeroes,
+        }
+    }
+
     /// Has it done by one side alone.
     pub(super) async fn apply(self, node: &Node, range: Range<u64>) -> Result<()> {
         let len = range.end - range.start;
@@ -89,6 +98,9 @@ pub(super) async fn write_both(
     change: Change,
 ) -> Result<()> {
     let claim = {
+        // A copy that is on its way there may hang.
+        let requests = &ledger.parting.requests;
+        let _awaiting = requests.begin_for_guest(&ledger.target, change.operation());
         let claim = pin!(
             ledger
                 .claims
@@ -234,9 +246,11 @@ impl Twofold<'_> {
     async fn at_target(&self, change: Change, range: Range<u64>) -> bool {
         let running = self.ledger.parting.begin_at_target();
         let (target, claim) = (Arc::clone(&self.ledger.target), Arc::clone(&self.claim));
+        let requests = &self.ledger.parting.requests;
+        let awaiting = requests.begin_for_guest(&target, change.operation());
         let task = current::spawn_local(async move {
             let result = change.apply(&target, range).await;
-            drop((claim, running));
+            drop((claim, running, awaiting));
             result
         });
         match select(task, pin!(self.ledger.parting.given_up())).await {

@@ -8,7 +8,7 @@ use sluice_aio::{AioContext, Clock, current};
 use super::PATIENCE;
 use crate::driver::DebugEvent;
 use crate::graph::Graph;
-use crate::job::{Job, JobState};
+use crate::job::{AwaitedOperation, Job, JobState};
 use crate::node::Node;
 
 /// From now on a node's first request of that kind hangs.
@@ -63,6 +63,13 @@ pub(crate) async fn lose_patience(clock: &Clock, home: &AioContext, job: &Job) {
         home.notify();
         yield_often().await;
     }
+}
+
+/// What a job has been waiting for, the oldest first: which node, what was asked of it, and whether a guest waits for that.
+pub(crate) fn awaited(job: &Job) -> Vec<(String, AwaitedOperation, bool)> {
+    let awaited = job.awaited().into_iter();
+    let awaited = awaited.map(|one| (one.node_name, one.operation, one.of_guest));
+    awaited.collect()
 }
 
 /// Waits for the end of a section's beginning.

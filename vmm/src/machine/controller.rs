@@ -134,7 +134,7 @@ impl Controller {
     }
 
     /// Ready when the machine is to end.
-    async fn told_to_end(&self) {
+    pub(crate) async fn told_to_end(&self) {
         self.until(|ending| ending.exit.as_ref().map(drop)).await;
     }
 

@@ -146,3 +146,81 @@ fn the_end_does_not_wait_for_a_target_that_hangs() {
         scope.spawn(|| while_a_stop_waits(TERM));
     });
 }
+
+/// A machine whose disk hangs in a read of a mirror's: it can't end in order.
+fn with_slow_source(scene: &Scene) -> Vm {
+    let mut vm = Vm::start(scene);
+    let target =
+        json!({"driver": "file", "node-name": "slow", "filename": scene.file("target.img", SIZE)});
+    vm.execute("blockdev-add", &target);
+    let source = json!({"driver": "file", "filename": scene.file("source.img", SIZE)});
+    let source = json!({"driver": "blkdebug", "node-name": "source", "image": source});
+    vm.execute("blockdev-add", &source);
+    let hold = json!({"node-name": "source", "tag": "hold", "event": "block_status"});
+    vm.execute("x-debug-break", &hold);
+    vm.execute("blockdev-mirror", &job(&json!({"device": "source"})));
+    let held = json!({"node-name": "source", "tag": "hold"});
+    vm.execute("x-debug-wait-break", &held);
+    vm
+}
+
+/// Waits until the machine has said something with these words, and returns that line.
+fn wait_said(vm: &Vm, words: &str) -> String {
+    loop {
+        let said = vm.process.messages();
+        if let Some(line) = said.lines().find(|line| line.contains(words)) {
+            return line.to_owned();
+        }
+        thread::yield_now();
+    }
+}
+
+/// A job that waits for its *source* keeps the machine, whose disk that is: the log says so, with what ends it all the same.
+fn says_what_it_waits_for(told: &[Signal], quit: bool) {
+    let scene = Scene::new();
+    let mut vm = with_slow_source(&scene);
+    // A cancel is not heard either, which the log says of the job alone.
+    vm.execute("job-cancel", &json!({"id": "job"}));
+    let line = wait_said(&vm, "mirror 'job' is to end");
+    expect_words(
+        &line,
+        &["waits for the block status of node 'source', begun "],
+    );
+    for query in ["query-jobs", "query-block-jobs"] {
+        let jobs = vm.execute(query, &json!({}));
+        let waits = &jobs[0]["x-waits-for"];
+        assert_eq!(waits["node-name"], "source", "{jobs}");
+        assert_eq!(waits["operation"], "look", "{jobs}");
+    }
+    if quit {
+        vm.execute("quit", &json!({}));
+    }
+    let (last, first) = told.split_last().unwrap();
+    first
+        .iter()
+        .for_each(|signal| vm.process.signal(*signal).unwrap());
+    let line = wait_said(&vm, "the machine's end takes long");
+    expect_words(
+        &line,
+        &[
+            "mirror 'job' for the block status of node 'source', begun ",
+            "a second SIGTERM or SIGINT ends it at once",
+        ],
+    );
+    vm.process.signal(*last).unwrap();
+    let ended = vm.process.wait_end(LIMIT).unwrap();
+    assert_eq!(
+        ended.code(),
+        Some(status::SETUP),
+        "{}",
+        vm.process.messages()
+    );
+}
+
+#[test]
+fn the_end_says_for_which_job_it_waits() {
+    thread::scope(|scope| {
+        scope.spawn(|| says_what_it_waits_for(&[Signal::TERM, Signal::INT], false));
+        scope.spawn(|| says_what_it_waits_for(&[Signal::INT, Signal::TERM], true));
+    });
+}

@@ -9,6 +9,7 @@ use sluice_aio::{Clock, current};
 use super::bench::*;
 use crate::drain::PATIENCE as MOMENT;
 use crate::driver::DebugEvent;
+use crate::job::tests::log::Log;
 use crate::job::{Job, JobState};
 use crate::parting::PATIENCE;
 use crate::parting::tests::{
@@ -366,5 +367,59 @@ fn a_section_that_waits_for_a_job_that_is_ending_says_so() {
         wait(&drained).await;
         job.concluded().await;
         bench.check_clean();
+    });
+}
+
+/// What a backup asks of its disk and its target, and what a guest waits for on its account, is told once it is not a matter of a moment any more.
+#[test]
+fn queries_say_what_a_job_waits_for() {
+    use crate::job::AwaitedOperation::{Flush, Look, Read, Write};
+    for (side, event, operation) in [
+        ("disk", DebugEvent::BlockStatus, Look),
+        ("disk", DebugEvent::ReadAio, Read),
+        ("target", DebugEvent::WriteAio, Write),
+        ("target", DebugEvent::FlushToDisk, Flush),
+    ] {
+        run_both_by_hand(move |bench| async move {
+            bench.disk("disk").await;
+            bench.target("target").await;
+            let node = bench.graph.node(side).unwrap();
+            hold(&node, event);
+            let job = bench.backup("full", &json!({})).await;
+            wait_held(&node).await;
+            assert_eq!(job.awaited(), []);
+            assert!(bench.clock.advance(MOMENT));
+            let shown = [(side.to_owned(), operation, false)];
+            while parting::awaited(&job) != shown {
+                current::yield_now().await;
+            }
+            debug(&node).resume("hang").unwrap();
+            assert_eq!(end(&job).await, None);
+        });
+    }
+}
+
+/// A section that waits for a guest whose write waits for the target says so.
+#[test]
+fn a_drain_says_whose_target_keeps_a_guests_write() {
+    Log::keep(|log| {
+        run_with(false, Clock::manual(), |bench| async move {
+            let disk = bench.disk("disk").await;
+            let target = bench.target("target").await;
+            let job = bench.backup("none", &json!({})).await;
+            hold(&target, DebugEvent::WriteAio);
+            let write = bench.begin_write(&disk, 0, CLUSTER, 0xa0);
+            wait_held(&target).await;
+            let drained = begin_drain(&bench.graph, &disk.node().unwrap());
+            yield_often().await;
+            assert!(bench.clock.advance(MOMENT));
+            yield_often().await;
+            let kept = "a guest's write that has been waiting for node 'target' for 1 s of backup 'job0' ('job-cancel'";
+            assert_eq!(log.count(kept), 1, "{}", log.last());
+            job.cancel(true).unwrap();
+            write.await.unwrap();
+            debug(&target).resume("hang").unwrap();
+            wait(&drained).await;
+        });
     });
 }

@@ -569,3 +569,32 @@ fn a_machine_stops_although_a_backing_image_hangs() {
         });
     }
 }
+
+/// Queries name the image that hangs, or above which it does, once it is not a matter of a moment any more.
+#[test]
+fn queries_say_what_a_job_waits_for() {
+    use crate::job::AwaitedOperation::{Copy, Flush, Read, Write};
+    for (kind, held, node, operation) in [
+        (Kind::Stream, Held::Read, "top", Copy),
+        (Kind::Stream, Held::Write, "top", Copy),
+        (Kind::Stream, Held::Flush, "highest", Flush),
+        (Kind::Commit, Held::Read, "between", Read),
+        (Kind::Commit, Held::Write, "base", Write),
+        (Kind::Commit, Held::Flush, "base", Flush),
+        (Kind::ActiveCommit, Held::Read, "top", Read),
+        (Kind::ActiveCommit, Held::Write, "base", Write),
+        (Kind::ActiveCommit, Held::Flush, "base", Flush),
+    ] {
+        run_by_hand(move |chain| async move {
+            let (injector, job) = chain.start_hanging(kind, held).await;
+            assert_eq!(job.awaited(), []);
+            assert!(chain.bench.clock.advance(MOMENT));
+            let shown = [(node.to_owned(), operation, false)];
+            while parting::awaited(&job) != shown {
+                current::yield_now().await;
+            }
+            injector.as_blkdebug().unwrap().resume("hang").unwrap();
+            assert_eq!(end_well(&job, kind).await, None);
+        });
+    }
+}

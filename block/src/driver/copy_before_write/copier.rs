@@ -20,7 +20,7 @@ use crate::driver::{Allocation, Edge, RequestFlags, Role};
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
 use crate::io::serialise::{Claim, ClaimKind, Serialiser};
-use crate::job::JobKicker;
+use crate::job::{AwaitedOperation, JobKicker};
 use crate::node::Node;
 use crate::parting::{GivenUp, Parting};
 
@@ -157,7 +157,9 @@ impl Copier {
         let len = range.end - range.start;
         let _claim = self.claim(range.clone()).await?;
         let _looking = self.parting.look_at_source()?;
-        let status = self.file.node().layer_status(range.start, len).await?;
+        let file = self.file.node();
+        let _awaiting = self.parting.requests.begin(&file, AwaitedOperation::Look);
+        let status = file.layer_status(range.start, len).await?;
         if status.allocation == Allocation::Below {
             self.to_copy.clear(range.start, status.len);
         }
@@ -190,15 +192,19 @@ impl Copier {
 
     async fn copy(&self, run: &Range<u64>) -> std::result::Result<(), CopyError> {
         let (file, target) = (self.file.node(), self.target.node());
+        let requests = &self.parting.requests;
         let mut at = run.start;
         while at < run.end {
             let looking = self.parting.look_at_source()?;
+            let awaiting = requests.begin(&file, AwaitedOperation::Look);
             let status = file.block_status(at, run.end - at).await;
+            drop(awaiting);
             let status = status.map_err(|error| failed(IoOperation::Read, error))?;
             at += match status.allocation {
                 Allocation::Zero => {
                     drop(looking);
                     self.parting.check_going_on()?;
+                    let _awaiting = requests.begin(&target, AwaitedOperation::Zeroes);
                     let flags = RequestFlags::MAY_UNMAP;
                     let zeroed = target.write_zeroes(at, status.len, flags).await;
                     zeroed.map_err(|error| failed(IoOperation::Write, error))?;
@@ -209,11 +215,14 @@ impl Copier {
                     let len = status.len.min(MAX_DATA);
                     // Bounded, so this is no more than memory has.
                     let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or(usize::MAX));
+                    let awaiting = requests.begin(&file, AwaitedOperation::Read);
                     let read = file.read(at, buffer.clone()).await;
+                    drop(awaiting);
                     read.map_err(|error| failed(IoOperation::Read, error))?;
                     drop(looking);
                     // A guest may have changed meanwhile what was read.
                     self.parting.check_going_on()?;
+                    let _awaiting = requests.begin(&target, AwaitedOperation::Write);
                     let written = target.write(at, buffer, RequestFlags::empty()).await;
                     written.map_err(|error| failed(IoOperation::Write, error))?;
                     len

@@ -22,6 +22,7 @@ use super::{Background, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
+use crate::job::AwaitedOperation;
 use crate::node::Node;
 use crate::options::{CopyBeforeWriteNode, OnCbwError};
 use crate::parting::GivenUp;
@@ -198,6 +199,8 @@ impl CopyBeforeWrite {
     /// The copy's; `ECANCELED` if the job has given up, then what has begun of the copy goes on.
     async fn save_for_job(&self, clusters: Range<u64>) -> std::result::Result<(), CopyError> {
         let copier = Arc::clone(&self.copier);
+        let requests = &copier.parting().requests;
+        let _awaiting = requests.begin_for_guest(&copier.target.node(), AwaitedOperation::Write);
         // Of its own: what is on its way to the target can't be called back.
         let saving = current::spawn_local(async move { copier.save(&clusters).await });
         match select(saving, pin!(self.copier.parting().given_up())).await {

@@ -21,6 +21,7 @@ use sluice_aio::IoBuffer;
 use super::{Allocation, BlockFuture, DebugEvent, Driver, Edge, FrozenChain, RequestFlags, Role};
 use crate::error::{BlockError, Result};
 use crate::io::serialise::{Claim, ClaimKind, Serialiser};
+use crate::job::AwaitedOperation;
 use crate::node::Node;
 use crate::parting::{GivenUp, Parting};
 use crate::permission::{Access, Permissions};
@@ -105,7 +106,12 @@ impl CopyOnRead {
     /// Claims what a change of the file changes.
     async fn changing<T>(&self, offset: u64, len: u64, change: impl Future<Output = T>) -> T {
         let range = offset..offset.saturating_add(len);
-        let _claim = match self.claim(range.clone(), ClaimKind::Shared).await {
+        // Who copies there may hang.
+        let requests = &self.parting.requests;
+        let awaiting = requests.begin_for_guest(&self.file.node(), AwaitedOperation::Write);
+        let claim = self.claim(range.clone(), ClaimKind::Shared).await;
+        drop(awaiting);
+        let _claim = match claim {
             Ok(claim) => claim,
             Err(GivenUp) => self.writing.claim(range, ClaimKind::Shared).await,
         };

@@ -3,6 +3,7 @@
 mod errors;
 mod groups;
 mod life;
+pub(crate) mod log;
 pub(crate) mod page;
 mod parts;
 mod quiesce;

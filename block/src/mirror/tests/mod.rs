@@ -18,5 +18,6 @@ mod random;
 mod refusals;
 mod replaces;
 mod rules;
+mod slow;
 mod twofold;
 mod zeroing;

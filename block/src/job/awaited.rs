@@ -1,0 +1,248 @@
+//! What a job has asked of nodes and has not got yet: what can be said of one that does not go on.
+//!
+//! A job that waits for its source or its target looks like one that works. So whatever it asks of a node is noted from the
+//! beginning to the end of the request ([`Requests`]). Three ask for that: who queries jobs, a job that is to end and does not
+//! (see [`Job::note_slow_end`]), and a drained section that waits for a guest whose write waits for the job.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use parking_lot::Mutex;
+use schemars::JsonSchema;
+use serde::Serialize;
+use sluice_aio::current;
+
+use super::handle::Job;
+use super::inner::Core;
+use crate::drain::PATIENCE as MOMENT;
+use crate::node::Node;
+
+/// What is asked of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AwaitedOperation {
+    /// Where it holds data.
+    Look,
+    /// Data.
+    Read,
+    /// To take data.
+    Write,
+    /// To become zeroes.
+    Zeroes,
+    /// To take data of another node, in one step.
+    Copy,
+    /// To be durable.
+    Flush,
+}
+
+/// A request for which a job, or a guest on its account, has been waiting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct AwaitedRequest {
+    /// The node that has not answered.
+    pub node_name: String,
+    /// What it was asked.
+    pub operation: AwaitedOperation,
+    /// The node that a copy reads, if that is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_node_name: Option<String>,
+    /// Whether a guest's write waits for it.
+    pub of_guest: bool,
+    /// For how long, in nanoseconds.
+    pub waited_ns: u128,
+}
+
+impl fmt::Display for AwaitedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let node = &self.node_name;
+        let seconds = self.waited_ns / Duration::from_secs(1).as_nanos();
+        if self.of_guest {
+            return write!(
+                f,
+                "a guest's write that has been waiting for node '{node}' for {seconds} s"
+            );
+        }
+        match self.operation {
+            AwaitedOperation::Look => write!(f, "the block status of node '{node}'")?,
+            AwaitedOperation::Read => write!(f, "a read of node '{node}'")?,
+            AwaitedOperation::Write => write!(f, "a write to node '{node}'")?,
+            AwaitedOperation::Zeroes => write!(f, "a write of zeroes to node '{node}'")?,
+            AwaitedOperation::Copy => match &self.from_node_name {
+                Some(from) => write!(f, "a copy from node '{from}' to node '{node}'")?,
+                None => write!(f, "a copy to node '{node}' of what is below it")?,
+            },
+            AwaitedOperation::Flush => write!(f, "a flush of node '{node}'")?,
+        }
+        write!(f, ", begun {seconds} s ago")
+    }
+}
+
+/// The requests of one job that have not ended. Any thread.
+#[derive(Debug, Default)]
+pub(crate) struct Requests(Mutex<Running>);
+
+#[derive(Debug, Default)]
+struct Running {
+    /// In the order in which they began.
+    all: BTreeMap<u64, Entry>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    node: Arc<Node>,
+    operation: AwaitedOperation,
+    from: Option<Arc<Node>>,
+    of_guest: bool,
+    /// On the clock of the loop in which it began.
+    since: Duration,
+}
+
+impl Requests {
+    /// Notes that the job asks that of the node, until what is returned is dropped. In a loop's task.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        operation: AwaitedOperation,
+    ) -> Awaiting {
+        self.add(node, operation, None, false)
+    }
+
+    /// The same of a copy that is one request to both nodes.
+    pub(crate) fn begin_copy(self: &Arc<Self>, from: &Arc<Node>, to: &Arc<Node>) -> Awaiting {
+        self.add(to, AwaitedOperation::Copy, Some(from), false)
+    }
+
+    /// The same of what a guest's write waits for.
+    pub(crate) fn begin_for_guest(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        operation: AwaitedOperation,
+    ) -> Awaiting {
+        self.add(node, operation, None, true)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        operation: AwaitedOperation,
+        from: Option<&Arc<Node>>,
+        of_guest: bool,
+    ) -> Awaiting {
+        let entry = Entry {
+            node: Arc::clone(node),
+            operation,
+            from: from.map(Arc::clone),
+            of_guest,
+            since: current::context().clock().now(),
+        };
+        let mut running = self.0.lock();
+        let key = running.next;
+        running.next += 1;
+        running.all.insert(key, entry);
+        Awaiting {
+            requests: Arc::clone(self),
+            key,
+        }
+    }
+
+    /// Those that began a moment ago or earlier, the oldest first.
+    pub(crate) fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+        let running = self.0.lock();
+        let waited = |entry: &Entry| now.saturating_sub(entry.since);
+        let old = running.all.values().filter(|entry| waited(entry) >= MOMENT);
+        old.map(|entry| AwaitedRequest {
+            node_name: entry.node.name().to_owned(),
+            operation: entry.operation,
+            from_node_name: entry.from.as_ref().map(|node| node.name().to_owned()),
+            of_guest: entry.of_guest,
+            waited_ns: waited(entry).as_nanos(),
+        })
+        .collect()
+    }
+}
+
+/// A request that has not ended while this lives.
+#[derive(Debug)]
+#[must_use = "dropping it says that the request has ended"]
+pub(crate) struct Awaiting {
+    requests: Arc<Requests>,
+    key: u64,
+}
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        let ended = self.requests.0.lock().all.remove(&self.key);
+        // The node's last reference may be this one, which nobody should drop under the lock.
+        drop(ended);
+    }
+}
+
+/// When it is to be said again, after so long, that somebody waits: after a moment, twice that, and so on.
+fn next_note(waited: Duration) -> Duration {
+    let mut next = MOMENT;
+    while next <= waited {
+        next *= 2;
+    }
+    next
+}
+
+impl Job {
+    /// The requests that the job, or a guest on its account, has been waiting for since a second ago or longer, the
+    /// oldest first. None once it has ended: what it has left behind is nobody's wait. Any thread.
+    #[must_use]
+    pub fn awaited(&self) -> Vec<AwaitedRequest> {
+        let has_ended = self.lock().state.has_ended();
+        self.awaited_unless(has_ended)
+    }
+
+    /// The same of a job that is known to have ended, or not.
+    pub(super) fn awaited_unless(&self, has_ended: bool) -> Vec<AwaitedRequest> {
+        match has_ended {
+            true => Vec::new(),
+            false => self.driver.awaited(self.clock().now()),
+        }
+    }
+
+    /// The job is to end from now on, or was told so once more.
+    pub(super) fn note_told_to_end(&self, core: &mut Core) {
+        core.told_to_end = Some(self.clock().now());
+        self.told_to_end.notify(usize::MAX);
+    }
+
+    /// Says in the log what the job waits for while it is to end and does not: after a moment, then after twice that, and
+    /// so on. For the task of the job's life, beside its steps, in whatever loop that is.
+    pub(super) async fn note_slow_end(&self) -> Infallible {
+        loop {
+            let told_again = self.told_to_end.listen();
+            let told = self.lock().told_to_end;
+            let Some(told) = told else {
+                told_again.await;
+                continue;
+            };
+            let waited = self.clock().now().saturating_sub(told);
+            let late = pin!(current::sleep_until(told + next_note(waited)));
+            if let Either::Right(_) = select(told_again, late).await {
+                self.say_what_it_waits_for();
+            }
+        }
+    }
+
+    fn say_what_it_waits_for(&self) {
+        // Who ends all jobs says it of all of them.
+        if self.is_shut_down() {
+            return;
+        }
+        if let Some(request) = self.awaited().first() {
+            let job = self.kind().named(self.id());
+            tracing::warn!(
+                "{job} is to end and waits for {request}; see to what that node stands on"
+            );
+        }
+    }
+}
