@@ -211,6 +211,13 @@ impl JobContext {
         core.phase.is_limited() && core.rate.speed() > 0
     }
 
+    /// Whether the job is slower than its speed limit lets it be, if it has one.
+    #[must_use]
+    pub fn is_behind_rate(&self) -> bool {
+        let now = self.now();
+        self.job.lock().rate.is_behind(now)
+    }
+
     /// How long the speed limit wants the next transfer to wait; zero: not at all.
     #[must_use]
     pub fn rate_delay(&self) -> Duration {

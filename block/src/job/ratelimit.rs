@@ -9,6 +9,8 @@ use std::time::Duration;
 /// What a limit that was not used up is worth later, as time: it makes good for timers that go off late, and is so little
 /// that nobody notices what it lets through at once.
 const CREDIT: Duration = Duration::from_millis(10);
+/// Who leaves so much of the limit unused, as time, is behind it. Less than what is credited, which is the most that can be seen.
+const BEHIND: Duration = Duration::from_millis(5);
 /// In a second.
 const NANOSECONDS: u128 = 1_000_000_000;
 
@@ -48,6 +50,12 @@ impl RateLimit {
         let price = Duration::from_nanos(u64::try_from(price).unwrap_or(u64::MAX));
         let from = self.paid.max(now.saturating_sub(CREDIT));
         self.paid = from.saturating_add(price);
+    }
+
+    /// Whether the transfers of late did not use the limit up.
+    #[must_use]
+    pub fn is_behind(&self, now: Duration) -> bool {
+        self.speed > 0 && now.saturating_sub(self.paid) >= BEHIND
     }
 
     /// How long to wait before the next transfer; zero: it may begin now.

@@ -51,14 +51,16 @@ pub(super) enum Step {
     Clean,
 }
 
-/// How much of what is dirty one copy covers.
+/// How much of what is dirty one copy covers, and how many there are at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
     /// As much as is copied at once with the best effect.
     Fast,
-    /// So little that a guest's write can wait for its end, and that a speed limit, which is made up for only afterwards, leaves
-    /// the guest room everywhere.
+    /// So little that a guest's write can wait for its end.
     Brief,
+    /// As brief, and one after the other: what keeps within a speed limit that way leaves the guest all processors but one,
+    /// and room on that one too.
+    Single,
 }
 
 /// See the [module](self). Its methods run in the job's home loop.
@@ -184,7 +186,12 @@ impl Copier {
                 Step::Busy
             };
         };
-        let Some(token) = self.ledger.copies.try_enter().filter(|_| self.has_room()) else {
+        let Some(token) = self
+            .ledger
+            .copies
+            .try_enter()
+            .filter(|_| self.has_room(pace))
+        else {
             return Step::Busy;
         };
         let copy = self.sized(run, pace).await;
@@ -203,10 +210,11 @@ impl Copier {
         Step::Started { data }
     }
 
-    fn has_room(&self) -> bool {
-        let most = match self.by_the_kernel {
-            true => MAX_WORKERS,
-            false => MAX_IN_FLIGHT,
+    fn has_room(&self, pace: Pace) -> bool {
+        let most = match (pace, self.by_the_kernel) {
+            (Pace::Single, _) => 1,
+            (Pace::Fast | Pace::Brief, true) => MAX_WORKERS,
+            (Pace::Fast | Pace::Brief, false) => MAX_IN_FLIGHT,
         };
         self.state.lock().ranges.len() < most
     }
@@ -274,7 +282,7 @@ impl Copier {
         let piece = match pace {
             Pace::Fast if self.by_the_kernel => self.piece * BY_THE_KERNEL,
             Pace::Fast => self.piece,
-            Pace::Brief => self.piece.min(BRIEF),
+            Pace::Brief | Pace::Single => self.piece.min(BRIEF),
         };
         let is_data = data > 0;
         let most = if is_data { data } else { granularity };

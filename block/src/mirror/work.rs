@@ -46,9 +46,10 @@ impl MirrorJob {
             return;
         }
         let kicker = job.kicker();
-        let pace = match job.is_rate_limited() {
-            true => Pace::Brief,
-            false => Pace::Fast,
+        let pace = match (job.is_rate_limited(), job.is_behind_rate()) {
+            (false, _) => Pace::Fast,
+            (true, false) => Pace::Single,
+            (true, true) => Pace::Brief,
         };
         let step = self.copier.step(&kicker, pace);
         match here(step).await {

@@ -65,6 +65,23 @@ fn what_comes_a_little_late_is_not_late_for_ever() {
 }
 
 #[test]
+fn who_does_not_use_the_limit_up_is_behind() {
+    let mut rate = RateLimit::new(1000, Duration::ZERO);
+    rate.charge(100, Duration::ZERO);
+    assert!(!rate.is_behind(100 * MS));
+    assert!(!rate.is_behind(104 * MS));
+    assert!(rate.is_behind(105 * MS));
+    rate.charge(6, 105 * MS);
+    assert!(!rate.is_behind(105 * MS));
+    // What is credited is used up in the end.
+    rate.charge(6, 5000 * MS);
+    assert!(!rate.is_behind(5000 * MS));
+    // Nobody is behind no limit.
+    rate.set_speed(0, 5000 * MS);
+    assert!(!rate.is_behind(9000 * MS));
+}
+
+#[test]
 fn without_a_limit_nothing_waits_and_a_new_limit_begins_without_debt() {
     let mut rate = RateLimit::new(0, Duration::ZERO);
     rate.charge(u64::MAX, Duration::ZERO);

@@ -518,6 +518,43 @@ fn keeps_to_its_speed(by_workers: bool) {
     });
 }
 
+/// One processor at most is taken from the guest for a copy that a limit slows down anyway; more only for one that is slow
+/// by itself.
+#[test]
+fn within_its_limit_a_mirror_copies_one_after_the_other() {
+    run_with(Serving::Main, Clock::manual(), |bench| async move {
+        bench.disk("disk").await;
+        bench.empty_image("target", SIZE);
+        let target = bench.debug_node("target").await;
+        for tag in ["first", "second"] {
+            debug(&target).set_break(DebugEvent::WriteAio, tag).unwrap();
+        }
+        let mut arguments = common("disk");
+        // 65536 bytes in a millisecond, in copies of 65536.
+        arguments.speed = Some(65_536_000);
+        arguments.granularity = Some(65536);
+        arguments.buf_size = Some(65536 * 16);
+        let job = bench.mirror_with("target", arguments).await;
+        debug(&target).wait_break("first").await.unwrap();
+        for _ in 0..4 {
+            bench.advance(Duration::from_millis(1));
+            for _ in 0..100 {
+                current::yield_now().await;
+            }
+        }
+        assert!(!debug(&target).is_suspended("second"));
+        bench.advance(Duration::from_millis(100));
+        debug(&target).wait_break("second").await.unwrap();
+        for tag in ["first", "second"] {
+            debug(&target).resume(tag).unwrap();
+        }
+        job.set_speed(0).unwrap();
+        bench.wait_for(JobState::Ready).await;
+        assert_eq!(bench.complete().await, None);
+        assert_eq!(bench.bytes("disk"), bench.bytes("target"));
+    });
+}
+
 /// Chunks that are holes in part are copied by what they hold. That counts too, at the latest when it has been
 /// copied.
 #[test]
