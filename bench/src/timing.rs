@@ -41,6 +41,17 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The mean of the middle half of `values`; 0 of none.
+#[must_use]
+pub fn middle(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let quarter = sorted.len() / 4;
+    let half = &sorted[quarter..sorted.len() - quarter];
+    let count: f64 = half.iter().map(|_| 1.0).sum();
+    half.iter().sum::<f64>() / count.max(1.0)
+}
+
 /// The value that `percent` of `values` do not exceed (nearest rank); 0 of none.
 #[must_use]
 pub fn percentile(values: &[f64], percent: usize) -> f64 {
@@ -117,6 +128,13 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < 1e-9);
         assert!(median(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_middle_half_leaves_out_what_is_far_off() {
+        assert!((middle(&[900.0, 1.0, 2.0, 4.0, 3.0, 0.0, 5.0, -900.0]) - 2.5).abs() < 1e-9);
+        assert!((middle(&[7.0]) - 7.0).abs() < 1e-9);
+        assert!(middle(&[]).abs() < 1e-9);
     }
 
     #[test]

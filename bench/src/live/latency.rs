@@ -1,7 +1,8 @@
 //! What a write takes under a mirror, beside what it takes without.
 //!
-//! One writer, or 32. Slices of the disk under the mirror and of disks without one come in turns, and the median over
-//! the slices counts, of each slice's median and 99th percentile. No processor sleeps meanwhile.
+//! One writer, or 32. Slices of the disk under the mirror and of disks without one come in turns. Of each slice the median
+//! and the 99th percentile are taken, and of all slices the mean of the middle half: a slice is in one of two states of the
+//! machine, a third apart, and the median of all would be the one or the other by chance. No processor sleeps meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +19,12 @@ use crate::awake::Awake;
 use crate::job::{mirror, ready};
 use crate::random_read::confine;
 use crate::report::{Row, Sink, Target};
-use crate::timing::{Effort, median, percentile, processor_time};
+use crate::timing::{Effort, median, middle, percentile, processor_time};
 
 /// How long one disk is written to at a time.
 const SLICE: Duration = Duration::from_millis(50);
+/// Slices under one copy that is limited, and as many without it.
+const SLICES: u64 = 8;
 /// Writes at once of a guest that does not wait for each.
 const DEPTH: usize = 32;
 /// The most that a write to both sides may take, of what one to each takes.
@@ -42,7 +45,7 @@ struct Cost {
 
 impl Cost {
     fn of(costs: &[Self]) -> Self {
-        let middle = |part: fn(&Self) -> f64| median(&costs.iter().map(part).collect::<Vec<_>>());
+        let middle = |part: fn(&Self) -> f64| middle(&costs.iter().map(part).collect::<Vec<_>>());
         Self {
             time: middle(|cost| cost.time),
             slow: middle(|cost| cost.slow),
@@ -129,19 +132,19 @@ fn to_both(effort: Effort, depth: usize) -> Result<Beside> {
 }
 
 /// A write while a mirror copies at half of the speed that it has alone, and without a mirror: a write to the
-/// source, and, of a mode that writes to both sides, one to the target.
+/// same disk, and, of a mode that writes to both sides, one to a target.
 fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<Beside> {
     let size = effort.of(512 << 20, 8 << 20);
-    let rounds = effort.of(15, 1);
+    let (rounds, slices) = (effort.of(6, 1), effort.of(SLICES, 1));
     let images = Images::new(size)?;
-    let other = Images::new(effort.of(64 << 20, 1 << 20))?;
+    // As large and as full: what a write costs depends on how much memory it goes to.
+    let other = Images::new(size)?;
     let mut event_loop = event_loop()?;
     event_loop.run_until(async move {
         let graph = graph();
         let under = disk(&graph, "under", &images, "a").await?;
         add_node(&graph, "target", &images.path("b")).await?;
-        let source = disk(&graph, "source", &other, "a").await?;
-        let target = disk(&graph, "target-alone", &other, "b").await?;
+        let target = disk(&graph, "target-alone", &other, "a").await?;
         let (mut mirrored, mut free) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             let began = Instant::now();
@@ -152,15 +155,24 @@ fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<B
 
             let more = json!({"speed": i64::try_from(half)?, "copy-mode": mode});
             let job = mirror(&graph, "under", "target", more).await?;
-            mirrored.push(slice(&under, depth).await?);
-            let still = effort == Effort::Smoke || job.state() == JobState::Running;
-            ensure!(still, "the mirror was over before the writes were");
-            cancel(&job).await?;
-            let mut alone = slice(&source, depth).await?;
-            if mode == "write-blocking" {
-                alone = alone.and(slice(&target, depth).await?);
+            let mut counted = 0;
+            for _ in 0..slices {
+                let cost = slice(&under, depth).await?;
+                if effort == Effort::Full && job.state() != JobState::Running {
+                    break;
+                }
+                mirrored.push(cost);
+                counted += 1;
             }
-            free.push(alone);
+            ensure!(counted > 0, "the mirror was over before the writes were");
+            cancel(&job).await?;
+            for _ in 0..counted {
+                let mut alone = slice(&under, depth).await?;
+                if mode == "write-blocking" {
+                    alone = alone.and(slice(&target, depth).await?);
+                }
+                free.push(alone);
+            }
         }
         Ok(Beside {
             mirrored: Cost::of(&mirrored),
@@ -179,31 +191,36 @@ fn cost_row(what: String, beside: &Beside, part: fn(&Cost) -> f64, target: Targe
     )
 }
 
-/// The rows of guests that have `depth` writes on their way.
-fn at_depth(effort: Effort, depth: usize, report: Sink<'_>) -> Result<()> {
-    let most = Target::RatioAtMost;
-    let mut add = |what: &str, beside: &Beside, target| {
-        let what = format!("{what}, depth {depth}");
-        report(cost_row(what, beside, |cost| cost.time, target));
-        let what = "the same: 99th percentile".to_owned();
-        report(cost_row(what, beside, |cost| cost.slow, Target::None));
-    };
+/// The rows of a write's time, the first of which is judged.
+fn add(report: Sink<'_>, what: String, beside: &Beside, target: Target) {
+    report(cost_row(what, beside, |cost| cost.time, target));
+    let what = "the same: 99th percentile".to_owned();
+    report(cost_row(what, beside, |cost| cost.slow, Target::None));
+}
+
+/// The rows of a mirror that is ready.
+fn when_ready(effort: Effort, depth: usize, report: Sink<'_>) -> Result<()> {
     let both = to_both(effort, depth)?;
-    add("write to both sides, ready", &both, most(TO_BOTH));
-    let blocking = while_it_copies(effort, depth, "write-blocking")?;
-    add(
-        "write to both sides, copy at half speed",
-        &blocking,
-        most(TO_BOTH),
-    );
-    let background = while_it_copies(effort, depth, "background")?;
-    add(
-        "write beside a copy at half speed",
-        &background,
-        most(BESIDE),
-    );
+    let what = format!("write to both sides, ready, depth {depth}");
+    let most = Target::RatioAtMost(TO_BOTH);
+    add(report, what, &both, most);
     let what = format!("processor time of a write to both, depth {depth}");
-    report(cost_row(what, &both, |cost| cost.computed, most(TO_BOTH)));
+    report(cost_row(what, &both, |cost| cost.computed, most));
+    Ok(())
+}
+
+/// The rows of a mirror that copies. They are judged where the copy need not share the writer's processor.
+fn beside_copies(effort: Effort, depth: usize, is_shared: bool, report: Sink<'_>) -> Result<()> {
+    let (shared, judged): (_, fn(f64) -> Target) = match is_shared {
+        true => (", one processor", |_| Target::None),
+        false => ("", Target::RatioAtMost),
+    };
+    let blocking = while_it_copies(effort, depth, "write-blocking")?;
+    let what = format!("write to both sides, copy at half speed, depth {depth}{shared}");
+    add(report, what, &blocking, judged(TO_BOTH));
+    let background = while_it_copies(effort, depth, "background")?;
+    let what = format!("write beside a copy at half speed, depth {depth}{shared}");
+    add(report, what, &background, judged(BESIDE));
     Ok(())
 }
 
@@ -217,8 +234,11 @@ pub(super) fn measure(effort: Effort, report: Sink<'_>) -> Result<()> {
     {
         let _one_processor = confine(effort);
         let _awake = Awake::keep(effort);
-        at_depth(effort, 1, report)?;
+        when_ready(effort, 1, report)?;
+        beside_copies(effort, 1, true, report)?;
     }
     let _awake = Awake::keep(effort);
-    at_depth(effort, DEPTH, report)
+    beside_copies(effort, 1, false, report)?;
+    when_ready(effort, DEPTH, report)?;
+    beside_copies(effort, DEPTH, false, report)
 }
