@@ -153,6 +153,11 @@ fn an_error_goes_by_the_operators_policy() {
         let mut arguments = common("disk");
         arguments.on_target_error = OnError::Stop;
         let job = bench.mirror_with("target", arguments).await;
+        // The section in which it begins may make it rest as well.
+        let has_failed = |event: &BlockEvent| matches!(event, BlockEvent::BlockJobError { .. });
+        bench
+            .wait_until(|events| events.iter().any(has_failed).then_some(()))
+            .await;
         bench.wait_for(JobState::Paused).await;
         assert!(is_zeroing(&bench));
         assert_eq!(job.block_job_info().io_status, IoStatus::Nospace);
