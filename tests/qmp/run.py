@@ -594,7 +594,7 @@ class Mirrors(QmpTest):
             ("drive-mirror", {"device": "huge", "granularity": 512}, "granularity"),
             ("drive-backup", {"filter-node-name": "target"}, "Duplicate nodes"),
             ("drive-backup", {"filter-node-name": "1"}, "Invalid node-name"),
-            ("drive-backup", {"x-perf": {"min-cluster-size": 1 << 40}}, "ranularity"),
+            ("drive-backup", {"x-perf": {"min-cluster-size": 1 << 40}}, "min-cluster-size too large: 1099511627776 > 2147483648"),
         ):
             for path in (precious, new):
                 precious.write_bytes(content)
