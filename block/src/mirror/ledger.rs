@@ -309,19 +309,26 @@ impl Memory {
     pub(super) async fn take(&self, bytes: usize) -> Taken<'_> {
         let bytes = (bytes as u64).min(Self::ALL);
         loop {
+            // Most find room, and pay nothing for those who wait.
+            if let Some(taken) = self.try_take(bytes) {
+                return taken;
+            }
             let freed = self.freed.listen();
-            {
-                let mut left = self.left.lock();
-                if *left >= bytes {
-                    *left -= bytes;
-                    return Taken {
-                        memory: self,
-                        bytes,
-                    };
-                }
+            if let Some(taken) = self.try_take(bytes) {
+                return taken;
             }
             freed.await;
         }
+    }
+
+    fn try_take(&self, bytes: u64) -> Option<Taken<'_>> {
+        let mut left = self.left.lock();
+        *left = left.checked_sub(bytes)?;
+        drop(left);
+        Some(Taken {
+            memory: self,
+            bytes,
+        })
     }
 }
 

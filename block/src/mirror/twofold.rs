@@ -12,9 +12,10 @@
 //! for the target no longer; the write that is on its way there is counted until it ends.
 
 use std::ops::Range;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 
 use futures_util::future::{Either, join, select};
 use sluice_aio::{IoBuffer, current};
@@ -69,6 +70,38 @@ struct Twofold<'a> {
     shared: Range<u64>,
     /// Why the target did not take it, if it failed.
     failure: OnceLock<CopyError>,
+}
+
+/// What a guest's write has begun at the target. Whoever waits for it drives it, which costs no task and no step of the loop;
+/// if nobody does any more, it goes on in a task of its own.
+struct Unstoppable(Option<BlockFuture<'static, ()>>);
+
+impl Unstoppable {
+    fn new(work: impl Future<Output = Result<()>> + 'static) -> Self {
+        Self(Some(BlockFuture::new(work)))
+    }
+}
+
+impl Future for Unstoppable {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some(work) = &mut self.0 else {
+            // It is asked no more once it has ended.
+            return Poll::Pending;
+        };
+        let result = ready!(Pin::new(work).poll(context));
+        self.0 = None;
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for Unstoppable {
+    fn drop(&mut self) {
+        if let Some(work) = self.0.take() {
+            current::spawn_local(work).detach();
+        }
+    }
 }
 
 /// Counts a write that is on its way while it lives.
@@ -241,27 +274,25 @@ impl Twofold<'_> {
         }
     }
 
-    /// Has the target do its part, in a task of its own: the guest may stop to wait for it. Whether it was
-    /// done.
+    /// Has the target do its part; the guest may stop to wait for it. Whether it was done.
     async fn at_target(&self, change: Change, range: Range<u64>) -> bool {
         let running = self.ledger.parting.begin_at_target();
         let (target, claim) = (Arc::clone(&self.ledger.target), Arc::clone(&self.claim));
         let requests = &self.ledger.parting.requests;
         let awaiting = requests.begin_for_guest(&target, change.operation());
-        let task = current::spawn_local(async move {
+        let work = Unstoppable::new(async move {
             let result = change.apply(&target, range).await;
             drop((claim, running, awaiting));
             result
         });
-        match select(task, pin!(self.ledger.parting.given_up())).await {
-            Either::Left((Ok(Ok(())), _)) => true,
-            Either::Left((Ok(Err(error)), _)) => {
+        match select(work, pin!(self.ledger.parting.given_up())).await {
+            Either::Left((Ok(()), _)) => true,
+            Either::Left((Err(error), _)) => {
                 // Nothing more is sent there once a part has failed.
                 let _ = self.failure.set(CopyError::new(IoOperation::Write, &error));
                 false
             }
-            // The loop is at its end, or the job is.
-            Either::Left((Err(_), _)) | Either::Right(_) => false,
+            Either::Right(_) => false,
         }
     }
 
