@@ -4,7 +4,6 @@
 //! beginning to the end of the request ([`Requests`]). Three ask for that: who queries jobs, a job that is to end and does not
 //! (see [`Job::note_slow_end`]), and a drained section that waits for a guest whose write waits for the job.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::pin;
@@ -15,6 +14,7 @@ use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
+use slab::Slab;
 use sluice_aio::current;
 
 use super::handle::Job;
@@ -88,13 +88,15 @@ pub(crate) struct Requests(Mutex<Running>);
 
 #[derive(Debug, Default)]
 struct Running {
-    /// In the order in which they began.
-    all: BTreeMap<u64, Entry>,
-    next: u64,
+    /// Each guest's write to both sides is noted, which must cost it next to nothing.
+    all: Slab<Entry>,
+    begun: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// How many had begun before.
+    number: u64,
     node: Arc<Node>,
     operation: AwaitedOperation,
     from: Option<Arc<Node>>,
@@ -134,17 +136,20 @@ impl Requests {
         from: Option<&Arc<Node>>,
         of_guest: bool,
     ) -> Awaiting {
-        let entry = Entry {
-            node: Arc::clone(node),
-            operation,
-            from: from.map(Arc::clone),
-            of_guest,
-            since: current::context().clock().now(),
-        };
+        let (node, from) = (Arc::clone(node), from.map(Arc::clone));
+        let since = current::context().clock().now_in_step();
         let mut running = self.0.lock();
-        let key = running.next;
-        running.next += 1;
-        running.all.insert(key, entry);
+        let entry = Entry {
+            number: running.begun,
+            node,
+            operation,
+            from,
+            of_guest,
+            since,
+        };
+        running.begun += 1;
+        let key = running.all.insert(entry);
+        drop(running);
         Awaiting {
             requests: Arc::clone(self),
             key,
@@ -155,7 +160,10 @@ impl Requests {
     pub(crate) fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
         let running = self.0.lock();
         let waited = |entry: &Entry| now.saturating_sub(entry.since);
-        let old = running.all.values().filter(|entry| waited(entry) >= MOMENT);
+        let all = running.all.iter().map(|(_, entry)| entry);
+        let mut old: Vec<_> = all.filter(|entry| waited(entry) >= MOMENT).collect();
+        old.sort_by_key(|entry| entry.number);
+        let old = old.into_iter();
         old.map(|entry| AwaitedRequest {
             node_name: entry.node.name().to_owned(),
             operation: entry.operation,
@@ -172,12 +180,12 @@ impl Requests {
 #[must_use = "dropping it says that the request has ended"]
 pub(crate) struct Awaiting {
     requests: Arc<Requests>,
-    key: u64,
+    key: usize,
 }
 
 impl Drop for Awaiting {
     fn drop(&mut self) {
-        let ended = self.requests.0.lock().all.remove(&self.key);
+        let ended = self.requests.0.lock().all.try_remove(self.key);
         // The node's last reference may be this one, which nobody should drop under the lock.
         drop(ended);
     }
