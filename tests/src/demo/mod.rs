@@ -24,7 +24,7 @@ mod verdict;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 pub use report::Report;
 use session::Session;
@@ -80,7 +80,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut session = Session::start(options).context("cannot start the guest")?;
     match tell(&mut session, options.scenario) {
         Ok(pivots) => session.finish(pivots),
-        Err(error) => Err(error.context(format!("the run broke off\n{}", session.output()))),
+        // The reason first: what a long log shows of an error is its first line.
+        Err(error) => bail!(
+            "the run broke off: {error:#}\nthe machine's last words:\n{}",
+            session.output()
+        ),
     }
 }
 
