@@ -240,17 +240,22 @@ impl Node {
     /// Another job has it.
     pub(crate) fn block(&self, job: &str) -> Result<()> {
         let mut state = self.state.lock();
-        if state.blocker.is_some() {
+        // The refusal is of what was found under the lock: looked at once more, the claim may have ended, and nobody
+        // would be refused a node that was not claimed for him either.
+        if let Some(blocker) = state.blocker.clone() {
             drop(state);
-            return self.check_not_blocked();
+            return Err(self.busy(blocker));
         }
         state.blocker = Some(Blocker::new(job));
         Ok(())
     }
 
-    /// The job that has claimed the node is there, and takes commands.
+    /// `job` is there, and takes commands: it has claimed the node, or nothing changes.
     pub(crate) fn blocker_has_begun(&self, job: &Arc<Job>) {
-        if let Some(blocker) = &mut self.state.lock().blocker {
+        let holder = job.kind().named(job.id());
+        if let Some(blocker) = &mut self.state.lock().blocker
+            && *blocker.holder == *holder
+        {
             blocker.job = Some(Arc::downgrade(job));
         }
     }
@@ -277,16 +282,17 @@ impl Node {
     /// # Errors
     /// A job runs on the node.
     pub(crate) fn check_not_blocked(&self) -> Result<()> {
-        // Not under this lock: the job has one of its own.
         let blocker = self.state.lock().blocker.clone();
-        let Some(blocker) = blocker else {
-            return Ok(());
-        };
-        Err(BlockError::Busy {
+        blocker.map_or(Ok(()), |blocker| Err(self.busy(blocker)))
+    }
+
+    /// That `blocker` has it. Not under the node's lock: the job has one of its own.
+    fn busy(&self, blocker: Blocker) -> BlockError {
+        BlockError::Busy {
             node: self.name().to_owned(),
             with: blocker.stage(),
             job: blocker.holder,
-        })
+        }
     }
 
     /// Whether what the node shows may change, all at once and behind the backs of those above it.

@@ -3,6 +3,7 @@
 mod bench;
 mod bitmaps;
 mod changes;
+mod claims;
 mod crash;
 mod drain;
 mod homes;
