@@ -211,11 +211,11 @@ impl JobContext {
         core.phase.is_limited() && core.rate.speed() > 0
     }
 
-    /// Whether the job is slower than its speed limit lets it be, if it has one.
+    /// How long from now until the job will be slower than its speed limit lets it be; zero: it is. For ever without a limit.
     #[must_use]
-    pub fn is_behind_rate(&self) -> bool {
+    pub fn until_behind_rate(&self) -> Duration {
         let now = self.now();
-        self.job.lock().rate.is_behind(now)
+        self.job.lock().rate.until_behind(now)
     }
 
     /// How long the speed limit wants the next transfer to wait; zero: not at all.

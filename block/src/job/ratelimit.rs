@@ -52,10 +52,13 @@ impl RateLimit {
         self.paid = from.saturating_add(price);
     }
 
-    /// Whether the transfers of late did not use the limit up.
+    /// How long from now until the transfers of late will not have used the limit up, if no other comes; zero: they have not.
     #[must_use]
-    pub fn is_behind(&self, now: Duration) -> bool {
-        self.speed > 0 && now.saturating_sub(self.paid) >= BEHIND
+    pub fn until_behind(&self, now: Duration) -> Duration {
+        match self.speed {
+            0 => Duration::MAX,
+            _ => self.paid.saturating_add(BEHIND).saturating_sub(now),
+        }
     }
 
     /// How long to wait before the next transfer; zero: it may begin now.

@@ -45,17 +45,23 @@ impl MirrorJob {
             job.sleep(delay).await;
             return;
         }
-        let kicker = job.kicker();
-        let pace = match (job.is_rate_limited(), job.is_behind_rate()) {
-            (false, _) => Pace::Fast,
-            (true, false) => Pace::Single,
-            (true, true) => Pace::Brief,
+        let until_behind = job.until_behind_rate();
+        // By how much a limit is missed decides, and not how long each copy takes: one that waits for a slow device or a
+        // distant one takes no processor.
+        let (pace, patience) = match job.is_rate_limited() {
+            false => (Pace::Fast, IDLE_SLICE),
+            true if until_behind.is_zero() => (Pace::Brief, IDLE_SLICE),
+            true => (Pace::Single, IDLE_SLICE.min(until_behind)),
         };
+        let kicker = job.kicker();
         let step = self.copier.step(&kicker, pace);
         match here(step).await {
             Step::Started { data } => job.charge(data),
-            Step::Clean | Step::Busy => {
+            Step::Clean => {
                 job.sleep(IDLE_SLICE).await;
+            }
+            Step::Busy => {
+                job.sleep(patience).await;
             }
         }
     }

@@ -68,17 +68,17 @@ fn what_comes_a_little_late_is_not_late_for_ever() {
 fn who_does_not_use_the_limit_up_is_behind() {
     let mut rate = RateLimit::new(1000, Duration::ZERO);
     rate.charge(100, Duration::ZERO);
-    assert!(!rate.is_behind(100 * MS));
-    assert!(!rate.is_behind(104 * MS));
-    assert!(rate.is_behind(105 * MS));
+    assert_eq!(rate.until_behind(Duration::ZERO), 105 * MS);
+    assert_eq!(rate.until_behind(104 * MS), MS);
+    assert_eq!(rate.until_behind(105 * MS), Duration::ZERO);
     rate.charge(6, 105 * MS);
-    assert!(!rate.is_behind(105 * MS));
+    assert_eq!(rate.until_behind(105 * MS), 6 * MS);
     // What is credited is used up in the end.
     rate.charge(6, 5000 * MS);
-    assert!(!rate.is_behind(5000 * MS));
+    assert_eq!(rate.until_behind(5000 * MS), MS);
     // Nobody is behind no limit.
     rate.set_speed(0, 5000 * MS);
-    assert!(!rate.is_behind(9000 * MS));
+    assert_eq!(rate.until_behind(9000 * MS), Duration::MAX);
 }
 
 #[test]

@@ -555,6 +555,48 @@ fn within_its_limit_a_mirror_copies_one_after_the_other() {
     });
 }
 
+/// Its copies take four times as long as they take to pay.
+#[test]
+fn the_speed_limit_is_reached_where_each_copy_takes_long() {
+    run_with(Serving::Main, Clock::manual(), |bench| async move {
+        bench.disk("disk").await;
+        let latency = Duration::from_millis(40);
+        let target = json!({
+            "driver": "null-co", "node-name": "target", "size": SIZE,
+            "latency-ns": u64::try_from(latency.as_nanos()).unwrap(),
+        });
+        bench.node(target).await;
+        let mut arguments = common("disk");
+        // 65536 bytes in ten milliseconds.
+        arguments.speed = Some(6_553_600);
+        arguments.granularity = Some(65536);
+        arguments.buf_size = Some(65536 * 16);
+        let job = bench.mirror_with("target", arguments).await;
+        let chunks = |time: Duration| u64::try_from(time.as_millis()).unwrap() / 10;
+        let (mut time, step) = (Duration::ZERO, Duration::from_millis(1));
+        while time < Duration::from_millis(150) {
+            for _ in 0..200 {
+                current::yield_now().await;
+            }
+            bench.advance(step);
+            time += step;
+        }
+        let copied = job.progress().current() / 65536;
+        // The first is there after its latency; some milliseconds pass until it is seen that one is not enough.
+        let least = chunks(time.saturating_sub(latency + 20 * step));
+        assert!(
+            (least..=chunks(time)).contains(&copied),
+            "{copied} of {least}"
+        );
+        job.cancel(true).unwrap();
+        // What is on its way takes its time.
+        while job.state() != JobState::Concluded {
+            bench.advance(latency);
+            current::yield_now().await;
+        }
+    });
+}
+
 /// Chunks that are holes in part are copied by what they hold. That counts too, at the latest when it has been
 /// copied.
 #[test]
