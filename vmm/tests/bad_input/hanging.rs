@@ -21,6 +21,9 @@ const INT: Told = Told::By(Signal::INT, "SIGINT");
 
 const KEPT: &str = "'job', whose last requests have not returned";
 
+/// What `qemu-io` writes into a sector unless it is told otherwise.
+const WRITTEN: [u8; 512] = [0xcd; 512];
+
 /// A machine whose disk is about to be copied to `slow`, where the next `event` is held for ever.
 fn with_slow_target(scene: &Scene, event: &str) -> Vm {
     let mut vm = Vm::start(scene);
@@ -125,8 +128,11 @@ fn while_a_stop_waits(told: Told) {
     let held = json!({"node-name": "slow", "tag": "write"});
     vm.execute("x-debug-wait-break", &held);
     let _stopper = vm.ask("stop", &json!({}));
-    // The source has the write long since.
     while vm.execute("query-status", &json!({}))["running"] != false {
+        thread::yield_now();
+    }
+    // The source gets the write at the same time, and does not hang.
+    while scene.read("disk.img")[..WRITTEN.len()] != WRITTEN {
         thread::yield_now();
     }
     ends_without_it(vm, &scene, told, "mirror");
