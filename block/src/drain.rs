@@ -120,7 +120,9 @@ impl std::fmt::Display for Busy {
             }
             Self::Job(job) => {
                 write!(f, "{} job '{}'", job.kind().name(), job.id())?;
-                match job.awaited().first() {
+                // Guests' writes are said by themselves.
+                let awaited = job.awaited();
+                match awaited.iter().find(|request| !request.of_guest) {
                     Some(request) => write!(f, " ({request})"),
                     None => Ok(()),
                 }

@@ -13,6 +13,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use event_listener::Event;
 use futures_util::future::{Either, select};
@@ -24,7 +25,7 @@ use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::graph::transaction::Transaction;
 pub(crate) use crate::job::PATIENCE;
-use crate::job::{AwaitedOperation, JobContext, JobError, Requests};
+use crate::job::{AwaitedOperation, AwaitedRequest, JobContext, JobError, Requests};
 use crate::node::Node;
 use crate::permission::Access;
 
@@ -112,6 +113,18 @@ impl Parting {
     /// Whether the job has given up.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
+    }
+
+    /// What the job, or a guest on its account, has been waiting for since a moment ago or longer, the oldest first. When the job has given up
+    /// no guest waits any more: what guests' writes have begun is the job's own then.
+    pub(crate) fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+        let mut awaited = self.requests.awaited(now);
+        if self.is_over() {
+            awaited
+                .iter_mut()
+                .for_each(|request| request.of_guest = false);
+        }
+        awaited
     }
 
     /// Completes when the job has given up.

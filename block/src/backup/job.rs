@@ -313,7 +313,7 @@ impl JobDriver for BackupJob {
     }
 
     fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
-        self.copier.parting().requests.awaited(now)
+        self.copier.parting().awaited(now)
     }
 
     fn on_cancel(&self, force: bool) {

@@ -266,7 +266,7 @@ impl JobDriver for ChainJob {
     }
 
     fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
-        self.chain.parting.requests.awaited(now)
+        self.chain.parting.awaited(now)
     }
 
     fn on_cancel(&self, force: bool) {

@@ -234,7 +234,7 @@ impl JobDriver for MirrorJob {
     }
 
     fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
-        self.ledger.parting.requests.awaited(now)
+        self.ledger.parting.awaited(now)
     }
 
     fn query(&self) -> JobDetails {

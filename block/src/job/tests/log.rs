@@ -25,6 +25,13 @@ impl Log {
         lines.iter().filter(|line| line.contains(words)).count()
     }
 
+    /// The first warning with these words.
+    pub(crate) fn first(&self, words: &str) -> String {
+        let lines = self.0.lock();
+        let found = lines.iter().find(|line| line.contains(words));
+        found.cloned().unwrap_or_default()
+    }
+
     /// The last warning.
     pub(crate) fn last(&self) -> String {
         self.0.lock().last().cloned().unwrap_or_default()

@@ -13,7 +13,7 @@ use crate::job::tests::log::Log;
 use crate::job::{AwaitedOperation, Job, JobState};
 use crate::mirror::CopyMode;
 use crate::node::Node;
-use crate::parting::tests::{awaited, hold, wait_held, yield_often};
+use crate::parting::tests::{awaited, begin_drain, hold, wait, wait_held, yield_often};
 
 /// Runs `test` with a log in which all is said: in one thread.
 fn run_logged<F: Future<Output = ()> + 'static>(test: impl FnOnce(Bench, Log) -> F) {
@@ -242,5 +242,76 @@ fn a_disk_that_hangs_is_not_blamed_on_its_mirror() {
         source.as_blkdebug().unwrap().resume("hang").unwrap();
         write.await.unwrap();
         stop.await.unwrap();
+    });
+}
+
+/// Whom the job has let go waits for nothing: the write at the target is the job's own then, and neither the log nor a section blames it
+/// for a disk that hangs by itself.
+#[test]
+fn a_guest_that_was_let_go_waits_for_nothing() {
+    run_logged(|bench, log| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        let target = bench.target("target").await;
+        let job = bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        hold(&target, DebugEvent::WriteAio);
+        let write = bench.begin_write(&disk, BLOCK, 0xf1);
+        wait_held(&target).await;
+        pass(&bench, MOMENT).await;
+        let guests = ("target".to_owned(), AwaitedOperation::Write, true);
+        assert_eq!(awaited(&job), [guests]);
+        job.cancel(true).unwrap();
+        write.await.unwrap();
+        wait_awaited(&job, "target", AwaitedOperation::Write).await;
+        hold(&source, DebugEvent::WriteAio);
+        let hanging = bench.begin_write(&disk, 0, 0xf2);
+        wait_held(&source).await;
+        let graph = Arc::clone(&bench.graph);
+        let stop = current::spawn_local(async move { graph.come_to_rest("stop").await });
+        yield_often().await;
+        pass(&bench, MOMENT).await;
+        for said in ["is to end and waits for ", "mirror job 'job0' ("] {
+            let said = format!("{said}a write to node 'target', begun 2 s ago");
+            assert_eq!(log.count(&said), 1, "{}", log.last());
+        }
+        assert_eq!(log.count("guest's write"), 0);
+        source.as_blkdebug().unwrap().resume("hang").unwrap();
+        hanging.await.unwrap();
+        target.as_blkdebug().unwrap().resume("hang").unwrap();
+        stop.await.unwrap();
+    });
+}
+
+/// A job that does not rest says what it waits for itself; a guest's write that waits, too, is said once.
+#[test]
+fn a_section_says_a_guests_write_once() {
+    run_logged(|bench, log| async move {
+        let disk = bench.disk("disk").await;
+        let target = bench.target("target").await;
+        let job = bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        hold(&target, DebugEvent::WriteAio);
+        let write = bench.begin_write(&disk, BLOCK, 0xf1);
+        wait_held(&target).await;
+        let injector = target.as_blkdebug().unwrap();
+        injector
+            .set_break(DebugEvent::FlushToDisk, "flush")
+            .unwrap();
+        job.complete().unwrap();
+        injector.wait_break("flush").await.unwrap();
+        let drained = begin_drain(&bench.graph, &disk.node().unwrap());
+        yield_often().await;
+        pass(&bench, MOMENT).await;
+        let line = log.first("a drain takes long");
+        let own = "mirror job 'job0' (a flush of node 'target', begun 1 s ago), a guest's write";
+        assert!(line.contains(own), "{line}");
+        assert_eq!(line.matches("a guest's write").count(), 1, "{line}");
+        injector.resume("hang").unwrap();
+        injector.resume("flush").unwrap();
+        write.await.unwrap();
+        wait(&drained).await;
+        assert_eq!(bench.end().await, None);
     });
 }
