@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::driver::FileIdentity;
-use crate::job::CreateError;
+use crate::job::{CreateError, WaysToEnd};
 use crate::parting::NOT_RETURNED;
 
 /// Result of block-layer calls.
@@ -152,10 +152,8 @@ pub enum BlockError {
 pub enum BusyFor {
     /// It is not there yet.
     BeginningJob,
-    /// It ends by itself.
-    Job,
-    /// It ends when it is completed.
-    CompletableJob,
+    /// It can be made to end.
+    Job(WaysToEnd),
     /// It is at its end already.
     EndingJob,
 }
@@ -167,12 +165,18 @@ impl BusyFor {
                 "the job is only beginning, and can't be cancelled yet: wait until its command is answered; \
                  'x-query-block-drains' shows what it waits for"
             }
-            Self::Job => {
-                "wait for the job's end, or end it: by 'job-finalize' when it is pending, or by 'job-cancel'"
-            }
-            Self::CompletableJob => {
-                "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'"
-            }
+            Self::Job(ways) => match (ways.complete, ways.finalize) {
+                (false, false) => "wait for the job's end, or end it by 'job-cancel'",
+                (false, true) => {
+                    "wait for the job's end, or end it: by 'job-finalize' when it is pending, or by 'job-cancel'"
+                }
+                (true, false) => {
+                    "wait for the job's end, or end it: by 'job-complete' when it is ready, or by 'job-cancel'"
+                }
+                (true, true) => {
+                    "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'"
+                }
+            },
             Self::EndingJob => "the job is ending already: wait until it is gone",
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Section, SectionInner};
 use crate::driver::Background;
 use crate::graph::Graph;
-use crate::job::{Job, JobVerb, Quiesced};
+use crate::job::{Job, Quiesced};
 use crate::node::Node;
 
 /// What keeps a section from its beginning, perhaps for ever.
@@ -47,9 +47,9 @@ impl std::fmt::Display for HeldUp {
             }
             Self::Job(job) => {
                 let name = job.kind().named(job.id());
-                let way_out = match JobVerb::Cancel.allowed_in(job.state()) {
-                    true => "can be cancelled",
-                    false => "is ending already",
+                let way_out = match job.ways_to_end() {
+                    Some(_) => "can be cancelled",
+                    None => "is ending already",
                 };
                 write!(f, "{name} to rest, which {way_out}")
             }

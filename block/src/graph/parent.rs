@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::driver::Role;
 use crate::error::{BlockError, BusyFor, PermissionConflict, Result};
 use crate::graph::resize;
-use crate::job::{Job, JobVerb};
+use crate::job::Job;
 use crate::node::Node;
 use crate::permission::Access;
 
@@ -37,9 +37,8 @@ impl Blocker {
             return BusyFor::BeginningJob;
         };
         let job = job.upgrade();
-        match job.filter(|job| JobVerb::Cancel.allowed_in(job.state())) {
-            Some(job) if job.is_completable() => BusyFor::CompletableJob,
-            Some(_) => BusyFor::Job,
+        match job.and_then(|job| job.ways_to_end()) {
+            Some(ways) => BusyFor::Job(ways),
             None => BusyFor::EndingJob,
         }
     }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::error::VerbError;
 use super::handle::Job;
+use super::state::JobVerb;
 
 /// A step that all take together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +127,7 @@ impl JobGroup {
     fn complete_together(jobs: &[Arc<Job>]) -> Result<(), VerbError> {
         let mut cores: Vec<_> = jobs.iter().map(|job| job.lock()).collect();
         for (job, core) in jobs.iter().zip(&cores) {
-            job.check_completable(core)?;
+            job.check_verb(core, JobVerb::Complete)?;
             if core.complete_requested || job.group().state.lock().members.len() > 1 {
                 let why = format!("Job '{}' is completed already, or in a group", job.id());
                 return Err(VerbError::Refused(why));

@@ -120,12 +120,6 @@ impl Job {
         self.auto_dismiss
     }
 
-    /// Whether it becomes ready, and is to be completed then.
-    #[must_use]
-    pub fn is_completable(&self) -> bool {
-        self.driver.completes()
-    }
-
     /// Lets the created job begin.
     pub fn start(&self) {
         let before = std::mem::replace(&mut self.lock().start_requested, true);

@@ -44,6 +44,7 @@ pub use quiesce::Quiesced;
 pub use ratelimit::RateLimit;
 pub use registry::{JobOptions, JobRegistry};
 pub use state::{IllegalTransition, JobKind, JobState, JobVerb};
+pub use verbs::WaysToEnd;
 
 #[cfg(test)]
 pub(crate) use end::EndPhase;

@@ -10,6 +10,15 @@ use super::handle::Job;
 use super::inner::{CancelRequest, Core};
 use super::state::JobVerb;
 
+/// What an operator can do for a job to end sooner, besides `job-cancel`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaysToEnd {
+    /// `job-complete`, when it is ready.
+    pub complete: bool,
+    /// `job-finalize`, when it is pending.
+    pub finalize: bool,
+}
+
 impl Job {
     /// Makes the job rest at its next pause point.
     ///
@@ -67,9 +76,6 @@ impl Job {
     pub fn cancel(&self, force: bool) -> Result<(), VerbError> {
         let mut core = self.lock();
         self.check_verb(&core, JobVerb::Cancel)?;
-        if !core.phase.can_be_cancelled() {
-            return Err(self.wrong_state(&core, JobVerb::Cancel));
-        }
         let soft = !force && core.state.is_ready() && self.driver.cancels_softly();
         let request = if soft {
             CancelRequest::Soft
@@ -123,7 +129,7 @@ impl Job {
     /// [`VerbError::WrongState`], [`VerbError::CannotComplete`] after a cancel, the driver's.
     pub fn complete(&self) -> Result<(), VerbError> {
         let core = self.lock();
-        self.check_completable(&core)?;
+        self.check_verb(&core, JobVerb::Complete)?;
         drop(core);
         self.driver.on_complete(self)?;
         let mut core = self.lock();
@@ -169,31 +175,45 @@ impl Job {
         Ok(())
     }
 
+    /// What can still be done for it to end; none if it ends by force already, or can't be cancelled any more. It is what
+    /// the verbs themselves ask, so that no verb is advised which is then refused.
+    #[must_use]
+    pub fn ways_to_end(&self) -> Option<WaysToEnd> {
+        let core = self.lock();
+        if core.is_cancelled() || self.check_verb(&core, JobVerb::Cancel).is_err() {
+            return None;
+        }
+        // Work that goes on may come to be ready.
+        let completes = JobVerb::Pause.allowed_in(core.state) && self.driver.completes();
+        Some(WaysToEnd {
+            complete: completes && !core.complete_requested && may_complete(&core),
+            finalize: !self.group().may_finalize(),
+        })
+    }
+
+    /// Whether the job as it is now takes the verb, but for what its kind may have against it.
+    ///
     /// # Errors
     /// [`VerbError::WrongState`], [`VerbError::CannotComplete`] after a cancel.
-    pub(super) fn check_completable(&self, core: &Core) -> Result<(), VerbError> {
-        self.check_verb(core, JobVerb::Complete)?;
-        if core.cancel != CancelRequest::None {
+    pub(super) fn check_verb(&self, core: &Core, verb: JobVerb) -> Result<(), VerbError> {
+        let too_late = verb == JobVerb::Cancel && !core.phase.can_be_cancelled();
+        if too_late || !verb.allowed_in(core.state) {
+            return Err(VerbError::WrongState {
+                id: self.id().to_owned(),
+                state: core.state,
+                verb,
+            });
+        }
+        if verb == JobVerb::Complete && !may_complete(core) {
             return Err(VerbError::CannotComplete {
                 id: self.id().to_owned(),
             });
         }
         Ok(())
     }
+}
 
-    fn check_verb(&self, core: &Core, verb: JobVerb) -> Result<(), VerbError> {
-        if verb.allowed_in(core.state) {
-            Ok(())
-        } else {
-            Err(self.wrong_state(core, verb))
-        }
-    }
-
-    fn wrong_state(&self, core: &Core, verb: JobVerb) -> VerbError {
-        VerbError::WrongState {
-            id: self.id().to_owned(),
-            state: core.state,
-            verb,
-        }
-    }
+/// Whether nothing but its state may keep the job from being completed.
+fn may_complete(core: &Core) -> bool {
+    core.cancel == CancelRequest::None
 }

@@ -325,16 +325,17 @@ fn a_command_is_told_that_the_job_is_ending() {
         for node in [&source, &target] {
             assert_eq!(
                 way_out(node),
-                Some(
-                    "wait for the job's end, or end it: by 'job-finalize' when it is pending, or by 'job-cancel'"
-                )
+                Some("wait for the job's end, or end it by 'job-cancel'")
             );
         }
         job.cancel(true).unwrap();
         for node in [&source, &target] {
             wait_told_ending(node).await;
         }
-        assert_eq!(job.state(), JobState::Aborting);
+        wait_aborting(&job).await;
+        for node in [&source, &target] {
+            wait_told_ending(node).await;
+        }
         lose_patience(&bench, &job).await;
         assert_eq!(way_out(&target), Some("it is free when they have"));
         assert!(source.check_not_blocked().is_ok());

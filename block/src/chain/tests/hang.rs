@@ -468,10 +468,10 @@ fn a_command_is_told_that_the_job_is_ending() {
                 for image in images {
                     let advice = match kind {
                         Kind::Stream | Kind::Commit => {
-                            "wait for the job's end, or end it: by 'job-finalize' when it is pending, or by 'job-cancel'"
+                            "wait for the job's end, or end it by 'job-cancel'"
                         }
                         Kind::ActiveCommit => {
-                            "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'"
+                            "wait for the job's end, or end it: by 'job-complete' when it is ready, or by 'job-cancel'"
                         }
                     };
                     assert_eq!(way_out(image), Some(advice));
@@ -480,7 +480,12 @@ fn a_command_is_told_that_the_job_is_ending() {
                 for image in images {
                     wait_told_ending(image).await;
                 }
-                assert_eq!(job.state(), JobState::Aborting);
+                while job.state() != JobState::Aborting {
+                    current::yield_now().await;
+                }
+                for image in images {
+                    wait_told_ending(image).await;
+                }
                 chain.lose_patience(&job).await;
                 for image in images {
                     assert_eq!(way_out(image), Some("it is free when they have"));

@@ -180,6 +180,10 @@ impl JobDriver for ScriptedDriver {
         });
     }
 
+    fn completes(&self) -> bool {
+        true
+    }
+
     fn on_complete(&self, _: &Job) -> Result<(), VerbError> {
         if *self.0.refuse_complete.lock() {
             return Err(VerbError::Refused("Node name 'n' not found".to_owned()));

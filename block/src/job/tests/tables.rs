@@ -4,6 +4,7 @@
 use serde_json::Map;
 
 use super::support::{World, options};
+use crate::job::inner::CancelRequest;
 use crate::job::*;
 
 /// One letter per state, in the order of `JobState::ALL`.
@@ -147,6 +148,69 @@ fn every_verb_on_a_job_in_every_state() {
             forget(&world, &fake.job);
         }
     }
+}
+
+/// Whatever is advised is taken, in every state and however the job was told to end; and nothing of use goes unsaid.
+#[test]
+fn whatever_is_advised_is_taken() {
+    let world = World::new();
+    let cancels = [
+        CancelRequest::None,
+        CancelRequest::Soft,
+        CancelRequest::Force,
+    ];
+    let phases = [EndPhase::Work, EndPhase::Held, EndPhase::Switching];
+    for (state, cancel, phase) in combinations(&JobState::ALL, &cancels, &phases) {
+        for told in 0..4 {
+            let (completed, finalized) = (told & 1 > 0, told & 2 > 0);
+            let case = format!("{state}, {cancel:?}, {phase:?}, {completed}, {finalized}");
+            let fake = world.create_with(super::support::manual("job"), true);
+            let job = &fake.job;
+            {
+                let mut core = job.lock();
+                core.state = state;
+                core.cancel = cancel;
+                core.phase = phase;
+                core.complete_requested = completed;
+            }
+            if finalized {
+                job.group().finalize();
+            }
+            let ways = job.ways_to_end();
+            if let Some(WaysToEnd { complete, finalize }) = ways {
+                assert_ne!(cancel, CancelRequest::Force, "{case}");
+                let is_ready = JobVerb::Complete.allowed_in(state);
+                assert!(!complete || JobVerb::Pause.allowed_in(state), "{case}");
+                if is_ready {
+                    let takes = job.complete();
+                    assert_eq!(complete, takes.is_ok() && !completed, "{case}: {takes:?}");
+                }
+                assert_eq!(finalize, !finalized, "{case}");
+                if finalize && state == JobState::Pending {
+                    assert_eq!(job.finalize(), Ok(()), "{case}");
+                }
+            }
+            let takes = job.cancel(true);
+            let expected = takes.is_ok() && cancel != CancelRequest::Force;
+            assert_eq!(ways.is_some(), expected, "{case}: {takes:?}");
+            forget(&world, job);
+        }
+    }
+}
+
+/// Each with each with each.
+fn combinations<A: Copy, B: Copy, C: Copy>(
+    first: &[A],
+    second: &[B],
+    third: &[C],
+) -> Vec<(A, B, C)> {
+    let mut all = Vec::new();
+    for first in first {
+        for second in second {
+            all.extend(third.iter().map(|third| (*first, *second, *third)));
+        }
+    }
+    all
 }
 
 /// Takes a job whose state a test has bent out of the registry.

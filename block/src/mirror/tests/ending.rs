@@ -15,7 +15,7 @@ use crate::job::tests::page::table;
 use crate::job::{EndPhase, IoStatus, Job, JobGroup, JobState, OnError, VerbError};
 use crate::mirror::CopyMode;
 use crate::node::Node;
-use crate::parting::tests::{hold, lose_patience, wait_held, yield_often};
+use crate::parting::tests::{hold, lose_patience, wait_held, way_out, yield_often};
 
 async fn wait_copied(bench: &Bench, offset: u64, value: u8) {
     while block_value(&bench.bytes("first-copy"), offset) != Some(value) {
@@ -248,6 +248,55 @@ impl Ending {
         let cancelled = |event: &BlockEvent| matches!(event, BlockEvent::BlockJobCancelled(_));
         assert!(self.bench.events().iter().any(cancelled));
         self.let_go();
+    }
+}
+
+/// Who wants a node of the job is advised what the job takes, and of that what is of use.
+#[test]
+fn in_every_phase_what_is_advised_is_what_the_job_takes() {
+    let (heads, rows) = table("phase");
+    let cancel = heads.iter().position(|head| head == "cancel").unwrap();
+    for (phase, cells) in rows {
+        let expected = match (cells[cancel].as_str(), phase.as_str()) {
+            ("refused", _) => "the job is ending already: wait until it is gone",
+            (_, "waiting to be finalised") => {
+                "wait for the job's end, or end it: by 'job-finalize' when it is pending, or by 'job-cancel'"
+            }
+            _ => "wait for the job's end, or end it by 'job-cancel'",
+        };
+        run_both_by_hand(|bench| {
+            let phase = phase.clone();
+            async move {
+                let ending = Ending::reach(bench, &phase).await;
+                assert_eq!(way_out(&ending.target(0)), Some(expected), "{phase}");
+                ending.ends_well().await;
+            }
+        });
+    }
+}
+
+/// A ready job that waits for its target is not to be completed once more, nor after a cancel.
+#[test]
+fn a_ready_job_that_ends_is_not_to_be_completed() {
+    for soft in [false, true] {
+        run_both_by_hand(|bench| async move {
+            let mut ending = Ending::begin(bench, 1, false).await;
+            ending.hang_copy(0).await;
+            let target = ending.target(0);
+            assert!(way_out(&target).unwrap().contains("'job-complete'"));
+            match soft {
+                true => ending.job.cancel(false).unwrap(),
+                false => ending.complete(),
+            }
+            yield_often().await;
+            assert_eq!(ending.job.state(), JobState::Ready);
+            assert_eq!(
+                way_out(&target),
+                Some("wait for the job's end, or end it by 'job-cancel'")
+            );
+            ending.job.cancel(true).unwrap();
+            ending.ends_without_target().await;
+        });
     }
 }
 

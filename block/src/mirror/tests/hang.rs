@@ -47,14 +47,19 @@ fn the_job_ends_without_it_and_the_disk_is_free() {
             assert_eq!(
                 way_out(node),
                 Some(
-                    "wait for the job's end, or end it: by 'job-complete' when it is ready, 'job-finalize' when it is pending, or by 'job-cancel'"
+                    "wait for the job's end, or end it: by 'job-complete' when it is ready, or by 'job-cancel'"
                 )
             );
         }
         job.cancel(true).unwrap();
+        // It has not even seen that, and yet no command can make it end sooner.
+        assert_eq!(job.state(), JobState::Running);
+        assert_eq!(
+            way_out(&target),
+            Some("the job is ending already: wait until it is gone")
+        );
         bench.write(&disk, BLOCK, 0xf1).await;
         bench.wait_for(JobState::Aborting).await;
-        // No command can make it end sooner.
         for node in [&bench.graph.node("disk-node").unwrap(), &target] {
             wait_told_ending(node).await;
         }

@@ -266,8 +266,8 @@ fn who_is_in_the_way_is_told_and_what_to_do() {
         client.ok("blockdev-backup", backup(&endless));
         assert_eq!(
             client.generic("block_resize", json!({"node-name": "t", "size": 512})),
-            "Node 't' is busy: block device is in use by block job: backup 'j'; wait for the job's end, or end it: by \
-             'job-finalize' when it is pending, or by 'job-cancel'"
+            "Node 't' is busy: block device is in use by block job: backup 'j'; wait for the job's end, or end it by \
+             'job-cancel'"
         );
         client.ok("job-cancel", json!({"id": "j"}));
         story(&mut client, "j");

@@ -243,8 +243,8 @@ fn a_job_keeps_its_medium_in() {
         let mirror = json!({"job-id": "m", "device": "iso", "target": "copy", "sync": "full"});
         client.ok("blockdev-mirror", mirror);
         let busy = "Node 'iso' is busy: block device is in use by block job: mirror 'm'; \
-                    wait for the job's end, or end it: by 'job-complete' when it is ready, \
-                    'job-finalize' when it is pending, or by 'job-cancel'";
+                    wait for the job's end, or end it: by 'job-complete' when it is ready, or by \
+                    'job-cancel'";
         client.ok("blockdev-close-tray", json!({"id": "ide0"}));
         assert_eq!(client.generic("eject", json!({"id": "ide0"})), busy);
         assert_eq!(disk(&mut client)["tray_open"], false);
