@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
+use rustix::fs::{FsWord, StatFs, fstatfs, statfs};
 use sluice_aio::{EngineKind, Route};
 
 use super::copying::Lanes;
@@ -124,6 +125,8 @@ pub(super) fn open(options: FileOptions, image: Option<&NewImage>) -> Result<Fil
     let failed = |source| open_error(&path, source, "");
     let metadata = file.metadata().map_err(failed)?;
     options.kind.check(&metadata, &path)?;
+    // Once more of what was opened: a passed file's path leads nowhere, and any other may lead elsewhere by now.
+    check_kept(fstatfs(&*file), &path)?;
     let size = match image {
         Some(image) => image.size(),
         None => size_of(&file, &metadata, &path)?,
@@ -276,7 +279,7 @@ pub(super) fn unsuitable(path: &Path, reason: impl Into<String>) -> BlockError {
 pub(super) fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
     let kind = metadata.file_type();
     if kind.is_file() {
-        return check_kept(path);
+        return check_kept(statfs(path), path);
     }
     if kind.is_block_device() {
         return Ok(());
@@ -293,7 +296,7 @@ pub(super) fn check_kind(metadata: &Metadata, path: &Path) -> Result<()> {
 }
 
 /// File systems whose regular files are the kernel's own words and ears (`linux/magic.h`).
-const OF_THE_KERNEL: [(&str, rustix::fs::FsWord); 7] = [
+const OF_THE_KERNEL: [(&str, FsWord); 13] = [
     ("proc", 0x9fa0),
     ("sysfs", 0x6265_6572),
     ("debugfs", 0x6462_6720),
@@ -301,13 +304,19 @@ const OF_THE_KERNEL: [(&str, rustix::fs::FsWord); 7] = [
     ("securityfs", 0x7363_6673),
     ("cgroup2", 0x6367_7270),
     ("cgroup", 0x0027_e0eb),
+    ("configfs", 0x6265_6570),
+    ("bpf", 0xcafe_4a11),
+    ("pstore", 0x6165_676c),
+    ("binfmt_misc", 0x4249_4e4d),
+    ("selinuxfs", 0xf97c_ff8c),
+    ("efivarfs", 0xde5e_81e4),
 ];
 
 /// # Errors
-/// Nothing is kept in the file at `path`.
-fn check_kept(path: &Path) -> Result<()> {
-    // What can't be looked at was passed by somebody, or is left to the opening.
-    let Ok(system) = rustix::fs::statfs(path) else {
+/// Nothing is kept in the file at `path`, which is on that file system.
+fn check_kept(system: rustix::io::Result<StatFs>, path: &Path) -> Result<()> {
+    // What can't be looked at is left to the opening, or opened already and looked at itself.
+    let Ok(system) = system else {
         return Ok(());
     };
     let mut known = OF_THE_KERNEL.iter();
@@ -316,7 +325,7 @@ fn check_kept(path: &Path) -> Result<()> {
         Some((name, _)) => Err(unsuitable(
             path,
             format!(
-                "it is not a regular file, but one of the kernel's ({name}), which keeps no data; a disk image is a file"
+                "it is one of the kernel's own files ({name}), which keep no data; a disk image needs a file system that keeps some"
             ),
         )),
     }

@@ -128,11 +128,11 @@ fn what_keeps_no_data_is_refused_when_it_is_opened() {
         ),
         (
             "/proc/self/mem".into(),
-            "it is not a regular file, but one of the kernel's (proc), which keeps no data; a disk image is a file",
+            "it is one of the kernel's own files (proc), which keep no data; a disk image needs a file system that keeps some",
         ),
         (
             "/sys/kernel/uevent_seqnum".into(),
-            "it is not a regular file, but one of the kernel's (sysfs), which keeps no data; a disk image is a file",
+            "it is one of the kernel's own files (sysfs), which keep no data; a disk image needs a file system that keeps some",
         ),
     ] {
         let text = format!("Could not open '{}': {reason}", path.display());
@@ -149,6 +149,20 @@ fn what_keeps_no_data_is_refused_when_it_is_opened() {
     let file = File::open(path("image")).unwrap();
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     assert_eq!(open(FileOptions::new(link)).size(), 512);
+}
+
+/// A file that was passed has no path whose file system could be asked for.
+#[test]
+fn what_keeps_no_data_is_refused_when_it_was_passed() {
+    let mut options = FileOptions::new("/dev/fdset/3");
+    let passed = File::open("/proc/version").unwrap();
+    options.fd_sets.add(Some(3), passed.into(), None).unwrap();
+    options.read_only = true;
+    let said = refusal(options);
+    assert!(
+        said.contains("one of the kernel's own files (proc)"),
+        "{said}"
+    );
 }
 
 #[test]
