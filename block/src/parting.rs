@@ -25,7 +25,7 @@ use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::graph::transaction::Transaction;
 pub(crate) use crate::job::PATIENCE;
-use crate::job::{AwaitedOperation, AwaitedRequest, JobContext, JobError, Requests};
+use crate::job::{Awaited, AwaitedOperation, JobContext, JobError, Requests};
 use crate::node::Node;
 use crate::permission::Access;
 
@@ -117,12 +117,12 @@ impl Parting {
 
     /// What the job, or a guest on its account, has been waiting for since a moment ago or longer, the oldest first. When the job has given up
     /// no guest waits any more: what guests' writes have begun is the job's own then.
-    pub(crate) fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+    pub(crate) fn awaited(&self, now: Duration) -> Awaited {
         let mut awaited = self.requests.awaited(now);
         if self.is_over() {
-            awaited
-                .iter_mut()
-                .for_each(|request| request.of_guest = false);
+            awaited.turn = None;
+            let requests = awaited.requests.iter_mut();
+            requests.for_each(|request| request.of_guest = false);
         }
         awaited
     }

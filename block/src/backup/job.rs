@@ -22,7 +22,7 @@ use crate::driver::{Allocation, Background, Role};
 use crate::event::IoOperation;
 use crate::graph::Graph;
 use crate::job::{
-    AwaitedOperation, AwaitedRequest, IoSide, JobContext, JobDriver, JobError, JobKind, OnError,
+    Awaited, AwaitedOperation, IoSide, JobContext, JobDriver, JobError, JobKind, OnError, Waiter,
     here,
 };
 use crate::parting::Target;
@@ -200,7 +200,7 @@ impl BackupJob {
         );
         let running = self.state.running.begin();
         current::spawn_local(async move {
-            if let Err(CopyError { operation, error }) = copier.save(&range).await
+            if let Err(CopyError { operation, error }) = copier.save(&range, Waiter::Job).await
                 && !copier.parting().is_over()
             {
                 state.errors.lock().push((operation, errno(error.errno())));
@@ -312,7 +312,7 @@ impl JobDriver for BackupJob {
         })
     }
 
-    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+    fn awaited(&self, now: Duration) -> Awaited {
         self.copier.parting().awaited(now)
     }
 

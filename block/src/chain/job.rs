@@ -14,8 +14,7 @@ use crate::driver::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::event::IoOperation;
 use crate::graph::parent::Parent;
 use crate::job::{
-    AwaitedOperation, AwaitedRequest, IoSide, JobContext, JobDriver, JobError, JobKind, OnError,
-    here,
+    Awaited, AwaitedOperation, IoSide, JobContext, JobDriver, JobError, JobKind, OnError, here,
 };
 use crate::node::Node;
 use crate::parting::{GivenUp, Parting, returned_or_left};
@@ -265,7 +264,7 @@ impl JobDriver for ChainJob {
         })
     }
 
-    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+    fn awaited(&self, now: Duration) -> Awaited {
         self.chain.parting.awaited(now)
     }
 

@@ -21,12 +21,12 @@ impl SectionInner {
         for root in backends.iter().filter_map(|backend| backend.node()) {
             jobs.add_from(&root);
         }
+        let busy = self.busy_jobs();
         let kept = jobs.found.iter().filter_map(|job| {
-            let mut requests = job.awaited().into_iter();
-            let request = requests.find(|request| request.of_guest)?;
-            let name = job.kind().named(job.id());
+            let own_said = busy.iter().any(|busy| Arc::ptr_eq(busy, job));
+            let kept = job.describe_kept_write(own_said)?;
             Some(format!(
-                "{request} of {name} ('job-cancel', or 'block-job-cancel' with force, lets the guest go on)"
+                "{kept} ('job-cancel', or 'block-job-cancel' with force, lets the guest go on)"
             ))
         });
         kept.collect()

@@ -5,7 +5,7 @@
 //! (see [`Job::note_slow_end`]), and a drained section that waits for a guest whose write waits for the job.
 
 use std::convert::Infallible;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub struct AwaitedRequest {
     /// The node that a copy reads, if that is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_node_name: Option<String>,
-    /// Whether a guest's write waits for it.
+    /// Whether a guest's write waits for it, rather than the job. One that waits for the job does not count.
     pub of_guest: bool,
     /// For how long, in nanoseconds.
     pub waited_ns: u128,
@@ -97,12 +97,27 @@ struct Running {
 struct Entry {
     /// How many had begun before.
     number: u64,
+    /// None of a guest that waits for its turn, and so for whatever the job asks.
+    asked: Option<Asked>,
+    /// On the clock of the loop in which it began.
+    since: Duration,
+}
+
+#[derive(Debug)]
+struct Asked {
     node: Arc<Node>,
     operation: AwaitedOperation,
     from: Option<Arc<Node>>,
     of_guest: bool,
-    /// On the clock of the loop in which it began.
-    since: Duration,
+}
+
+/// Who waits for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// The job.
+    Job,
+    /// A guest, whose write the job keeps until then.
+    Guest,
 }
 
 impl Requests {
@@ -112,39 +127,46 @@ impl Requests {
         node: &Arc<Node>,
         operation: AwaitedOperation,
     ) -> Awaiting {
-        self.add(node, operation, None, false)
+        self.begin_for(Waiter::Job, node, operation)
     }
 
     /// The same of a copy that is one request to both nodes.
     pub(crate) fn begin_copy(self: &Arc<Self>, from: &Arc<Node>, to: &Arc<Node>) -> Awaiting {
-        self.add(to, AwaitedOperation::Copy, Some(from), false)
+        self.add(Some(Asked {
+            node: Arc::clone(to),
+            operation: AwaitedOperation::Copy,
+            from: Some(Arc::clone(from)),
+            of_guest: false,
+        }))
     }
 
-    /// The same of what a guest's write waits for.
-    pub(crate) fn begin_for_guest(
+    /// The same of what `waiter` waits for.
+    pub(crate) fn begin_for(
         self: &Arc<Self>,
+        waiter: Waiter,
         node: &Arc<Node>,
         operation: AwaitedOperation,
     ) -> Awaiting {
-        self.add(node, operation, None, true)
+        self.add(Some(Asked {
+            node: Arc::clone(node),
+            operation,
+            from: None,
+            of_guest: waiter == Waiter::Guest,
+        }))
     }
 
-    fn add(
-        self: &Arc<Self>,
-        node: &Arc<Node>,
-        operation: AwaitedOperation,
-        from: Option<&Arc<Node>>,
-        of_guest: bool,
-    ) -> Awaiting {
-        let (node, from) = (Arc::clone(node), from.map(Arc::clone));
+    /// Notes that a guest's write waits until the job, or another guest, is done with its place: which node keeps it is told by
+    /// their requests.
+    pub(crate) fn begin_turn(self: &Arc<Self>) -> Awaiting {
+        self.add(None)
+    }
+
+    fn add(self: &Arc<Self>, asked: Option<Asked>) -> Awaiting {
         let since = current::context().clock().now_in_step();
         let mut running = self.0.lock();
         let entry = Entry {
             number: running.begun,
-            node,
-            operation,
-            from,
-            of_guest,
+            asked,
             since,
         };
         running.begun += 1;
@@ -156,23 +178,38 @@ impl Requests {
         }
     }
 
-    /// Those that began a moment ago or earlier, the oldest first.
-    pub(crate) fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+    /// Those that began a moment ago or earlier.
+    pub(crate) fn awaited(&self, now: Duration) -> Awaited {
         let running = self.0.lock();
         let waited = |entry: &Entry| now.saturating_sub(entry.since);
         let all = running.all.iter().map(|(_, entry)| entry);
         let mut old: Vec<_> = all.filter(|entry| waited(entry) >= MOMENT).collect();
         old.sort_by_key(|entry| entry.number);
-        let old = old.into_iter();
-        old.map(|entry| AwaitedRequest {
-            node_name: entry.node.name().to_owned(),
-            operation: entry.operation,
-            from_node_name: entry.from.as_ref().map(|node| node.name().to_owned()),
-            of_guest: entry.of_guest,
-            waited_ns: waited(entry).as_nanos(),
-        })
-        .collect()
+        let turn = old.iter().find(|entry| entry.asked.is_none());
+        let requests = old.iter().filter_map(|entry| {
+            let asked = entry.asked.as_ref()?;
+            Some(AwaitedRequest {
+                node_name: asked.node.name().to_owned(),
+                operation: asked.operation,
+                from_node_name: asked.from.as_ref().map(|node| node.name().to_owned()),
+                of_guest: asked.of_guest,
+                waited_ns: waited(entry).as_nanos(),
+            })
+        });
+        Awaited {
+            requests: requests.collect(),
+            turn: turn.map(|entry| waited(entry)),
+        }
     }
+}
+
+/// What a job has been waiting for, and a guest for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Awaited {
+    /// Requests to nodes, the oldest first.
+    pub requests: Vec<AwaitedRequest>,
+    /// For how long a guest's write has been waiting until the job, or another guest, is done with its place.
+    pub turn: Option<Duration>,
 }
 
 /// A request that has not ended while this lives.
@@ -206,15 +243,40 @@ impl Job {
     #[must_use]
     pub fn awaited(&self) -> Vec<AwaitedRequest> {
         let has_ended = self.lock().state.has_ended();
-        self.awaited_unless(has_ended)
+        self.awaited_unless(has_ended).requests
     }
 
     /// The same of a job that is known to have ended, or not.
-    pub(super) fn awaited_unless(&self, has_ended: bool) -> Vec<AwaitedRequest> {
+    pub(super) fn awaited_unless(&self, has_ended: bool) -> Awaited {
         match has_ended {
-            true => Vec::new(),
+            true => Awaited::default(),
             false => self.driver.awaited(self.clock().now()),
         }
+    }
+
+    /// What keeps the guest's write that has been waiting for longest on the job's account, for people. The job's own requests may have been said.
+    pub(crate) fn describe_kept_write(&self, own_said: bool) -> Option<String> {
+        let has_ended = self.lock().state.has_ended();
+        let Awaited { requests, turn } = self.awaited_unless(has_ended);
+        let name = self.kind().named(self.id());
+        let direct = requests.iter().find(|request| request.of_guest);
+        let turn =
+            turn.filter(|turn| direct.is_none_or(|direct| direct.waited_ns < turn.as_nanos()));
+        let Some(turn) = turn else {
+            return direct.map(|request| format!("{request} of {name}"));
+        };
+        let mut kept = format!(
+            "a guest's write that has been waiting for {name} for {} s",
+            turn.as_secs()
+        );
+        if let Some(request) = requests
+            .iter()
+            .find(|request| !own_said || request.of_guest)
+        {
+            // Writing to a string can't fail.
+            let _ = write!(kept, ", which waits for {request}");
+        }
+        Some(kept)
     }
 
     /// The job is to end from now on, or was told so once more.

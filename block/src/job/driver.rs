@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use serde_json::{Map, Value};
 
-use super::awaited::AwaitedRequest;
+use super::awaited::Awaited;
 use super::context::JobContext;
 use super::details::JobDetails;
 use super::error::{JobError, VerbError};
@@ -151,9 +151,9 @@ pub trait JobDriver: Send + Sync + 'static {
 
     /// The requests that the job, or a guest on its account, has been waiting for since a second before `now` or longer,
     /// the oldest first. Any thread.
-    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+    fn awaited(&self, now: Duration) -> Awaited {
         let _ = now;
-        Vec::new()
+        Awaited::default()
     }
 
     /// Members of this kind of job in the answer to `query-block-jobs`.

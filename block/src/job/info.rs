@@ -126,6 +126,6 @@ impl Job {
 
     fn longest_awaited(&self, core: &Core) -> Option<AwaitedRequest> {
         let awaited = self.awaited_unless(core.state.has_ended());
-        awaited.into_iter().next()
+        awaited.requests.into_iter().next()
     }
 }

@@ -26,8 +26,8 @@ mod registry;
 mod state;
 mod verbs;
 
-pub(crate) use awaited::Requests;
-pub use awaited::{AwaitedOperation, AwaitedRequest};
+pub use awaited::{Awaited, AwaitedOperation, AwaitedRequest};
+pub(crate) use awaited::{Requests, Waiter};
 pub use context::{JobContext, Wakeup};
 pub use details::{FirstCopyPhase, JobDetails};
 pub use driver::JobDriver;

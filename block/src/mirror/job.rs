@@ -20,7 +20,7 @@ use super::replaced::Replaced;
 use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::job::{
-    AwaitedRequest, Job, JobContext, JobDetails, JobDriver, JobError, JobKind, OnError, VerbError,
+    Awaited, Job, JobContext, JobDetails, JobDriver, JobError, JobKind, OnError, VerbError,
 };
 use crate::node::Node;
 
@@ -233,7 +233,7 @@ impl JobDriver for MirrorJob {
         }
     }
 
-    fn awaited(&self, now: Duration) -> Vec<AwaitedRequest> {
+    fn awaited(&self, now: Duration) -> Awaited {
         self.ledger.parting.awaited(now)
     }
 

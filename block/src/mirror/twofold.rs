@@ -25,7 +25,7 @@ use crate::driver::{Allocation, BlockFuture, RequestFlags};
 use crate::error::Result;
 use crate::event::IoOperation;
 use crate::io::serialise::{Claim, ClaimKind, Serialiser};
-use crate::job::AwaitedOperation;
+use crate::job::{AwaitedOperation, Waiter};
 use crate::node::Node;
 
 /// What a guest wants of a range.
@@ -133,7 +133,7 @@ pub(super) async fn write_both(
     let claim = {
         // A copy that is on its way there may hang.
         let requests = &ledger.parting.requests;
-        let _awaiting = requests.begin_for_guest(&ledger.target, change.operation());
+        let _awaiting = requests.begin_turn();
         let claim = pin!(
             ledger
                 .claims
@@ -279,7 +279,7 @@ impl Twofold<'_> {
         let running = self.ledger.parting.begin_at_target();
         let (target, claim) = (Arc::clone(&self.ledger.target), Arc::clone(&self.claim));
         let requests = &self.ledger.parting.requests;
-        let awaiting = requests.begin_for_guest(&target, change.operation());
+        let awaiting = requests.begin_for(Waiter::Guest, &target, change.operation());
         let work = Unstoppable::new(async move {
             let result = change.apply(&target, range).await;
             drop((claim, running, awaiting));

@@ -400,27 +400,44 @@ fn queries_say_what_a_job_waits_for() {
     }
 }
 
-/// A section that waits for a guest whose write waits for the target says so.
+/// A section that waits for a guest whose write waits for the target says so; or for the disk, if it is that which hangs.
 #[test]
-fn a_drain_says_whose_target_keeps_a_guests_write() {
-    Log::keep(|log| {
-        run_with(false, Clock::manual(), |bench| async move {
-            let disk = bench.disk("disk").await;
-            let target = bench.target("target").await;
-            let job = bench.backup("none", &json!({})).await;
-            hold(&target, DebugEvent::WriteAio);
-            let write = bench.begin_write(&disk, 0, CLUSTER, 0xa0);
-            wait_held(&target).await;
-            let drained = begin_drain(&bench.graph, &disk.node().unwrap());
-            yield_often().await;
-            assert!(bench.clock.advance(MOMENT));
-            yield_often().await;
-            let kept = "a guest's write that has been waiting for node 'target' for 1 s of backup 'job0' ('job-cancel'";
-            assert_eq!(log.count(kept), 1, "{}", log.last());
-            job.cancel(true).unwrap();
-            write.await.unwrap();
-            debug(&target).resume("hang").unwrap();
-            wait(&drained).await;
+fn a_drain_says_which_node_keeps_a_guests_write() {
+    use crate::job::AwaitedOperation::{Read, Write};
+    for (side, event, operation) in [
+        ("target", DebugEvent::WriteAio, Write),
+        ("disk", DebugEvent::ReadAio, Read),
+    ] {
+        Log::keep(|log| {
+            run_with(false, Clock::manual(), |bench| async move {
+                let disk = bench.disk("disk").await;
+                bench.target("target").await;
+                let node = bench.graph.node(side).unwrap();
+                let job = bench.backup("none", &json!({})).await;
+                hold(&node, event);
+                let write = bench.begin_write(&disk, 0, CLUSTER, 0xa0);
+                wait_held(&node).await;
+                // It waits for its turn, and so for the same.
+                let behind = bench.begin_write(&disk, 0, CLUSTER, 0xa0);
+                let drained = begin_drain(&bench.graph, &disk.node().unwrap());
+                yield_often().await;
+                assert!(bench.clock.advance(MOMENT));
+                yield_often().await;
+                let kept = format!(
+                    "a guest's write that has been waiting for node '{side}' for 1 s of backup 'job0' ('job-cancel'"
+                );
+                assert_eq!(log.count(&kept), 1, "{}", log.last());
+                assert_eq!(parting::awaited(&job), [(side.to_owned(), operation, true)]);
+                job.cancel(true).unwrap();
+                write.await.unwrap();
+                behind.await.unwrap();
+                assert_eq!(
+                    parting::awaited(&job),
+                    [(side.to_owned(), operation, false)]
+                );
+                debug(&node).resume("hang").unwrap();
+                wait(&drained).await;
+            });
         });
-    });
+    }
 }

@@ -20,7 +20,7 @@ use crate::driver::{Allocation, Edge, RequestFlags, Role};
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
 use crate::io::serialise::{Claim, ClaimKind, Serialiser};
-use crate::job::{AwaitedOperation, JobKicker};
+use crate::job::{AwaitedOperation, JobKicker, Waiter};
 use crate::node::Node;
 use crate::parting::{GivenUp, Parting};
 
@@ -127,18 +127,24 @@ impl Copier {
             || self.next_run(clusters).is_none()
     }
 
-    /// Copies what is left of these clusters, once nobody else is about to.
+    /// Copies what is left of these clusters, once nobody else is about to; for whom is noted.
     ///
     /// # Errors
     /// The copy failed, or the job has given up; what was not copied is still to be.
-    pub(crate) async fn save(&self, clusters: &Range<u64>) -> std::result::Result<(), CopyError> {
+    pub(crate) async fn save(
+        &self,
+        clusters: &Range<u64>,
+        waiter: Waiter,
+    ) -> std::result::Result<(), CopyError> {
         let _running = self.parting.begin_at_target();
+        let turn = (waiter == Waiter::Guest).then(|| self.parting.requests.begin_turn());
         let _claim = self.claim(clusters.clone()).await?;
+        drop(turn);
         while let Some(run) = self.next_run(clusters) {
             if self.broken().is_some() {
                 return Ok(());
             }
-            self.copy(&run).await?;
+            self.copy(&run, waiter).await?;
             let len = run.end - run.start;
             self.to_copy.clear(run.start, len);
             self.done.fetch_add(len, Ordering::Relaxed);
@@ -190,13 +196,13 @@ impl Copier {
         self.kick();
     }
 
-    async fn copy(&self, run: &Range<u64>) -> std::result::Result<(), CopyError> {
+    async fn copy(&self, run: &Range<u64>, waiter: Waiter) -> std::result::Result<(), CopyError> {
         let (file, target) = (self.file.node(), self.target.node());
         let requests = &self.parting.requests;
         let mut at = run.start;
         while at < run.end {
             let looking = self.parting.look_at_source()?;
-            let awaiting = requests.begin(&file, AwaitedOperation::Look);
+            let awaiting = requests.begin_for(waiter, &file, AwaitedOperation::Look);
             let status = file.block_status(at, run.end - at).await;
             drop(awaiting);
             let status = status.map_err(|error| failed(IoOperation::Read, error))?;
@@ -204,7 +210,7 @@ impl Copier {
                 Allocation::Zero => {
                     drop(looking);
                     self.parting.check_going_on()?;
-                    let _awaiting = requests.begin(&target, AwaitedOperation::Zeroes);
+                    let _awaiting = requests.begin_for(waiter, &target, AwaitedOperation::Zeroes);
                     let flags = RequestFlags::MAY_UNMAP;
                     let zeroed = target.write_zeroes(at, status.len, flags).await;
                     zeroed.map_err(|error| failed(IoOperation::Write, error))?;
@@ -215,14 +221,14 @@ impl Copier {
                     let len = status.len.min(MAX_DATA);
                     // Bounded, so this is no more than memory has.
                     let buffer = IoBuffer::alloc(usize::try_from(len).unwrap_or(usize::MAX));
-                    let awaiting = requests.begin(&file, AwaitedOperation::Read);
+                    let awaiting = requests.begin_for(waiter, &file, AwaitedOperation::Read);
                     let read = file.read(at, buffer.clone()).await;
                     drop(awaiting);
                     read.map_err(|error| failed(IoOperation::Read, error))?;
                     drop(looking);
                     // A guest may have changed meanwhile what was read.
                     self.parting.check_going_on()?;
-                    let _awaiting = requests.begin(&target, AwaitedOperation::Write);
+                    let _awaiting = requests.begin_for(waiter, &target, AwaitedOperation::Write);
                     let written = target.write(at, buffer, RequestFlags::empty()).await;
                     written.map_err(|error| failed(IoOperation::Write, error))?;
                     len

@@ -22,7 +22,7 @@ use super::{Background, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::dirty::{DirtyBitmap, Granularity};
 use crate::error::{BlockError, Result};
 use crate::event::IoOperation;
-use crate::job::AwaitedOperation;
+use crate::job::Waiter;
 use crate::node::Node;
 use crate::options::{CopyBeforeWriteNode, OnCbwError};
 use crate::parting::GivenUp;
@@ -157,7 +157,7 @@ impl CopyBeforeWrite {
             return Ok(());
         }
         let saved = match self.patience {
-            Patience::Endless => copier.save(&clusters).await,
+            Patience::Endless => copier.save(&clusters, Waiter::Guest).await,
             Patience::Within(timeout) => self.save_within(clusters, timeout).await,
             Patience::OfJob => self.save_for_job(clusters).await,
         };
@@ -199,10 +199,9 @@ impl CopyBeforeWrite {
     /// The copy's; `ECANCELED` if the job has given up, then what has begun of the copy goes on.
     async fn save_for_job(&self, clusters: Range<u64>) -> std::result::Result<(), CopyError> {
         let copier = Arc::clone(&self.copier);
-        let requests = &copier.parting().requests;
-        let _awaiting = requests.begin_for_guest(&copier.target.node(), AwaitedOperation::Write);
         // Of its own: what is on its way to the target can't be called back.
-        let saving = current::spawn_local(async move { copier.save(&clusters).await });
+        let saving =
+            current::spawn_local(async move { copier.save(&clusters, Waiter::Guest).await });
         match select(saving, pin!(self.copier.parting().given_up())).await {
             Either::Left((saved, _)) => saved.map_err(lost)?,
             Either::Right(_) => Err(GivenUp.into()),
@@ -218,7 +217,7 @@ impl CopyBeforeWrite {
     ) -> std::result::Result<(), CopyError> {
         let (copier, running) = (Arc::clone(&self.copier), self.background.begin());
         let saving = current::spawn_local(async move {
-            let saved = copier.save(&clusters).await;
+            let saved = copier.save(&clusters, Waiter::Guest).await;
             drop(running);
             saved
         });

@@ -21,7 +21,6 @@ use sluice_aio::IoBuffer;
 use super::{Allocation, BlockFuture, DebugEvent, Driver, Edge, FrozenChain, RequestFlags, Role};
 use crate::error::{BlockError, Result};
 use crate::io::serialise::{Claim, ClaimKind, Serialiser};
-use crate::job::AwaitedOperation;
 use crate::node::Node;
 use crate::parting::{GivenUp, Parting};
 use crate::permission::{Access, Permissions};
@@ -108,7 +107,7 @@ impl CopyOnRead {
         let range = offset..offset.saturating_add(len);
         // Who copies there may hang.
         let requests = &self.parting.requests;
-        let awaiting = requests.begin_for_guest(&self.file.node(), AwaitedOperation::Write);
+        let awaiting = requests.begin_turn();
         let claim = self.claim(range.clone(), ClaimKind::Shared).await;
         drop(awaiting);
         let _claim = match claim {
