@@ -112,6 +112,26 @@ pub enum BlockError {
     /// The node was not created by the monitor.
     #[error("Node {0} is not owned by the monitor")]
     NotOwned(String),
+    /// A disk stands on a node that is to be copied to.
+    #[error(
+        "Block device {node} is in use by the disk '{disk}'; {copy} to a node that no disk uses"
+    )]
+    UsedByDisk {
+        /// The node.
+        node: String,
+        /// The disk.
+        disk: String,
+        /// What is to be done, a verb.
+        copy: &'static str,
+    },
+    /// A node can't be put above another one.
+    #[error("{why}")]
+    Overlay {
+        /// The upper one.
+        node: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A job holds the node.
     #[error("Node '{node}' is busy: block device is in use by block job: {job}")]
     Busy {
@@ -126,8 +146,8 @@ pub enum BlockError {
     #[error("Job ID '{0}' already in use")]
     JobIdInUse(String),
     /// An action of a transaction can't have what another one of it has, which is undone with it.
-    #[error(transparent)]
-    OfTransaction(Box<BlockError>),
+    #[error("{0}")]
+    OfTransaction(Box<BlockError>, Contested),
     /// One user of a node does what another does not allow.
     #[error(transparent)]
     Conflict(#[from] Box<PermissionConflict>),
@@ -145,6 +165,28 @@ pub enum BlockError {
     /// Anything else that an operator asked for and can't have.
     #[error("{0}")]
     Refused(String),
+}
+
+/// What two actions of a transaction can't both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contested {
+    /// Something of which there may be another: a target, a name.
+    Own,
+    /// The disk that the action is about.
+    Disk,
+}
+
+impl Contested {
+    fn way_out(self) -> &'static str {
+        match self {
+            Self::Own => {
+                "another action of the same transaction has it, which was undone: give each its own, or begin one when the other has ended"
+            }
+            Self::Disk => {
+                "another action of the same transaction has it, which was undone: a disk has one job at a time, so begin one when the other has ended; a second copy of the same instant can be made of the first one's target then"
+            }
+        }
+    }
 }
 
 /// How far the job is that keeps others from a node, and so what can be done about it.
@@ -250,12 +292,13 @@ impl BlockError {
         }
     }
 
-    /// The same of an action that failed because of another `own` of its transaction, if it was that.
+    /// The same of an action that failed because another one of its own transaction has what is `contested`, if it was
+    /// that.
     #[must_use]
-    pub(crate) fn of_transaction(self, own: bool) -> Self {
-        match own {
-            true => Self::OfTransaction(Box::new(self)),
-            false => self,
+    pub(crate) fn of_transaction(self, contested: Option<Contested>) -> Self {
+        match contested {
+            Some(contested) => Self::OfTransaction(Box::new(self), contested),
+            None => self,
         }
     }
 
@@ -267,9 +310,7 @@ impl BlockError {
                 Some("it is free when they have")
             }
             Self::Busy { with, .. } => Some(with.way_out()),
-            Self::OfTransaction(_) => Some(
-                "another action of the same transaction has it, which was undone: give each its own, or begin one when the other has ended",
-            ),
+            Self::OfTransaction(_, contested) => Some(contested.way_out()),
             _ => None,
         }
     }
@@ -284,7 +325,7 @@ impl BlockError {
             Self::OutOfRange { .. } => libc::EINVAL,
             Self::ReadOnly(_) => libc::EROFS,
             Self::NoMedium(_) => libc::ENOMEDIUM,
-            Self::OfTransaction(error) => error.errno(),
+            Self::OfTransaction(error, _) => error.errno(),
             Self::Cancelled(_) => libc::ECANCELED,
             Self::Busy { .. } | Self::InUse(_) | Self::HasDisk(_) | Self::Conflict(_) => {
                 libc::EBUSY

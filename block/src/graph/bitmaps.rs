@@ -152,9 +152,18 @@ impl BitmapChange {
         }
     }
 
-    /// The bitmap, if nobody else gets it until the change is final.
-    pub(crate) fn kept(&self) -> Option<&Arc<NamedBitmap>> {
-        matches!(self.kind, Kind::Leaving).then_some(&self.bitmap)
+    /// Whether it is what `error` complains of, which is about one of `bitmaps`.
+    pub(crate) fn explains(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
+        let is_cause = match error {
+            // Nobody else gets it until the change is final.
+            BlockError::Bitmap(NamedBitmapError::Busy(_)) => matches!(self.kind, Kind::Leaving),
+            BlockError::Bitmap(NamedBitmapError::Exists(_)) => matches!(self.kind, Kind::Added),
+            _ => false,
+        };
+        is_cause
+            && bitmaps
+                .iter()
+                .any(|bitmap| Arc::ptr_eq(bitmap, &self.bitmap))
     }
 
     /// As if it had never been. Inside a section of the node, which has been open since the change was

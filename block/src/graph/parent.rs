@@ -202,16 +202,16 @@ impl Node {
 
     /// # Errors
     /// A disk stands on the node, so nobody can `copy` (a verb) to it.
-    pub(crate) fn check_no_disks(&self, copy: &str) -> Result<()> {
+    pub(crate) fn check_no_disks(&self, copy: &'static str) -> Result<()> {
         let backends = self.backends();
         let Some(disk) = backends.first() else {
             return Ok(());
         };
-        Err(BlockError::Refused(format!(
-            "Block device {} is in use by the disk '{}'; {copy} to a node that no disk uses",
-            self.name(),
-            disk.name()
-        )))
+        Err(BlockError::UsedByDisk {
+            node: self.name().to_owned(),
+            disk: disk.name().to_owned(),
+            copy,
+        })
     }
 
     /// Whether `below` is a node that this one stands on, in whatever role.

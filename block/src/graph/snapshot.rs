@@ -22,6 +22,16 @@ pub struct Snapshot {
     was_read_only: bool,
 }
 
+impl Snapshot {
+    /// Whether `error` complains of what its overlay has become.
+    pub(crate) fn explains(&self, error: &BlockError) -> bool {
+        let (BlockError::Overlay { node, .. } | BlockError::UsedByDisk { node, .. }) = error else {
+            return false;
+        };
+        node == self.overlay.name()
+    }
+}
+
 impl Graph {
     /// Makes `node` the backing image of `overlay`, and moves the disks and nodes above `node` to
     /// `overlay`. What the guest had written before is durable in `node` then, which becomes
@@ -92,7 +102,7 @@ impl Graph {
 /// It can't be put above a node.
 fn check_overlay(overlay: &Node) -> Result<()> {
     let driver = overlay.driver();
-    let refused = if overlay.access().used.contains(Permissions::CONSISTENT_READ) {
+    let why = if overlay.access().used.contains(Permissions::CONSISTENT_READ) {
         "The overlay is already in use"
     } else if driver.is_filter() {
         "Filters cannot be used as overlays"
@@ -103,5 +113,8 @@ fn check_overlay(overlay: &Node) -> Result<()> {
             None => "The overlay does not support backing images",
         }
     };
-    Err(BlockError::Refused(refused.to_owned()))
+    Err(BlockError::Overlay {
+        node: overlay.name().to_owned(),
+        why,
+    })
 }

@@ -18,7 +18,7 @@ use sluice_aio::AioContext;
 use crate::backup::{BlockdevBackup, DriveBackup};
 use crate::dirty::{NamedBitmap, NamedBitmapError};
 use crate::drain::Section;
-use crate::error::{BlockError, Result};
+use crate::error::{BlockError, Contested, Result};
 use crate::graph::{BitmapAction, BitmapSource, Graph, SnapshotSync};
 use crate::node::Node;
 use step::{Step, World};
@@ -92,13 +92,33 @@ impl Action {
 
     /// The bitmaps that it may have wanted and, by `error`, did not get.
     fn bitmaps_of(&self, error: &BlockError, graph: &Graph) -> Vec<Arc<NamedBitmap>> {
-        let BlockError::Bitmap(NamedBitmapError::Busy(name)) = error else {
+        let BlockError::Bitmap(NamedBitmapError::Busy(name) | NamedBitmapError::Exists(name)) =
+            error
+        else {
             return Vec::new();
         };
         let nodes = self.nodes().into_iter();
         nodes
             .filter_map(|node| graph.bitmap_of(node, name))
             .collect()
+    }
+
+    /// What it wanted and, by `error`, another action of its transaction has.
+    fn contested(&self, error: &BlockError) -> Contested {
+        let BlockError::Busy { node, .. } = error else {
+            return Contested::Own;
+        };
+        let is_disk = match self {
+            Self::BlockdevBackup(backup) => backup.common.device == *node,
+            Self::DriveBackup(backup) => backup.common.device == *node,
+            Self::Snapshot { .. } | Self::SnapshotSync(_) => true,
+            Self::Abort | Self::Bitmap(_) => false,
+        };
+        if is_disk {
+            Contested::Disk
+        } else {
+            Contested::Own
+        }
     }
 
     /// Whether it begins a job, which can be grouped with others.
@@ -166,6 +186,7 @@ async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -
             Err(error) => {
                 let bitmaps = action.bitmaps_of(&error, world.graph);
                 let own = steps.iter().any(|step| step.explains(&error, &bitmaps));
+                let own = own.then(|| action.contested(&error));
                 let error = error.of_transaction(own);
                 for step in steps.into_iter().rev() {
                     step.undo(world.graph).await;

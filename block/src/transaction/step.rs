@@ -74,11 +74,8 @@ impl Step {
     /// Whether it keeps what `error` complains of. `bitmaps` are those that an error about a bitmap may mean.
     pub(super) fn explains(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
         match self {
-            Self::Bitmap(change) => {
-                let mut kept = change.kept().into_iter();
-                kept.any(|own| bitmaps.iter().any(|bitmap| Arc::ptr_eq(own, bitmap)))
-            }
-            Self::Snapshot(_) => false,
+            Self::Bitmap(change) => change.explains(error, bitmaps),
+            Self::Snapshot(snapshot) => snapshot.explains(error),
             Self::Backup(prepared) => prepared.kept().explains(error, bitmaps),
         }
     }

@@ -54,6 +54,7 @@ impl<'a> Targets<'a> {
                 Ok(target) => targets.of_actions.push(target),
                 Err(error) => {
                     let own = targets.explain(&error, action);
+                    let own = own.then(|| action.contested(&error));
                     let error = error.of_transaction(own);
                     targets.close(false).await;
                     return Err(error);

@@ -231,6 +231,92 @@ fn a_snapshot_is_undone() {
     });
 }
 
+/// What one action has made, another can't make too. It is undone, so that nobody finds what the text names.
+#[test]
+fn what_another_action_has_made_is_refused_by_that() {
+    run(async |graph| {
+        let (disk, node) = disk(&graph, "d").await;
+        graph.add_overlay("over", MIB, None).unwrap();
+        let snapshot = || Action::Snapshot {
+            node: "d".to_owned(),
+            overlay: "over".to_owned(),
+        };
+        let common = json!({"device": "d", "sync": "none", "job-id": "job"});
+        let backup = || {
+            Action::BlockdevBackup(Box::new(BlockdevBackup {
+                common: serde_json::from_value(common.clone()).unwrap(),
+                target: "over".to_owned(),
+            }))
+        };
+        let onto_overlay = BlockdevBackup {
+            common: serde_json::from_value(json!({
+                "device": "e", "sync": "none", "job-id": "job"
+            }))
+            .unwrap(),
+            target: "over".to_owned(),
+        };
+        self::disk(&graph, "e").await;
+        let own = "another action of the same transaction has it, which was undone: give each its own, or begin one \
+                   when the other has ended";
+        let cases = [
+            (
+                [add("d", "b"), add("d-node", "b")],
+                "Bitmap already exists: b",
+            ),
+            ([snapshot(), snapshot()], "The overlay is already in use"),
+            (
+                [snapshot(), Action::BlockdevBackup(Box::new(onto_overlay))],
+                "Block device over is in use by the disk 'd'; back up to a node that no disk uses",
+            ),
+        ];
+        let before = graph.picture();
+        for (actions, text) in cases {
+            let error = transact(&graph, &actions).await.unwrap_err();
+            assert_eq!(error.to_string(), text);
+            assert_eq!(error.way_out(), Some(own), "{text}");
+            assert_eq!((graph.picture(), seen(&node)), (before.clone(), vec![]));
+        }
+        // A snapshot of a disk that another action backs up: there is no other disk.
+        let error = transact(&graph, &[backup(), snapshot()]).await.unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("in use by block job: backup 'job'"),
+            "{error}"
+        );
+        assert!(
+            error
+                .way_out()
+                .unwrap()
+                .contains("a disk has one job at a time")
+        );
+        // What was there before is told as ever, and so is what is wrong with the action alone.
+        transact(&graph, &[add("d", "b")]).await.unwrap();
+        for actions in [
+            [add("d", "c"), add("d", "b")],
+            [add("e", "b"), add("d", "b")],
+            [
+                Action::Bitmap(BitmapAction::Remove(bitmap("d", "b"))),
+                add("d", "b"),
+            ],
+        ] {
+            let error = transact(&graph, &actions).await.unwrap_err();
+            assert_eq!(error.to_string(), "Bitmap already exists: b");
+            assert_eq!(error.way_out(), None);
+        }
+        let used = Action::Snapshot {
+            node: "e".to_owned(),
+            overlay: "d-node".to_owned(),
+        };
+        let error = transact(&graph, &[add("e", "c"), used]).await.unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.way_out()),
+            ("The overlay is already in use", None)
+        );
+        assert!(Arc::ptr_eq(&disk.node().unwrap(), &node));
+    });
+}
+
 /// Snapshots, bitmaps and backups together: after a failure there is nothing of any of them, and otherwise the
 /// backup is of the snapshot's instant.
 #[test]
