@@ -143,8 +143,13 @@ pub enum BlockError {
         with: BusyFor,
     },
     /// A job has the name, or is going to have it.
-    #[error("Job ID '{0}' already in use")]
-    JobIdInUse(String),
+    #[error("Job ID '{id}' already in use")]
+    JobIdInUse {
+        /// The name.
+        id: String,
+        /// That job has ended, and waits to be dismissed.
+        has_ended: bool,
+    },
     /// An action of a transaction can't have what another one of it has, which is undone with it.
     #[error("{0}")]
     OfTransaction(Box<BlockError>, Contested),
@@ -310,6 +315,12 @@ impl BlockError {
                 Some("it is free when they have")
             }
             Self::Busy { with, .. } => Some(with.way_out()),
+            Self::JobIdInUse { has_ended, .. } => Some(match has_ended {
+                true => {
+                    "the job of that name has ended: let it go by 'job-dismiss', or choose another 'job-id'"
+                }
+                false => "choose another 'job-id', or wait until the job of that name is gone",
+            }),
             Self::OfTransaction(_, contested) => Some(contested.way_out()),
             _ => None,
         }
@@ -339,7 +350,7 @@ impl BlockError {
 impl From<CreateError> for BlockError {
     fn from(error: CreateError) -> Self {
         match error {
-            CreateError::IdInUse { id } => Self::JobIdInUse(id),
+            CreateError::IdInUse { id, has_ended } => Self::JobIdInUse { id, has_ended },
             other => Self::Refused(other.to_string()),
         }
     }

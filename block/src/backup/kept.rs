@@ -31,7 +31,7 @@ impl Kept {
     pub(crate) fn explains(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
         match error {
             BlockError::Busy { job, .. } => **job == *JobKind::Backup.named(self.id.as_str()),
-            BlockError::JobIdInUse(id) => id == self.id.as_str(),
+            BlockError::JobIdInUse { id, .. } => id == self.id.as_str(),
             BlockError::DuplicateNode(name) => self.filter_name.as_ref() == Some(name),
             _ => {
                 let mut kept = self.bitmap.iter();

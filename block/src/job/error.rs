@@ -36,6 +36,8 @@ pub enum CreateError {
     IdInUse {
         /// The name.
         id: String,
+        /// That job has ended, and waits to be dismissed.
+        has_ended: bool,
     },
     /// No name was given and there is none to fall back on.
     #[error("An explicit job ID is required")]

@@ -15,7 +15,7 @@ use super::handle::Job;
 use super::id::JobId;
 use super::info::{BlockJobInfo, JobInfo};
 use super::lifecycle::Life;
-use super::state::JobState;
+use super::state::{JobState, JobVerb};
 use crate::error::BlockError;
 use crate::event::EventSink;
 use crate::home::Home;
@@ -103,16 +103,37 @@ struct Jobs {
 
 impl Jobs {
     /// # Errors
-    /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].
-    fn check_new(&self, id: &str) -> Result<(), CreateError> {
-        let id = id.to_owned();
+    /// The name is taken, or all jobs are to end.
+    fn check_new(&self, id: &str) -> Result<(), NotNew> {
         if self.shutting_down {
-            return Err(CreateError::ShuttingDown { id });
+            return Err(NotNew::ShuttingDown);
         }
-        if self.held_ids.contains(&id) || self.all.iter().any(|job| job.id() == id) {
-            return Err(CreateError::IdInUse { id });
+        let job = self.all.iter().find(|job| job.id() == id);
+        if job.is_some() || self.held_ids.iter().any(|held| held == id) {
+            return Err(NotNew::IdInUse(job.cloned()));
         }
         Ok(())
+    }
+}
+
+/// Why there can be no job of that name.
+enum NotNew {
+    /// It is this one's, or is held for one that is going to be.
+    IdInUse(Option<Arc<Job>>),
+    ShuttingDown,
+}
+
+impl NotNew {
+    /// Not under the registry's lock: a job that goes away takes that under its own.
+    fn into_error(self, id: &JobId) -> CreateError {
+        let id = id.to_string();
+        match self {
+            Self::IdInUse(job) => CreateError::IdInUse {
+                id,
+                has_ended: job.is_some_and(|job| JobVerb::Dismiss.allowed_in(job.state())),
+            },
+            Self::ShuttingDown => CreateError::ShuttingDown { id },
+        }
     }
 }
 
@@ -159,7 +180,10 @@ impl JobRegistry {
     /// [`CreateError::IdInUse`], [`CreateError::ShuttingDown`].
     pub(crate) fn hold(&self, id: &JobId) -> Result<HeldId, CreateError> {
         let mut jobs = self.shared.jobs.lock();
-        jobs.check_new(id.as_str())?;
+        if let Err(error) = jobs.check_new(id.as_str()) {
+            drop(jobs);
+            return Err(error.into_error(id));
+        }
         jobs.held_ids.push(id.to_string());
         Ok(HeldId {
             registry: Arc::clone(&self.shared),
@@ -182,7 +206,10 @@ impl JobRegistry {
         home: impl Into<Home>,
     ) -> Result<Arc<Job>, CreateError> {
         let mut jobs = self.shared.jobs.lock();
-        jobs.check_new(options.id.as_str())?;
+        if let Err(error) = jobs.check_new(options.id.as_str()) {
+            drop(jobs);
+            return Err(error.into_error(&options.id));
+        }
         let registry = Arc::downgrade(&self.shared);
         let job = Arc::new(Job::new(
             options,

@@ -18,15 +18,23 @@ fn scripted() -> Box<dyn JobDriver> {
 fn a_name_is_taken_until_its_job_is_gone() {
     let mut world = World::new();
     let fake = world.start_with(manual("job"), true);
-    let taken = |world: &World| {
+    let taken = |world: &World, ended: bool| {
         let error = world
             .registry
             .create(options("job"), scripted(), &world.home())
             .unwrap_err();
         assert_eq!(error.to_string(), "Job ID 'job' already in use");
+        let way_out = crate::BlockError::from(error).way_out();
+        let expected = match ended {
+            true => {
+                "the job of that name has ended: let it go by 'job-dismiss', or choose another 'job-id'"
+            }
+            false => "choose another 'job-id', or wait until the job of that name is gone",
+        };
+        assert_eq!(way_out, Some(expected));
     };
     world.events();
-    taken(&world);
+    taken(&world, false);
     assert!(
         world.events().is_empty(),
         "nobody hears of the job that was refused"
@@ -34,7 +42,7 @@ fn a_name_is_taken_until_its_job_is_gone() {
     fake.act(&mut world, [Step::Return(Ok(()))]);
     fake.job.finalize().unwrap();
     world.rest();
-    taken(&world);
+    taken(&world, true);
     fake.job.dismiss().unwrap();
     world.create("job");
 }
