@@ -19,6 +19,7 @@ use sluice_aio::current;
 
 use super::handle::Job;
 use super::inner::Core;
+use super::state::JobVerb;
 use crate::drain::PATIENCE as MOMENT;
 use crate::node::Node;
 
@@ -310,9 +311,24 @@ impl Job {
         }
         if let Some(request) = self.awaited().first() {
             let job = self.kind().named(self.id());
+            let way_out = match self.is_ended_by_force(request.operation) {
+                true => {
+                    " ('job-cancel', or 'block-job-cancel' with force, ends the job without it)"
+                }
+                false => "",
+            };
             tracing::warn!(
-                "{job} is to end and waits for {request}; see to what that node stands on"
+                "{job} is to end and waits for {request}; see to what that node stands on{way_out}"
             );
         }
+    }
+
+    /// Whether a cancel by force, which has not come yet, ends the job although that hangs.
+    fn is_ended_by_force(&self, operation: AwaitedOperation) -> bool {
+        let core = self.lock();
+        let is_heard = JobVerb::Cancel.allowed_in(core.state) && core.phase.can_be_cancelled();
+        // Reads are waited for: the disk is the guest's.
+        let is_read = matches!(operation, AwaitedOperation::Look | AwaitedOperation::Read);
+        is_heard && !core.is_cancelled() && !is_read
     }
 }

@@ -65,6 +65,7 @@ fn a_job_that_is_to_end_says_what_it_waits_for() {
                 assert_eq!(log.count(&said), lines, "{}", log.last());
             }
             assert!(log.last().contains("begun 12 s ago"), "{}", log.last());
+            assert_eq!(log.count("ends the job without it"), 0);
             // It is told once more.
             job.cancel(true).ok();
             source.as_blkdebug().unwrap().resume("hang").unwrap();
@@ -341,6 +342,40 @@ fn a_guest_that_waits_for_its_turn_blames_what_hangs() {
         pass(&bench, MOMENT).await;
         source.as_blkdebug().unwrap().resume("hang").unwrap();
         stop.await.unwrap();
+        job.concluded().await;
+    });
+}
+
+/// One that is to complete, whose target hangs, says that a cancel by force ends it; not after that any more.
+#[test]
+fn a_job_that_is_to_complete_says_what_ends_it() {
+    run_logged(|bench, log| async move {
+        bench.disk("disk").await;
+        let target = bench.target("target").await;
+        let job = bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        hold(&target, DebugEvent::FlushToDisk);
+        job.complete().unwrap();
+        wait_held(&target).await;
+        let said = "waits for a flush of node 'target', begun ";
+        let way_out = "('job-cancel', or 'block-job-cancel' with force, ends the job without it)";
+        pass(&bench, MOMENT).await;
+        assert_eq!(
+            (log.count(said), log.count(way_out)),
+            (1, 1),
+            "{}",
+            log.last()
+        );
+        job.cancel(true).unwrap();
+        yield_often().await;
+        pass(&bench, MOMENT).await;
+        assert_eq!(
+            (log.count(said), log.count(way_out)),
+            (2, 1),
+            "{}",
+            log.last()
+        );
+        target.as_blkdebug().unwrap().resume("hang").unwrap();
         job.concluded().await;
     });
 }
