@@ -211,6 +211,7 @@ fn says_what_it_waits_for(told: &[Signal], quit: bool) {
         &[
             "mirror 'job' for the block status of node 'source', begun ",
             "a second SIGTERM or SIGINT ends it at once",
+            "('quit' counts for none)",
         ],
     );
     vm.process.signal(*last).unwrap();
@@ -221,6 +222,33 @@ fn says_what_it_waits_for(told: &[Signal], quit: bool) {
         "{}",
         vm.process.messages()
     );
+}
+
+/// A disk that hangs by itself is named, too: here one that has become its mirror.
+#[test]
+fn the_end_says_for_which_disk_it_waits() {
+    let scene = Scene::new();
+    // There are no copies on read.
+    let mut vm = with_slow_target(&scene, "cor_write");
+    vm.execute("blockdev-mirror", &job(&json!({})));
+    vm.wait_job("BLOCK_JOB_READY", "job");
+    vm.execute("block-job-complete", &json!({"device": "job"}));
+    vm.wait_job("BLOCK_JOB_COMPLETED", "job");
+    let write = json!({"node-name": "slow", "tag": "write", "event": "write_aio"});
+    vm.execute("x-debug-break", &write);
+    let writes = json!({"command-line": "qemu-io disk \"write 0 512\""});
+    let _writer = vm.ask("human-monitor-command", &writes);
+    let held = json!({"node-name": "slow", "tag": "write"});
+    vm.execute("x-debug-wait-break", &held);
+    vm.execute("quit", &json!({}));
+    let line = wait_said(&vm, "the machine's end takes long");
+    let words = ["disk 'disk (by hand)' (1 requests in flight)"];
+    expect_words(&line, &words);
+    for signal in [Signal::TERM, Signal::INT] {
+        vm.process.signal(signal).unwrap();
+    }
+    let ended = vm.process.wait_end(LIMIT).unwrap();
+    assert_eq!(ended.code(), Some(status::SETUP));
 }
 
 #[test]
