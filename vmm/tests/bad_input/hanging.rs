@@ -1,5 +1,6 @@
 //! The end of a machine while the target of a job hangs: it comes all the same, and says what was left behind.
 
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use rustix::process::Signal;
@@ -37,8 +38,24 @@ fn with_slow_target(scene: &Scene, event: &str) -> Vm {
 }
 
 fn wait_held(vm: &mut Vm) {
-    let held = json!({"node-name": "slow", "tag": "hold"});
+    wait_held_by(vm, "hold");
+}
+
+fn wait_held_by(vm: &mut Vm, tag: &str) {
+    let held = json!({"node-name": "slow", "tag": tag});
     vm.execute("x-debug-wait-break", &held);
+}
+
+/// A client that writes to the disk, whose write `slow` holds for ever.
+#[must_use]
+fn held_writer(vm: &mut Vm) -> UnixStream {
+    let write = json!({"node-name": "slow", "tag": "write", "event": "write_aio"});
+    vm.execute("x-debug-break", &write);
+    // This is not answered before the end.
+    let writes = json!({"command-line": "qemu-io disk \"write 0 512\""});
+    let writer = vm.ask("human-monitor-command", &writes);
+    wait_held_by(vm, "write");
+    writer
 }
 
 fn job(more: &Value) -> Value {
@@ -90,8 +107,7 @@ fn while_the_pivots_flush_hangs(told: Told) {
     let flush = json!({"node-name": "slow", "tag": "flush", "event": "flush_to_disk"});
     vm.execute("x-debug-break", &flush);
     vm.execute("block-job-complete", &json!({"device": "job"}));
-    let held = json!({"node-name": "slow", "tag": "flush"});
-    vm.execute("x-debug-wait-break", &held);
+    wait_held_by(&mut vm, "flush");
     ends_without_it(vm, &scene, told, "mirror");
 }
 
@@ -120,13 +136,8 @@ fn while_a_stop_waits(told: Told) {
     let both = json!({"copy-mode": "write-blocking"});
     vm.execute("blockdev-mirror", &job(&both));
     vm.wait_job("BLOCK_JOB_READY", "job");
-    let write = json!({"node-name": "slow", "tag": "write", "event": "write_aio"});
-    vm.execute("x-debug-break", &write);
-    // These are not answered before the end.
-    let writes = json!({"command-line": "qemu-io disk \"write 0 512\""});
-    let _writer = vm.ask("human-monitor-command", &writes);
-    let held = json!({"node-name": "slow", "tag": "write"});
-    vm.execute("x-debug-wait-break", &held);
+    let _writer = held_writer(&mut vm);
+    // This is not answered before the end either.
     let _stopper = vm.ask("stop", &json!({}));
     while vm.execute("query-status", &json!({}))["running"] != false {
         thread::yield_now();
@@ -234,12 +245,7 @@ fn the_end_says_for_which_disk_it_waits() {
     vm.wait_job("BLOCK_JOB_READY", "job");
     vm.execute("block-job-complete", &json!({"device": "job"}));
     vm.wait_job("BLOCK_JOB_COMPLETED", "job");
-    let write = json!({"node-name": "slow", "tag": "write", "event": "write_aio"});
-    vm.execute("x-debug-break", &write);
-    let writes = json!({"command-line": "qemu-io disk \"write 0 512\""});
-    let _writer = vm.ask("human-monitor-command", &writes);
-    let held = json!({"node-name": "slow", "tag": "write"});
-    vm.execute("x-debug-wait-break", &held);
+    let _writer = held_writer(&mut vm);
     vm.execute("quit", &json!({}));
     let line = wait_said(&vm, "the machine's end takes long");
     let words = ["disk 'disk (by hand)' (1 requests in flight)"];

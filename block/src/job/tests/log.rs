@@ -43,10 +43,6 @@ impl Log {
 struct Line(String);
 
 impl Visit for Line {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        write!(self.0, "{}={value} ", field.name()).unwrap();
-    }
-
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         write!(self.0, "{}={value:?} ", field.name()).unwrap();
     }

@@ -260,6 +260,14 @@ impl Bench {
         self.job()
     }
 
+    /// Mirrors `disk` to `target` until it is ready, and has guests' writes go to both from then on.
+    pub(super) async fn mirror_to_both(&self) -> Arc<Job> {
+        let job = self.mirror("disk", "target").await;
+        self.wait_for(JobState::Ready).await;
+        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        job
+    }
+
     pub(super) fn job(&self) -> Arc<Job> {
         self.graph.jobs().get("job0").unwrap()
     }

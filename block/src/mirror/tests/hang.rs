@@ -5,13 +5,12 @@ use std::sync::atomic::Ordering;
 
 use sluice_aio::current;
 
-use super::bench::{BLOCK, Bench, block_value, common, copy_mode, debug, run_both_by_hand};
+use super::bench::{BLOCK, Bench, block_value, common, debug, run_both_by_hand};
 use crate::backend::Backend;
 use crate::drain::{HeldUpSection, PATIENCE as MOMENT};
 use crate::driver::DebugEvent;
 use crate::event::BlockEvent;
 use crate::job::{Job, JobState};
-use crate::mirror::CopyMode;
 use crate::node::Node;
 use crate::parting::PATIENCE;
 use crate::parting::tests::{
@@ -144,9 +143,7 @@ fn a_guests_write_to_both_that_hangs_is_left_too() {
     run_both_by_hand(|bench| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        let job = bench.mirror("disk", "target").await;
-        bench.wait_for(JobState::Ready).await;
-        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        let job = bench.mirror_to_both().await;
         hold(&target, DebugEvent::WriteAio);
         let held = bench.begin_write(&disk, 0, 0xf1);
         wait_held(&target).await;

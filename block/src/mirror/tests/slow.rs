@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use sluice_aio::{Clock, current};
+use sluice_aio::{Clock, JoinHandle, current};
 
 use super::bench::{BLOCK, Bench, Serving, copy_mode, run_both_by_hand, run_with};
 use crate::drain::PATIENCE as MOMENT;
 use crate::driver::DebugEvent;
+use crate::graph::LeftTarget;
 use crate::job::tests::log::Log;
 use crate::job::{AwaitedOperation, Job, JobState};
 use crate::mirror::CopyMode;
@@ -24,6 +25,14 @@ fn run_logged<F: Future<Output = ()> + 'static>(test: impl FnOnce(Bench, Log) ->
 async fn pass(bench: &Bench, time: Duration) {
     bench.advance(time);
     yield_often().await;
+}
+
+/// The machine stops; ready when that waits for whatever it has to.
+async fn begin_stop(bench: &Bench) -> JoinHandle<Vec<LeftTarget>> {
+    let graph = Arc::clone(&bench.graph);
+    let stop = current::spawn_local(async move { graph.come_to_rest("stop").await });
+    yield_often().await;
+    stop
 }
 
 /// Waits until that is all for which the job has been waiting: what began beside it has ended.
@@ -185,18 +194,14 @@ fn a_stop_says_whose_target_keeps_a_guests_write() {
     run_logged(|bench, log| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        let job = bench.mirror("disk", "target").await;
-        bench.wait_for(JobState::Ready).await;
-        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        let job = bench.mirror_to_both().await;
         hold(&target, DebugEvent::WriteAio);
         let write = bench.begin_write(&disk, BLOCK, 0xf1);
         wait_held(&target).await;
         // This one waits for its place.
         let behind = bench.begin_write(&disk, BLOCK, 0xf2);
         yield_often().await;
-        let graph = Arc::clone(&bench.graph);
-        let stop = current::spawn_local(async move { graph.come_to_rest("stop").await });
-        yield_often().await;
+        let stop = begin_stop(&bench).await;
         let kept = "a guest's write that has been waiting for node 'target' for";
         for (waited, lines) in [(1, 1), (2, 2), (3, 2), (4, 3)] {
             pass(&bench, MOMENT).await;
@@ -223,9 +228,7 @@ fn a_disk_that_hangs_is_not_blamed_on_its_mirror() {
     run_logged(|bench, log| async move {
         let (disk, source) = bench.debug_disk("disk").await;
         bench.target("target").await;
-        let job = bench.mirror("disk", "target").await;
-        bench.wait_for(JobState::Ready).await;
-        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        let job = bench.mirror_to_both().await;
         hold(&source, DebugEvent::WriteAio);
         let write = bench.begin_write(&disk, BLOCK, 0xf1);
         wait_held(&source).await;
@@ -234,9 +237,7 @@ fn a_disk_that_hangs_is_not_blamed_on_its_mirror() {
         while !awaited(&job).is_empty() {
             current::yield_now().await;
         }
-        let graph = Arc::clone(&bench.graph);
-        let stop = current::spawn_local(async move { graph.come_to_rest("stop").await });
-        yield_often().await;
+        let stop = begin_stop(&bench).await;
         pass(&bench, MOMENT).await;
         assert!(log.last().contains("disk 'disk'"), "{}", log.last());
         assert_eq!(log.count("guest's write"), 0);
@@ -253,9 +254,7 @@ fn a_guest_that_was_let_go_waits_for_nothing() {
     run_logged(|bench, log| async move {
         let (disk, source) = bench.debug_disk("disk").await;
         let target = bench.target("target").await;
-        let job = bench.mirror("disk", "target").await;
-        bench.wait_for(JobState::Ready).await;
-        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        let job = bench.mirror_to_both().await;
         hold(&target, DebugEvent::WriteAio);
         let write = bench.begin_write(&disk, BLOCK, 0xf1);
         wait_held(&target).await;
@@ -268,9 +267,7 @@ fn a_guest_that_was_let_go_waits_for_nothing() {
         hold(&source, DebugEvent::WriteAio);
         let hanging = bench.begin_write(&disk, 0, 0xf2);
         wait_held(&source).await;
-        let graph = Arc::clone(&bench.graph);
-        let stop = current::spawn_local(async move { graph.come_to_rest("stop").await });
-        yield_often().await;
+        let stop = begin_stop(&bench).await;
         pass(&bench, MOMENT).await;
         for said in ["is to end and waits for ", "mirror job 'job0' ("] {
             let said = format!("{said}a write to node 'target', begun 2 s ago");
@@ -290,9 +287,7 @@ fn a_section_says_a_guests_write_once() {
     run_logged(|bench, log| async move {
         let disk = bench.disk("disk").await;
         let target = bench.target("target").await;
-        let job = bench.mirror("disk", "target").await;
-        bench.wait_for(JobState::Ready).await;
-        job.change(&copy_mode(CopyMode::WriteBlocking)).unwrap();
+        let job = bench.mirror_to_both().await;
         hold(&target, DebugEvent::WriteAio);
         let write = bench.begin_write(&disk, BLOCK, 0xf1);
         wait_held(&target).await;
@@ -328,9 +323,7 @@ fn a_guest_that_waits_for_its_turn_blames_what_hangs() {
         yield_often().await;
         pass(&bench, MOMENT).await;
         wait_awaited(&job, "disk-node", AwaitedOperation::Read).await;
-        let graph = Arc::clone(&bench.graph);
-        let stop = current::spawn_local(async move { graph.come_to_rest("stop").await });
-        yield_often().await;
+        let stop = begin_stop(&bench).await;
         pass(&bench, MOMENT).await;
         let line = log.first("a drain takes long");
         let own = "mirror job 'job0' (a read of node 'disk-node', begun 2 s ago), ";
