@@ -297,16 +297,6 @@ impl BlockError {
         }
     }
 
-    /// The same of an action that failed because another one of its own transaction has what is `contested`, if it was
-    /// that.
-    #[must_use]
-    pub(crate) fn of_transaction(self, contested: Option<Contested>) -> Self {
-        match contested {
-            Some(contested) => Self::OfTransaction(Box::new(self), contested),
-            None => self,
-        }
-    }
-
     /// What can be done about it, for people; none where the text says it itself. From any thread.
     #[must_use]
     pub fn way_out(&self) -> Option<&'static str> {

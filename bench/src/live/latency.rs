@@ -66,8 +66,6 @@ impl Cost {
 struct Beside {
     mirrored: Cost,
     alone: Cost,
-    /// A write to a disk without a mirror, beside the same copy.
-    neighbour: Cost,
 }
 
 /// The writes of one slice, `depth` at once.
@@ -129,14 +127,14 @@ fn to_both(effort: Effort, depth: usize) -> Result<Beside> {
         Ok(Beside {
             mirrored: Cost::of(&both),
             alone: Cost::of(&sums),
-            neighbour: Cost::default(),
         })
     })?
 }
 
 /// A write while a mirror copies at half of the speed that it has alone, and without a mirror: a write to the
-/// same disk, and, of a mode that writes to both sides, one to a target.
-fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<Beside> {
+/// same disk, and, of a mode that writes to both sides, one to a target. Also a write to a disk without a mirror, beside the
+/// same copy.
+fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<(Beside, Cost)> {
     let size = effort.of(512 << 20, 8 << 20);
     let (rounds, slices) = (effort.of(8, 1), effort.of(SLICES, 1));
     let images = Images::new(size)?;
@@ -179,11 +177,11 @@ fn while_it_copies(effort: Effort, depth: usize, mode: &'static str) -> Result<B
                 free.push(alone);
             }
         }
-        Ok(Beside {
+        let beside = Beside {
             mirrored: Cost::of(&mirrored),
             alone: Cost::of(&free),
-            neighbour: Cost::of(&near),
-        })
+        };
+        Ok((beside, Cost::of(&near)))
     })?
 }
 
@@ -221,16 +219,19 @@ fn beside_copies(effort: Effort, depth: usize, is_shared: bool, report: Sink<'_>
         true => (", one processor", |_| Target::None),
         false => ("", Target::RatioAtMost),
     };
-    let blocking = while_it_copies(effort, depth, "write-blocking")?;
+    let (blocking, _) = while_it_copies(effort, depth, "write-blocking")?;
     let what = format!("write to both sides, copy at half speed, depth {depth}{shared}");
     add(report, what, &blocking, judged(TO_BOTH));
-    let background = while_it_copies(effort, depth, "background")?;
+    let (background, alone) = while_it_copies(effort, depth, "background")?;
     let what = format!("write beside a copy at half speed, depth {depth}{shared}");
     add(report, what, &background, judged(BESIDE));
     // What no mirror could spare the guest: the copy has the processors and the memory's bandwidth.
     let what = "the same, against a disk without a mirror beside that copy".to_owned();
-    let (mirrored, alone) = (background.mirrored, background.neighbour);
-    report(row(what, mirrored.time, Some(alone.time), Target::None));
+    let beside = Beside {
+        alone,
+        ..background
+    };
+    report(cost_row(what, &beside, |cost| cost.time, Target::None));
     Ok(())
 }
 

@@ -53,8 +53,7 @@ impl<'a> Target<'a> {
         let options = job_options(common, &source, None)?;
         let blocker = JobKind::Backup.named(options.id.as_str());
         no_marks(shape, source.len())?;
-        let held_id = graph.jobs().hold(&options.id);
-        let held_id = held_id?;
+        let held_id = graph.jobs().hold(&options.id)?;
         let name = common.filter_node_name.as_deref();
         let held_name = name.map(|name| HeldName::new(graph, name)).transpose()?;
 

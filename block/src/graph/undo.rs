@@ -84,8 +84,7 @@ impl<'a> Undo<'a> {
         home: Home,
         attach: impl FnOnce(&mut Transaction<'_>, &Parent),
     ) -> Result<Arc<Job>> {
-        let job = self.graph.jobs().create(options, driver, home);
-        let job = job?;
+        let job = self.graph.jobs().create(options, driver, home)?;
         let mut change = self.graph.transaction();
         attach(&mut change, &Parent::job(&job));
         if let Err(error) = change.commit() {

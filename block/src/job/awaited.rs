@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
@@ -19,7 +20,6 @@ use sluice_aio::current;
 
 use super::handle::Job;
 use super::inner::Core;
-use super::state::JobVerb;
 use crate::drain::PATIENCE as MOMENT;
 use crate::node::Node;
 
@@ -156,10 +156,16 @@ impl Requests {
         }))
     }
 
-    /// Notes that a guest's write waits until the job, or another guest, is done with its place: which node keeps it is told by
-    /// their requests.
-    pub(crate) fn begin_turn(self: &Arc<Self>) -> Awaiting {
-        self.add(None)
+    /// Waits for a guest's `turn`: until the job, or another guest, is done with its place. That is noted if it has not come
+    /// yet; which node keeps it is told by their requests.
+    pub(crate) async fn wait_turn<T>(self: &Arc<Self>, turn: impl Future<Output = T>) -> T {
+        let mut turn = pin!(turn);
+        // Most need not wait.
+        if let Some(done) = turn.as_mut().now_or_never() {
+            return done;
+        }
+        let _awaiting = self.add(None);
+        turn.await
     }
 
     fn add(self: &Arc<Self>, asked: Option<Asked>) -> Awaiting {
@@ -325,10 +331,8 @@ impl Job {
 
     /// Whether a cancel by force, which has not come yet, ends the job although that hangs.
     fn is_ended_by_force(&self, operation: AwaitedOperation) -> bool {
-        let core = self.lock();
-        let is_heard = JobVerb::Cancel.allowed_in(core.state) && core.phase.can_be_cancelled();
         // Reads are waited for: the disk is the guest's.
         let is_read = matches!(operation, AwaitedOperation::Look | AwaitedOperation::Read);
-        is_heard && !core.is_cancelled() && !is_read
+        !is_read && self.ways_to_end().is_some()
     }
 }

@@ -204,18 +204,14 @@ impl JobContext {
         self.job.lock().rate.charge(bytes, now);
     }
 
-    /// Whether the operator limits the job's speed. Once the job was finalised that does not count any more.
+    /// How long from now until the job will be slower than the operator's speed limit lets it be; zero: it is. None without a limit;
+    /// once the job was finalised it has none any more.
     #[must_use]
-    pub fn is_rate_limited(&self) -> bool {
-        let core = self.job.lock();
-        core.phase.is_limited() && core.rate.speed() > 0
-    }
-
-    /// How long from now until the job will be slower than its speed limit lets it be; zero: it is. For ever without a limit.
-    #[must_use]
-    pub fn until_behind_rate(&self) -> Duration {
+    pub fn until_behind_rate(&self) -> Option<Duration> {
         let now = self.now();
-        self.job.lock().rate.until_behind(now)
+        let core = self.job.lock();
+        let is_limited = core.phase.is_limited() && core.rate.speed() > 0;
+        is_limited.then(|| core.rate.until_behind(now))
     }
 
     /// How long the speed limit wants the next transfer to wait; zero: not at all.

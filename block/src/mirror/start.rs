@@ -145,8 +145,7 @@ async fn start(
     let known = bitmap.emptied().map_err(in_words)?;
     let clock = graph.clock().clone();
     let ledger = Ledger::new(bitmap, Arc::clone(&target), common.copy_mode, clock);
-    let held_id = graph.jobs().hold(&options.id);
-    let held_id = held_id?;
+    let held_id = graph.jobs().hold(&options.id)?;
     let claim = Claim::take(graph, &source, &target, &id)?;
     // From here on nobody gets what the job needs.
     if let Some(file) = file {

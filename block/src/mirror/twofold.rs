@@ -133,13 +133,14 @@ pub(super) async fn write_both(
     let claim = {
         // A copy that is on its way there may hang.
         let requests = &ledger.parting.requests;
-        let _awaiting = requests.begin_turn();
         let claim = pin!(
             ledger
                 .claims
                 .claim_owned(range.clone(), ClaimKind::Exclusive)
         );
-        match select(claim, pin!(ledger.parting.given_up())).await {
+        let given_up = pin!(ledger.parting.given_up());
+        let turn = select(claim, given_up);
+        match requests.wait_turn(turn).await {
             Either::Left((claim, _)) => Some(claim),
             Either::Right(_) => None,
         }

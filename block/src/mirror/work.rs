@@ -45,13 +45,12 @@ impl MirrorJob {
             job.sleep(delay).await;
             return;
         }
-        let until_behind = job.until_behind_rate();
         // By how much a limit is missed decides, and not how long each copy takes: one that waits for a slow device or a
         // distant one takes no processor.
-        let (pace, patience) = match job.is_rate_limited() {
-            false => (Pace::Fast, IDLE_SLICE),
-            true if until_behind.is_zero() => (Pace::Brief, IDLE_SLICE),
-            true => (Pace::Single, IDLE_SLICE.min(until_behind)),
+        let (pace, patience) = match job.until_behind_rate() {
+            None => (Pace::Fast, IDLE_SLICE),
+            Some(Duration::ZERO) => (Pace::Brief, IDLE_SLICE),
+            Some(until_behind) => (Pace::Single, IDLE_SLICE.min(until_behind)),
         };
         let kicker = job.kicker();
         let step = self.copier.step(&kicker, pace);

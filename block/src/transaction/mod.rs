@@ -90,6 +90,22 @@ impl Action {
         }
     }
 
+    /// The `error` by which it failed. That tells whether another action of its transaction has what it wanted, which is what
+    /// `explains` says of the error, and of the bitmaps that it may be about.
+    fn blame(
+        &self,
+        error: BlockError,
+        graph: &Graph,
+        explains: impl FnOnce(&BlockError, &[Arc<NamedBitmap>]) -> bool,
+    ) -> BlockError {
+        let bitmaps = self.bitmaps_of(&error, graph);
+        if !explains(&error, &bitmaps) {
+            return error;
+        }
+        let contested = self.contested(&error);
+        BlockError::OfTransaction(Box::new(error), contested)
+    }
+
     /// The bitmaps that it may have wanted and, by `error`, did not get.
     fn bitmaps_of(&self, error: &BlockError, graph: &Graph) -> Vec<Arc<NamedBitmap>> {
         let BlockError::Bitmap(NamedBitmapError::Busy(name) | NamedBitmapError::Exists(name)) =
@@ -184,10 +200,9 @@ async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -
         match Step::prepare(world, action, target.node()).await {
             Ok(step) => steps.push(step),
             Err(error) => {
-                let bitmaps = action.bitmaps_of(&error, world.graph);
-                let own = steps.iter().any(|step| step.explains(&error, &bitmaps));
-                let own = own.then(|| action.contested(&error));
-                let error = error.of_transaction(own);
+                let error = action.blame(error, world.graph, |error, bitmaps| {
+                    steps.iter().any(|step| step.explains(error, bitmaps))
+                });
                 for step in steps.into_iter().rev() {
                     step.undo(world.graph).await;
                 }

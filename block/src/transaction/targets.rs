@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Action;
 use crate::backup;
+use crate::dirty::NamedBitmap;
 use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::node::Node;
@@ -53,9 +54,9 @@ impl<'a> Targets<'a> {
             match Target::open(graph, action).await {
                 Ok(target) => targets.of_actions.push(target),
                 Err(error) => {
-                    let own = targets.explain(&error, action);
-                    let own = own.then(|| action.contested(&error));
-                    let error = error.of_transaction(own);
+                    let error = action.blame(error, graph, |error, bitmaps| {
+                        targets.explain(error, bitmaps)
+                    });
                     targets.close(false).await;
                     return Err(error);
                 }
@@ -64,13 +65,12 @@ impl<'a> Targets<'a> {
         Ok(targets)
     }
 
-    /// Whether one of them keeps what `error` of a further action complains of.
-    fn explain(&self, error: &BlockError, action: &Action) -> bool {
-        let bitmaps = action.bitmaps_of(error, self.graph);
+    /// Whether one of them keeps what `error` of a further action complains of; of `bitmaps`, if that is about one.
+    fn explain(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
         self.of_actions.iter().any(|target| match target {
             Target::Backup(target) => match error {
                 BlockError::FileInUse { identity, .. } => target.node().files().contains(identity),
-                _ => target.kept().explains(error, &bitmaps),
+                _ => target.kept().explains(error, bitmaps),
             },
             Target::Nothing | Target::Overlay(_) => false,
         })

@@ -137,9 +137,11 @@ impl Copier {
         waiter: Waiter,
     ) -> std::result::Result<(), CopyError> {
         let _running = self.parting.begin_at_target();
-        let turn = (waiter == Waiter::Guest).then(|| self.parting.requests.begin_turn());
-        let _claim = self.claim(clusters.clone()).await?;
-        drop(turn);
+        let claim = self.claim(clusters.clone());
+        let _claim = match waiter {
+            Waiter::Job => claim.await,
+            Waiter::Guest => self.parting.requests.wait_turn(claim).await,
+        }?;
         while let Some(run) = self.next_run(clusters) {
             if self.broken().is_some() {
                 return Ok(());

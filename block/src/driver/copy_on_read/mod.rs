@@ -107,10 +107,8 @@ impl CopyOnRead {
         let range = offset..offset.saturating_add(len);
         // Who copies there may hang.
         let requests = &self.parting.requests;
-        let awaiting = requests.begin_turn();
-        let claim = self.claim(range.clone(), ClaimKind::Shared).await;
-        drop(awaiting);
-        let _claim = match claim {
+        let turn = self.claim(range.clone(), ClaimKind::Shared);
+        let _claim = match requests.wait_turn(turn).await {
             Ok(claim) => claim,
             Err(GivenUp) => self.writing.claim(range, ClaimKind::Shared).await,
         };
