@@ -264,6 +264,11 @@ impl JobDriver for ChainJob {
         })
     }
 
+    /// All of it is done apart, and left with its images.
+    fn leaves_reads(&self) -> bool {
+        true
+    }
+
     fn awaited(&self, now: Duration) -> Awaited {
         self.chain.parting.awaited(now)
     }

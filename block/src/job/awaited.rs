@@ -75,7 +75,8 @@ impl fmt::Display for AwaitedRequest {
             AwaitedOperation::Zeroes => write!(f, "a write of zeroes to node '{node}'")?,
             AwaitedOperation::Copy => match &self.from_node_name {
                 Some(from) => write!(f, "a copy from node '{from}' to node '{node}'")?,
-                None => write!(f, "a copy to node '{node}' of what is below it")?,
+                // A stream's.
+                None => write!(f, "a copy of data from below node '{node}' into that node")?,
             },
             AwaitedOperation::Flush => write!(f, "a flush of node '{node}'")?,
         }
@@ -331,8 +332,7 @@ impl Job {
 
     /// Whether a cancel by force, which has not come yet, ends the job although that hangs.
     fn is_ended_by_force(&self, operation: AwaitedOperation) -> bool {
-        // Reads are waited for: the disk is the guest's.
         let is_read = matches!(operation, AwaitedOperation::Look | AwaitedOperation::Read);
-        !is_read && self.ways_to_end().is_some()
+        (!is_read || self.driver.leaves_reads()) && self.ways_to_end().is_some()
     }
 }

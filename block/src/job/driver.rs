@@ -149,6 +149,12 @@ pub trait JobDriver: Send + Sync + 'static {
         Err(VerbError::CannotChange)
     }
 
+    /// Whether a forced cancel ends the job although a read of its source hangs, or a look at it. A target's requests never
+    /// keep it.
+    fn leaves_reads(&self) -> bool {
+        false
+    }
+
     /// The requests that the job, or a guest on its account, has been waiting for since a second before `now` or longer,
     /// the oldest first. Any thread.
     fn awaited(&self, now: Duration) -> Awaited {

@@ -118,7 +118,7 @@ impl MirrorJob {
                 return Ok(());
             }
             if self.is_nearly_flushed() {
-                self.copy_some(job).await;
+                self.copy_some(job).await?;
             } else if let Err(error) = here(self.begin_flush(job)).await? {
                 self.ledger.report(error);
             }

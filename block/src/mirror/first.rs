@@ -10,6 +10,7 @@
 //! Zeroing comes first and by itself, since it is quick, or slow, in another way than copying: an operator who
 //! sees both in one number can tell nothing from it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -190,15 +191,23 @@ impl MirrorJob {
         job.check_cancelled()?;
         let left = self.ledger.dirty.size() - at;
         let requests = &self.ledger.parting.requests;
-        let _awaiting = requests.begin(&self.source, AwaitedOperation::Look);
-        let status = match (self.first.kind, &self.own_chain) {
-            (FirstCopy::TopLayer, _) => here(self.source.layer_status(at, left)).await,
-            (FirstCopy::AboveTarget, Some(chain)) => {
-                let above = self.source.status_down_to(&chain.lowest, at, left);
-                here(above).await
+        let awaiting = requests.begin(&self.source, AwaitedOperation::Look);
+        let (kind, source) = (self.first.kind, Arc::clone(&self.source));
+        let lowest = self
+            .own_chain
+            .as_ref()
+            .map(|chain| Arc::clone(&chain.lowest));
+        let look = async move {
+            let _awaiting = awaiting;
+            match (kind, lowest) {
+                (FirstCopy::TopLayer, _) => source.layer_status(at, left).await,
+                (FirstCopy::AboveTarget, Some(lowest)) => {
+                    source.status_down_to(&lowest, at, left).await
+                }
+                _ => source.block_status(at, left).await,
             }
-            _ => here(self.source.block_status(at, left)).await,
         };
+        let status = here(self.look_at(job, look)).await?;
         Ok(status.unwrap_or(BlockStatus {
             allocation: Allocation::Data,
             len: left,

@@ -9,7 +9,7 @@ use super::claim::{TARGET_ACCESS, TARGET_ROLE};
 use super::job::MirrorJob;
 use super::ledger::{CopyError, Ledger};
 use crate::event::IoOperation;
-use crate::job::{JobContext, JobError};
+use crate::job::{JobContext, JobDriver as _, JobError};
 use crate::parting::{GivenUp, Target, returned_or_left};
 
 impl MirrorJob {
@@ -49,6 +49,18 @@ impl MirrorJob {
         };
         self.outcome.target_left.store(is_left, Ordering::Relaxed);
         is_left && self.own_chain.is_some()
+    }
+
+    /// Does what looks at the source. A forced cancel ends the wait for it where the job leaves its reads.
+    pub(super) async fn look_at<T: 'static>(
+        &self,
+        job: &JobContext,
+        look: impl Future<Output = T> + 'static,
+    ) -> Result<T, JobError> {
+        match self.leaves_reads() {
+            true => self.ledger.parting.apart(job, look).await,
+            false => Ok(look.await),
+        }
     }
 
     /// Flushes the target; a forced cancel ends the wait for it.

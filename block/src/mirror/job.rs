@@ -233,6 +233,11 @@ impl JobDriver for MirrorJob {
         }
     }
 
+    /// A mirror's source is the guest's disk, which is given back only when nothing reads it any more.
+    fn leaves_reads(&self) -> bool {
+        self.own_chain.is_some()
+    }
+
     fn awaited(&self, now: Duration) -> Awaited {
         self.ledger.parting.awaited(now)
     }

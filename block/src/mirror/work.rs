@@ -1,6 +1,7 @@
 //! The mirror's work from the first copy to the end of what is dirty, and what its copies tell: progress, and errors for
 //! the operator.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -34,16 +35,16 @@ impl MirrorJob {
             if self.copier.is_converged() || enough() {
                 return Ok(());
             }
-            self.copy_some(job).await;
+            self.copy_some(job).await?;
         }
     }
 
     /// Begins one copy if one may begin now, or waits.
-    pub(super) async fn copy_some(&self, job: &JobContext) {
+    pub(super) async fn copy_some(&self, job: &JobContext) -> Result<(), JobError> {
         let delay = job.rate_delay();
         if !delay.is_zero() {
             job.sleep(delay).await;
-            return;
+            return Ok(());
         }
         // By how much a limit is missed decides, and not how long each copy takes: one that waits for a slow device or a
         // distant one takes no processor.
@@ -52,9 +53,7 @@ impl MirrorJob {
             Some(Duration::ZERO) => (Pace::Brief, IDLE_SLICE),
             Some(until_behind) => (Pace::Single, IDLE_SLICE.min(until_behind)),
         };
-        let kicker = job.kicker();
-        let step = self.copier.step(&kicker, pace);
-        match here(step).await {
+        match here(self.step(job, pace)).await? {
             Step::Started { data } => job.charge(data),
             Step::Clean => {
                 job.sleep(IDLE_SLICE).await;
@@ -63,6 +62,14 @@ impl MirrorJob {
                 job.sleep(patience).await;
             }
         }
+        Ok(())
+    }
+
+    /// Starts one copy, of which the source may have to be asked first.
+    async fn step(&self, job: &JobContext, pace: Pace) -> Result<Step, JobError> {
+        let (copier, kicker) = (Arc::clone(&self.copier), job.kicker());
+        let step = async move { copier.step(&kicker, pace).await };
+        self.look_at(job, step).await
     }
 
     /// Copies about as much as is dirty now.
@@ -94,7 +101,7 @@ impl MirrorJob {
             if self.copier.is_converged() || begun >= most {
                 return Ok(true);
             }
-            match self.copier.step(&job.kicker(), pace).await {
+            match self.step(job, pace).await? {
                 Step::Started { data } => {
                     begun = data
                         .max(self.ledger.dirty.granularity())

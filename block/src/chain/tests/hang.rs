@@ -6,6 +6,7 @@ use super::phases::Kind;
 use super::*;
 use crate::drain::PATIENCE as MOMENT;
 use crate::graph::BitmapAction;
+use crate::job::tests::log::Log;
 use crate::parting::PATIENCE;
 use crate::parting::tests::{
     self as parting, begin_drain, hold, wait, wait_held, wait_held_up, wait_told_ending, way_out,
@@ -16,16 +17,18 @@ use crate::transaction::{Action, CompletionMode, transact};
 /// What hangs of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
+    Look,
     Read,
     Write,
     Flush,
 }
 
-const HELD: [Held; 3] = [Held::Read, Held::Write, Held::Flush];
+const HELD: [Held; 4] = [Held::Look, Held::Read, Held::Write, Held::Flush];
 
 impl Held {
     fn event(self) -> DebugEvent {
         match self {
+            Self::Look => DebugEvent::BlockStatus,
             Self::Read => DebugEvent::ReadAio,
             Self::Write => DebugEvent::WriteAio,
             Self::Flush => DebugEvent::FlushToDisk,
@@ -118,7 +121,7 @@ impl Chain {
         let [highest, between, lowest] = &self.injectors;
         match (kind, held) {
             (Kind::Stream, _) => highest,
-            (Kind::Commit | Kind::ActiveCommit, Held::Read) => between,
+            (Kind::Commit | Kind::ActiveCommit, Held::Look | Held::Read) => between,
             (Kind::Commit | Kind::ActiveCommit, _) => lowest,
         }
     }
@@ -575,11 +578,74 @@ fn a_machine_stops_although_a_backing_image_hangs() {
     }
 }
 
+/// Runs `test` in one thread, with a log in which all is said.
+fn run_logged<F: Future<Output = ()> + 'static>(test: impl FnOnce(Chain, Log) -> F + 'static) {
+    Log::keep(|log| {
+        run_in(false, Clock::manual(), 50, move |bench| async move {
+            test(Chain::new(bench).await, log).await;
+        });
+    });
+}
+
+/// One that is to complete, and reads an image that hangs, is told that a cancel by force ends it; and it does.
+#[test]
+fn a_commit_that_is_to_complete_says_what_ends_it() {
+    for (held, request) in [(Held::Look, "the block status"), (Held::Read, "a read")] {
+        run_logged(move |chain, log| async move {
+            let job = chain.start(Kind::ActiveCommit).await;
+            wait_for(&job, JobState::Ready).await;
+            let mut expected = shown_by(&chain.disk).await;
+            // What this chunk begins with is further down.
+            let cluster = (64 << 10) / CLUSTER + 1;
+            guest_write(&chain.disk, cluster * CLUSTER, CLUSTER, 0xa0).await;
+            expected[cluster * CLUSTER..][..CLUSTER].fill(0xa0);
+            let injector = chain.injector(Kind::ActiveCommit, held);
+            hold(injector, held.event());
+            job.complete().unwrap();
+            wait_held(injector).await;
+            chain.bench.clock.advance(MOMENT);
+            yield_often().await;
+            let said = format!("commit 'job' is to end and waits for {request} of node 'top'");
+            assert_eq!(log.count(&said), 1, "{}", log.last());
+            let way_out =
+                "('job-cancel', or 'block-job-cancel' with force, ends the job without it)";
+            assert!(log.last().contains(way_out), "{}", log.last());
+            job.cancel(true).unwrap();
+            chain.lose_patience(&job).await;
+            assert!(chain.was_cancelled());
+            assert_eq!(log.count(way_out), 1, "{}", log.last());
+            assert!(shown_by(&chain.disk).await == expected);
+            injector.as_blkdebug().unwrap().resume("hang").unwrap();
+            chain.wait_free().await;
+        });
+    }
+}
+
+/// A stream's request reads below the image and writes to it.
+#[test]
+fn a_stream_says_what_it_waits_for() {
+    run_logged(|chain, log| async move {
+        let (injector, job) = chain.start_hanging(Kind::Stream, Held::Read).await;
+        job.cancel(true).unwrap();
+        yield_often().await;
+        chain.bench.clock.advance(MOMENT);
+        yield_often().await;
+        let said = "stream 'job' is to end and waits for a copy of data from below node 'top' into that node, begun 1 s ago";
+        assert_eq!(log.count(said), 1, "{}", log.last());
+        injector.as_blkdebug().unwrap().resume("hang").unwrap();
+        job.concluded().await;
+        chain.wait_free().await;
+    });
+}
+
 /// Queries name the image that hangs, or above which it does, once it is not a matter of a moment any more.
 #[test]
 fn queries_say_what_a_job_waits_for() {
-    use crate::job::AwaitedOperation::{Copy, Flush, Read, Write};
+    use crate::job::AwaitedOperation::{Copy, Flush, Look, Read, Write};
     for (kind, held, node, operation) in [
+        (Kind::Stream, Held::Look, "highest", Look),
+        (Kind::Commit, Held::Look, "between", Look),
+        (Kind::ActiveCommit, Held::Look, "top", Look),
         (Kind::Stream, Held::Read, "top", Copy),
         (Kind::Stream, Held::Write, "top", Copy),
         (Kind::Stream, Held::Flush, "highest", Flush),

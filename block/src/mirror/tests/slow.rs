@@ -339,6 +339,28 @@ fn a_guest_that_waits_for_its_turn_blames_what_hangs() {
     });
 }
 
+/// One that is to complete, whose *source* hangs, is not told to be cancelled: that would not end it.
+#[test]
+fn a_job_whose_source_hangs_names_no_way_out() {
+    for event in [DebugEvent::BlockStatus, DebugEvent::ReadAio] {
+        run_logged(|bench, log| async move {
+            let (disk, source) = bench.debug_disk("disk").await;
+            bench.target("target").await;
+            let job = bench.mirror("disk", "target").await;
+            bench.wait_for(JobState::Ready).await;
+            hold(&source, event);
+            bench.begin_write(&disk, BLOCK, 0xf1).await.unwrap();
+            job.complete().unwrap();
+            wait_held(&source).await;
+            pass(&bench, MOMENT).await;
+            assert_eq!(log.count("is to end and waits for "), 1, "{}", log.last());
+            assert_eq!(log.count("ends the job without it"), 0, "{}", log.last());
+            source.as_blkdebug().unwrap().resume("hang").unwrap();
+            assert_eq!(bench.end().await, None);
+        });
+    }
+}
+
 /// One that is to complete, whose target hangs, says that a cancel by force ends it; not after that any more.
 #[test]
 fn a_job_that_is_to_complete_says_what_ends_it() {
