@@ -11,13 +11,14 @@
     reason = "raw segments of shared memory, shaped for the kernel"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::RefCell;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use crate::pooled::Memory;
 
 /// The guest's memory as all of Sluice sees it.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -41,12 +42,9 @@ pub enum BufferError {
     },
 }
 
-/// Memory of one's own, zeroed and aligned.
+/// Memory of one's own, aligned; all of it has been written to.
 #[derive(Debug)]
-struct Heap {
-    memory: NonNull<u8>,
-    layout: Layout,
-}
+struct Heap(#[expect(dead_code, reason = "keeps the memory")] Memory);
 
 // SAFETY: an allocation that nobody else owns; any thread may use and free it.
 unsafe impl Send for Heap {}
@@ -57,13 +55,6 @@ unsafe impl Send for Heap {}
 // on by an operation's start and end or through a queue; callers who copy into clones of one buffer
 // in two threads at once get either's bytes, as from a guest that writes to a request's memory.
 unsafe impl Sync for Heap {}
-
-impl Drop for Heap {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `IoBuffer::alloc` with this very layout, and freed only here.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Keep {
@@ -187,29 +178,38 @@ impl IoBuffer {
     /// Zeroed memory of `len` bytes in one segment, aligned to [`BUFFER_ALIGNMENT`].
     #[must_use]
     pub fn alloc(len: usize) -> Self {
+        Self::filled(len, |buffer| {
+            for segment in buffer.segments(0) {
+                // SAFETY: the memory was just taken, for so many bytes, and nobody else knows of it.
+                unsafe { segment.base().write_bytes(0, segment.len()) };
+            }
+        })
+    }
+
+    /// Memory of `len` bytes in one segment, aligned to [`BUFFER_ALIGNMENT`], all of which `fill` writes to: there may
+    /// be anything in it, even what another guest has written.
+    fn filled(len: usize, fill: impl FnOnce(&Self)) -> Self {
+        let mut buffer = Self::empty();
         if len == 0 {
-            return Self::empty();
+            return buffer;
         }
         let Ok(layout) = Layout::from_size_align(len, BUFFER_ALIGNMENT) else {
             // Only a length beyond the address space gets here.
             handle_alloc_error(Layout::new::<u8>())
         };
-        // SAFETY: the layout's size is not zero.
-        let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            handle_alloc_error(layout)
-        };
-        let mut buffer = Self::empty();
+        let memory = Memory::take(layout);
         buffer.push(Segment::new(memory.as_ptr(), len));
-        buffer.keep = Keep::Heap(Arc::new(Heap { memory, layout }));
+        buffer.keep = Keep::Heap(Arc::new(Heap(memory)));
+        fill(&buffer);
         buffer
     }
 
     /// A copy of `bytes` in memory of its own.
     #[must_use]
     pub fn copied_from(bytes: &[u8]) -> Self {
-        let buffer = Self::alloc(bytes.len());
-        buffer.copy_from_slice(0, bytes);
-        buffer
+        Self::filled(bytes.len(), |buffer| {
+            buffer.copy_from_slice(0, bytes);
+        })
     }
 
     /// The given ranges of guest memory, in order, without copying.
@@ -405,13 +405,13 @@ impl IoBuffer {
     /// A buffer of its own with the same bytes, in one piece: they were looked at once.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let copy = Self::alloc(self.len);
-        self.for_range(0, self.len, |segment, at| {
-            copy.for_range(at, segment.len(), |to, _| {
-                volatile(&segment).copy_to_volatile_slice(volatile(&to));
+        Self::filled(self.len, |copy| {
+            self.for_range(0, self.len, |segment, at| {
+                copy.for_range(at, segment.len(), |to, _| {
+                    volatile(&segment).copy_to_volatile_slice(volatile(&to));
+                });
             });
-        });
-        copy
+        })
     }
 
     /// Calls `visit(segment, offset from the range's start)` for the pieces of a range; returns the
@@ -542,6 +542,24 @@ mod tests {
         assert!(buffer.is_zero());
         assert!(buffer.slice(0, 4096).is_aligned(BUFFER_ALIGNMENT));
         assert!(!buffer.is_aligned(BUFFER_ALIGNMENT));
+    }
+
+    #[test]
+    fn memory_that_was_used_before_is_given_out_as_new() {
+        for len in [1, 5000, 64 << 10, 70 << 10] {
+            let used = IoBuffer::alloc(len);
+            used.fill(0, len, 7);
+            let place = used.segments(0).next().unwrap().base();
+            drop(used);
+            let next = IoBuffer::alloc(len);
+            if len <= 64 << 10 {
+                assert_eq!(next.segments(0).next().unwrap().base(), place);
+            }
+            assert!(next.is_zero());
+            let bytes = vec![9; len];
+            drop(next);
+            assert_eq!(IoBuffer::copied_from(&bytes).duplicate().to_vec(), bytes);
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! A call through `dyn` must put its future somewhere, and the block layer makes such a call for
 //! every layer of every request; so must a loop that starts a task for every request. The general
 //! allocator costs more than most layers do, so the memory comes from lists of free blocks that
-//! each thread keeps: in steady state a request allocates nothing. All that is unsafe about this is
-//! in this file.
+//! each thread keeps: in steady state a request allocates nothing. Short [buffers](crate::IoBuffer) of
+//! whole pages come from lists like these. All that is unsafe about the lists is in this file.
 //!
 //! # Why it is sound
 //! * A block's size is a function of the layout alone (`class_of`), and whoever gives a block
@@ -33,36 +33,73 @@ use std::task::{Context, Poll};
 
 use crate::task::Work;
 
-/// Size in bytes of the smallest class; each further class is twice as large.
-const SMALLEST: usize = 64;
-/// How many classes there are; the largest has blocks of 8 KiB.
-const CLASSES: usize = 8;
-/// What every block of a class is aligned to, in bytes; general allocators give as much for nothing.
-const ALIGNMENT: usize = 16;
-/// The most bytes that one thread keeps in free blocks of one class.
-const KEPT: usize = 1 << 20;
+/// Blocks of one alignment: the smallest size, twice that, and so on.
+struct Family {
+    alignment: usize,
+    /// Size in bytes of the smallest class; each further class is twice as large.
+    smallest: usize,
+    classes: usize,
+    /// The most bytes that one thread keeps in free blocks of one class.
+    kept: usize,
+}
+
+impl Family {
+    const fn layout(&self, class: usize) -> Layout {
+        match Layout::from_size_align(self.smallest << class, self.alignment) {
+            Ok(layout) => layout,
+            Err(_) => panic!("the classes are too large"),
+        }
+    }
+}
+
+/// Of futures, up to 8 KiB; general allocators align as much for nothing.
+const FUTURES: Family = Family {
+    alignment: 16,
+    smallest: 64,
+    classes: 8,
+    kept: 1 << 20,
+};
+/// Of whole pages, up to 64 KiB.
+const PAGES: Family = Family {
+    alignment: 4096,
+    smallest: 4096,
+    classes: 5,
+    kept: 256 << 10,
+};
+/// How many classes there are; first those of futures.
+const CLASSES: usize = FUTURES.classes + PAGES.classes;
+
+/// The family of a class and its number in there.
+const fn place_of(class: usize) -> (&'static Family, usize) {
+    match class.checked_sub(FUTURES.classes) {
+        None => (&FUTURES, class),
+        Some(number) => (&PAGES, number),
+    }
+}
 
 /// The block layouts of all classes.
 const LAYOUTS: [Layout; CLASSES] = {
     let mut layouts = [Layout::new::<u8>(); CLASSES];
     let mut class = 0;
     while class < CLASSES {
-        layouts[class] = match Layout::from_size_align(SMALLEST << class, ALIGNMENT) {
-            Ok(layout) => layout,
-            Err(_) => panic!("the classes are too large"),
-        };
+        let (family, number) = place_of(class);
+        layouts[class] = family.layout(number);
         class += 1;
     }
     layouts
 };
 
-/// The class whose blocks serve `layout`; none if it is too large or over-aligned.
+/// The class whose blocks serve `layout`; none if it is too large, or aligned to more than a future is and not
+/// to a page.
 const fn class_of(layout: Layout) -> Option<usize> {
-    if layout.align() > ALIGNMENT {
+    let (mut class, end) = if layout.align() <= FUTURES.alignment {
+        (0, FUTURES.classes)
+    } else if layout.align() == PAGES.alignment {
+        (FUTURES.classes, CLASSES)
+    } else {
         return None;
-    }
-    let mut class = 0;
-    while class < CLASSES {
+    };
+    while class < end {
         if layout.size() <= LAYOUTS[class].size() {
             return Some(class);
         }
@@ -94,14 +131,15 @@ thread_local! {
 
 /// A block of memory, not initialised, given back on drop. No constructor but [`Memory::take`] and
 /// the unsafe [`Memory::from_raw`].
-struct Memory {
+#[derive(Debug)]
+pub(crate) struct Memory {
     pointer: NonNull<u8>,
     layout: Layout,
 }
 
 impl Memory {
     /// Memory for one value of `layout`, which need not be more than zero bytes.
-    fn take(layout: Layout) -> Self {
+    pub(crate) fn take(layout: Layout) -> Self {
         let from_allocator = |layout| {
             // SAFETY: the layout's size is not zero: it is a class's, or larger than any class, or
             // that of an over-aligned type with its size made 1 below.
@@ -128,6 +166,11 @@ impl Memory {
         Self { pointer, layout }
     }
 
+    /// Where it is; valid for reads and writes of its layout's size until it is dropped.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.pointer.as_ptr()
+    }
+
     /// Leaves the block to the caller.
     fn into_raw(self) -> NonNull<u8> {
         let pointer = self.pointer;
@@ -142,7 +185,7 @@ impl Drop for Memory {
             Some(class) => {
                 let kept = FREE.try_with(|free| {
                     let blocks = &mut free.borrow_mut().0[class];
-                    let room = (blocks.len() + 1) * LAYOUTS[class].size() <= KEPT;
+                    let room = (blocks.len() + 1) * LAYOUTS[class].size() <= place_of(class).0.kept;
                     if room {
                         blocks.push(self.pointer);
                     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use event_listener::Event;
+use event_listener::{Event, listener};
 use futures_util::future::{Either, select};
 use sluice_aio::current;
 
@@ -130,7 +130,8 @@ impl Parting {
     /// Completes when the job has given up.
     pub(crate) async fn given_up(&self) {
         while !self.is_over() {
-            let ended = self.ended.listen();
+            // Each guest's write to both sides waits for this: the listener has its place in the future.
+            listener!(self.ended => ended);
             if !self.is_over() {
                 ended.await;
             }

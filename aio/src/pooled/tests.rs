@@ -38,6 +38,11 @@ fn a_layout_is_served_by_the_smallest_class_that_holds_it() {
     assert_eq!(class(8192, 8), Some(7));
     assert_eq!(class(8193, 8), None);
     assert_eq!(class(64, 32), None);
+    assert_eq!(class(1, 4096), Some(8));
+    assert_eq!(class(4097, 4096), Some(9));
+    assert_eq!(class(64 << 10, 4096), Some(12));
+    assert_eq!(class((64 << 10) + 1, 4096), None);
+    assert_eq!(class(4096, 8192), None);
 }
 
 #[test]
@@ -185,11 +190,13 @@ fn what_is_larger_than_every_class_goes_back_to_the_allocator() {
 
 #[test]
 fn a_thread_keeps_no_more_than_its_bound() {
-    let layout = LAYOUTS[CLASSES - 1];
-    let bound = KEPT / layout.size();
-    let blocks: Vec<Memory> = (0..bound + 3).map(|_| Memory::take(layout)).collect();
-    drop(blocks);
-    assert_eq!(free(CLASSES - 1), bound);
+    for class in [FUTURES.classes - 1, CLASSES - 1] {
+        let layout = LAYOUTS[class];
+        let bound = place_of(class).0.kept / layout.size();
+        let blocks: Vec<Memory> = (0..bound + 3).map(|_| Memory::take(layout)).collect();
+        drop(blocks);
+        assert_eq!(free(class), bound);
+    }
 }
 
 #[test]

@@ -49,6 +49,8 @@ struct Entries {
     /// In order of arrival, and so of `id`. As many as there are requests in flight: searching
     /// them all is cheaper than keeping a tree.
     list: Vec<Entry>,
+    /// How many of them wait for others. Mostly none does, and nobody need be looked for.
+    waiting: usize,
 }
 
 impl Entries {
@@ -79,8 +81,8 @@ impl Serialiser {
         claim(Arc::clone(self), range, kind).await
     }
 
-    /// Puts a claim behind those that are there; its number.
-    fn register(&self, range: Range<u64>, kind: ClaimKind) -> u64 {
+    /// Puts a claim behind those that are there; its number, and whether it need not wait.
+    fn register(&self, range: Range<u64>, kind: ClaimKind) -> (u64, bool) {
         let mut entries = self.entries.lock();
         let id = entries.next;
         entries.next += 1;
@@ -96,7 +98,8 @@ impl Serialiser {
             blockers,
             waker: None,
         });
-        id
+        entries.waiting += usize::from(blockers > 0);
+        (id, blockers == 0)
     }
 
     fn end(&self, id: u64) {
@@ -105,11 +108,20 @@ impl Serialiser {
             return;
         };
         let ended = entries.list.remove(index);
+        if ended.blockers > 0 {
+            // It was given up.
+            entries.waiting -= 1;
+        }
+        if entries.waiting == 0 {
+            return;
+        }
+        let Entries { list, waiting, .. } = &mut *entries;
         let mut woken = SmallVec::<[Waker; 4]>::new();
-        for later in entries.list.iter_mut().skip(index) {
+        for later in list.iter_mut().skip(index) {
             if later.conflicts(&ended.range, ended.kind) {
                 later.blockers -= 1;
                 if later.blockers == 0 {
+                    *waiting -= 1;
                     woken.extend(later.waker.take());
                 }
             }
@@ -126,8 +138,11 @@ async fn claim<S: Deref<Target = Serialiser>>(
     range: Range<u64>,
     kind: ClaimKind,
 ) -> Claim<S> {
-    let id = serialiser.register(range, kind);
+    let (id, is_free) = serialiser.register(range, kind);
     let claim = Claim { serialiser, id };
+    if is_free {
+        return claim;
+    }
     poll_fn(|cx| {
         let mut entries = claim.serialiser.entries.lock();
         let position = entries.position(claim.id);
