@@ -23,6 +23,7 @@ use sluice_aio::{Clock, Gate, Histogram, current};
 
 use crate::backend::{Backend, Unlimited};
 use crate::driver::Background;
+use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::job::{Job, Quiesced};
 use crate::node::Node;
@@ -86,6 +87,18 @@ impl Covered {
     fn is_busy(&self) -> bool {
         let gates = self.closed.iter().map(Closed::gate);
         gates.into_iter().any(|gate| gate.in_flight() > 0)
+    }
+}
+
+impl Graph {
+    /// The disks whose requests have not returned, for people.
+    #[must_use]
+    pub fn describe_busy_disks(&self) -> Vec<String> {
+        let backends = self.backends();
+        let gates = backends.iter().flat_map(|backend| backend.gates());
+        let busy = gates.filter(|gate| gate.in_flight() > 0);
+        busy.map(|gate| Busy::Gate(gate.clone()).to_string())
+            .collect()
     }
 }
 

@@ -68,6 +68,20 @@ pub enum BlockError {
         /// Which one it is.
         identity: FileIdentity,
     },
+    /// A job is to copy to a file that another has by another node.
+    #[error(
+        "Could not use '{path}' for {user}: it is the file of another block node, which is in use by block job: {job}"
+    )]
+    FileOfJob {
+        /// The file, as it was named.
+        path: String,
+        /// Who is refused, by its type and id.
+        user: String,
+        /// Who has it, by its type and id.
+        job: Arc<str>,
+        /// How far that is.
+        with: BusyFor,
+    },
     /// A filename begins with a protocol that there is not.
     #[error(
         "Unknown protocol '{protocol}'; write './{name}' if it is a file, or else make a node by 'blockdev-add' and \
@@ -301,10 +315,10 @@ impl BlockError {
     #[must_use]
     pub fn way_out(&self) -> Option<&'static str> {
         match self {
-            Self::Busy { job, .. } if job.ends_with(NOT_RETURNED) => {
+            Self::Busy { job, .. } | Self::FileOfJob { job, .. } if job.ends_with(NOT_RETURNED) => {
                 Some("it is free when they have")
             }
-            Self::Busy { with, .. } => Some(with.way_out()),
+            Self::Busy { with, .. } | Self::FileOfJob { with, .. } => Some(with.way_out()),
             Self::JobIdInUse { has_ended, .. } => Some(match has_ended {
                 true => {
                     "the job of that name has ended: let it go by 'job-dismiss', or choose another 'job-id'"

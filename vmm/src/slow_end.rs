@@ -23,7 +23,10 @@ pub(crate) async fn note(machine: Arc<Controller>, graph: Arc<Graph>) -> Infalli
     loop {
         current::sleep_until(began + patience).await;
         let jobs = graph.jobs().describe_awaited();
-        let waits_for: Vec<_> = jobs.into_iter().chain(busy_disks(&graph)).collect();
+        let waits_for: Vec<_> = jobs
+            .into_iter()
+            .chain(graph.describe_busy_disks())
+            .collect();
         let waits_for = match waits_for.is_empty() {
             true => "its disks and monitors".to_owned(),
             false => waits_for.join(", "),
@@ -35,16 +38,4 @@ pub(crate) async fn note(machine: Arc<Controller>, graph: Arc<Graph>) -> Infalli
         );
         patience *= 2;
     }
-}
-
-/// The disks whose requests have not returned, for people.
-fn busy_disks(graph: &Graph) -> Vec<String> {
-    let backends = graph.backends();
-    let gates = backends.iter().flat_map(|backend| backend.gates());
-    let busy = gates.filter(|gate| gate.in_flight() > 0);
-    let lines = busy.map(|gate| {
-        let requests = gate.in_flight();
-        format!("disk '{}' ({requests} requests in flight)", gate.name())
-    });
-    lines.collect()
 }

@@ -30,7 +30,9 @@ impl Kept {
     /// Whether it is what `error` complains of. `bitmaps` are those that an error about a bitmap may mean.
     pub(crate) fn explains(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
         match error {
-            BlockError::Busy { job, .. } => **job == *JobKind::Backup.named(self.id.as_str()),
+            BlockError::Busy { job, .. } | BlockError::FileOfJob { job, .. } => {
+                **job == *JobKind::Backup.named(self.id.as_str())
+            }
             BlockError::JobIdInUse { id, .. } => id == self.id.as_str(),
             BlockError::DuplicateNode(name) => self.filter_name.as_ref() == Some(name),
             _ => {

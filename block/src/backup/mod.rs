@@ -17,6 +17,6 @@ mod tests;
 pub use arguments::{
     BackupCommon, BackupPerf, BackupSync, BitmapMode, BlockdevBackup, DriveBackup,
 };
-pub(crate) use start::{Prepared, prepare};
+pub(crate) use start::{Prepared, check_file, prepare};
 pub use start::{blockdev_backup, drive_backup};
 pub(crate) use target::Target;

@@ -136,6 +136,25 @@ pub(super) fn check_pair(source: &Arc<Node>, target: &Arc<Node>) -> Result<()> {
     source.check_same_size(target)
 }
 
+/// What can be known before anything is done.
+///
+/// # Errors
+/// Another job has a node of the target's file.
+pub(crate) fn check_file(graph: &Arc<Graph>, arguments: &BlockdevBackup) -> Result<()> {
+    let common = &arguments.common;
+    // Whatever else is wrong is said when the backup is prepared.
+    let (Ok(source), Ok(target)) = (
+        graph.device_or_node(&common.device),
+        graph.device_or_node(&arguments.target),
+    ) else {
+        return Ok(());
+    };
+    let options = job_options(common, &source, None);
+    options.map_or(Ok(()), |options| {
+        graph.check_file_is_nobodys(&target, &Plan::blocker(&options))
+    })
+}
+
 pub(super) fn job_options(
     common: &BackupCommon,
     source: &Node,
@@ -292,6 +311,7 @@ impl<'a> Plan<'a> {
         self.common.shape()?;
         self.common.sync_bitmap(self.source)?;
         let blocker = Self::blocker(&self.options()?);
+        self.graph.check_file_is_nobodys(self.target, &blocker)?;
         let mut undo = Undo::new(self.graph);
         undo.block(self.source, &blocker)?;
         undo.block(self.target, &blocker)?;

@@ -66,7 +66,8 @@ impl<'a> Target<'a> {
             bitmap.occupy();
             undo.push(move |_| bitmap.release());
         }
-        let file = FileTarget::open(graph, wanted, source.len()).await?;
+        let file = FileTarget::open(graph, wanted, source.len()).await;
+        let file = file.map_err(|error| graph.naming_job_of_file(error, &blocker))?;
         let mut target = Self {
             graph,
             file,
@@ -86,6 +87,7 @@ impl<'a> Target<'a> {
     fn claim(&mut self, source: &Arc<Node>, blocker: &str) -> Result<()> {
         let node = &self.file.node;
         check_pair(source, node)?;
+        self.graph.check_file_is_nobodys(node, blocker)?;
         if let Some(undo) = &mut self.undo {
             undo.block(node, blocker)?;
         }

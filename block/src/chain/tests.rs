@@ -21,6 +21,7 @@ use crate::event::{BlockEvent, EventSink, IoOperation};
 use crate::graph::Graph;
 use crate::job::{IoFailure, IoStatus, Job, JobState};
 use crate::node::Node;
+use crate::parting::tests::yield_often;
 
 /// Clusters of each image.
 const COUNT: usize = 64;
@@ -247,12 +248,6 @@ async fn stopped(job: &Job) {
     wait_for(job, JobState::Paused).await;
 }
 
-async fn settle() {
-    for _ in 0..100 {
-        current::yield_now().await;
-    }
-}
-
 #[test]
 fn a_stream_pulls_everything_up() {
     run(1, |bench| async move {
@@ -340,7 +335,7 @@ fn a_write_is_not_undone_by_a_stream() {
         let disk = Arc::clone(&bench.disk);
         let at = cluster * CLUSTER;
         let writing = current::spawn_local(async move { guest_write(&disk, at, 512, 0xfe).await });
-        settle().await;
+        yield_often().await;
         debug.resume("copy").unwrap();
         writing.await.unwrap();
         assert_eq!(end(&job).await, None);
@@ -370,7 +365,7 @@ fn a_write_is_not_undone_by_what_a_stream_writes() {
         // A whole cluster, so that it need not wait to read what it leaves.
         let writing =
             current::spawn_local(async move { guest_write(&disk, at, CLUSTER, 0xfe).await });
-        settle().await;
+        yield_often().await;
         debug.resume("copy").unwrap();
         writing.await.unwrap();
         assert_eq!(end(&job).await, None);

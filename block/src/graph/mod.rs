@@ -17,6 +17,7 @@ pub mod query;
 mod reopen;
 mod resize;
 mod rest;
+mod same_file;
 pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! What a kind of job brings along: its work, and the steps at its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, LocalBoxFuture};
@@ -130,7 +131,7 @@ pub trait JobDriver: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why the job can't be completed; it goes on as if nothing had been asked.
-    fn on_complete(&self, job: &Job) -> Result<(), VerbError> {
+    fn on_complete(&self, job: &Arc<Job>) -> Result<(), VerbError> {
         Err(VerbError::CannotComplete {
             id: job.id().to_string(),
         })

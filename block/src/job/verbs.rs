@@ -3,6 +3,8 @@
 //! Each looks the verb up in the table first, except where QEMU has another error come before.
 //! The driver's hooks are called without the job's lock.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::error::VerbError;
@@ -127,7 +129,7 @@ impl Job {
     ///
     /// # Errors
     /// [`VerbError::WrongState`], [`VerbError::CannotComplete`] after a cancel, the driver's.
-    pub fn complete(&self) -> Result<(), VerbError> {
+    pub fn complete(self: &Arc<Self>) -> Result<(), VerbError> {
         let core = self.lock();
         self.check_verb(&core, JobVerb::Complete)?;
         drop(core);

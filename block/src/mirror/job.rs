@@ -219,7 +219,7 @@ impl JobDriver for MirrorJob {
         true
     }
 
-    fn on_complete(&self, job: &Job) -> Result<(), VerbError> {
+    fn on_complete(&self, job: &Arc<Job>) -> Result<(), VerbError> {
         // The work sees the request at its next look.
         match &self.replaced {
             Some(replaced) => replaced.take(&self.graph, job),

@@ -74,7 +74,7 @@ impl Replaced {
     ///
     /// # Errors
     /// There is none any more, or another job has it.
-    pub(super) fn take(&self, graph: &Graph, job: &Job) -> std::result::Result<(), VerbError> {
+    pub(super) fn take(&self, graph: &Graph, job: &Arc<Job>) -> std::result::Result<(), VerbError> {
         let mut taken = self.taken.lock();
         if taken.is_some() {
             return Ok(());
@@ -85,9 +85,7 @@ impl Replaced {
         if !Arc::ptr_eq(&node, &self.source) {
             let blocked = node.block(&self.blocker);
             blocked.map_err(|error| refused(error.to_string()))?;
-            if let Some(job) = graph.jobs().get(job.id()) {
-                node.blocker_has_begun(&job);
-            }
+            node.blocker_has_begun(job);
         }
         *taken = Some(node);
         Ok(())

@@ -139,6 +139,7 @@ async fn start(
     let replaced = replaced(graph, common, &source)?;
     let options = job_options(common, &source)?;
     let id = options.id.to_string();
+    graph.check_file_is_nobodys(&target, &JobKind::Mirror.named(&id))?;
     let bitmap = DirtyBitmap::new(source.len(), settings.granularity);
     let in_words = |error| refused(format!("{error}; choose a larger granularity"));
     let bitmap = bitmap.map_err(in_words)?;

@@ -51,7 +51,7 @@ pub(crate) async fn wait_held_up(graph: &Graph, node: &Node) -> String {
 }
 
 pub(crate) async fn yield_often() {
-    for _ in 0..500 {
+    for _ in 0..1000 {
         current::yield_now().await;
     }
 }

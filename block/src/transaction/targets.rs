@@ -53,25 +53,32 @@ impl<'a> Targets<'a> {
         for action in actions {
             match Target::open(graph, action).await {
                 Ok(target) => targets.of_actions.push(target),
-                Err(error) => {
-                    let error = action.blame(error, graph, |error, bitmaps| {
-                        targets.explain(error, bitmaps)
-                    });
-                    targets.close(false).await;
-                    return Err(error);
-                }
+                Err(error) => return Err(targets.refuse(action, error).await),
+            }
+        }
+        // Each is found out when its backup is prepared, too; but that is after files were emptied.
+        for action in actions {
+            if let Action::BlockdevBackup(backup) = action
+                && let Err(error) = backup::check_file(graph, backup)
+            {
+                return Err(targets.refuse(action, error).await);
             }
         }
         Ok(targets)
     }
 
+    /// That `error` speaks against `action`; everything is as it was.
+    async fn refuse(self, action: &Action, error: BlockError) -> BlockError {
+        let explains = |error: &_, bitmaps: &[_]| self.explain(error, bitmaps);
+        let error = action.blame(error, self.graph, explains);
+        self.close(false).await;
+        error
+    }
+
     /// Whether one of them keeps what `error` of a further action complains of; of `bitmaps`, if that is about one.
     fn explain(&self, error: &BlockError, bitmaps: &[Arc<NamedBitmap>]) -> bool {
         self.of_actions.iter().any(|target| match target {
-            Target::Backup(target) => match error {
-                BlockError::FileInUse { identity, .. } => target.node().files().contains(identity),
-                _ => target.kept().explains(error, bitmaps),
-            },
+            Target::Backup(target) => target.kept().explains(error, bitmaps),
             Target::Nothing | Target::Overlay(_) => false,
         })
     }

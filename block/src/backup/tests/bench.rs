@@ -18,6 +18,7 @@ use crate::graph::{BitmapAction, BitmapAdd, Graph};
 use crate::job::{Job, JobState};
 use crate::node::Node;
 use crate::options::BitmapRef;
+use crate::parting::tests::yield_often;
 
 /// Bytes of a disk.
 pub(super) const SIZE: usize = 2 << 20;
@@ -261,9 +262,7 @@ pub(super) async fn wait_for(job: &Job, state: JobState) {
 
 /// Lets what can happen without outside help happen.
 pub(super) async fn settle() {
-    for _ in 0..100 {
-        current::yield_now().await;
-    }
+    yield_often().await;
     current::sleep(std::time::Duration::from_millis(20)).await;
 }
 

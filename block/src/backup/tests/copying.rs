@@ -12,6 +12,7 @@ use sluice_aio::{Clock, current};
 use super::bench::*;
 use crate::driver::{DebugEvent, RequestFlags};
 use crate::job::JobState;
+use crate::parting::tests::yield_often;
 
 #[test]
 fn the_target_is_the_disk_of_the_start() {
@@ -210,9 +211,7 @@ fn a_job_keeps_to_its_speed() {
         while copied(&bench) == 0 {
             current::yield_now().await;
         }
-        for _ in 0..200 {
-            current::yield_now().await;
-        }
+        yield_often().await;
         let first = copied(&bench);
         assert!(first <= 2, "{first}");
         job.set_speed(0).unwrap();

@@ -332,7 +332,8 @@ fn what_another_action_has_is_refused_by_that() {
         let bitmap_of_one =
             "Bitmap 'b' is currently in use by another operation and cannot be used";
         let file_of_one = format!(
-            "Could not open '{}': it is the file of another block node; choose another target",
+            "Could not use '{}' for backup 'two': it is the file of another block node, which is in use by block job: \
+             backup 'one'",
             bench.path("precious").display()
         );
         let filter_of_one = "Duplicate nodes with node-name='filter'";
@@ -425,5 +426,162 @@ fn what_another_action_has_is_refused_by_that() {
         let job = bench.job("two");
         job.cancel(true).unwrap();
         end(&job).await;
+    });
+}
+
+/// Two backups to one file would each write over what the other has saved there. By whatever names, and nodes, the file is
+/// meant, the second is refused, and no file is touched.
+#[test]
+fn two_backups_never_have_one_file() {
+    run(|bench| async move {
+        two_disks(&bench).await;
+        bench.disk("third").await;
+        let (kept, other) = (vec![7; SIZE], vec![8; SIZE / 2]);
+        std::fs::write(bench.path("precious"), &kept).unwrap();
+        std::fs::write(bench.path("other"), &other).unwrap();
+        std::os::unix::fs::symlink("precious", bench.path("link")).unwrap();
+        std::fs::hard_link(bench.path("precious"), bench.path("hard")).unwrap();
+        for name in ["node", "node-of-link"] {
+            let path = bench.path(if name == "node" { "precious" } else { "link" });
+            let file = json!({"driver": "file", "filename": path});
+            let options = json!({"driver": "raw", "node-name": name, "file": file});
+            let options = serde_json::from_value(options).unwrap();
+            bench.graph.add_node(&options).await.unwrap();
+        }
+        let common = |device: &str, id: &str| arguments(device, "full", &json!({"job-id": id}));
+        let drive = |device: &str, id: &str, target: &str, mode| {
+            Action::DriveBackup(Box::new(DriveBackup {
+                common: common(device, id),
+                target: bench.path(target),
+                format: None,
+                mode,
+            }))
+        };
+        let existing = |device, id, target| drive(device, id, target, NewImageMode::Existing);
+        let named = |device: &str, id: &str, target: &str| {
+            Action::BlockdevBackup(Box::new(BlockdevBackup {
+                common: common(device, id),
+                target: target.to_owned(),
+            }))
+        };
+        let (journal, data) = ("journal-disk", "data-disk");
+        // The actions, the file as it is named where that is refused, who wants it, and who has it.
+        let mut cases = vec![
+            (
+                existing(journal, "one", "precious"),
+                named(data, "two", "node"),
+                "precious",
+                "two",
+                "one",
+            ),
+            (
+                named(journal, "one", "node"),
+                existing(data, "two", "hard"),
+                "precious",
+                "one",
+                "two",
+            ),
+            (
+                named(journal, "one", "node"),
+                named(data, "two", "node-of-link"),
+                "link",
+                "two",
+                "one",
+            ),
+        ];
+        for name in ["precious", "link", "hard"] {
+            cases.push((
+                existing(journal, "one", "precious"),
+                existing(data, "two", name),
+                name,
+                "two",
+                "one",
+            ));
+        }
+        for (first, second, name, user, holder) in cases {
+            let mut actions = vec![first, second];
+            // Only nodes that were named are compared when the files have been emptied.
+            if actions
+                .iter()
+                .any(|action| matches!(action, Action::DriveBackup(_)))
+            {
+                actions.push(drive(
+                    "third-disk",
+                    "three",
+                    "other",
+                    NewImageMode::AbsolutePaths,
+                ));
+            }
+            let mode = CompletionMode::Individual;
+            let error = transact(&bench.graph, &actions, mode, &current::context()).await;
+            let error = error.unwrap_err();
+            let path = bench.path(name);
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "Could not use '{}' for backup '{user}': it is the file of another block node, which is in use by \
+                     block job: backup '{holder}'",
+                    path.display()
+                )
+            );
+            let way_out = error.way_out().unwrap();
+            assert!(
+                way_out.starts_with("another action of the same transaction has it"),
+                "{way_out}"
+            );
+            assert!(bench.bytes("precious") == kept && bench.bytes("other") == other);
+            assert!(bench.graph.jobs().jobs().is_empty());
+            bench.check_clean();
+        }
+
+        // One that runs already is nobody's fault but its own.
+        bench.start(common(journal, "one"), "node").await.unwrap();
+        for second in [
+            existing(data, "two", "hard"),
+            drive(data, "two", "hard", NewImageMode::AbsolutePaths),
+            named(data, "two", "node-of-link"),
+        ] {
+            let mode = CompletionMode::Individual;
+            let error = transact(&bench.graph, &[second], mode, &current::context()).await;
+            let error = error.unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("in use by block job: backup 'one'"),
+                "{error}"
+            );
+            assert!(error.way_out().unwrap().contains("'job-cancel'"));
+        }
+        assert_eq!(end(&bench.job("one")).await, None);
+        bench.check_clean();
+    });
+}
+
+/// Windows into one file are no two copies to one place.
+#[test]
+fn two_backups_may_have_parts_of_one_file() {
+    run(|bench| async move {
+        two_disks(&bench).await;
+        std::fs::write(bench.path("both"), vec![0; 2 * SIZE]).unwrap();
+        for options in [
+            json!({"driver": "file", "node-name": "both", "filename": bench.path("both")}),
+            json!({"driver": "raw", "node-name": "first", "file": "both", "size": SIZE}),
+            json!({"driver": "raw", "node-name": "second", "file": "both", "offset": SIZE, "size": SIZE}),
+        ] {
+            let options = serde_json::from_value(options).unwrap();
+            bench.graph.add_node(&options).await.unwrap();
+        }
+        let actions = [
+            backup("journal-disk", "first", &json!({})),
+            backup("data-disk", "second", &json!({})),
+        ];
+        act(&bench, &actions, CompletionMode::Individual)
+            .await
+            .unwrap();
+        for id in ["of-journal-disk", "of-data-disk"] {
+            assert_eq!(end(&bench.job(id)).await, None);
+        }
+        let both = bench.bytes("both");
+        assert!(both[..SIZE] == pattern() && both[SIZE..] == pattern());
     });
 }

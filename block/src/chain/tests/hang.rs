@@ -55,7 +55,7 @@ impl Kind {
 }
 
 /// How the job ends that nobody cancels.
-async fn end_well(job: &Job, kind: Kind) -> Option<String> {
+async fn end_well(job: &Arc<Job>, kind: Kind) -> Option<String> {
     if kind == Kind::ActiveCommit {
         while job.complete().is_err() {
             current::yield_now().await;

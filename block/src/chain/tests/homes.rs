@@ -123,7 +123,7 @@ fn a_job_moves_although_a_limit_holds_its_requests() {
                 _ => bench.commit(&more).await.unwrap(),
             };
             wait_for(&job, JobState::Running).await;
-            settle().await;
+            yield_often().await;
             let thread = thread();
             let home = kept(&thread);
             let changed = bench.graph.set_device_home(&other, home.clone());

@@ -107,7 +107,7 @@ impl Bench {
     }
 
     /// From a phase to the job's good end.
-    pub(super) async fn finish(&self, job: &Job, kind: Kind, phase: JobState) {
+    pub(super) async fn finish(&self, job: &Arc<Job>, kind: Kind, phase: JobState) {
         if phase != JobState::Concluded {
             if phase != JobState::Pending {
                 job.set_speed(0).unwrap();

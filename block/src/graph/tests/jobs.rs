@@ -105,7 +105,7 @@ impl JobDriver for Worker {
         })
     }
 
-    fn on_complete(&self, _: &Job) -> Result<(), crate::job::VerbError> {
+    fn on_complete(&self, _: &Arc<Job>) -> Result<(), crate::job::VerbError> {
         Ok(())
     }
 }

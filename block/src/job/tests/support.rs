@@ -184,7 +184,7 @@ impl JobDriver for ScriptedDriver {
         true
     }
 
-    fn on_complete(&self, _: &Job) -> Result<(), VerbError> {
+    fn on_complete(&self, _: &Arc<Job>) -> Result<(), VerbError> {
         if *self.0.refuse_complete.lock() {
             return Err(VerbError::Refused("Node name 'n' not found".to_owned()));
         }

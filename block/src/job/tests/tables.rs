@@ -1,6 +1,8 @@
 //! Every state against every state and every verb, against a second, independent notation of QEMU's
 //! tables; and every verb on a job in every state.
 
+use std::sync::Arc;
+
 use serde_json::Map;
 
 use super::support::{World, options};
@@ -105,7 +107,7 @@ fn every_legal_transition_is_told_once() {
 }
 
 /// Gives the verb to the job, prepared so that nothing but its state could stand against it.
-fn give(job: &Job, verb: JobVerb) -> Result<(), VerbError> {
+fn give(job: &Arc<Job>, verb: JobVerb) -> Result<(), VerbError> {
     job.lock().user_paused = verb == JobVerb::Resume;
     match verb {
         JobVerb::Cancel => job.cancel(true),

@@ -13,7 +13,7 @@ use crate::event::BlockEvent;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, blockdev_mirror};
 use crate::node::Node;
-use crate::parting::tests::{hold, wait_held};
+use crate::parting::tests::{hold, wait_held, yield_often};
 
 /// The disk is where it was and works, and nothing of the job is left on it.
 async fn assert_untouched(bench: &Bench, disk: &Arc<Backend>, target: &Node) {
@@ -277,9 +277,7 @@ fn a_drained_source_holds_the_job_and_lets_it_go_on() {
         assert!(!job.is_busy());
         assert_eq!(job.state(), JobState::Paused);
         let (before, source) = (bench.bytes("target"), bench.bytes("disk"));
-        for _ in 0..100 {
-            current::yield_now().await;
-        }
+        yield_often().await;
         assert_eq!(
             (bench.bytes("target"), bench.bytes("disk")),
             (before, source)
@@ -301,9 +299,7 @@ fn a_drained_target_holds_the_job_too() {
         assert_eq!(job.state(), JobState::Standby);
         // Completing waits for the section's end.
         job.complete().unwrap();
-        for _ in 0..100 {
-            current::yield_now().await;
-        }
+        yield_often().await;
         assert_eq!(job.state(), JobState::Standby);
         drop(section);
         assert_eq!(bench.end().await, None);

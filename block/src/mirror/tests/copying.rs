@@ -16,6 +16,7 @@ use crate::backend::Backend;
 use crate::driver::DebugEvent;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, DriveMirror, SyncMode, blockdev_mirror, drive_mirror};
+use crate::parting::tests::yield_often;
 
 async fn copies_exactly(
     bench: &Bench,
@@ -90,9 +91,7 @@ fn what_is_in_flight_is_bounded_by_the_buffer() {
             for round in 0..2 {
                 let last = (round + 1) * COPIES - 1;
                 debug(&target).wait_break(&tag(last)).await.unwrap();
-                for _ in 0..1000 {
-                    current::yield_now().await;
-                }
+                yield_often().await;
                 let next = tag(last + 1);
                 assert!(
                     !debug(&target).is_suspended(&next),
@@ -498,9 +497,7 @@ fn keeps_to_its_speed(by_workers: bool) {
             while job.progress().current() < settled {
                 current::yield_now().await;
             }
-            for _ in 0..1000 {
-                current::yield_now().await;
-            }
+            yield_often().await;
             assert_eq!(job.progress().current(), settled);
             bench.advance(Duration::from_millis(100));
         }
@@ -538,9 +535,7 @@ fn within_its_limit_a_mirror_copies_one_after_the_other() {
         debug(&target).wait_break("first").await.unwrap();
         for _ in 0..4 {
             bench.advance(Duration::from_millis(1));
-            for _ in 0..100 {
-                current::yield_now().await;
-            }
+            yield_often().await;
         }
         assert!(!debug(&target).is_suspended("second"));
         bench.advance(Duration::from_millis(100));
@@ -575,9 +570,7 @@ fn the_speed_limit_is_reached_where_each_copy_takes_long() {
         let chunks = |time: Duration| u64::try_from(time.as_millis()).unwrap() / 10;
         let (mut time, step) = (Duration::ZERO, Duration::from_millis(1));
         while time < Duration::from_millis(150) {
-            for _ in 0..200 {
-                current::yield_now().await;
-            }
+            yield_often().await;
             bench.advance(step);
             time += step;
         }
@@ -626,9 +619,7 @@ fn the_speed_limit_is_kept_on_a_scattered_disk() {
         for tenths in 1..8 {
             for _ in 0..10 {
                 for _ in 0..4 {
-                    for _ in 0..100 {
-                        current::yield_now().await;
-                    }
+                    yield_often().await;
                     // The test's clock stands still; what is copied takes time all the same.
                     std::thread::sleep(Duration::from_millis(1));
                 }

@@ -68,7 +68,7 @@ fn thread() -> Arc<IoThread> {
 }
 
 /// Brings the job to a phase in which it stays.
-async fn enter(bench: &Bench, job: &Job, phase: JobState) {
+async fn enter(bench: &Bench, job: &Arc<Job>, phase: JobState) {
     match phase {
         JobState::Running => bench.wait_for(JobState::Running).await,
         JobState::Paused => {
@@ -95,7 +95,7 @@ async fn enter(bench: &Bench, job: &Job, phase: JobState) {
 }
 
 /// From a phase to the job's end.
-async fn leave(bench: &Bench, job: &Job, phase: JobState) {
+async fn leave(bench: &Bench, job: &Arc<Job>, phase: JobState) {
     if phase != JobState::Pending {
         job.set_speed(0).unwrap();
     }

@@ -10,6 +10,7 @@ use super::bench::{BLOCK, Bench, SIZE, block_value, common, pattern, run_both, w
 use crate::backend::Backend;
 use crate::job::JobState;
 use crate::mirror::CopyMode;
+use crate::parting::tests::yield_often;
 
 /// Where the disk begins in its file, in bytes, and how long it is.
 const WINDOW: (u64, u64) = (1 << 20, 2 << 20);
@@ -63,9 +64,7 @@ fn is_mirrored_under_a_guest_that_writes(mode: CopyMode) {
         assert_eq!(below.len(), 1);
         assert_eq!(below[0].name(), "new");
         // They have gone on all the time, and do so on the new file.
-        for _ in 0..100 {
-            current::yield_now().await;
-        }
+        yield_often().await;
         ends.store(true, Ordering::Relaxed);
         let mut last = Vec::new();
         for writer in writers {

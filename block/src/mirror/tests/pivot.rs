@@ -12,6 +12,7 @@ use crate::driver::blkdebug::InjectError;
 use crate::event::BlockEvent;
 use crate::job::JobState;
 use crate::mirror::SyncMode;
+use crate::parting::tests::yield_often;
 
 #[test]
 fn a_quiet_disk_is_copied_and_the_root_is_swapped() {
@@ -350,9 +351,7 @@ fn other_sections_wait_for_the_pivot() {
             let root = graph.backend("disk").and_then(|disk| disk.node()).unwrap();
             (section, root.name().to_owned())
         });
-        for _ in 0..100 {
-            current::yield_now().await;
-        }
+        yield_often().await;
         assert!(!is_drained.load(Ordering::SeqCst));
         debug(&target).resume("window").unwrap();
         let (section, root) = other.await.unwrap();

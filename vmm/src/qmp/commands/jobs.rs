@@ -29,9 +29,9 @@ pub(super) struct Id {
 fn block_job(
     monitor: &Monitor,
     id: &str,
-    verb: impl FnOnce(&Job) -> Result<(), VerbError>,
+    verb: impl FnOnce(&Arc<Job>) -> Result<(), VerbError>,
 ) -> Result<Done, QmpError> {
-    verb(&*monitor.graph.jobs().find_block_job(id)?)?;
+    verb(&monitor.graph.jobs().find_block_job(id)?)?;
     Ok(Done {})
 }
 
@@ -39,9 +39,9 @@ fn block_job(
 fn job(
     monitor: &Monitor,
     id: &str,
-    verb: impl FnOnce(&Job) -> Result<(), VerbError>,
+    verb: impl FnOnce(&Arc<Job>) -> Result<(), VerbError>,
 ) -> Result<Done, QmpError> {
-    verb(&*monitor.graph.jobs().find_job(id)?)?;
+    verb(&monitor.graph.jobs().find_job(id)?)?;
     Ok(Done {})
 }
 
@@ -128,19 +128,19 @@ pub(super) async fn block_job_complete(m: Arc<Monitor>, a: Device) -> Result<Don
 }
 
 pub(super) async fn block_job_pause(m: Arc<Monitor>, a: Device) -> Result<Done, QmpError> {
-    block_job(&m, &a.device, Job::pause)
+    block_job(&m, &a.device, |job| job.pause())
 }
 
 pub(super) async fn block_job_resume(m: Arc<Monitor>, a: Device) -> Result<Done, QmpError> {
-    block_job(&m, &a.device, Job::resume)
+    block_job(&m, &a.device, |job| job.resume())
 }
 
 pub(super) async fn block_job_finalize(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
-    block_job(&m, &a.id, Job::finalize)
+    block_job(&m, &a.id, |job| job.finalize())
 }
 
 pub(super) async fn block_job_dismiss(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
-    block_job(&m, &a.id, Job::dismiss)
+    block_job(&m, &a.id, |job| job.dismiss())
 }
 
 pub(super) async fn job_cancel(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
@@ -152,19 +152,19 @@ pub(super) async fn job_complete(m: Arc<Monitor>, a: Id) -> Result<Done, QmpErro
 }
 
 pub(super) async fn job_pause(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
-    job(&m, &a.id, Job::pause)
+    job(&m, &a.id, |job| job.pause())
 }
 
 pub(super) async fn job_resume(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
-    job(&m, &a.id, Job::resume)
+    job(&m, &a.id, |job| job.resume())
 }
 
 pub(super) async fn job_finalize(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
-    job(&m, &a.id, Job::finalize)
+    job(&m, &a.id, |job| job.finalize())
 }
 
 pub(super) async fn job_dismiss(m: Arc<Monitor>, a: Id) -> Result<Done, QmpError> {
-    job(&m, &a.id, Job::dismiss)
+    job(&m, &a.id, |job| job.dismiss())
 }
 
 pub(super) async fn query_block_jobs(

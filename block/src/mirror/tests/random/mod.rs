@@ -210,7 +210,7 @@ const POLICIES: [OnError; 4] = [
 ];
 
 /// Gives the job one of the verbs, or nothing; refusals are part of life.
-fn meddle(job: &Job, dice: &mut Dice) {
+fn meddle(job: &Arc<Job>, dice: &mut Dice) {
     drop(match dice.roll(8) {
         5 | 6 => job.change(&copy_mode(dice.pick(&MODES))),
         0 => job.pause(),
