@@ -193,6 +193,8 @@ pub enum Contested {
     Own,
     /// The disk that the action is about.
     Disk,
+    /// Room for bitmaps of a node.
+    Room,
 }
 
 impl Contested {
@@ -200,6 +202,9 @@ impl Contested {
         match self {
             Self::Own => {
                 "another action of the same transaction has it, which was undone: give each its own, or begin one when the other has ended"
+            }
+            Self::Room => {
+                "other actions of the same transaction have some of that room, which were undone, also those that remove bitmaps: add fewer, or remove bitmaps by a command before"
             }
             Self::Disk => {
                 "another action of the same transaction has it, which was undone: a disk has one job at a time, so begin one when the other has ended; a second copy of the same instant can be made of the first one's target then"

@@ -52,24 +52,38 @@ pub enum NamedBitmapError {
     },
     /// The node has as many as it may have.
     #[error(
-        "Bitmap '{0}' would be one too many: a node may have {most}; remove bitmaps that are not needed",
+        "Bitmap '{name}' would be one too many for '{node}': a node may have {most}; remove bitmaps that are not needed",
         most = super::nodes::MOST
     )]
-    TooMany(String),
+    TooMany {
+        /// The new one.
+        name: String,
+        /// The node, or the disk, as the operator has called it.
+        node: String,
+    },
     /// All bitmaps of a node together would take more memory than is granted.
     #[error(
-        "Bitmap '{name}' would take {bytes} bytes, more than the bitmaps of a node may; choose a \
-         larger granularity, or remove bitmaps that are not needed"
+        "Bitmap '{name}' would take {bytes} bytes, more than those of '{node}' may together; choose a larger \
+         granularity, or remove bitmaps that are not needed"
     )]
     TooMuchMemory {
         /// The new one.
         name: String,
+        /// The node, or the disk, as the operator has called it.
+        node: String,
         /// What it would take.
         bytes: u64,
     },
     /// It can't be made.
     #[error(transparent)]
     Bitmap(#[from] BitmapError),
+}
+
+impl NamedBitmapError {
+    /// Whether the other bitmaps of the node leave no room for it.
+    pub(crate) fn is_no_room(&self) -> bool {
+        matches!(self, Self::TooMany { .. } | Self::TooMuchMemory { .. })
+    }
 }
 
 /// A dirty bitmap that an operator has given a name, on one node. While a job works from it, what is written

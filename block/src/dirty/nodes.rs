@@ -24,6 +24,8 @@ pub(super) const MOST: usize = 4096;
 /// What a new bitmap shall be.
 #[derive(Debug, Clone)]
 pub(crate) struct NewBitmap<'a> {
+    /// As the operator has called it.
+    pub(crate) node: &'a str,
     pub(crate) name: &'a str,
     pub(crate) granularity: Granularity,
     pub(crate) disabled: bool,
@@ -74,6 +76,7 @@ impl NodeBitmaps {
         new: &NewBitmap<'_>,
     ) -> Result<Arc<NamedBitmap>, NamedBitmapError> {
         let NewBitmap {
+            node,
             name,
             granularity,
             disabled,
@@ -84,14 +87,15 @@ impl NodeBitmaps {
             return Err(NamedBitmapError::Exists(name.to_owned()));
         }
         if self.list.load().len() >= MOST {
-            return Err(NamedBitmapError::TooMany(name.to_owned()));
+            let (name, node) = (name.to_owned(), node.to_owned());
+            return Err(NamedBitmapError::TooMany { name, node });
         }
         let taken = |bitmap: &Arc<NamedBitmap>| bitmap.bits().memory_at_most() + OVERHEAD;
         let present: u64 = self.list.load().iter().map(taken).sum();
         let bytes = memory_of(size.div_ceil(granularity.bytes()));
         if present.saturating_add(bytes).saturating_add(OVERHEAD) > MEMORY {
-            let name = name.to_owned();
-            return Err(NamedBitmapError::TooMuchMemory { name, bytes });
+            let (name, node) = (name.to_owned(), node.to_owned());
+            return Err(NamedBitmapError::TooMuchMemory { name, node, bytes });
         }
         let bits = DirtyBitmap::new(size, granularity)?;
         bits.set_recording(!disabled);

@@ -104,6 +104,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Where in the [`filtered`](Self::filtered) child the first byte is that this node shows.
+    fn offset_in_child(&self) -> u64 {
+        0
+    }
+
     /// Whether the filtered child's backing chain is the node's own: a format that adds nothing to
     /// its file is no filter.
     fn is_filter(&self) -> bool {

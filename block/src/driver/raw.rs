@@ -115,6 +115,10 @@ impl Driver for Raw {
     }
 
     /// A format: what is below its file is the file's affair.
+    fn offset_in_child(&self) -> u64 {
+        self.offset()
+    }
+
     fn is_filter(&self) -> bool {
         false
     }

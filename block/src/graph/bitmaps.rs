@@ -158,6 +158,10 @@ impl BitmapChange {
             // Nobody else gets it until the change is final.
             BlockError::Bitmap(NamedBitmapError::Busy(_)) => matches!(self.kind, Kind::Leaving),
             BlockError::Bitmap(NamedBitmapError::Exists(_)) => matches!(self.kind, Kind::Added),
+            // One that leaves has its room until the change is final.
+            BlockError::Bitmap(error) if error.is_no_room() => {
+                matches!(self.kind, Kind::Added | Kind::Leaving)
+            }
             _ => false,
         };
         is_cause
@@ -183,6 +187,12 @@ impl Graph {
     pub(crate) fn bitmap_of(&self, node: &str, name: &str) -> Option<Arc<NamedBitmap>> {
         let node = below_implicit_filters(self.device_or_node(node).ok()?);
         node.io.bitmaps.get(name)
+    }
+
+    /// All bitmaps on a node, or on a disk.
+    pub(crate) fn bitmaps_of(&self, node: &str) -> Vec<Arc<NamedBitmap>> {
+        let node = self.device_or_node(node).map(below_implicit_filters);
+        node.map_or_else(|_| Vec::new(), |node| node.io.bitmaps.all().to_vec())
     }
 
     /// Does one command.
@@ -238,6 +248,7 @@ impl Graph {
             return Err(NamedBitmapError::NotStored(node.name().to_owned()).into());
         }
         let new = NewBitmap {
+            node: &add.node,
             name: &add.name,
             granularity,
             disabled: add.disabled,

@@ -23,12 +23,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether `error` complains of what its overlay has become.
+    /// Whether `error` complains of what its overlay, or the image below that, has become.
     pub(crate) fn explains(&self, error: &BlockError) -> bool {
-        let (BlockError::Overlay { node, .. } | BlockError::UsedByDisk { node, .. }) = error else {
-            return false;
-        };
-        node == self.overlay.name()
+        match error {
+            BlockError::Overlay { node, .. } | BlockError::UsedByDisk { node, .. } => {
+                node == self.overlay.name()
+            }
+            BlockError::ReadOnly(node) => !self.was_read_only && node == self.node.name(),
+            _ => false,
+        }
     }
 }
 

@@ -108,26 +108,33 @@ impl Action {
 
     /// The bitmaps that it may have wanted and, by `error`, did not get.
     fn bitmaps_of(&self, error: &BlockError, graph: &Graph) -> Vec<Arc<NamedBitmap>> {
-        let BlockError::Bitmap(NamedBitmapError::Busy(name) | NamedBitmapError::Exists(name)) =
-            error
-        else {
-            return Vec::new();
-        };
         let nodes = self.nodes().into_iter();
-        nodes
-            .filter_map(|node| graph.bitmap_of(node, name))
-            .collect()
+        match error {
+            BlockError::Bitmap(NamedBitmapError::Busy(name) | NamedBitmapError::Exists(name)) => {
+                let bitmaps = nodes.filter_map(|node| graph.bitmap_of(node, name));
+                bitmaps.collect()
+            }
+            // All share the room.
+            BlockError::Bitmap(error) if error.is_no_room() => {
+                nodes.flat_map(|node| graph.bitmaps_of(node)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// What it wanted and, by `error`, another action of its transaction has.
     fn contested(&self, error: &BlockError) -> Contested {
-        let BlockError::Busy { node, .. } = error else {
-            return Contested::Own;
+        let node = match error {
+            BlockError::Busy { node, .. } => node,
+            BlockError::Bitmap(error) if error.is_no_room() => return Contested::Room,
+            _ => return Contested::Own,
         };
         let is_disk = match self {
             Self::BlockdevBackup(backup) => backup.common.device == *node,
             Self::DriveBackup(backup) => backup.common.device == *node,
-            Self::Snapshot { .. } | Self::SnapshotSync(_) => true,
+            // Of an overlay there may be another.
+            Self::Snapshot { overlay, .. } => overlay != node,
+            Self::SnapshotSync(_) => true,
             Self::Abort | Self::Bitmap(_) => false,
         };
         if is_disk {

@@ -248,12 +248,12 @@ fn what_another_action_has_made_is_refused_by_that() {
                 target: "over".to_owned(),
             }))
         };
-        let onto_overlay = BlockdevBackup {
-            common: serde_json::from_value(json!({
-                "device": "e", "sync": "none", "job-id": "job"
+        let onto = |target: &str| {
+            let common = json!({"device": "e", "sync": "none", "job-id": "job"});
+            Action::BlockdevBackup(Box::new(BlockdevBackup {
+                common: serde_json::from_value(common).unwrap(),
+                target: target.to_owned(),
             }))
-            .unwrap(),
-            target: "over".to_owned(),
         };
         self::disk(&graph, "e").await;
         let own = "another action of the same transaction has it, which was undone: give each its own, or begin one \
@@ -264,8 +264,13 @@ fn what_another_action_has_made_is_refused_by_that() {
                 "Bitmap already exists: b",
             ),
             ([snapshot(), snapshot()], "The overlay is already in use"),
+            ([snapshot(), onto("d-node")], "node 'd-node' is read-only"),
             (
-                [snapshot(), Action::BlockdevBackup(Box::new(onto_overlay))],
+                [onto("over"), snapshot()],
+                "Node 'over' is busy: block device is in use by block job: backup 'job'",
+            ),
+            (
+                [snapshot(), onto("over")],
                 "Block device over is in use by the disk 'd'; back up to a node that no disk uses",
             ),
         ];
@@ -314,6 +319,53 @@ fn what_another_action_has_made_is_refused_by_that() {
             ("The overlay is already in use", None)
         );
         assert!(Arc::ptr_eq(&disk.node().unwrap(), &node));
+    });
+}
+
+/// For bitmaps that other actions add, and for those that they remove, which have their room until the end.
+#[test]
+fn room_that_other_actions_have_is_refused_by_that() {
+    run(async |graph| {
+        let (_, node) = disk(&graph, "d").await;
+        let no_room = "Bitmap 'more' would be one too many for 'd': a node may have 4096; remove bitmaps that are not needed";
+        let way_out = "other actions of the same transaction have some of that room, which were undone, also those that \
+                       remove bitmaps: add fewer, or remove bitmaps by a command before";
+        let mut actions: Vec<_> = (0..4096)
+            .map(|number| add("d-node", &format!("b{number}")))
+            .collect();
+        actions.push(add("d", "more"));
+        let error = transact(&graph, &actions).await.unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.way_out()),
+            (no_room, Some(way_out))
+        );
+        assert_eq!(seen(&node), []);
+        actions.pop();
+        transact(&graph, &actions).await.unwrap();
+        let remove = Action::Bitmap(BitmapAction::Remove(bitmap("d", "b0")));
+        let error = transact(&graph, &[remove.clone(), add("d", "more")])
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.way_out()),
+            (no_room, Some(way_out))
+        );
+        // Nobody else is to blame for what was there before, nor for another node.
+        disk(&graph, "e").await;
+        for other in [
+            add("e", "b"),
+            Action::Bitmap(BitmapAction::Clear(bitmap("d", "b0"))),
+        ] {
+            let error = transact(&graph, &[other, add("d", "more")])
+                .await
+                .unwrap_err();
+            assert_eq!(
+                (error.to_string().as_str(), error.way_out()),
+                (no_room, None)
+            );
+        }
+        transact(&graph, &[remove]).await.unwrap();
+        transact(&graph, &[add("d", "more")]).await.unwrap();
     });
 }
 

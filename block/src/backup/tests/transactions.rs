@@ -443,7 +443,8 @@ fn two_backups_never_have_one_file() {
         std::fs::hard_link(bench.path("precious"), bench.path("hard")).unwrap();
         for name in ["node", "node-of-link"] {
             let path = bench.path(if name == "node" { "precious" } else { "link" });
-            let file = json!({"driver": "file", "filename": path});
+            let file = format!("file-of-{name}");
+            let file = json!({"driver": "file", "node-name": file, "filename": path});
             let options = json!({"driver": "raw", "node-name": name, "file": file});
             let options = serde_json::from_value(options).unwrap();
             bench.graph.add_node(&options).await.unwrap();
@@ -489,6 +490,20 @@ fn two_backups_never_have_one_file() {
                 "one",
             ),
         ];
+        // What stands on the node itself.
+        let file = "file-of-node";
+        let above = json!({"driver": "raw", "node-name": "above", "file": file});
+        let above = serde_json::from_value(above).unwrap();
+        bench.graph.add_node(&above).await.unwrap();
+        for (first, second) in [("node", "above"), (file, "above"), ("above", file)] {
+            cases.push((
+                named(journal, "one", first),
+                named(data, "two", second),
+                "precious",
+                "two",
+                "one",
+            ));
+        }
         for name in ["precious", "link", "hard"] {
             cases.push((
                 existing(journal, "one", "precious"),

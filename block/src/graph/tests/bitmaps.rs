@@ -383,8 +383,8 @@ fn bitmaps_take_only_so_much_memory() {
         let error = bench.refusal(&add("large", 512));
         assert_eq!(
             error,
-            "Bitmap 'large' would take 301989888 bytes, more than the bitmaps of a node may; choose a \
-             larger granularity, or remove bitmaps that are not needed"
+            "Bitmap 'large' would take 301989888 bytes, more than those of 'n' may together; choose a larger \
+             granularity, or remove bitmaps that are not needed"
         );
         bench.change(&add("half", 1024)).unwrap();
         assert!(bench.refusal(&add("other", 1024)).contains("more than"));
@@ -405,7 +405,7 @@ fn a_node_has_only_so_many_bitmaps() {
         let more = action(json!({"node": "n", "name": "more"}));
         assert_eq!(
             bench.refusal(&more),
-            "Bitmap 'more' would be one too many: a node may have 4096; remove bitmaps that are not needed"
+            "Bitmap 'more' would be one too many for 'n': a node may have 4096; remove bitmaps that are not needed"
         );
         let one = BitmapAction::Remove(name_of("n", "b7"));
         bench.change(&one).unwrap();
