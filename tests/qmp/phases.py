@@ -598,6 +598,30 @@ class Created(Phases):
                 await self.client.execute("blockdev-del", {"node-name": "target"})
 
 
+    async def test_targets_are_as_they_were_when_the_program_ends_before_the_job_begins(self) -> None:
+        _, data = await self.prepare_job("backup")
+        precious, new = (self.machine.directory / name for name in ("precious", "new"))
+        precious.write_bytes(b"data")
+        self.machine.image("another.img", SIZE)
+        await self.client.execute("blockdev-add", {"driver": "file", "filename": "another.img", "node-name": "another"})
+        backups = ((data["device"], new), ("another", precious))
+        actions = [
+            {"type": "drive-backup", "data": {"device": device, "target": str(path), "sync": "full", "job-id": path.name}}
+            for device, path in backups
+        ]
+        await self.hang_read()
+        beginning = asyncio.create_task((await self.another()).execute("transaction", {"actions": actions}))
+        while not any(disk["holders"] for disk in await self.client.execute("x-query-block-drains")):
+            await asyncio.sleep(0.005)
+        self.assertEqual((new.exists(), precious.read_bytes()[:4]), (True, b"data"))
+        await self.client.execute("quit")
+        await self.let_phase_go()
+        await asyncio.wait([beginning])
+        self.assertIsNotNone(beginning.exception())
+        self.assertEqual(await self.machine.exit_status(), 0)
+        self.assertEqual((new.exists(), precious.read_bytes()), (False, b"data"))
+
+
 class WrongCells(Phases):
     """Cells that say something else than the table does."""
 

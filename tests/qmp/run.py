@@ -603,6 +603,20 @@ class Mirrors(QmpTest):
                 self.assertIn(expected, text)
                 self.assertEqual(precious.read_bytes(), content, text)
                 self.assertFalse(new.exists(), text)
+        for later, expected in (
+            ({"type": "abort", "data": {}}, "aborted"),
+            ({"type": "block-dirty-bitmap-remove", "data": {"node": "disk", "name": "none"}}, "'none'"),
+            ({"type": "blockdev-backup", "data": {"device": "disk", "target": "target", "sync": "full"}}, "busy"),
+        ):
+            for path in (precious, new):
+                for old in (content, content[:512]):
+                    precious.write_bytes(old)
+                    backup = {"device": "disk", "target": str(path), "sync": "full", "job-id": "job"}
+                    actions = [{"type": "drive-backup", "data": backup}, later]
+                    _, text = await self.refused("transaction", {"actions": actions})
+                    self.assertIn(expected, text)
+                    self.assertEqual(precious.read_bytes(), old, text)
+                    self.assertFalse(new.exists(), text)
         self.assertEqual(await self.client.execute("query-named-block-nodes"), before)
         for command in ("drive-mirror", "drive-backup"):
             for name, protocol in (("nbd:localhost:10809", "nbd"), ('json:{"driver":"nbd"}', "json")):

@@ -48,8 +48,7 @@ pub async fn blockdev_backup(
 
 /// Starts a backup onto a raw file, which is created first if `mode` says so.
 ///
-/// Call it from a task. On an error nothing has changed, and a file that was there holds what it held, unless the file
-/// system failed to make it an empty one.
+/// Call it from a task. On an error nothing has changed, and the file is as it was, or is not there if it was not.
 ///
 /// # Errors
 /// As [`blockdev_backup`], and what the file system says.
@@ -70,11 +69,11 @@ async fn begin_onto(
     target: &mut Target<'_>,
     main: &AioContext,
 ) -> Result<()> {
-    target.make_empty().await?;
     let source = graph.device_or_node(&common.device)?;
     let section = graph.drain(&source, HOLDER).await;
     target.hand_over();
     let prepared = prepare(graph, common, target.node(), None, main)?;
+    target.give();
     prepared.start();
     drop(section);
     Ok(())

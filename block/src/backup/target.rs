@@ -1,5 +1,5 @@
 //! [`Target`]: the file that a `drive-backup` has named, and what its job needs, kept for it until it begins. So
-//! nothing can refuse the command any more when the file is emptied.
+//! hardly anything can refuse the command any more once the disk is drained.
 
 use std::sync::Arc;
 
@@ -106,12 +106,9 @@ impl<'a> Target<'a> {
         &self.kept
     }
 
-    /// See [`FileTarget::make_empty`].
-    ///
-    /// # Errors
-    /// The file system's.
-    pub(crate) async fn make_empty(&self) -> Result<()> {
-        self.file.make_empty().await
+    /// See [`FileTarget::give`].
+    pub(crate) fn give(&self) {
+        self.file.give();
     }
 
     /// The job is prepared at once, and takes for itself what was kept for it.
@@ -120,9 +117,15 @@ impl<'a> Target<'a> {
     }
 
     /// The job has it, or there is none and all is given back.
-    pub(crate) async fn close(mut self, is_used: bool) {
+    pub(crate) async fn close(self, is_used: bool) {
+        // While nobody else can have the file.
+        self.file.end(is_used).await;
+    }
+}
+
+impl Drop for Target<'_> {
+    fn drop(&mut self) {
         self.hand_over();
         self.graph.let_go(&self.file.node, &self.parent, ROLE);
-        self.file.close(is_used).await;
     }
 }

@@ -1,5 +1,5 @@
 //! [`FileTarget`]: the target of a job that was given by a file's name. What the file holds is not touched before
-//! everything else is certain.
+//! everything else is certain: not before the job itself stands, and whatever its transaction does besides is done.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,8 +41,9 @@ impl Wanted<'_> {
     }
 }
 
-/// See the [module](self). Its node goes with its last user. To be [closed](Self::close).
-#[must_use = "it is to be closed"]
+/// See the [module](self). To be [given](Self::give) to the job, if there is one, and [ended](Self::end). Dropped, its
+/// node goes if nobody uses it.
+#[must_use = "it is to be ended"]
 pub(crate) struct FileTarget {
     pub(crate) node: Arc<Node>,
     graph: Arc<Graph>,
@@ -89,30 +90,47 @@ impl FileTarget {
         }
     }
 
-    /// Once it is [empty](Self::make_empty) it reads as zeroes.
+    /// Once it is [given](Self::give) it reads as zeroes.
     pub(crate) fn is_new(&self) -> bool {
         self.image.is_some()
     }
 
-    /// What the file holds is gone, if it was not to be kept. The last step before the job begins: nothing but the
-    /// file system can refuse the command any more.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub(crate) async fn make_empty(&self) -> Result<()> {
-        match self.image.clone() {
-            Some(image) => current::blocking(move || image.make_empty()).await?,
-            None => Ok(()),
+    /// Nothing can be refused any more: it is the job's, and what it holds is gone if it was not to be kept. Nothing waits
+    /// for that here, where guests are held; its requests do.
+    pub(crate) fn give(&self) {
+        if let Some(image) = &self.image {
+            image.give();
         }
     }
 
-    /// The job has it, or there is none and a file that was made goes.
-    pub(crate) async fn close(self, is_used: bool) {
-        self.graph.remove_if_unused(&self.node);
-        if !is_used {
-            drop(self.node);
-            undo(self.image).await;
+    /// Outside of any section. The job has it, and it is empty; or there is none, and the file is as it was.
+    pub(crate) async fn end(&self, is_used: bool) {
+        if is_used {
+            self.empty().await;
+        } else {
+            undo(self.image.clone()).await;
         }
+    }
+
+    /// Before the command is answered: a job may make no request for long. One that has ended makes none, and its locks
+    /// are gone.
+    async fn empty(&self) {
+        if let Some(image) = &self.image
+            && !self.node.parents().is_empty()
+            && let Err(error) = image.emptied().await
+        {
+            tracing::warn!(%error, "a target can't be made empty, so its job's requests will fail");
+        }
+    }
+}
+
+/// The command may be dropped in the middle, when the program ends.
+impl Drop for FileTarget {
+    fn drop(&mut self) {
+        if let Some(image) = &self.image {
+            image.undo();
+        }
+        self.graph.remove_if_unused(&self.node);
     }
 }
 

@@ -52,8 +52,7 @@ pub async fn blockdev_mirror(
 
 /// Starts a mirror onto a raw file, which is created first if `mode` says so.
 ///
-/// Call it from a task. On an error nothing has changed, and a file that was there holds what it held, unless the file
-/// system failed to make it an empty one.
+/// Call it from a task. On an error nothing has changed, and the file is as it was, or is not there if it was not.
 ///
 /// # Errors
 /// As [`blockdev_mirror`], and what the file system says.
@@ -91,7 +90,7 @@ pub async fn drive_mirror(
         target_is_zero: target.is_new(),
     };
     let started = start(graph, &arguments.common, plan, main).await;
-    target.close(started.is_ok()).await;
+    target.end(started.is_ok()).await;
     started
 }
 
@@ -149,10 +148,6 @@ async fn start(
     let held_id = graph.jobs().hold(&options.id)?;
     let claim = Claim::take(graph, &source, &target, &id)?;
     // From here on nobody gets what the job needs.
-    if let Some(file) = file {
-        file.make_empty().await?;
-    }
-
     let section = graph.drain(&source, &format!("start of job '{id}'")).await;
     // What goes wrong from here on is undone inside the section.
     let Claim { mut undo, parent } = claim;
@@ -192,6 +187,9 @@ async fn start(
         change.attach(&target, job.clone(), TARGET_ROLE, TARGET_ACCESS);
     };
     let job = undo.create_job(options, Box::new(driver), home, attach)?;
+    if let Some(file) = file {
+        file.give();
+    }
     job.start();
     drop(section);
     Ok(())

@@ -3,7 +3,7 @@
 //! Every node that an action is about is drained before the first is prepared, until the last is final or
 //! undone: to the guest all of them happen between two of its requests, on all of its disks. Each
 //! action does its part when it is prepared, so later ones see it. If one fails, those before it are
-//! undone, the last first, and everything is as it was.
+//! undone, the last first, and everything is as it was, what files hold included.
 
 mod step;
 mod targets;
@@ -45,8 +45,8 @@ pub enum Action {
     SnapshotSync(Box<SnapshotSync>),
     /// `blockdev-backup`.
     BlockdevBackup(Box<BlockdevBackup>),
-    /// `drive-backup`. The target's file is emptied before anything else is done; one that was made goes if the
-    /// transaction fails.
+    /// `drive-backup`. The target's file is opened before anything else is done, and emptied when nothing can fail any
+    /// more; one that was made goes if the transaction fails.
     DriveBackup(Box<DriveBackup>),
 }
 
@@ -199,7 +199,6 @@ pub async fn transact(
 }
 
 async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -> Result<()> {
-    targets.make_empty().await?;
     let section = drain(world.graph, actions).await;
     targets.hand_over();
     let mut steps = Vec::new();
@@ -217,6 +216,7 @@ async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -
             }
         }
     }
+    targets.give();
     for step in steps {
         step.commit();
     }

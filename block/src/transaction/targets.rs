@@ -1,5 +1,5 @@
-//! [`Targets`]: the files that actions name. All are opened before the first is emptied, and all are emptied before any
-//! node is drained.
+//! [`Targets`]: the files that actions name. All are opened before any node is drained, and what they hold stays until
+//! all actions are done.
 
 use std::sync::Arc;
 
@@ -83,17 +83,13 @@ impl<'a> Targets<'a> {
         })
     }
 
-    /// What files hold that are not to be kept is gone.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub(super) async fn make_empty(&self) -> Result<()> {
+    /// No action can fail any more: files go to their jobs, and what they hold that is not to be kept is gone.
+    pub(super) fn give(&self) {
         for target in &self.of_actions {
             if let Target::Backup(target) = target {
-                target.make_empty().await?;
+                target.give();
             }
         }
-        Ok(())
     }
 
     /// The actions are done at once, and take for themselves what was kept for them.

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
+use futures_util::future::{Either, select};
 use serde_json::{Value, json};
 use sluice_aio::current;
 
@@ -280,6 +281,77 @@ fn a_backup_does_not_begin_when_its_disk_was_unplugged_meanwhile() {
     });
 }
 
+/// Refused when the section in which it is to begin has come, or given up before: by the program's end.
+#[test]
+fn a_drive_backup_that_never_begins_leaves_its_file_as_it_was() {
+    run(|bench| async move {
+        let content = vec![7; SIZE / 2];
+        std::fs::write(bench.path("precious"), &content).unwrap();
+        let main = current::context();
+        for target in ["precious", "new"] {
+            for is_unplugged in [false, true] {
+                let null = json!({"driver": "null-co", "size": SIZE});
+                let null = serde_json::from_value(null).unwrap();
+                let node = bench.graph.add_implicit_node(&null).await.unwrap();
+                let disk = bench.graph.add_backend("plugged", &node).unwrap();
+                let token = disk.enter().await.unwrap();
+                let arguments = DriveBackup {
+                    common: arguments("plugged", "full", &json!({})),
+                    target: bench.path(target),
+                    format: None,
+                    mode: NewImageMode::AbsolutePaths,
+                };
+                let mut starting = Box::pin(drive_backup(&bench.graph, &arguments, &main));
+                // It has its file, and waits for the guest's request.
+                while !disk.gate().is_closed() {
+                    waits(starting.as_mut()).await;
+                    current::yield_now().await;
+                }
+                assert_eq!(bench.path("new").exists(), target == "new");
+                let mut unplugging = pin!(bench.graph.remove_backend(&disk));
+                waits(unplugging.as_mut()).await;
+                if is_unplugged {
+                    drop(token);
+                    unplugging.await;
+                    let error = starting.await.unwrap_err().to_string();
+                    assert!(error.contains("'plugged'"), "{error}");
+                } else {
+                    drop(starting);
+                    drop(token);
+                    unplugging.await;
+                }
+                assert!(bench.bytes("precious") == content);
+                assert!(!bench.path("new").exists());
+            }
+        }
+    });
+}
+
+/// The command is answered when it is, although the job has not written anything.
+#[test]
+fn a_file_is_emptied_before_the_command_is_answered() {
+    run(|bench| async move {
+        bench.disk("disk").await;
+        for size in [SIZE / 2, SIZE, 2 * SIZE] {
+            std::fs::write(bench.path("old"), vec![7; size]).unwrap();
+            let arguments = DriveBackup {
+                common: arguments("disk-disk", "none", &json!({})),
+                target: bench.path("old"),
+                format: None,
+                mode: NewImageMode::AbsolutePaths,
+            };
+            drive_backup(&bench.graph, &arguments, &current::context())
+                .await
+                .unwrap();
+            assert!(bench.bytes("old") == vec![0; SIZE]);
+            let job = bench.job("job0");
+            job.cancel(true).unwrap();
+            end(&job).await;
+            let _ = job.dismiss();
+        }
+    });
+}
+
 #[test]
 fn a_file_is_made_only_when_nothing_else_is_wrong() {
     run(|bench| async move {
@@ -317,13 +389,27 @@ fn a_file_is_made_only_when_nothing_else_is_wrong() {
 #[test]
 fn a_refused_drive_backup_touches_no_file() {
     run(|bench| async move {
-        bench.disk("disk").await;
+        let disk = bench.disk("disk").await;
         bench.disk("other").await;
         bench.target("of-other").await;
         let main = current::context();
         let taken = arguments("other-disk", "none", &json!({"job-id": "taken"}));
         bench.start(taken, "of-other").await.unwrap();
         let before = bench.graph.nodes().len();
+        let token = disk.enter().await.unwrap();
+        // Who is refused anyway does not wait for the guest's request, which holds the guest.
+        let refused = async |backup: DriveBackup| {
+            let held = async {
+                while !disk.gate().is_closed() {
+                    current::yield_now().await;
+                }
+            };
+            let started = drive_backup(&bench.graph, &backup, &main);
+            match select(pin!(started), pin!(held)).await {
+                Either::Left((refused, _)) => refused.unwrap_err().to_string(),
+                Either::Right(_) => panic!("{backup:?} holds the guest"),
+            }
+        };
         for (device, more, words) in [
             (
                 "disk-disk",
@@ -361,19 +447,18 @@ fn a_refused_drive_backup_touches_no_file() {
             for size in [SIZE / 2, 2 * SIZE] {
                 let content = vec![7; size];
                 std::fs::write(bench.path("precious"), &content).unwrap();
-                let refused = drive_backup(&bench.graph, &backup("precious"), &main).await;
-                let said = refused.unwrap_err().to_string();
+                let said = refused(backup("precious")).await;
                 assert!(said.contains(words), "{said}");
                 assert!(
                     std::fs::read(bench.path("precious")).unwrap() == content,
                     "{said}"
                 );
             }
-            let refused = drive_backup(&bench.graph, &backup("new"), &main).await;
-            refused.unwrap_err();
+            refused(backup("new")).await;
             assert!(!bench.path("new").exists(), "{more}");
             assert_eq!(bench.graph.nodes().len(), before, "{more}");
         }
+        drop(token);
         let job = bench.job("taken");
         job.cancel(true).unwrap();
         end(&job).await;

@@ -247,6 +247,63 @@ fn if_one_action_is_refused_no_file_is_touched() {
     });
 }
 
+/// Whichever it is, and although all backups stand already.
+#[test]
+fn if_a_later_action_fails_all_files_are_as_they_were() {
+    run_both(|bench| async move {
+        let [journal, _] = two_disks(&bench).await;
+        let add: BitmapAdd =
+            serde_json::from_value(json!({"node": "journal", "name": "b"})).unwrap();
+        let add = BitmapAction::Add(add);
+        bench.graph.change_bitmap(&add).unwrap();
+        let drive = |disk: &str, target: &str| {
+            Action::DriveBackup(Box::new(DriveBackup {
+                common: arguments(disk, "full", &json!({"job-id": disk})),
+                target: bench.path(target),
+                format: None,
+                mode: NewImageMode::AbsolutePaths,
+            }))
+        };
+        let before = bench.graph.picture();
+        for (last, words) in [
+            (Action::Abort, "aborted"),
+            (Action::Bitmap(add), "already exists"),
+            (backup("journal-disk", "no-target", &json!({})), "no-target"),
+            (backup("data-disk", "data-copy", &json!({})), "is busy"),
+        ] {
+            for size in [SIZE / 2, SIZE, 2 * SIZE] {
+                let content = vec![7; size];
+                std::fs::write(bench.path("precious"), &content).unwrap();
+                let targets = [("precious", "new"), ("new", "precious")];
+                for (one, other) in targets {
+                    let actions = [
+                        drive("journal-disk", one),
+                        drive("data-disk", other),
+                        last.clone(),
+                    ];
+                    let error = act(&bench, &actions, CompletionMode::Individual).await;
+                    let error = error.unwrap_err();
+                    assert!(error.contains(words), "{error}");
+                    assert!(bench.bytes("precious") == content, "{error}");
+                    assert!(!bench.path("new").exists(), "{error}");
+                    assert_eq!(bench.graph.picture(), before);
+                }
+            }
+        }
+        bench.check_clean();
+        bench.write(&journal, 0, 512, 0xaa).await;
+        // Both can be had when nothing fails.
+        let actions = [drive("journal-disk", "precious"), drive("data-disk", "new")];
+        act(&bench, &actions, CompletionMode::Individual)
+            .await
+            .unwrap();
+        for (id, target) in [("journal-disk", "precious"), ("data-disk", "new")] {
+            assert_eq!(end(&bench.job(id)).await, None);
+            assert!(bench.bytes(target) == bench.bytes(id.trim_end_matches("-disk")));
+        }
+    });
+}
+
 #[test]
 fn one_disk_is_backed_up_once_in_a_transaction() {
     run(|bench| async move {

@@ -51,6 +51,8 @@ pub struct FileDriver {
     opened: ArcSwap<Opened>,
     /// What was opened first: it keeps the locks, which belong to one opening of the file.
     locks: Arc<File>,
+    /// The file, if it was to be emptied when it was opened.
+    image: Option<Arc<NewImage>>,
     path: PathBuf,
     /// Where it is opened again, if the path means one of them.
     fd_sets: Arc<FdSets>,
@@ -74,8 +76,8 @@ impl FileDriver {
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn open_new(options: FileOptions, image: &NewImage) -> Result<Self> {
-        open::open(options, Some(image))
+    pub(crate) fn open_new(options: FileOptions, image: &Arc<NewImage>) -> Result<Self> {
+        open::open(options, Some(Arc::clone(image)))
     }
 
     /// Whether the file was opened for writing.
@@ -86,6 +88,22 @@ impl FileDriver {
 
     fn opened(&self) -> Arc<Opened> {
         self.opened.load_full()
+    }
+
+    /// The file, while it still holds what is to go.
+    fn old(&self) -> Option<&Arc<NewImage>> {
+        self.image.as_ref().filter(|image| !image.is_empty())
+    }
+
+    /// Waits until nothing old is in the file.
+    ///
+    /// # Errors
+    /// See [`NewImage::emptied`].
+    async fn ready(&self) -> Result<()> {
+        match self.old() {
+            Some(image) => image.emptied().await,
+            None => Ok(()),
+        }
     }
 
     /// The path it was opened by.
@@ -118,6 +136,7 @@ impl Driver for FileDriver {
 
     fn truncate(&self, size: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
+            self.ready().await?;
             // What could not be opened again is not made.
             let opened = self.opened();
             let unit = u64::from(opened.alignment.request).max(SECTOR);
@@ -144,6 +163,7 @@ impl Driver for FileDriver {
         match self.transfer(offset, buffer) {
             Ok(transfer) => ended(transfer),
             Err(buffer) => BlockFuture::new(async move {
+                self.ready().await?;
                 self.opened().read_bounced(offset, &buffer).await?;
                 Ok(())
             }),
@@ -152,7 +172,10 @@ impl Driver for FileDriver {
 
     fn transfer(&self, offset: u64, buffer: IoBuffer) -> std::result::Result<Transfer, IoBuffer> {
         let opened = self.opened.load();
-        if opened.needs_bounce(&buffer) || !holds(self.size(), offset, buffer.len()) {
+        if self.old().is_some()
+            || opened.needs_bounce(&buffer)
+            || !holds(self.size(), offset, buffer.len())
+        {
             return Err(buffer);
         }
         Ok(opened.read(offset, buffer))
@@ -160,9 +183,10 @@ impl Driver for FileDriver {
 
     fn write(&self, offset: u64, buffer: IoBuffer, _flags: RequestFlags) -> BlockFuture<'_, ()> {
         let opened = self.opened.load();
-        if opened.needs_bounce(&buffer) {
+        if self.old().is_some() || opened.needs_bounce(&buffer) {
             let opened = Arc::clone(&opened);
             return BlockFuture::new(async move {
+                self.ready().await?;
                 opened.write_bounced(offset, &buffer).await?;
                 Ok(())
             });
@@ -176,11 +200,15 @@ impl Driver for FileDriver {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: RequestFlags) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async move { self.opened().zero(offset, len, flags).await })
+        BlockFuture::new(async move {
+            self.ready().await?;
+            self.opened().zero(offset, len, flags).await
+        })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
+            self.ready().await?;
             let opened = self.opened();
             if !opened.unmap || len == 0 {
                 return Ok(());
@@ -203,17 +231,27 @@ impl Driver for FileDriver {
     }
 
     fn flush(&self) -> BlockFuture<'_, ()> {
-        BlockFuture::new(async move { Ok(self.opened().sync().await?) })
+        BlockFuture::new(async move {
+            // What is nobody's yet has nothing that was written to it.
+            if self.old().is_some_and(|image| !image.is_given()) {
+                return Ok(());
+            }
+            self.ready().await?;
+            Ok(self.opened().sync().await?)
+        })
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockFuture<'_, BlockStatus> {
-        BlockFuture::new(async move { self.opened().search(offset, len).await })
+        BlockFuture::new(async move {
+            self.ready().await?;
+            self.opened().search(offset, len).await
+        })
     }
 
     fn place(&self, offset: u64, _len: u64) -> Option<Place> {
         let opened = self.opened();
         let plain = self.kind == FileKind::Regular && !opened.direct;
-        plain.then(|| Place {
+        (plain && self.old().is_none()).then(|| Place {
             file: Arc::clone(&opened.file),
             lanes: Arc::clone(&opened.lanes),
             offset,

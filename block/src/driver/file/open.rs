@@ -113,8 +113,8 @@ impl FileOptions {
 ///
 /// # Errors
 /// See [`FileDriver::open`].
-pub(super) fn open(options: FileOptions, image: Option<&NewImage>) -> Result<FileDriver> {
-    let (file, writable) = match image {
+pub(super) fn open(options: FileOptions, image: Option<Arc<NewImage>>) -> Result<FileDriver> {
+    let (file, writable) = match &image {
         Some(image) => (image.file(), true),
         None => {
             let (file, writable) = open_file(&options)?;
@@ -127,7 +127,7 @@ pub(super) fn open(options: FileOptions, image: Option<&NewImage>) -> Result<Fil
     options.kind.check(&metadata, &path)?;
     // Once more of what was opened: a passed file's path leads nowhere, and any other may lead elsewhere by now.
     check_kept(fstatfs(&*file), &path)?;
-    let size = match image {
+    let size = match &image {
         Some(image) => image.size(),
         None => size_of(&file, &metadata, &path)?,
     };
@@ -147,6 +147,7 @@ pub(super) fn open(options: FileOptions, image: Option<&NewImage>) -> Result<Fil
             lanes,
         }),
         locks: file,
+        image,
         path,
         fd_sets: options.fd_sets,
         size: AtomicU64::new(size),

@@ -392,8 +392,15 @@ fn discards_reach_the_file_system_only_if_wanted() {
     }
 }
 
-fn new_image(path: &Path, size: usize) -> NewImage {
-    NewImage::open(path, size as u64, &[]).unwrap()
+fn new_image(path: &Path, size: usize) -> Arc<NewImage> {
+    Arc::new(NewImage::open(path, size as u64, &[]).unwrap())
+}
+
+/// As for a job that begins.
+fn empty(image: &Arc<NewImage>) {
+    image.give();
+    let image = Arc::clone(image);
+    run(async move { image.emptied().await }).unwrap();
 }
 
 fn no_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> String {
@@ -405,12 +412,12 @@ fn no_image(path: &Path, size: u64, in_use: &[FileIdentity]) -> String {
 fn a_new_image_is_empty_and_sparse() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new");
-    new_image(&path, SIZE).make_empty().unwrap();
+    empty(&new_image(&path, SIZE));
     assert_eq!(std::fs::read(&path).unwrap(), vec![0; SIZE]);
     assert!(allocated(&path) < SIZE);
     let path = filled(directory.path(), "old", 5);
     for size in [2 * SIZE, SIZE / 2] {
-        new_image(&path, size).make_empty().unwrap();
+        empty(&new_image(&path, size));
         assert_eq!(std::fs::read(&path).unwrap(), vec![0; size]);
         assert!(allocated(&path) < SIZE);
     }
@@ -434,10 +441,104 @@ fn a_file_holds_what_it_held_until_it_is_emptied() {
         image.undo();
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
+    // Before it is the job's nobody can have it emptied.
     let image = new_image(&path, SIZE);
-    image.make_empty().unwrap();
+    let driver = FileDriver::open_new(FileOptions::new(&path), &image).unwrap();
+    run(async move {
+        let write = driver.write(0, IoBuffer::alloc(512), RequestFlags::empty());
+        assert_eq!(write.await.unwrap_err().errno(), libc::EBUSY);
+        let status = driver.block_status(0, 512);
+        assert_eq!(status.await.unwrap_err().errno(), libc::EBUSY);
+        driver.flush().await.unwrap();
+    });
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    empty(&image);
     image.undo();
     assert_eq!(std::fs::read(&path).unwrap(), vec![0; SIZE]);
+}
+
+/// Whatever comes first, and however large the file was.
+#[test]
+fn no_request_meets_what_a_file_held() {
+    type Request = fn(Arc<FileDriver>) -> BlockFuture<'static, ()>;
+    let requests: [Request; 6] = [
+        |driver| {
+            BlockFuture::new(async move {
+                let buffer = IoBuffer::alloc(512);
+                buffer.copy_from_slice(0, &[9; 512]);
+                driver.read(0, buffer.clone()).await?;
+                assert_eq!(buffer.to_vec(), [0; 512]);
+                Ok(())
+            })
+        },
+        |driver| {
+            BlockFuture::new(async move {
+                let status = driver.block_status(0, SIZE as u64).await?;
+                assert_eq!(status.allocation, Allocation::Zero);
+                Ok(())
+            })
+        },
+        |driver| {
+            BlockFuture::new(async move {
+                let flags = RequestFlags::MAY_UNMAP;
+                driver.write_zeroes(0, 512, flags).await
+            })
+        },
+        |driver| BlockFuture::new(async move { driver.discard(0, 512).await }),
+        |driver| BlockFuture::new(async move { driver.flush().await }),
+        |driver| BlockFuture::new(async move { driver.truncate(SIZE as u64).await }),
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    for request in requests {
+        for old in [SIZE / 2, SIZE, 2 * SIZE] {
+            let path = directory.path().join("image");
+            std::fs::write(&path, vec![5; old]).unwrap();
+            let image = new_image(&path, SIZE);
+            let driver = FileDriver::open_new(FileOptions::new(&path), &image).unwrap();
+            let buffer = IoBuffer::alloc(512);
+            assert!(driver.transfer(0, buffer).is_err());
+            assert!(driver.place(0, 512).is_none());
+            image.give();
+            assert!(driver.place(0, 512).is_none());
+            let driver = Arc::new(driver);
+            run(async move {
+                // Many at once: what one has written the next does not lose.
+                let writes = (1..9_u64).map(|at| {
+                    let data = IoBuffer::alloc(512);
+                    data.copy_from_slice(0, &[3; 512]);
+                    driver.write(at << 16, data, RequestFlags::empty())
+                });
+                let writes = futures_util::future::join_all(writes);
+                let first = request(Arc::clone(&driver));
+                let (first, others) = futures_util::future::join(first, writes).await;
+                first.unwrap();
+                assert!(others.iter().all(Result::is_ok));
+                assert!(driver.place(0, 512).is_some());
+            });
+            let after = std::fs::read(&path).unwrap();
+            assert_eq!(after.len(), SIZE);
+            for (at, byte) in after.iter().enumerate() {
+                let is_written = (1..9).contains(&(at >> 16)) && at % (1 << 16) < 512;
+                assert_eq!(*byte, if is_written { 3 } else { 0 }, "{at}");
+            }
+        }
+    }
+}
+
+/// Another program, which has got the file once nobody here had it locked any more.
+#[test]
+fn what_somebody_else_has_by_now_is_left_to_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = directory.path().join("made");
+    let grown = filled(directory.path(), "grown", 5);
+    for path in [&made, &grown] {
+        let image = new_image(path, 2 * SIZE);
+        lock::finish(&image.file(), Access::NONE);
+        let other = open(FileOptions::new(path));
+        other.prepare_access(Access::of_device(false)).unwrap();
+        image.undo();
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 2 * SIZE as u64);
+    }
 }
 
 #[test]
@@ -446,11 +547,16 @@ fn what_was_made_for_nothing_goes_and_nothing_else() {
     let path = directory.path().join("new");
     new_image(&path, SIZE).undo();
     assert!(!path.exists());
-    // One that was emptied is no more worth keeping.
-    let image = new_image(&path, SIZE);
-    image.make_empty().unwrap();
-    image.undo();
+    // Nobody has to ask for that.
+    drop(new_image(&path, SIZE));
     assert!(!path.exists());
+    // That it went in another way, its directory with it, is no failure.
+    let within = directory.path().join("within");
+    std::fs::create_dir(&within).unwrap();
+    let image = new_image(&within.join("new"), SIZE);
+    std::fs::remove_dir_all(&within).unwrap();
+    image.undo();
+    assert!(!within.exists());
     // Nothing can be that large.
     no_image(&path, !511, &[]);
     assert!(!path.exists());
@@ -468,6 +574,11 @@ fn what_was_made_for_nothing_goes_and_nothing_else() {
     filled(directory.path(), "new", 5);
     image.undo();
     assert_eq!(std::fs::read(&path).unwrap(), vec![5; SIZE]);
+    // The job's is the job's.
+    let image = new_image(&directory.path().join("given"), SIZE);
+    empty(&image);
+    drop(image);
+    assert!(directory.path().join("given").exists());
     // Going round in a circle ends.
     let circle = directory.path().join("circle");
     std::os::unix::fs::symlink("circle", &circle).unwrap();
@@ -499,7 +610,7 @@ fn a_file_in_use_is_not_emptied() {
     let image = new_image(&path, 512);
     let said = no_image(&path, 512, &[]);
     assert!(said.contains("\"write\" lock"), "{said}");
-    image.make_empty().unwrap();
+    empty(&image);
 }
 
 #[test]
