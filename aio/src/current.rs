@@ -114,6 +114,16 @@ pub fn writable(fd: &impl AsFd) -> Readiness {
     Readiness::new(fd, epoll::Events::EPOLLOUT)
 }
 
+/// Waits until the other end of the socket `fd` has closed both directions (or it is broken), whatever there is to
+/// be read before that.
+///
+/// # Errors
+/// As [`readable`].
+pub fn hung_up(fd: &impl AsFd) -> Readiness {
+    // What the kernel tells of without being asked to.
+    Readiness::new(fd, epoll::Events::empty())
+}
+
 /// Calls `handler` in every turn in which `fd` is readable; the handler consumes the readiness.
 ///
 /// For sources that only their descriptor tells of, as sockets and timers; the disks' doorbells have a

@@ -46,6 +46,7 @@ pub mod graph;
 pub mod home;
 pub mod io;
 pub mod job;
+pub mod look;
 pub mod mirror;
 pub mod node;
 pub mod options;

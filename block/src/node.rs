@@ -14,6 +14,7 @@ use crate::error::{BlockError, Result};
 use crate::graph::parent::{Blocker, ParentEdge};
 use crate::home::Home;
 use crate::io::NodeIo;
+use crate::look::Looks;
 use crate::options::BlockdevOptions;
 use crate::permission::Access;
 
@@ -58,6 +59,7 @@ pub struct Node {
     pub(crate) io: NodeIo,
     left_behind: Arc<Background>,
     orphaned: Arc<Background>,
+    pub(crate) looks: Looks,
     pub(crate) state: Mutex<NodeState>,
 }
 
@@ -77,6 +79,7 @@ impl Node {
             io,
             left_behind: Arc::default(),
             orphaned: Arc::default(),
+            looks: Looks::default(),
             state: Mutex::default(),
         })
     }
@@ -122,7 +125,7 @@ impl Node {
         self.owner
     }
 
-    /// The medium, for queries. May ask the file system; not for the request path.
+    /// The medium, for queries. Asks no file system.
     #[must_use]
     pub fn info(&self) -> ImageInfo {
         self.driver.info()

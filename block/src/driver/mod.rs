@@ -83,8 +83,6 @@ pub struct BlockStatus {
 pub struct ImageInfo {
     /// The file, or a pseudo name such as `null-co://`.
     pub filename: String,
-    /// Bytes that the medium takes, where that is known.
-    pub actual_size: Option<u64>,
     /// Opened with O_DIRECT.
     pub direct: bool,
     /// Flushes are ignored.
@@ -205,10 +203,21 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// The medium, for queries.
+    /// The medium, for queries. Waits for nothing.
     fn info(&self) -> ImageInfo {
         self.filtered()
             .map_or_else(ImageInfo::default, |child| child.node().info())
+    }
+
+    /// How many bytes the medium takes, where that is known. May hang as the medium's file system does, so it is
+    /// the node's look that asks ([`crate::look`]), and nobody else.
+    fn actual_size(&self) -> BlockFuture<'_, Option<u64>> {
+        BlockFuture::new(async move {
+            match self.filtered() {
+                Some(child) => Ok(child.node().look().await),
+                None => Ok(None),
+            }
+        })
     }
 
     /// Tells the drivers below that something worth stopping at happens; only `blkdebug` listens.

@@ -114,9 +114,12 @@ impl Driver for Null {
     fn info(&self) -> ImageInfo {
         ImageInfo {
             filename: format!("{}://", self.name),
-            actual_size: Some(0),
             ..ImageInfo::default()
         }
+    }
+
+    fn actual_size(&self) -> BlockFuture<'_, Option<u64>> {
+        BlockFuture::new(async { Ok(Some(0)) })
     }
 }
 

@@ -5,6 +5,7 @@
 //! are not made so, because they may share their state with the terminal's other users: they are waited for
 //! before each transfer, which then does not block as long as it is no longer than a pipe takes at once.
 
+use std::future;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -133,6 +134,14 @@ impl Input {
             }
         }
         Ok(received.bytes)
+    }
+
+    /// Waits until the other end of a socket is gone altogether: it neither sends nor reads any more. For ever
+    /// where that can't be told from what comes alone.
+    pub async fn hung_up(&self) {
+        if self.kind == Kind::Plain || current::hung_up(self).await.is_err() {
+            future::pending::<()>().await;
+        }
     }
 
     async fn ready(&self) {

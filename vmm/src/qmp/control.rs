@@ -2,8 +2,8 @@
 //!
 //! Commands are executed one after the other, in the order in which they came. A client that has negotiated
 //! `oob` may send [`WAITING`] of them ahead, and *out-of-band* commands overtake all that wait and the one that
-//! runs. Without it nothing is read while a command runs. A command that has begun is always brought to its end,
-//! also when its client is gone.
+//! runs. Without it nothing is read while a command runs. A command that has begun is brought to its end also when its
+//! client is gone, if it changes anything; those that wait are dropped then.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -110,7 +110,8 @@ pub(super) async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Mon
     };
     let executing = async {
         while let Some(message) = queue.next().await {
-            if let Some(after_reply) = session.handle(message).await {
+            let handled = attend(&input, &outbox, session.handle(message)).await;
+            if let Some(after_reply) = handled {
                 outbox.flushed_or(FAREWELL).await;
                 after_reply(&monitor);
             }
@@ -123,6 +124,23 @@ pub(super) async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Mon
     future::join(reading, executing).await;
     // What was executed last has been answered.
     outbox.finish();
+}
+
+/// Awaits a command; the session of a client that hangs up meanwhile is over at once.
+pub(super) async fn attend<T>(
+    input: &Input,
+    outbox: &Outbox,
+    command: impl Future<Output = T>,
+) -> T {
+    let mut command = std::pin::pin!(command);
+    let gone = std::pin::pin!(input.hung_up());
+    match future::select(command.as_mut(), gone).await {
+        Either::Left((done, _)) => done,
+        Either::Right(_) => {
+            outbox.abandon();
+            command.await
+        }
+    }
 }
 
 /// Takes messages off the stream. Returns whether what waits then is still to be executed.

@@ -62,13 +62,14 @@ struct Shared {
     client_gone: Event,
 }
 
-/// A client's place among [`MAX_CLIENTS`]; its tasks share it, and the last one gives it back.
+/// A client's place among [`MAX_CLIENTS`]. Its writer has it, which ends with the session: the reader may be in the
+/// middle of a command that hangs, when its client has long gone.
 struct Place(Rc<Shared>);
 
 impl Place {
-    fn take(shared: &Rc<Shared>) -> Rc<Self> {
+    fn take(shared: &Rc<Shared>) -> Self {
         shared.clients.set(shared.clients.get() + 1);
-        Rc::new(Self(Rc::clone(shared)))
+        Self(Rc::clone(shared))
     }
 }
 
@@ -174,7 +175,7 @@ fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Att
     let client = attachment.client();
     let Stream { input, output } = stream;
     let writing = {
-        let (outbox, place) = (Arc::clone(&outbox), Rc::clone(&place));
+        let outbox = Arc::clone(&outbox);
         async move {
             write(output, outbox).await;
             drop((place, client, attachment));
@@ -186,7 +187,6 @@ fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Att
             MonitorMode::Control { .. } => control::converse(input, outbox, monitor).await,
             MonitorMode::Readline => converse(input, outbox, monitor).await,
         }
-        drop(place);
     };
     current::spawn_local(reading).detach();
 }
@@ -232,7 +232,7 @@ async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Monitor>) {
     let mut buffer = [0; READ_SIZE];
     let mut descriptors = Vec::new();
     loop {
-        while console.step().await {
+        while control::attend(&input, &outbox, console.step()).await {
             if !outbox.has_room().await {
                 return;
             }

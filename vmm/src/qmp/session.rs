@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use futures_util::future::{self, Either};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -154,10 +155,15 @@ impl Session {
             let desc = format!("The command {name} does not support OOB");
             return Err(QmpError::generic(desc));
         }
-        let value = command
-            .run(Arc::clone(&self.monitor), request.arguments)
-            .await?;
-        Ok((value, command.after_reply()))
+        let running = command.run(Arc::clone(&self.monitor), request.arguments);
+        if !command.only_asks() {
+            return Ok((running.await?, command.after_reply()));
+        }
+        let gone = std::pin::pin!(self.outbox.abandoned());
+        match future::select(std::pin::pin!(running), gone).await {
+            Either::Left((value, _)) => Ok((value?, command.after_reply())),
+            Either::Right(_) => Err(QmpError::generic("The client has hung up")),
+        }
     }
 
     fn negotiate(&self, arguments: Value) -> Result<(), QmpError> {

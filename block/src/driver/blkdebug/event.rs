@@ -111,6 +111,8 @@ pub enum DebugEvent {
     Pdiscard,
     /// The node is asked what is allocated. Sluice's own event.
     BlockStatus,
+    /// A query asks how much the medium takes. Sluice's own event.
+    ActualSize,
     /// A mirror onto this node has found its bitmap clean inside the last section. Sluice's own event.
     PivotClean,
     /// Every mirror of the group has come so far, and this one is about to swap the root: it can't be cancelled any more.

@@ -333,6 +333,14 @@ impl Driver for Blkdebug {
         }
     }
 
+    fn actual_size(&self) -> BlockFuture<'_, Option<u64>> {
+        BlockFuture::new(async move {
+            self.happens(DebugEvent::ActualSize, Span::default())
+                .await?;
+            Ok(self.image.node().look().await)
+        })
+    }
+
     fn debug_event(&self, event: DebugEvent) -> BlockFuture<'_, ()> {
         BlockFuture::new(async move {
             self.happens(event, Span::default()).await?;

@@ -18,6 +18,7 @@ mod opened;
 mod probe;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -262,14 +263,24 @@ impl Driver for FileDriver {
         let opened = self.opened();
         ImageInfo {
             filename: self.path.to_string_lossy().into_owned(),
-            actual_size: self
-                .locks
-                .metadata()
-                .ok()
-                .map(|meta| meta.blocks() * SECTOR),
             direct: opened.direct,
             no_flush: opened.no_flush,
         }
+    }
+
+    fn actual_size(&self) -> BlockFuture<'_, Option<u64>> {
+        BlockFuture::new(async move {
+            let turn = turns::LOOKS.take().await;
+            let file = Arc::clone(&self.locks);
+            let look = move || {
+                let found = file.metadata();
+                // Also if nobody waits for the answer any more.
+                drop((file, turn));
+                found
+            };
+            let found = current::blocking(look).await?;
+            Ok(found.ok().map(|meta| meta.blocks() * SECTOR))
+        })
     }
 
     fn file_identity(&self) -> Option<FileIdentity> {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use sluice_aio::current;
 use sluice_block::Backend;
+use sluice_block::look::look_at;
 
-use super::records::{DiskRecord, NodeRecord};
+use super::records::{DiskRecord, NodeRecord, visible_root};
 use super::{Done, Monitor, NoArguments};
 use crate::qmp::blockdev::{self, NodeOptions};
 use crate::qmp::error::QmpError;
@@ -60,13 +60,11 @@ pub(super) async fn query_block(
     monitor: Arc<Monitor>,
     _: NoArguments,
 ) -> Result<Vec<DiskRecord>, QmpError> {
-    let backends = monitor.graph.backends();
-    let ask = move || {
-        let disks = backends.iter().filter(|backend| !is_tool(backend));
-        let records = disks.map(|backend| DiskRecord::of(backend));
-        records.collect()
-    };
-    Ok(current::blocking(ask).await?)
+    let mut disks = monitor.graph.backends();
+    disks.retain(|backend| !is_tool(backend));
+    look_at(disks.iter().filter_map(|backend| visible_root(backend))).await;
+    let records = disks.iter().map(|backend| DiskRecord::of(backend));
+    Ok(records.collect())
 }
 
 /// Arguments of `query-named-block-nodes`.
@@ -83,12 +81,10 @@ pub(super) async fn query_named_block_nodes(
 ) -> Result<Vec<NodeRecord>, QmpError> {
     let nodes = monitor.graph.nodes();
     let flat = arguments.flat == Some(true);
-    let ask = move || {
-        let records = nodes.iter().map(|node| match flat {
-            true => NodeRecord::flat(node),
-            false => NodeRecord::of(node),
-        });
-        records.collect()
-    };
-    Ok(current::blocking(ask).await?)
+    look_at(nodes.iter().map(Arc::clone)).await;
+    let records = nodes.iter().map(|node| match flat {
+        true => NodeRecord::flat(node),
+        false => NodeRecord::of(node),
+    });
+    Ok(records.collect())
 }

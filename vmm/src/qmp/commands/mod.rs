@@ -293,6 +293,12 @@ impl Command {
         self.out_of_band
     }
 
+    /// Whether it changes nothing, so that nobody misses its end when the client is gone.
+    pub(super) fn only_asks(&self) -> bool {
+        const PREFIXES: [&str; 4] = ["query-", "x-query-", "x-debug-query-", "x-debug-wait-"];
+        PREFIXES.iter().any(|prefix| self.name.starts_with(prefix))
+    }
+
     /// What it does after the reply.
     pub(super) fn after_reply(&self) -> Option<AfterReply> {
         self.after_reply

@@ -90,13 +90,13 @@ pub(super) struct ImageRecord {
 }
 
 impl ImageRecord {
-    /// A node without what is below it; asks the medium, which may block.
+    /// A node without what is below it.
     fn of(node: &Node, info: &ImageInfo) -> Self {
         Self {
             filename: info.filename.clone(),
             format: node.driver_name(),
             virtual_size: node.len(),
-            actual_size: info.actual_size,
+            actual_size: node.actual_size(),
             backing_filename: node.backing().map(|below| below.info().filename),
             backing_image: None,
         }
@@ -113,7 +113,7 @@ pub(super) struct CacheRecord {
 }
 
 impl NodeRecord {
-    /// With the images below it; asks the media, which may block.
+    /// With the images below it. What they take is what the last look has found.
     pub(super) fn of(node: &Node) -> Self {
         let mut below = None;
         for image in node.backing_chain().iter().rev() {
@@ -173,7 +173,7 @@ pub(super) struct DiskRecord {
 }
 
 impl DiskRecord {
-    /// Asks the medium, which may block.
+    /// As [`NodeRecord::of`].
     pub(super) fn of(backend: &Backend) -> Self {
         let drive = backend.removable_device();
         Self {

@@ -29,7 +29,7 @@ use crate::qmp::schema::schema;
 use crate::qmp::{EventBus, Monitor, MonitorMode, QmpServer};
 
 /// A test that hangs fails after this time.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A machine that only remembers what was asked of it.
 pub(super) struct FakeVm {

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sluice_aio::Clock;
 
-use super::harness::{World, run};
+use super::harness::{PATIENCE, World, run, run_with_clock};
 use crate::control::Cause;
 
 /// What comes until `end` has come.
@@ -231,5 +233,94 @@ fn cpus_and_character_devices_are_told_of() {
         );
         let filename = chardevs[1]["filename"].as_str().unwrap();
         assert!(filename.starts_with("disconnected:unix:"), "{filename}");
+    });
+}
+
+/// More than there are places for.
+const MANY: usize = 70;
+
+fn add_debug(client: &mut super::harness::Client, name: &str) {
+    let image = json!({"driver": "null-co", "node-name": format!("{name}-image"), "size": 1 << 20});
+    let node = json!({"driver": "blkdebug", "node-name": name, "image": image});
+    client.ok("blockdev-add", node);
+}
+
+/// The clock stands still: nothing but the client's end ends the query.
+#[test]
+fn clients_that_hang_up_leave_room_for_others() {
+    run_with_clock(Clock::manual(), |world| {
+        let mut operator = world.client();
+        add_debug(&mut operator, "look");
+        let hold = json!({"node-name": "look", "event": "actual_size", "tag": "held"});
+        operator.ok("x-debug-break", hold);
+        for _ in 0..MANY {
+            let mut client = world.client();
+            client.send(b"{'execute': 'query-named-block-nodes'}");
+        }
+        // A person's monitor, too.
+        for _ in 0..MANY {
+            let mut stream = connect(world, "lines");
+            read_until(&mut stream, "(qemu) ");
+            stream.write_all(b"info block -n\n").unwrap();
+        }
+        world.client().ok("query-status", json!({}));
+    });
+}
+
+#[test]
+fn what_a_client_has_begun_ends_without_it() {
+    run(|world| {
+        let mut operator = world.client();
+        for index in 0..MANY {
+            let name = format!("n{index}");
+            add_debug(&mut operator, &name);
+            for event in ["write_aio", "pwritev_done"] {
+                let hold = json!({"node-name": name, "event": event, "tag": event});
+                operator.ok("x-debug-break", hold);
+            }
+            let mut client = world.client();
+            let write = json!({"command-line": format!("qemu-io {name} \"write 0 4096\"")});
+            let write = json!({"execute": "human-monitor-command", "arguments": write});
+            client.send(write.to_string().as_bytes());
+            let tag = json!({"node-name": name, "tag": "write_aio"});
+            operator.ok("x-debug-wait-break", tag);
+        }
+        for index in 0..MANY {
+            let at = |tag| json!({"node-name": format!("n{index}"), "tag": tag});
+            operator.ok("x-debug-resume", at("write_aio"));
+            operator.ok("x-debug-wait-break", at("pwritev_done"));
+            operator.ok("x-debug-resume", at("pwritev_done"));
+        }
+    });
+}
+
+#[test]
+fn a_query_answers_although_a_file_system_hangs() {
+    run_with_clock(Clock::manual(), |world| {
+        let mut operator = world.client();
+        add_debug(&mut operator, "n");
+        let hold = json!({"node-name": "n", "event": "actual_size", "tag": "held"});
+        operator.ok("x-debug-break", hold);
+        let mut client = world.client();
+        client.send(b"{'execute': 'query-named-block-nodes'}");
+        let held = json!({"node-name": "n", "tag": "held"});
+        operator.ok("x-debug-wait-break", held.clone());
+        world.advance(Duration::from_secs(1));
+        let size = |reply: &Value, name: &str| {
+            let nodes = reply.as_array().unwrap();
+            let node = nodes.iter().find(|node| node["node-name"] == name);
+            node.unwrap()["image"].get("actual-size").cloned()
+        };
+        let reply = &client.reply()["return"];
+        assert_eq!(size(reply, "n"), None);
+        assert_eq!(size(reply, "n-image"), Some(json!(0)));
+        // It is known to hang, and the clock stands still.
+        let reply = client.ok("query-named-block-nodes", json!({}));
+        assert_eq!(size(&reply, "n"), None);
+        operator.ok("x-debug-resume", held);
+        let since = Instant::now();
+        while size(&client.ok("query-named-block-nodes", json!({})), "n").is_none() {
+            assert!(since.elapsed() < PATIENCE, "the size is not told again");
+        }
     });
 }

@@ -1,13 +1,15 @@
 //! `info status` and `info block`.
 
-use sluice_aio::current;
+use std::sync::Arc;
+
 use sluice_block::io::DetectZeroes;
 use sluice_block::job::IoStatus;
+use sluice_block::look::look_at;
 
 use super::numbers::rounded_size;
 use crate::control::RunState;
 use crate::qmp::commands::Monitor;
-use crate::qmp::commands::records::{DiskRecord, ImageRecord, NodeRecord};
+use crate::qmp::commands::records::{DiskRecord, ImageRecord, NodeRecord, visible_root};
 use crate::qmp::commands::throttle::LimitsRecord;
 
 pub(super) fn status(monitor: &Monitor) -> String {
@@ -31,31 +33,26 @@ pub(super) async fn block(monitor: &Monitor, options: &[&str]) -> String {
             name if name.starts_with('-') => {
                 return format!("info block: unsupported option '{name}'\n");
             }
-            name => wanted = Some(name.to_owned()),
+            name => wanted = Some(name),
         }
     }
-    let (backends, all) = (monitor.graph.backends(), monitor.graph.nodes());
-    // The media are asked, which may block.
-    let texts = current::blocking(move || {
-        let is_wanted = |name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
-        if nodes {
-            let nodes = all.iter().filter(|node| is_wanted(node.name()));
-            return nodes
-                .map(|node| of_node(&NodeRecord::of(node), verbose))
-                .collect();
-        }
-        let disks = backends
+    let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
+    if nodes {
+        let mut nodes = monitor.graph.nodes();
+        nodes.retain(|node| is_wanted(node.name()));
+        look_at(nodes.iter().map(Arc::clone)).await;
+        let texts = nodes
             .iter()
-            .filter(|backend| is_wanted(backend.name()) && !backend.name().starts_with('#'));
-        disks
-            .map(|backend| of_disk(&DiskRecord::of(backend), verbose))
-            .collect::<Vec<_>>()
-    })
-    .await;
-    texts.map_or_else(
-        |error| format!("Error: {error}\n"),
-        |texts| texts.join("\n"),
-    )
+            .map(|node| of_node(&NodeRecord::of(node), verbose));
+        return texts.collect::<Vec<_>>().join("\n");
+    }
+    let mut disks = monitor.graph.backends();
+    disks.retain(|disk| is_wanted(disk.name()) && !disk.name().starts_with('#'));
+    look_at(disks.iter().filter_map(|disk| visible_root(disk))).await;
+    let texts = disks
+        .iter()
+        .map(|disk| of_disk(&DiskRecord::of(disk), verbose));
+    texts.collect::<Vec<_>>().join("\n")
 }
 
 fn of_node(node: &NodeRecord, verbose: bool) -> String {
