@@ -77,6 +77,7 @@ use crate::context::{AioContext, Remote, Shared};
 use crate::current::{self, Scope};
 use crate::engine::{EngineKind, Engines};
 use crate::fd::{Cause, FdTable};
+use crate::patience::EndPatience;
 use crate::polling::{Polling, Window};
 use crate::task::{self, Tasks};
 use crate::timer::Timers;
@@ -102,6 +103,8 @@ pub struct LoopConfig {
     /// need not tell of the ring's completions. That saves processor time (Linux 6.1 and later).
     /// [`IoThread::spawn`](crate::IoThread::spawn) sets it.
     pub alone: bool,
+    /// How long its end waits for what hangs; clones of the configuration share it.
+    pub end_patience: EndPatience,
 }
 
 impl Default for LoopConfig {
@@ -114,6 +117,7 @@ impl Default for LoopConfig {
             polling: Polling::OFF,
             max_batch: 0,
             alone: false,
+            end_patience: EndPatience::default(),
         }
     }
 }

@@ -117,6 +117,8 @@ pub mod gate;
 #[cfg(not(loom))]
 pub mod iothread;
 #[cfg(not(loom))]
+mod patience;
+#[cfg(not(loom))]
 pub mod polling;
 #[cfg(not(loom))]
 pub mod pooled;
@@ -155,6 +157,8 @@ pub use fd::{Cause, FdHandler, Source};
 pub use gate::{Cancelled, Gate, Token};
 #[cfg(not(loom))]
 pub use iothread::IoThread;
+#[cfg(not(loom))]
+pub use patience::EndPatience;
 #[cfg(not(loom))]
 pub use polling::Polling;
 #[cfg(not(loom))]

@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use futures_util::future::{self, Either};
-use sluice_aio::{AioContext, Clock, EventLoop, LoopConfig, LoopError, current};
+use sluice_aio::{AioContext, Clock, EndPatience, EventLoop, LoopConfig, LoopError, current};
 use sluice_block::event::ErrorAction;
 use sluice_block::graph::LeftTarget;
 use sluice_block::{BlockEvent, EventSink, Graph};
@@ -33,6 +34,9 @@ use crate::machine::{BuildError, Chore, Controller, Machine, MachineBuilder, Not
 use crate::main_loop::{MainLoop, MainLoopError, Signals};
 use crate::qmp::{Devices, EventBus, Monitor, QmpServer};
 use crate::{qtest, slow_end};
+
+/// How long the end waits for calls of which nothing ends when all disks are at rest.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
 pub fn run(command_line: &CommandLine) -> Exit {
@@ -165,6 +169,7 @@ async fn assemble(
     let disk_events = Arc::new(DiskEvents::new(Arc::clone(&events)));
     let limits_clock = devices_clock.clone();
     let graph = Graph::with_clocks(Arc::clone(&disk_events) as _, clock, limits_clock);
+    let end_patience = loop_config.end_patience.clone();
     let iothreads = Arc::new(IoThreads::new(loop_config));
     let machine_clock = Arc::new(MachineClock::new(devices_clock.clone()));
     let builder = MachineBuilder::new(&command_line.machine, main.clone(), machine_clock, sink)?;
@@ -241,7 +246,7 @@ async fn assemble(
     let farewell = async move {
         let end = async {
             let exit = ending.ended().await;
-            (exit, farewell(&graph, retiring, qmp).await)
+            (exit, farewell(&graph, retiring, qmp, &end_patience).await)
         };
         let notes = slow_end::note(Arc::clone(&ending), Arc::clone(&graph));
         let (exit, left) = match future::select(pin!(end), pin!(notes)).await {
@@ -316,10 +321,13 @@ async fn farewell(
     graph: &Graph,
     retiring: impl Future<Output = ()>,
     qmp: QmpServer,
+    end_patience: &EndPatience,
 ) -> Vec<LeftTarget> {
     graph.jobs().shut_down().await;
     retiring.await;
     let left = graph.come_to_rest("shutdown").await;
+    // What guests and jobs wrote is safe, or was given up. What still runs in the kernel hangs, or is a query's.
+    end_patience.shorten(LAST_PATIENCE);
     for backend in graph.backends() {
         graph.remove_backend(&backend).await;
     }
@@ -349,6 +357,7 @@ fn start_and_serve(
     let config = &command_line.machine;
     let signals = Signals::catch()?;
     let loop_config = LoopConfig::default();
+    let end_patience = loop_config.end_patience.clone();
     let mut aio = EventLoop::new("main", &loop_config)?;
     let context = aio.context();
     let finished = Finished::default();
@@ -378,7 +387,7 @@ fn start_and_serve(
     let controller = &machine.controller;
 
     let mut main_loop = MainLoop::new(aio)?;
-    end_on(signals, &mut main_loop, controller, &finished);
+    end_on(signals, &mut main_loop, controller, &finished, end_patience);
     let terminal = attach_console(&mut main_loop, config, &machine, sink)?;
     if !config.start_paused {
         let starting = Arc::clone(controller);
@@ -400,6 +409,7 @@ fn end_on(
     main_loop: &mut MainLoop,
     controller: &Arc<Controller>,
     finished: &Finished,
+    end_patience: EndPatience,
 ) {
     let (controller, finished) = (Arc::clone(controller), Rc::clone(finished));
     let signalled = Rc::new(Cell::new(false));
@@ -407,6 +417,7 @@ fn end_on(
         let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
         if signalled.replace(true) {
             let why = format!("ended by {name}, before everything was finished in order");
+            end_patience.shorten(Duration::ZERO);
             finished.set(Some(Exit::because(ExitStatus::Setup, why)));
         } else if !controller.is_ending() {
             let exit = Exit::because(ExitStatus::Success, format!("ended by {name}"));

@@ -50,18 +50,13 @@ use std::time::Duration;
 use crate::buffer::IoBuffer;
 use crate::context::Shared;
 use crate::event_loop::{self, LoopConfig};
+use crate::patience::EndPatience;
 pub(crate) use operation::OperationKind;
 use ring::Refusal;
 pub use route::Route;
 use table::{Key, Table};
 use threads::Threads;
 pub(crate) use workers::{WorkerPool, check_limits as check_pool_limits};
-
-/// How long the end of a loop waits for I/O of which nothing ends.
-///
-/// Long enough for a slow disk and for a server that is restarted; after that, what still runs is
-/// left behind with its memory, and the end goes on.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which engine serves a file: the `aio=` option of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,6 +120,7 @@ pub(crate) struct Engines {
     prepared: Cell<u64>,
     /// Why there is no ring; none if there is one, or once somebody has been told.
     refusal: Cell<Option<Refusal>>,
+    end_patience: EndPatience,
 }
 
 /// What those who wait for operations share with the engines.
@@ -169,6 +165,7 @@ impl Engines {
             shared,
             prepared: Cell::new(0),
             refusal: Cell::new(refusal),
+            end_patience: config.end_patience.clone(),
         })
     }
 
@@ -340,21 +337,22 @@ impl Engines {
     }
 
     /// Waits until the kernel and the workers are done with every buffer; for the loop's end. After
-    /// [`PATIENCE`] without anything that ends, what is left stays behind, with its memory.
+    /// [`LoopConfig::end_patience`] without anything that ends, what is left stays behind, with its memory.
     pub(crate) fn finish(&self) {
         let name = self.shared.name();
+        let patience = self.end_patience.get();
         // Not within the borrow: a call that is dropped unmade may own anything. Nor may it keep the
         // ring from coming to rest.
-        event_loop::guarded(name, "a blocking call", || self.workers.finish(PATIENCE));
+        event_loop::guarded(name, "a blocking call", || self.workers.finish(patience));
         let mut core = self.core.borrow_mut();
         let Core {
             table,
             ring,
             threads,
         } = &mut *core;
-        threads.finish(table, PATIENCE);
+        threads.finish(table, patience);
         if let Some(ring) = ring {
-            ring.finish(table, PATIENCE);
+            ring.finish(table, patience);
         }
         let woken = std::mem::take(table.woken());
         drop(core);

@@ -258,10 +258,10 @@ impl WorkerPool {
         }
         let left = queue.live;
         if left > 0 {
-            tracing::error!(
+            tracing::warn!(
                 loop_name = self.0.name,
                 threads = left,
-                "a loop ends before its blocking calls do; leaving their threads behind"
+                "a loop ends before its blocking calls do, which hang; their threads are left behind"
             );
         }
         // Nobody may begin anything after the end of the loop.

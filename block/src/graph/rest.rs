@@ -10,7 +10,7 @@ use sluice_aio::current;
 use super::Graph;
 use super::home::MAIN_NODE;
 use super::parent::Parent;
-use crate::drain::{Section, SectionInner};
+use crate::drain::{PATIENCE as MOMENT, Section, SectionInner};
 use crate::driver::Role;
 use crate::error::Result;
 use crate::job::{Job, PATIENCE};
@@ -148,9 +148,22 @@ impl Graph {
     }
 }
 
-/// Makes durable what was written to the node, or says in the log that this can't be done.
+/// Makes durable what was written to the node, or says in the log that this can't be done; also if it takes long.
 async fn flush(node: &Node) -> Result<()> {
-    let flushed = node.flush().await;
+    let mut flushing = pin!(node.flush());
+    let mut patience = MOMENT;
+    let flushed = loop {
+        let late = pin!(current::sleep(patience));
+        match select(flushing, late).await {
+            Either::Left((flushed, _)) => break flushed,
+            Either::Right(((), unfinished)) => flushing = unfinished,
+        }
+        tracing::warn!(
+            node = node.name(),
+            "a flush takes long; a machine that stops or ends waits for it"
+        );
+        patience *= 2;
+    };
     if let Err(error) = &flushed {
         tracing::warn!(node = node.name(), %error, "a node cannot be flushed");
     }

@@ -204,9 +204,14 @@ impl Requests {
                 waited_ns: waited(entry).as_nanos(),
             })
         });
+        let own = |(_, entry): (usize, &Entry)| {
+            let asked = entry.asked.as_ref();
+            asked.is_some_and(|asked| !asked.of_guest)
+        };
         Awaited {
             requests: requests.collect(),
             turn: turn.map(|entry| waited(entry)),
+            has_own: running.all.iter().any(own),
         }
     }
 }
@@ -218,6 +223,8 @@ pub struct Awaited {
     pub requests: Vec<AwaitedRequest>,
     /// For how long a guest's write has been waiting until the job, or another guest, is done with its place.
     pub turn: Option<Duration>,
+    /// Whether any request of the job itself is under way, since whenever.
+    pub has_own: bool,
 }
 
 /// A request that has not ended while this lives.
@@ -265,7 +272,7 @@ impl Job {
     /// What keeps the guest's write that has been waiting for longest on the job's account, for people. The job's own requests may have been said.
     pub(crate) fn describe_kept_write(&self, own_said: bool) -> Option<String> {
         let has_ended = self.lock().state.has_ended();
-        let Awaited { requests, turn } = self.awaited_unless(has_ended);
+        let Awaited { requests, turn, .. } = self.awaited_unless(has_ended);
         let name = self.kind().named(self.id());
         let direct = requests.iter().find(|request| request.of_guest);
         let turn =

@@ -25,7 +25,7 @@ pub struct BlockJobInfo {
     pub len: u64,
     /// Work done.
     pub offset: u64,
-    /// The job's task works at this very moment.
+    /// The job's task works at this very moment, or requests of its own are under way.
     pub busy: bool,
     /// The job rests or will do so at its next pause point.
     pub paused: bool,
@@ -88,12 +88,13 @@ impl Job {
     pub fn block_job_info(&self) -> BlockJobInfo {
         let details = self.driver.query().members();
         let core = self.lock();
+        let awaited = self.awaited_unless(core.state.has_ended());
         BlockJobInfo {
             kind: self.kind(),
             device: self.id().to_owned(),
             len: self.progress().total(),
             offset: self.progress().current(),
-            busy: core.activity == Activity::Working,
+            busy: core.activity == Activity::Working || awaited.has_own,
             paused: core.must_rest(),
             speed: core.rate.speed(),
             io_status: core.io_status,
@@ -103,7 +104,7 @@ impl Job {
             auto_dismiss: self.auto_dismiss(),
             error: core.error.as_ref().map(ToString::to_string),
             failure: core.error.as_ref().and_then(JobError::io_failure).cloned(),
-            waits_for: self.longest_awaited(&core),
+            waits_for: awaited.requests.into_iter().next(),
             details,
         }
     }

@@ -49,6 +49,8 @@ pub(super) struct MirrorJob {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) pivoted: AtomicBool,
+    /// The disk was held for the job's end, and is no more: the figures below are there.
+    pub(super) held: AtomicBool,
     /// The target has been left to its requests, which have not returned.
     pub(super) target_left: AtomicBool,
     pub(super) pause_us: AtomicU64,
@@ -62,9 +64,12 @@ impl MirrorJob {
         result.inspect_err(|_| self.ledger.parting.give_up())
     }
 
-    /// What the pivot cost.
+    /// What the pivot, or a soft cancel, cost, if there has been one.
     fn report_pivot(&self, details: &mut JobDetails) {
         let outcome = &self.outcome;
+        if !outcome.held.load(Ordering::Relaxed) {
+            return;
+        }
         details.pivot_pause_us = figure(&outcome.pause_us);
         details.postponed_requests = figure(&outcome.postponed);
         details.longest_wait_us = figure(&outcome.longest_wait_us);
@@ -244,9 +249,7 @@ impl JobDriver for MirrorJob {
 
     fn query(&self) -> JobDetails {
         let mut details = self.work_report();
-        if self.outcome.pivoted.load(Ordering::Relaxed) {
-            self.report_pivot(&mut details);
-        }
+        self.report_pivot(&mut details);
         if self.own_chain.is_some() {
             // What follows is a mirror's own.
             return details;

@@ -179,6 +179,7 @@ impl MirrorJob {
         for (counter, figure) in figures {
             counter.store(figure, Ordering::Relaxed);
         }
+        outcome.held.store(true, Ordering::Relaxed);
         drop(section);
         drop(held.beside);
     }

@@ -57,3 +57,38 @@ async fn says_for_what(bench: Bench, clock: Clock, log: Log) {
     assert_eq!((past.count, past.longest), (1, Duration::from_secs(4)));
     assert_eq!(past.times.buckets().collect::<Vec<_>>(), [(1 << 22, 1)]);
 }
+
+#[test]
+fn a_machine_that_waits_for_a_flush_says_of_which_node() {
+    let clock = Clock::manual();
+    let config = LoopConfig {
+        clock: clock.clone(),
+        ..LoopConfig::default()
+    };
+    let mut event_loop = EventLoop::new("main", &config).unwrap();
+    let graph = Graph::new(Arc::new(Silence), clock.clone());
+    let bench = Bench { graph };
+    Log::keep(|log| {
+        let test = says_what_is_flushed(bench, clock, log);
+        event_loop.run_until(test).unwrap();
+    });
+}
+
+async fn says_what_is_flushed(bench: Bench, clock: Clock, log: Log) {
+    let (disk, _, watch) = bench.disk("disk");
+    write(&disk, 1).await.unwrap();
+    watch.hold();
+    let graph = Arc::clone(&bench.graph);
+    let resting = current::spawn_local(async move { graph.come_to_rest("stop").await });
+    settle().await;
+    for (millis, expected) in [(999, 0), (1, 1), (1999, 1), (1, 2), (3999, 2), (1, 3)] {
+        clock.advance(Duration::from_millis(millis));
+        settle().await;
+        assert_eq!(log.count("a flush takes long"), expected, "{}", log.last());
+    }
+    let node = disk.node().unwrap();
+    let first = log.first("");
+    assert!(first.contains(node.name()), "{first}");
+    watch.release();
+    assert!(resting.await.unwrap().is_empty());
+}

@@ -41,6 +41,14 @@ fn a_target_that_fails_ends_the_job_and_never_a_guests_write() {
         }
         assert_eq!(bench.end().await.as_deref(), Some("Input/output error"));
         assert_eq!(bench.error_events(), 1);
+        let completed = bench.events().into_iter().find_map(|event| match event {
+            BlockEvent::BlockJobCompleted { details, .. } => Some(details),
+            _ => None,
+        });
+        let completed = completed.unwrap();
+        assert!(completed.contains_key("x-bytes-copied"));
+        let pause = completed.get("x-pivot-pause-us");
+        assert_eq!(pause, None, "there was no pivot");
         assert_eq!(disk.node().unwrap().name(), "disk-node");
         assert!(!bench.has_node_of("mirror_top"));
         assert_eq!(block_value(&bench.bytes("disk"), 0), Some(0xfe));

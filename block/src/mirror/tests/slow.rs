@@ -85,6 +85,23 @@ fn a_job_that_is_to_end_says_what_it_waits_for() {
     }
 }
 
+/// A job whose requests are under way is busy, though its task does nothing but wait for them.
+#[test]
+fn a_job_that_waits_for_requests_of_its_own_is_busy() {
+    run_logged(|bench, _| async move {
+        let (source, job) = with_slow_source(&bench, DebugEvent::ReadAio).await;
+        yield_often().await;
+        assert!(job.block_job_info().busy);
+        source.as_blkdebug().unwrap().resume("hang").unwrap();
+        bench.wait_for(JobState::Ready).await;
+        yield_often().await;
+        assert!(!job.block_job_info().busy, "it sleeps");
+        job.cancel(true).unwrap();
+        job.concluded().await;
+        assert!(!job.block_job_info().busy);
+    });
+}
+
 /// One that goes on has nothing to say, however long it takes, nor one whose requests have just begun.
 #[test]
 fn a_job_that_works_on_says_nothing() {

@@ -91,7 +91,23 @@ fn engines(kernel: &Scripted) -> Engines {
         shared: context.0,
         prepared: Default::default(),
         refusal: Default::default(),
+        end_patience: Default::default(),
     }
+}
+
+#[test]
+fn an_end_is_as_patient_as_the_process_wants_then() {
+    let kernel = Scripted::new(256);
+    let engines = engines(&kernel);
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let route = EngineKind::IoUring.into();
+    let read = engines.start(route, OperationKind::Read, file, 0, IoBuffer::alloc(LEN));
+    engines.submit();
+    let limit = Duration::from_millis(10);
+    engines.end_patience.shorten(limit);
+    engines.finish();
+    assert_eq!(kernel.0.borrow().limits, [limit]);
+    drop(read);
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub(super) struct Script {
     pub(super) mute: bool,
     /// Calls of `wait`.
     pub(super) waits: usize,
+    /// How long each of these waits might take.
+    pub(super) limits: Vec<Duration>,
     /// Calls of `submit_and_wait`; each is one of `submit`, too.
     pub(super) sleeps: usize,
     /// What `wait` and `submit_and_wait` deliver, call by call; nothing left: the time passes.
@@ -148,9 +150,10 @@ impl Port for Scripted {
         errno.map_or(Ok(()), Err)
     }
 
-    fn wait(&mut self, _limit: Duration) -> io::Result<bool> {
+    fn wait(&mut self, limit: Duration) -> io::Result<bool> {
         let mut script = self.0.borrow_mut();
         script.waits += 1;
+        script.limits.push(limit);
         let arrived = script.arrivals.pop_front();
         let any = arrived.is_some();
         script.completions.extend(arrived.into_iter().flatten());
