@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::aside::Aside;
 use crate::bottom_half::BottomHalf;
 use crate::buffer::IoBuffer;
 use crate::clock::step;
@@ -223,7 +224,7 @@ impl Future for Transfer {
 fn transfer(
     route: Route,
     kind: OperationKind,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     offset: u64,
     buffer: IoBuffer,
 ) -> Transfer {
@@ -243,7 +244,7 @@ fn transfer(
 /// The kernel's; [`io::ErrorKind::InvalidInput`] beyond what a file offset can be.
 pub fn read_at(
     route: impl Into<Route>,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     offset: u64,
     buffer: IoBuffer,
 ) -> Transfer {
@@ -256,7 +257,7 @@ pub fn read_at(
 /// The kernel's, or as [`read_at`]; how much was written before is not known.
 pub fn write_at(
     route: impl Into<Route>,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     offset: u64,
     buffer: IoBuffer,
 ) -> Transfer {
@@ -267,7 +268,7 @@ pub fn write_at(
 ///
 /// # Errors
 /// The kernel's.
-pub async fn fsync(engine: EngineKind, file: &Arc<File>) -> io::Result<()> {
+pub async fn fsync(engine: EngineKind, file: &Arc<Aside<File>>) -> io::Result<()> {
     let sync = start(engine, OperationKind::Fsync, file, 0, IoBuffer::empty());
     sync.await.map(drop)
 }
@@ -276,7 +277,7 @@ pub async fn fsync(engine: EngineKind, file: &Arc<File>) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel's.
-pub async fn fdatasync(engine: EngineKind, file: &Arc<File>) -> io::Result<()> {
+pub async fn fdatasync(engine: EngineKind, file: &Arc<Aside<File>>) -> io::Result<()> {
     let sync = start(engine, OperationKind::Fdatasync, file, 0, IoBuffer::empty());
     sync.await.map(drop)
 }
@@ -287,7 +288,7 @@ pub async fn fdatasync(engine: EngineKind, file: &Arc<File>) -> io::Result<()> {
 /// The kernel's; `EOPNOTSUPP` where the file system can't; `EINVAL` for 0 bytes.
 pub async fn fallocate(
     engine: EngineKind,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     mode: i32,
     offset: u64,
     len: u64,
@@ -306,7 +307,7 @@ pub async fn fallocate(
 /// of its block size, `ENOTTY` if it is no block device.
 pub async fn discard(
     engine: EngineKind,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     offset: u64,
     len: u64,
 ) -> io::Result<()> {
@@ -318,7 +319,7 @@ pub async fn discard(
 fn start(
     route: impl Into<Route>,
     kind: OperationKind,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     offset: u64,
     buffer: IoBuffer,
 ) -> Completion {

@@ -8,6 +8,7 @@
 //! * [`current`] is what a task can ask of its loop: time, file descriptors, I/O, other tasks.
 //! * [`gate::Gate`] admits external requests, or parks them in order while a section is open.
 //! * [`IoBuffer`] is memory that an operation owns until the kernel has finished with it.
+//! * [`Aside`] is a file that holds nobody when it is closed, however its file system hangs.
 //!
 //! # How a kick becomes a completion
 //! 1. The guest rings: a store signals an event fd, or a vCPU thread gives the loop a task. The
@@ -49,11 +50,11 @@
 //!
 //! use futures_util::StreamExt as _;
 //! use rustix::event::{EventfdFlags, eventfd};
-//! use sluice_aio::{Clock, EngineKind, EventLoop, Gate, IoBuffer, LoopConfig, Source, current};
+//! use sluice_aio::{Aside, Clock, EngineKind, EventLoop, Gate, IoBuffer, LoopConfig, Source, current};
 //!
 //! // What a device has: a doorbell that the guest rings, a disk, and the disk's gate.
 //! let doorbell = Arc::new(eventfd(0, EventfdFlags::NONBLOCK)?);
-//! let disk = Arc::new(tempfile::tempfile()?);
+//! let disk = Arc::new(Aside::new(tempfile::tempfile()?, "disk0.img"));
 //! let gate = Gate::new("disk0", Clock::real());
 //!
 //! let mut event_loop = EventLoop::new("io0", &LoopConfig::default())?;
@@ -97,6 +98,8 @@
 //! `ENGINES` of `aio/tests/event_loop/support.rs` runs every I/O test with it.
 
 #[cfg(not(loom))]
+pub mod aside;
+#[cfg(not(loom))]
 pub mod bottom_half;
 #[cfg(not(loom))]
 pub mod buffer;
@@ -139,6 +142,8 @@ pub mod timer;
 )]
 mod wake;
 
+#[cfg(not(loom))]
+pub use aside::Aside;
 #[cfg(not(loom))]
 pub use bottom_half::{BottomHalf, BottomHalfHandle};
 #[cfg(not(loom))]

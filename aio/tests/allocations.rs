@@ -40,7 +40,7 @@ mod tests {
     use std::fs::File;
     use std::sync::Arc;
 
-    use sluice_aio::{EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, current};
+    use sluice_aio::{Aside, EngineKind, EventLoop, GuestRam, IoBuffer, LoopConfig, current};
     use vm_memory::GuestAddress;
 
     use super::*;
@@ -55,7 +55,12 @@ mod tests {
     }
 
     /// Makes the buffer of a request as a device does, and moves it both ways.
-    async fn round(engine: EngineKind, file: Arc<File>, ram: Arc<GuestRam>, segments: usize) {
+    async fn round(
+        engine: EngineKind,
+        file: Arc<Aside<File>>,
+        ram: Arc<GuestRam>,
+        segments: usize,
+    ) {
         let mut ranges = [(GuestAddress(0), PAGE / 2); 16];
         for round in 0..ROUNDS {
             for (at, range) in ranges.iter_mut().enumerate() {
@@ -76,7 +81,7 @@ mod tests {
     /// Allocations of [`DEPTH`] tasks that each do their rounds.
     async fn count(
         engine: EngineKind,
-        file: &Arc<File>,
+        file: &Arc<Aside<File>>,
         ram: &Arc<GuestRam>,
         segments: usize,
     ) -> usize {
@@ -102,7 +107,7 @@ mod tests {
         let mut event_loop = EventLoop::new("test", &config).unwrap();
         event_loop
             .run_until(async {
-                let file = Arc::new(tempfile::tempfile().unwrap());
+                let file = Arc::new(tempfile::tempfile().unwrap().into());
                 let ram = ram();
                 for engine in [EngineKind::IoUring, EngineKind::Threads] {
                     for segments in [1, 2, 3, 16] {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use sluice_aio::{Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, Route, current};
+use sluice_aio::{Aside, Clock, EngineKind, EventLoop, IoBuffer, LoopConfig, Route, current};
 use sluice_block::driver::throttle::ThrottleLimits;
 use sluice_block::{Backend, BlockEvent, EventSink, Graph};
 use tracing::Instrument as _;
@@ -93,7 +93,7 @@ pub struct Disk {
 #[derive(Clone)]
 enum Source {
     Backend(Arc<Backend>),
-    Engine(Arc<File>, Route),
+    Engine(Arc<Aside<File>>, Route),
 }
 
 /// A throttle group that every graph has.
@@ -184,7 +184,7 @@ impl Disk {
             (None, Medium::Engine(path)) => {
                 let file = File::open(path)?;
                 let route = Route::to(&file, EngineKind::IoUring);
-                (None, Source::Engine(Arc::new(file), route))
+                (None, Source::Engine(Arc::new(file.into()), route))
             }
             (None, _) => anyhow::bail!("nothing to read"),
         };

@@ -306,7 +306,7 @@ mod tests {
         let (sender, done) = std::sync::mpsc::channel();
         let before = thread.context().stats().batches;
         thread.context().spawn(move || async move {
-            let file = Arc::new(tempfile::tempfile().unwrap());
+            let file = Arc::new(tempfile::tempfile().unwrap().into());
             let begin = || {
                 let buffer = IoBuffer::alloc(512);
                 current::read_at(EngineKind::IoUring, &file, 0, buffer)

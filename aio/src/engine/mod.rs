@@ -47,6 +47,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::aside::Aside;
 use crate::buffer::IoBuffer;
 use crate::context::Shared;
 use crate::event_loop::{self, LoopConfig};
@@ -205,7 +206,7 @@ impl Engines {
         &self,
         route: Route,
         kind: OperationKind,
-        file: Arc<File>,
+        file: Arc<Aside<File>>,
         offset: u64,
         buffer: IoBuffer,
     ) -> Completion {

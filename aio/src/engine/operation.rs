@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::Route;
+use crate::aside::Aside;
 use crate::buffer::{IoBuffer, Segment};
 
 /// The most bytes Linux moves in one call (`MAX_RW_COUNT`); a longer transfer is continued.
@@ -44,7 +45,7 @@ pub(crate) enum OperationKind {
 pub(crate) struct Operation {
     kind: OperationKind,
     route: Route,
-    file: Arc<File>,
+    file: Arc<Aside<File>>,
     /// In bytes from the file's start.
     offset: u64,
     buffer: IoBuffer,
@@ -133,7 +134,7 @@ impl Operation {
     pub(super) fn new(
         kind: OperationKind,
         route: Route,
-        file: Arc<File>,
+        file: Arc<Aside<File>>,
         offset: u64,
         buffer: IoBuffer,
         vectors: Vec<Segment>,
@@ -252,7 +253,7 @@ mod tests {
     use crate::buffer::GuestRam;
 
     fn operation(kind: OperationKind, len: usize) -> Operation {
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
         Operation::new(
             kind,
             EngineKind::IoUring.into(),
@@ -298,7 +299,7 @@ mod tests {
         // Memory that nobody touches takes up none.
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), LEN)]).unwrap();
         let buffer = IoBuffer::from_guest(&Arc::new(ram), &[(GuestAddress(0), LEN)]).unwrap();
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
         let route = Route::from(EngineKind::IoUring);
         let mut write = Operation::new(OperationKind::Write, route, file, 0, buffer, Vec::new());
         let mut done = 0;
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_read_that_pads_finds_zeroes_beyond_the_end() {
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
         let buffer = IoBuffer::copied_from(&[7; 100]);
         let route = Route::from(EngineKind::IoUring).padded();
         let kind = OperationKind::Read;

@@ -21,6 +21,7 @@ use slab::Slab;
 
 use super::Route;
 use super::operation::{Next, Operation, OperationKind, Request, Verdict};
+use crate::aside::Aside;
 use crate::buffer::{IoBuffer, Segment};
 
 /// Names an operation in its table. Engines may give its number to the kernel as user data.
@@ -74,7 +75,7 @@ impl Table {
         &mut self,
         kind: OperationKind,
         route: Route,
-        file: Arc<File>,
+        file: Arc<Aside<File>>,
         offset: u64,
         buffer: IoBuffer,
     ) -> Key {
@@ -262,7 +263,7 @@ mod tests {
         let range = |page: &u64| (GuestAddress(page * PAGE as u64), PAGE / 2);
         let ranges: Vec<_> = pages.iter().map(range).collect();
         let buffer = IoBuffer::from_guest(ram, &ranges).unwrap();
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
         let route = Route::from(EngineKind::Threads);
         table.insert(OperationKind::Read, route, file, 0, buffer)
     }

@@ -84,7 +84,7 @@ fn wakers_that_panic_keep_no_engine_from_coming_to_rest() {
         let mut event_loop = event_loop();
         // Never readable: the reads end with the loop.
         let (reader, writer) = std::io::pipe().unwrap();
-        let file = Arc::new(File::from(OwnedFd::from(reader)));
+        let file = Arc::new(File::from(OwnedFd::from(reader)).into());
         let bombs = ["first", "second"].map(|name| Bomb(sender.clone(), name));
         let kept = event_loop
             .run_until(async move {
@@ -182,7 +182,7 @@ fn the_end_of_a_loop_tells_everybody_though_one_panics() {
                 waits.push(Box::pin(async move { drop(gate.enter().await) }));
                 let watched = current::readable(&reader);
                 waits.push(Box::pin(async move { drop(watched.await) }));
-                let file = Arc::new(File::from(OwnedFd::from(reader)));
+                let file = Arc::new(File::from(OwnedFd::from(reader)).into());
                 waits.push(Box::pin(async move {
                     if ring {
                         let engine = EngineKind::IoUring;
@@ -253,7 +253,7 @@ impl Wake for Trap {
 fn a_waker_that_panics_keeps_no_other_from_being_woken() {
     for engine in ENGINES {
         let mut event_loop = event_loop();
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
         let results = event_loop
             .run_until(async move {
                 let read = || {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use futures_util::FutureExt as _;
 use sluice_aio::{
-    AioContext, Cancelled, EventLoop, FdHandler, IoBuffer, IoThread, LoopConfig, Source, current,
+    AioContext, Aside, Cancelled, EventLoop, FdHandler, IoBuffer, IoThread, LoopConfig, Source,
+    current,
 };
 
 use crate::support::{ENGINES, canary, event_fd, event_loop, settle, thread_id, within};
@@ -262,7 +263,7 @@ fn an_iothread_ends_in_the_middle_of_heavy_io() {
     const WRITERS: usize = 64;
     for engine in ENGINES {
         let thread = IoThread::spawn("io0", LoopConfig::default()).unwrap();
-        let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+        let file: Arc<Aside<File>> = Arc::new(tempfile::tempfile().unwrap().into());
         let (sender, receiver) = mpsc::channel();
         for number in 0..WRITERS {
             let (file, sender) = (Arc::clone(&file), sender.clone());

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sluice_aio::{
-    AioContext, EngineKind, EventLoop, IoBuffer, LoopConfig, Polling, Source, current,
+    AioContext, Aside, EngineKind, EventLoop, IoBuffer, LoopConfig, Polling, Source, current,
 };
 
 use crate::support::{ENDLESS, consume, event_fd, event_loop, has_ring, pipe, signal};
@@ -80,7 +80,7 @@ fn serve(pace: Pace, polling: Polling, busy: fn() -> Box<dyn Any>, queued: u64) 
     event_loop
         .run_until(async move {
             let _busy = busy();
-            let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+            let file: Arc<Aside<File>> = Arc::new(tempfile::tempfile().unwrap().into());
             let go_on = async || match pace {
                 Pace::Yield => current::yield_now().await,
                 Pace::Write => {
@@ -204,7 +204,7 @@ fn beside_a_look_that_always_finds() {
 fn beside_completions() {
     serve_beside(
         || {
-            let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+            let file: Arc<Aside<File>> = Arc::new(tempfile::tempfile().unwrap().into());
             for number in 0..32 {
                 let file = Arc::clone(&file);
                 current::spawn_local(async move {

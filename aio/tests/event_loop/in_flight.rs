@@ -226,7 +226,7 @@ impl Copying {
         let read = within(event_loop, move || {
             current::spawn_local(async move {
                 let route = Route::to(&file, engine);
-                current::read_at(route, &Arc::new(file), 0, buffer).await
+                current::read_at(route, &Arc::new(file.into()), 0, buffer).await
             })
         });
         settle(event_loop);

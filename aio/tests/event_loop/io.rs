@@ -14,7 +14,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
-use sluice_aio::{EngineKind, EventLoop, IoBuffer, LoopConfig, Polling, Route, current};
+use sluice_aio::{Aside, EngineKind, EventLoop, IoBuffer, LoopConfig, Polling, Route, current};
 use vm_memory::GuestAddress;
 use vmm_sys_util::signal::Killable as _;
 
@@ -23,10 +23,10 @@ use crate::support::{
     ways,
 };
 
-fn file(content: &[u8]) -> Arc<File> {
+fn file(content: &[u8]) -> Arc<Aside<File>> {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(content, 0).unwrap();
-    Arc::new(file)
+    Arc::new(file.into())
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -59,7 +59,7 @@ fn a_file_that_always_waits_is_read_and_written_in_order() {
         let file = File::from(memfd_create("waits", MemfdFlags::CLOEXEC).unwrap());
         let route = Route::to(&file, engine);
         assert_eq!(route.engine(), engine);
-        let file = Arc::new(file);
+        let file = Arc::new(file.into());
         let read = event_loop.run_until(async move {
             // Each kind of memory, and a read of what another operation has written.
             for (at, len) in [(0, 10_000), (10_000, 3 * PAGE)] {
@@ -145,14 +145,14 @@ fn the_kernels_errors_are_passed_on() {
         event_loop
             .run_until(async move {
                 let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-                let full = Arc::new(full);
+                let full = Arc::new(full.into());
                 let data = IoBuffer::copied_from(&[1; 512]);
                 let write = current::write_at(engine, &full, 0, data.clone());
                 assert_eq!(write.await.unwrap_err().kind(), ErrorKind::StorageFull);
                 // A file that is open only for writing can't be read, and the reverse.
                 let read = current::read_at(engine, &full, 0, data.clone());
                 assert_eq!(read.await.unwrap_err().raw_os_error(), Some(libc::EBADF));
-                let zero = Arc::new(File::open("/dev/zero").unwrap());
+                let zero = Arc::new(File::open("/dev/zero").unwrap().into());
                 let write = current::write_at(engine, &zero, 0, data);
                 assert_eq!(write.await.unwrap_err().raw_os_error(), Some(libc::EBADF));
                 let sync = current::fdatasync(engine, &zero).await;
@@ -355,8 +355,8 @@ fn a_descriptor_closed_behind_the_loops_back_fails_only_its_own_operations() {
                 let content = pattern(PAGE);
                 let other = file(&content);
                 let victim = rustix::io::fcntl_dupfd_cloexec(&*file(&content), FAR_AWAY).unwrap();
-                let victim = Arc::new(File::from(victim));
-                let read = |file: &Arc<File>| {
+                let victim: Arc<Aside<File>> = Arc::new(File::from(victim).into());
+                let read = |file: &Arc<Aside<File>>| {
                     let file = Arc::clone(file);
                     current::spawn_local(async move {
                         let buffer = IoBuffer::alloc(PAGE);
@@ -392,7 +392,7 @@ fn a_descriptor_closed_under_an_operation_in_flight_does_it_no_harm() {
         .run_until(async {
             let (reader, mut writer) = pipe();
             let victim = rustix::io::fcntl_dupfd_cloexec(&*reader, CLOSED_EARLY).unwrap();
-            let victim = Arc::new(File::from(victim));
+            let victim: Arc<Aside<File>> = Arc::new(File::from(victim).into());
             drop(reader);
             let watched = Arc::clone(&victim);
             let read = current::spawn_local(async move {
@@ -436,7 +436,7 @@ fn a_worker_that_would_have_to_wait_says_so() {
     /// No entry of the log is longer.
     const LONG: usize = 16 * PAGE;
     let log = match log_at_its_end() {
-        Ok(log) => Arc::new(log),
+        Ok(log) => Arc::new(log.into()),
         Err(error) => return println!("SKIPPED: the kernel's log can't be read here: {error}"),
     };
     let read = event_loop().run_until(async move {
@@ -452,7 +452,7 @@ fn a_device_without_room_fails_the_write_and_nothing_else() {
         event_loop
             .run_until(async move {
                 let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-                let full = Arc::new(full);
+                let full = Arc::new(full.into());
                 for _ in 0..3 {
                     let data = IoBuffer::copied_from(&pattern(PAGE));
                     let error = current::write_at(engine, &full, 0, data).await;
@@ -490,7 +490,7 @@ fn a_file_system_that_fills_up_in_the_middle_of_a_write_fails_it() {
     for (engine, mut event_loop) in ways() {
         let Some(file) = small_file(4) else { return };
         for route in [Route::from(engine), Route::to(&file, engine)] {
-            let file = Arc::new(file.try_clone().unwrap());
+            let file: Arc<Aside<File>> = Arc::new(file.try_clone().unwrap().into());
             file.set_len(0).unwrap();
             event_loop
                 .run_until(async move {
@@ -598,7 +598,7 @@ fn an_error_in_the_middle_of_a_write_is_its_result() {
                 let memory = memfd_create("sealed", MemfdFlags::ALLOW_SEALING).unwrap();
                 rustix::fs::ftruncate(&memory, 2 * PAGE as u64).unwrap();
                 rustix::fs::fcntl_add_seals(&memory, SealFlags::GROW).unwrap();
-                let file = Arc::new(File::from(memory));
+                let file = Arc::new(File::from(memory).into());
                 let data = IoBuffer::copied_from(&pattern(4 * PAGE));
                 let write = current::write_at(engine, &file, 0, data.clone()).await;
                 assert_eq!(write.unwrap_err().kind(), ErrorKind::PermissionDenied);
@@ -622,7 +622,7 @@ fn short_transfers_are_completed() {
     }
     let mut event_loop = event_loop();
     let (reader, writer) = pipe();
-    let writer = Arc::new(writer);
+    let writer = Arc::new(writer.into());
     event_loop
         .run_until(async move {
             let engine = EngineKind::IoUring;
@@ -641,7 +641,7 @@ fn short_transfers_are_completed() {
 }
 
 /// A block device over a file; it goes when the last who has it open does.
-fn block_device(content: &File) -> Option<Arc<File>> {
+fn block_device(content: &File) -> Option<Arc<Aside<File>>> {
     let path = format!("/proc/{}/fd/{}", std::process::id(), content.as_raw_fd());
     let losetup = |arguments: &[&str]| Command::new("losetup").args(arguments).output();
     let made = losetup(&["--find", "--show", &path]).ok()?;
@@ -653,7 +653,7 @@ fn block_device(content: &File) -> Option<Arc<File>> {
     let device = device.trim();
     let file = OpenOptions::new().read(true).write(true).open(device);
     losetup(&["--detach", device]).unwrap();
-    Some(Arc::new(file.unwrap()))
+    Some(Arc::new(file.unwrap().into()))
 }
 
 #[test]

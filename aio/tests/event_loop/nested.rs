@@ -106,7 +106,7 @@ fn timers_make_it_readable() {
 fn io_makes_it_readable() {
     for engine in ENGINES {
         serve_to_end(move || async move {
-            let file = Arc::new(tempfile::tempfile().unwrap());
+            let file = Arc::new(tempfile::tempfile().unwrap().into());
             for round in 0..20 {
                 let data = IoBuffer::copied_from(&[7; 5000]);
                 current::write_at(engine, &file, round * 5000, data)

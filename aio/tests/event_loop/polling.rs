@@ -7,7 +7,8 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
 use sluice_aio::{
-    Cause, Clock, EngineKind, EventLoop, IoBuffer, IoThread, LoopConfig, Polling, Source, current,
+    Aside, Cause, Clock, EngineKind, EventLoop, IoBuffer, IoThread, LoopConfig, Polling, Source,
+    current,
 };
 
 use crate::support::{
@@ -59,7 +60,7 @@ fn a_loop_that_polls_finds_completions() {
     until_it_polls(&thread);
     let mut main = event_loop();
     let context = thread.context().clone();
-    let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+    let file: Arc<Aside<File>> = Arc::new(tempfile::tempfile().unwrap().into());
     let before = thread.context().stats();
     main.run_until(async move {
         let done = context.call(move || async move {
@@ -378,7 +379,7 @@ fn batches(made_with: u64, max_batch: u64) -> (u64, u64, Vec<(u64, u64)>) {
     let before = event_loop.context().stats();
     event_loop
         .run_until(async {
-            let file: Arc<File> = Arc::new(tempfile::tempfile().unwrap());
+            let file: Arc<Aside<File>> = Arc::new(tempfile::tempfile().unwrap().into());
             let writes = [0, 1, 2, 3, 4].map(|number| {
                 let data = IoBuffer::copied_from(&[7; 512]);
                 let file = Arc::clone(&file);

@@ -35,7 +35,7 @@ fn a_loop_without_a_ring_serves_files_all_the_same() {
             ..LoopConfig::default()
         };
         let mut event_loop = EventLoop::new("refused", &config).unwrap();
-        let file = Arc::new(tempfile::tempfile().unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
         event_loop
             .run_until(async move {
                 let engine = EngineKind::IoUring;
@@ -104,7 +104,7 @@ fn said_where(prepare: impl FnOnce() + Send + 'static, engines: &'static [Engine
         tracing::subscriber::with_default(log.clone(), || {
             let mut event_loop = EventLoop::new("refused", &LoopConfig::default()).unwrap();
             let reads = async move {
-                let file = Arc::new(tempfile::tempfile().unwrap());
+                let file = Arc::new(tempfile::tempfile().unwrap().into());
                 for engine in engines.iter().chain(engines) {
                     let buffer = IoBuffer::alloc(512);
                     let count = current::read_at(*engine, &file, 0, buffer).await;

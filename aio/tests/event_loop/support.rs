@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use sluice_aio::{Clock, EngineKind, EventLoop, GuestRam, LoopConfig, Polling};
+use sluice_aio::{Aside, Clock, EngineKind, EventLoop, GuestRam, LoopConfig, Polling};
 use vm_memory::GuestAddress;
 
 /// Both engines; every I/O test runs with each.
@@ -112,10 +112,10 @@ pub(crate) fn consume(fd: &OwnedFd) -> u64 {
 }
 
 /// A pipe as (reading end, writing end).
-pub(crate) fn pipe() -> (Arc<File>, File) {
+pub(crate) fn pipe() -> (Arc<Aside<File>>, File) {
     let (reader, writer) = std::io::pipe().unwrap();
     let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
-    (Arc::new(File::from(reader)), File::from(writer))
+    (Arc::new(File::from(reader).into()), File::from(writer))
 }
 
 /// Waits until a thread of this process sleeps in the kernel.

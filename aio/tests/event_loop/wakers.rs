@@ -77,7 +77,7 @@ fn of_a_timer() {
 fn of_an_operation() {
     for engine in ENGINES {
         let read = move || {
-            let file = Arc::new(tempfile::tempfile().unwrap());
+            let file = Arc::new(tempfile::tempfile().unwrap().into());
             current::read_at(engine, &file, 0, IoBuffer::alloc(PAGE))
         };
         last_is_woken(event_loop(), read, |_| {});

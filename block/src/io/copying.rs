@@ -9,7 +9,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use futures_channel::oneshot;
-use sluice_aio::current;
+use sluice_aio::{Aside, current};
 
 use crate::driver::file::copying::{Copy, Lanes};
 use crate::node::Node;
@@ -18,7 +18,7 @@ use crate::node::Node;
 #[derive(Debug)]
 pub struct Place {
     /// A regular file, not opened with O_DIRECT.
-    pub file: Arc<File>,
+    pub file: Arc<Aside<File>>,
     /// Who copies to this file in worker threads.
     pub lanes: Arc<Lanes>,
     /// First byte in the file.

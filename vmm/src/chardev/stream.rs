@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown,
 };
-use sluice_aio::current;
+use sluice_aio::{Aside, current};
 
 /// What needs a descriptor and finds none left is tried again after this long.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -101,7 +101,7 @@ impl Input {
     pub async fn read(
         &self,
         buffer: &mut [u8],
-        descriptors: &mut Vec<OwnedFd>,
+        descriptors: &mut Vec<Aside<OwnedFd>>,
     ) -> io::Result<usize> {
         if self.kind == Kind::Plain {
             self.ready().await;
@@ -118,7 +118,7 @@ impl Input {
     fn try_read(
         &self,
         buffer: &mut [u8],
-        descriptors: &mut Vec<OwnedFd>,
+        descriptors: &mut Vec<Aside<OwnedFd>>,
     ) -> rustix::io::Result<usize> {
         if self.kind == Kind::Plain {
             return rustix::io::read(&self.descriptor, buffer);
@@ -130,7 +130,9 @@ impl Input {
         let received = recvmsg(&self.descriptor, &mut parts, &mut control, flags)?;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
+                // Anything can be sent, such as a file that hangs.
+                let name = "a descriptor that a client has sent";
+                descriptors.extend(rights.map(|right| Aside::new(right, name)));
             }
         }
         Ok(received.bytes)

@@ -55,7 +55,7 @@ fn descriptors_come_with_the_bytes_that_they_were_sent_with() {
         let (mut buffer, mut descriptors) = ([0; 8], Vec::new());
         let count = stream.input.read(&mut buffer, &mut descriptors).await;
         assert_eq!((count.unwrap(), descriptors.len()), (1, 1));
-        let mut file = std::fs::File::from(descriptors.remove(0));
+        let mut file = std::fs::File::from(descriptors.remove(0).try_clone().unwrap());
         std::io::Seek::rewind(&mut file).unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use event_listener::Event;
 use futures_util::future::{self, Either};
 use serde_json::Value;
+use sluice_aio::Aside;
 
 use super::commands::Monitor;
 use super::descriptors::Descriptors;
@@ -153,7 +154,7 @@ async fn read(
 ) -> bool {
     let mut framer = Framer::default();
     let mut buffer = [0; READ_SIZE];
-    let mut descriptors: Vec<OwnedFd> = Vec::new();
+    let mut descriptors: Vec<Aside<OwnedFd>> = Vec::new();
     loop {
         while let Some(message) = framer.pop() {
             if !turn(session, queue).await {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use parking_lot::Mutex;
+use sluice_aio::Aside;
 
 use super::error::QmpError;
 
@@ -15,13 +16,13 @@ const MOST_NAMED: usize = 64;
 #[derive(Debug, Default)]
 pub struct Descriptors {
     /// What came last.
-    sent: Mutex<Vec<OwnedFd>>,
-    named: Mutex<BTreeMap<String, OwnedFd>>,
+    sent: Mutex<Vec<Aside<OwnedFd>>>,
+    named: Mutex<BTreeMap<String, Aside<OwnedFd>>>,
 }
 
 impl Descriptors {
     /// Keeps what has come, if anything has, in place of what came before and nobody took.
-    pub(super) fn receive(&self, sent: &mut Vec<OwnedFd>) {
+    pub(super) fn receive(&self, sent: &mut Vec<Aside<OwnedFd>>) {
         if !sent.is_empty() {
             *self.sent.lock() = std::mem::take(sent);
         }
@@ -31,7 +32,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// None has come.
-    pub(super) fn take(&self) -> Result<OwnedFd, QmpError> {
+    pub(super) fn take(&self) -> Result<Aside<OwnedFd>, QmpError> {
         let sent = std::mem::take(&mut *self.sent.lock());
         let first = sent.into_iter().next();
         first.ok_or_else(|| QmpError::generic("No file descriptor supplied via SCM_RIGHTS"))
@@ -41,7 +42,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// The name begins like a number, or there are too many; the descriptor is closed then.
-    pub(super) fn name(&self, name: String, descriptor: OwnedFd) -> Result<(), QmpError> {
+    pub(super) fn name(&self, name: String, descriptor: Aside<OwnedFd>) -> Result<(), QmpError> {
         if name.starts_with(|first: char| first.is_ascii_digit()) {
             return Err(QmpError::generic(
                 "Parameter 'fdname' expects a name not starting with a digit",

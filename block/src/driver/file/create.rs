@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use sluice_aio::current;
+use sluice_aio::{Aside, current};
 
 use super::fdset::SetName;
 use super::lock;
-use super::open::{check_kind, check_size, identity_of, open_error, unsuitable};
+use super::open::{aside, check_kind, check_size, identity_of, open_error, unsuitable};
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
 use crate::io::serialise::{ClaimKind, Serialiser};
@@ -45,7 +45,7 @@ enum State {
 /// [`emptied`](Self::emptied) and [`give`](Self::give) block. Dropped, it [undoes](Self::undo) what was not undone.
 #[derive(Debug)]
 pub(crate) struct NewImage {
-    file: Arc<File>,
+    file: Arc<Aside<File>>,
     /// Its own, if it was given by a link that led nowhere.
     path: PathBuf,
     /// Bytes that it is to have.
@@ -122,7 +122,7 @@ impl NewImage {
     }
 
     /// The file, for a node. It has the locks of a disk until somebody sets others.
-    pub(super) fn file(&self) -> Arc<File> {
+    pub(super) fn file(&self) -> Arc<Aside<File>> {
         Arc::clone(&self.file)
     }
 
@@ -225,18 +225,18 @@ impl Drop for NewImage {
 }
 
 /// Whether this process has made the file is certain: nobody else's is ever removed.
-fn open_or_make(path: &Path) -> io::Result<(File, PathBuf, State)> {
+fn open_or_make(path: &Path) -> io::Result<(Aside<File>, PathBuf, State)> {
     let mut path = path.to_owned();
     let mut options = OpenOptions::new();
     options.read(true).write(true);
     for _ in 0..MAX_LINKS {
         match options.open(&path) {
-            Ok(file) => return Ok((file, path, State::Untouched)),
+            Ok(file) => return Ok((aside(file, &path), path, State::Untouched)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         match options.clone().create_new(true).open(&path) {
-            Ok(file) => return Ok((file, path, State::Made)),
+            Ok(file) => return Ok((aside(file, &path), path, State::Made)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }

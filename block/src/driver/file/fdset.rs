@@ -11,6 +11,7 @@ use std::path::Path;
 use parking_lot::Mutex;
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::fcntl_dupfd_cloexec;
+use sluice_aio::Aside;
 use thiserror::Error;
 
 /// What the names begin with.
@@ -50,7 +51,7 @@ pub enum FdSetError {
 
 #[derive(Debug)]
 struct Member {
-    descriptor: OwnedFd,
+    descriptor: Aside<OwnedFd>,
     /// What its giver calls it.
     opaque: Option<String>,
 }
@@ -76,9 +77,10 @@ impl FdSets {
     pub fn add(
         &self,
         set: Option<i64>,
-        descriptor: OwnedFd,
+        descriptor: impl Into<Aside<OwnedFd>>,
         opaque: Option<String>,
     ) -> Result<i64, FdSetError> {
+        let descriptor = descriptor.into();
         let mut sets = self.0.lock();
         if set.is_some_and(|set| set < 0) {
             return Err(FdSetError::Negative);

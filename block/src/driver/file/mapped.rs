@@ -153,7 +153,7 @@ mod tests {
         file.write_all_at(contents, 0).unwrap();
         Place {
             lanes: Arc::new(Lanes::of(&file)),
-            file: Arc::new(file),
+            file: Arc::new(file.into()),
             offset: 0,
         }
     }

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use sluice_aio::current::{self, Transfer};
-use sluice_aio::{IoBuffer, Route};
+use sluice_aio::{Aside, IoBuffer, Route};
 
 use super::reopening::{Change, Reopened, Reopening};
 use super::{
@@ -51,7 +51,7 @@ pub struct FileDriver {
     /// Requests go through it; a reopen replaces it.
     opened: ArcSwap<Opened>,
     /// What was opened first: it keeps the locks, which belong to one opening of the file.
-    locks: Arc<File>,
+    locks: Arc<Aside<File>>,
     /// The file, if it was to be emptied when it was opened.
     image: Option<Arc<NewImage>>,
     path: PathBuf,

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
 use rustix::fs::{FsWord, StatFs, fstatfs, statfs};
-use sluice_aio::{EngineKind, Route};
+use sluice_aio::{Aside, EngineKind, Route};
 
 use super::copying::Lanes;
 use super::create::NewImage;
@@ -186,7 +186,7 @@ pub(super) fn reopen(
     options: &FileOptions,
     identity: FileIdentity,
     size: u64,
-) -> Result<(File, bool, Alignment)> {
+) -> Result<(Aside<File>, bool, Alignment)> {
     let (file, writable) = open_file(options)?;
     let path = &options.path;
     let metadata = file
@@ -206,7 +206,7 @@ pub(super) fn reopen(
 ///
 /// # Errors
 /// There is none, or none that was opened as the options want it.
-fn open_from_set(options: &FileOptions, name: &SetName) -> Result<(File, bool)> {
+fn open_from_set(options: &FileOptions, name: &SetName) -> Result<(Aside<File>, bool)> {
     let attempt = |write: bool| options.fd_sets.open(name, write, options.direct);
     let mut writable = !options.read_only;
     let mut opened = attempt(writable);
@@ -215,10 +215,15 @@ fn open_from_set(options: &FileOptions, name: &SetName) -> Result<(File, bool)> 
         opened = attempt(writable);
     }
     let file = opened.map_err(|error| BlockError::Refused(error.to_string()))?;
-    Ok((file, writable))
+    Ok((aside(file, &options.path), writable))
 }
 
-fn open_file(options: &FileOptions) -> Result<(File, bool)> {
+/// The file at `path` as everybody has to own it who opens one, be it only to refuse it: closing it may block.
+pub(super) fn aside(file: File, path: &Path) -> Aside<File> {
+    Aside::new(file, path.to_string_lossy())
+}
+
+fn open_file(options: &FileOptions) -> Result<(Aside<File>, bool)> {
     let path = &options.path;
     if let Some(name) = SetName::of(path) {
         return open_from_set(options, &name);
@@ -235,6 +240,7 @@ fn open_file(options: &FileOptions) -> Result<(File, bool)> {
             .write(write)
             .custom_flags(flags)
             .open(path)
+            .map(|file| aside(file, path))
     };
     let error = match attempt(!options.read_only) {
         Ok(file) => return Ok((file, !options.read_only)),

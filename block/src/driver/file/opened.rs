@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::SeekFrom;
 use sluice_aio::current::{self, Transfer};
-use sluice_aio::{EngineKind, IoBuffer, Route};
+use sluice_aio::{Aside, EngineKind, IoBuffer, Route};
 
 use super::SECTOR;
 use super::copying::Lanes;
@@ -26,7 +26,7 @@ const ZERO_CHUNK: u64 = 1 << 20;
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub(crate) struct Opened {
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<Aside<File>>,
     pub(super) writable: bool,
     /// By which engine its bytes move.
     pub(super) route: Route,

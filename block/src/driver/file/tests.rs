@@ -156,7 +156,10 @@ fn what_keeps_no_data_is_refused_when_it_is_opened() {
 fn what_keeps_no_data_is_refused_when_it_was_passed() {
     let mut options = FileOptions::new("/dev/fdset/3");
     let passed = File::open("/proc/version").unwrap();
-    options.fd_sets.add(Some(3), passed.into(), None).unwrap();
+    options
+        .fd_sets
+        .add(Some(3), std::os::fd::OwnedFd::from(passed), None)
+        .unwrap();
     options.read_only = true;
     let said = refusal(options);
     assert!(

@@ -13,6 +13,7 @@ use vm_memory::GuestAddress;
 
 use super::super::*;
 use super::scripted::*;
+use crate::aside::Aside;
 use crate::buffer::{GuestRam, IoBuffer};
 use crate::context::AioContext;
 use crate::engine::{Completion, Core, EngineKind, Engines, Threads, WorkerPool};
@@ -99,7 +100,7 @@ fn engines(kernel: &Scripted) -> Engines {
 fn an_end_is_as_patient_as_the_process_wants_then() {
     let kernel = Scripted::new(256);
     let engines = engines(&kernel);
-    let file = Arc::new(tempfile::tempfile().unwrap());
+    let file = Arc::new(tempfile::tempfile().unwrap().into());
     let route = EngineKind::IoUring.into();
     let read = engines.start(route, OperationKind::Read, file, 0, IoBuffer::alloc(LEN));
     engines.submit();
@@ -117,7 +118,7 @@ fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
     // A pool that has ended starts no thread.
     assert_eq!(engines.workers.finish(Duration::MAX), 0);
     engines.reap();
-    let file = Arc::new(tempfile::tempfile().unwrap());
+    let file = Arc::new(tempfile::tempfile().unwrap().into());
     let buffer = IoBuffer::alloc(LEN);
     let mut read = engines.start(
         EngineKind::IoUring.into(),
@@ -148,7 +149,7 @@ fn who_waits_for_a_ring_that_nobody_can_replace_is_woken() {
 fn an_operation_whose_future_is_dropped_leaves_nothing_behind() {
     let kernel = Scripted::new(256);
     let engines = engines(&kernel);
-    let file = Arc::new(tempfile::tempfile().unwrap());
+    let file = Arc::new(tempfile::tempfile().unwrap().into());
     let start = || {
         let route = EngineKind::IoUring.into();
         let buffer = IoBuffer::alloc(LEN);
@@ -169,7 +170,7 @@ fn an_operation_whose_future_is_dropped_leaves_nothing_behind() {
 #[test]
 fn who_waits_for_a_worker_that_hangs_is_told_at_the_end() {
     let engines = engines(&Scripted::new(256));
-    let (file, ram) = (Arc::new(tempfile::tempfile().unwrap()), ram());
+    let (file, ram) = (Arc::new(tempfile::tempfile().unwrap().into()), ram());
     let memory = Arc::downgrade(&ram);
     let buffer = IoBuffer::from_guest(&ram, &[(GuestAddress(0), LEN)]).unwrap();
     drop(ram);
@@ -215,7 +216,7 @@ impl Wake for Woken {
 fn what_a_retired_ring_left_is_done_by_workers() {
     let kernel = Scripted::new(256);
     let engines = engines(&kernel);
-    let file = Arc::new(tempfile::tempfile().unwrap());
+    let file = Arc::new(Aside::from(tempfile::tempfile().unwrap()));
     file.write_all_at(&[7; LEN], 0).unwrap();
     let start = || {
         let buffer = IoBuffer::alloc(LEN);

@@ -11,6 +11,7 @@ use std::task::{Poll, Waker};
 use super::super::*;
 use vm_memory::GuestAddress;
 
+use crate::aside::Aside;
 use crate::buffer::{GuestRam, IoBuffer};
 use crate::engine::EngineKind;
 use crate::engine::operation::Memory;
@@ -192,7 +193,7 @@ pub(super) struct Bench {
     pub(super) kernel: Scripted,
     pub(super) ring: Ring<Scripted>,
     pub(super) table: Table,
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<Aside<File>>,
 }
 
 pub(super) const LEN: usize = 4096;
@@ -205,7 +206,7 @@ impl Bench {
             ring: Ring::with_port(kernel.clone()),
             kernel,
             table: Table::default(),
-            file: Arc::new(tempfile::tempfile().unwrap()),
+            file: Arc::new(tempfile::tempfile().unwrap().into()),
         }
     }
 

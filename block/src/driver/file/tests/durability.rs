@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
-use sluice_aio::Clock;
+use sluice_aio::{Aside, Clock};
 
 use super::*;
 use crate::driver::DebugEvent;
@@ -22,9 +22,9 @@ impl EventSink for Silent {
 }
 
 /// A descriptor that can't be synced (fsync(2), "EINVAL").
-fn unsyncable() -> Arc<File> {
+fn unsyncable() -> Arc<Aside<File>> {
     let (end, _) = UnixStream::pair().unwrap();
-    Arc::new(File::from(OwnedFd::from(end)))
+    Arc::new(File::from(OwnedFd::from(end)).into())
 }
 
 /// Lets the flushes of the driver fail until what is given back is stored again.
