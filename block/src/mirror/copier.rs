@@ -427,6 +427,11 @@ impl Copier {
         Ok(len)
     }
 
+    /// Gives back the memory of copies that have ended: none will come soon.
+    pub(super) fn forget_memory(&self) {
+        self.spare.lock().clear();
+    }
+
     /// At least `len` bytes of memory that nothing uses.
     fn memory(&self, len: usize) -> IoBuffer {
         let spare = self.spare.lock().pop();

@@ -213,9 +213,15 @@ impl MirrorJob {
     /// From ready until the operator wants the end and what is dirty can be left to the pivot.
     pub(super) async fn keep_in_sync(&self, job: &JobContext) -> Result<(), JobError> {
         let wanted = || job.complete_requested() || job.cancel_requested();
+        let mut copied_before = None;
         loop {
             self.copy_until(job, wanted).await?;
             if !wanted() {
+                let copied = self.ledger.tally.copied.load(Ordering::Relaxed);
+                if copied_before.replace(copied) == Some(copied) {
+                    // A thousand mirrors that have nothing to do should keep no memory for it.
+                    self.copier.forget_memory();
+                }
                 job.sleep(IDLE_SLICE).await;
                 continue;
             }

@@ -154,6 +154,42 @@ fn a_thousand_jobs_at_once_are_served() {
     vm.quit();
 }
 
+/// Those who have nothing to do keep no memory for copies that may never come.
+#[test]
+fn mirrors_that_are_ready_and_idle_keep_no_buffers() {
+    const MIRRORS: usize = 20;
+    const COPIED: u64 = 8 << 20;
+    let scene = Scene::new();
+    let mut vm = Vm::start(&scene);
+    let null = |name: String| json!({"driver": "null-co", "node-name": name, "size": COPIED});
+    let before = holdings(&vm).1;
+    for number in 0..MIRRORS {
+        let (source, target, id) = (
+            format!("source{number}"),
+            format!("target{number}"),
+            format!("job{number}"),
+        );
+        vm.execute("blockdev-add", &null(source.clone()));
+        vm.execute("blockdev-add", &null(target.clone()));
+        let mirror = json!({"device": source, "target": target, "job-id": id, "sync": "full"});
+        vm.execute("blockdev-mirror", &mirror);
+        vm.wait_job("BLOCK_JOB_READY", &id);
+    }
+    let jobs = vm.execute("query-block-jobs", &json!({}));
+    for job in jobs.as_array().unwrap() {
+        assert_eq!(job["x-bytes-copied"], COPIED, "{job}");
+    }
+    // Half of what one buffer for each would be.
+    let most = before + ((MIRRORS as u64) << 19);
+    let deadline = Instant::now() + LIMIT;
+    while holdings(&vm).1 > most {
+        let now = holdings(&vm).1;
+        assert!(Instant::now() < deadline, "{before}, then {now}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    vm.quit();
+}
+
 /// One has the disk; every other is refused, and told by whom and what to do.
 #[test]
 fn a_thousand_jobs_on_one_disk_are_refused_but_for_the_first() {
