@@ -37,6 +37,8 @@ use crate::{qtest, slow_end};
 
 /// How long the end waits for calls of which nothing ends when all disks are at rest.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
+/// The same if nobody wants to wait for disks: what does not hang ends, or can be called back, in this time.
+const HURRY: Duration = Duration::from_millis(100);
 
 /// Runs what `command_line` asks for, and tells how the process shall end.
 pub fn run(command_line: &CommandLine) -> Exit {
@@ -417,7 +419,7 @@ fn end_on(
         let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
         if signalled.replace(true) {
             let why = format!("ended by {name}, before everything was finished in order");
-            end_patience.shorten(Duration::ZERO);
+            end_patience.shorten(HURRY);
             finished.set(Some(Exit::because(ExitStatus::Setup, why)));
         } else if !controller.is_ending() {
             let exit = Exit::because(ExitStatus::Success, format!("ended by {name}"));

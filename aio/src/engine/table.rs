@@ -240,7 +240,7 @@ impl Drop for Table {
         if self.running == 0 {
             return;
         }
-        tracing::error!(
+        tracing::warn!(
             operations = self.running,
             "a loop ends before its I/O does; leaking the memory and the files that are in use"
         );
