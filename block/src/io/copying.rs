@@ -11,6 +11,7 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 use sluice_aio::{Aside, current};
 
+use crate::driver::file::NewImage;
 use crate::driver::file::copying::{Copy, Lanes};
 use crate::node::Node;
 
@@ -23,6 +24,28 @@ pub struct Place {
     pub lanes: Arc<Lanes>,
     /// First byte in the file.
     pub offset: u64,
+    /// The file, if something old may be in it that is to go first.
+    pub(crate) image: Option<Arc<NewImage>>,
+}
+
+impl Place {
+    /// Another place of the file, in which nothing old is.
+    pub(crate) fn at(&self, offset: u64) -> Self {
+        Self {
+            file: Arc::clone(&self.file),
+            lanes: Arc::clone(&self.lanes),
+            offset,
+            image: None,
+        }
+    }
+
+    /// Waits until nothing old is in the file. False if that can't be done.
+    pub(crate) async fn ready(&self) -> bool {
+        match &self.image {
+            Some(image) => image.emptied().await.is_ok(),
+            None => true,
+        }
+    }
 }
 
 impl Node {
@@ -45,6 +68,9 @@ impl Node {
         let (Some(from), Some(to)) = (source.place(offset, len), self.place(offset, len)) else {
             return false;
         };
+        if !(from.ready().await && to.ready().await) {
+            return false;
+        }
         let (done, copied) = oneshot::channel();
         let copy = Copy {
             from,

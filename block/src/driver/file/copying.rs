@@ -197,12 +197,7 @@ fn copy_by_calls(from: &Place, to: &Place, len: u64) -> io::Result<()> {
             Ok(_) => {}
             // Two file systems, or one that can't.
             Err(error) if is_unsupported(&error.into()) || error == Errno::XDEV => {
-                let rest = |place: &Place, offset| Place {
-                    file: Arc::clone(&place.file),
-                    lanes: Arc::clone(&place.lanes),
-                    offset,
-                };
-                return copy_by_pieces(&rest(from, source), &rest(to, target), left);
+                return copy_by_pieces(&from.at(source), &to.at(target), left);
             }
             Err(error) => return Err(error.into()),
         }
@@ -247,6 +242,7 @@ mod tests {
             lanes: Arc::new(Lanes::of(&file)),
             file: Arc::new(file.into()),
             offset: 0,
+            image: None,
         }
     }
 
@@ -314,11 +310,7 @@ mod tests {
         for directory in [memory, tempfile::tempdir().unwrap()] {
             let from = file(directory.path(), &[0x5a; 64 * LEN]);
             let to = file(directory.path(), &[0; 64 * LEN]);
-            let at = |place: &Place, number: u64| Place {
-                file: Arc::clone(&place.file),
-                lanes: Arc::clone(&place.lanes),
-                offset: number * LEN as u64,
-            };
+            let at = |place: &Place, number: u64| place.at(number * LEN as u64);
             let copies: Vec<_> = thread::scope(|scope| {
                 let begin = |number| {
                     let (from, to, len) = (at(&from, number), at(&to, number), LEN as u64);

@@ -155,6 +155,7 @@ mod tests {
             lanes: Arc::new(Lanes::of(&file)),
             file: Arc::new(file.into()),
             offset: 0,
+            image: None,
         }
     }
 

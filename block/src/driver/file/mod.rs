@@ -252,10 +252,11 @@ impl Driver for FileDriver {
     fn place(&self, offset: u64, _len: u64) -> Option<Place> {
         let opened = self.opened();
         let plain = self.kind == FileKind::Regular && !opened.direct;
-        (plain && self.old().is_none()).then(|| Place {
+        plain.then(|| Place {
             file: Arc::clone(&opened.file),
             lanes: Arc::clone(&opened.lanes),
             offset,
+            image: self.old().cloned(),
         })
     }
 

@@ -464,7 +464,7 @@ fn a_file_holds_what_it_held_until_it_is_emptied() {
 #[test]
 fn no_request_meets_what_a_file_held() {
     type Request = fn(Arc<FileDriver>) -> BlockFuture<'static, ()>;
-    let requests: [Request; 6] = [
+    let requests: [Request; 7] = [
         |driver| {
             BlockFuture::new(async move {
                 let buffer = IoBuffer::alloc(512);
@@ -490,6 +490,13 @@ fn no_request_meets_what_a_file_held() {
         |driver| BlockFuture::new(async move { driver.discard(0, 512).await }),
         |driver| BlockFuture::new(async move { driver.flush().await }),
         |driver| BlockFuture::new(async move { driver.truncate(SIZE as u64).await }),
+        |driver| {
+            BlockFuture::new(async move {
+                assert!(driver.place(0, 512).unwrap().ready().await);
+                assert!(driver.old().is_none(), "a worker copies to what it holds");
+                Ok(())
+            })
+        },
     ];
     let directory = tempfile::tempdir().unwrap();
     for request in requests {
@@ -500,9 +507,10 @@ fn no_request_meets_what_a_file_held() {
             let driver = FileDriver::open_new(FileOptions::new(&path), &image).unwrap();
             let buffer = IoBuffer::alloc(512);
             assert!(driver.transfer(0, buffer).is_err());
-            assert!(driver.place(0, 512).is_none());
+            // A mirror looks when it starts whether the kernel can copy.
+            assert!(driver.place(0, 512).unwrap().image.is_some());
             image.give();
-            assert!(driver.place(0, 512).is_none());
+            assert!(driver.place(0, 512).unwrap().image.is_some());
             let driver = Arc::new(driver);
             run(async move {
                 // Many at once: what one has written the next does not lose.
@@ -516,7 +524,7 @@ fn no_request_meets_what_a_file_held() {
                 let (first, others) = futures_util::future::join(first, writes).await;
                 first.unwrap();
                 assert!(others.iter().all(Result::is_ok));
-                assert!(driver.place(0, 512).is_some());
+                assert!(driver.place(0, 512).unwrap().image.is_none());
             });
             let after = std::fs::read(&path).unwrap();
             assert_eq!(after.len(), SIZE);
