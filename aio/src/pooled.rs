@@ -31,6 +31,7 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll};
 
+use crate::buffer::BUFFER_ALIGNMENT;
 use crate::task::Work;
 
 /// Blocks of one alignment: the smallest size, twice that, and so on.
@@ -61,8 +62,8 @@ const FUTURES: Family = Family {
 };
 /// Of whole pages, up to 64 KiB.
 const PAGES: Family = Family {
-    alignment: 4096,
-    smallest: 4096,
+    alignment: BUFFER_ALIGNMENT,
+    smallest: BUFFER_ALIGNMENT,
     classes: 5,
     kept: 256 << 10,
 };

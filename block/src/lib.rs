@@ -52,6 +52,7 @@ pub mod node;
 pub mod options;
 mod parting;
 pub mod permission;
+mod room;
 pub mod transaction;
 
 pub use backend::Backend;

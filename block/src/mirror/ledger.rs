@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use event_listener::Event;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use sluice_aio::{Clock, Gate, Token};
@@ -21,6 +20,7 @@ use crate::io::serialise::Serialiser;
 use crate::job::JobKicker;
 use crate::node::Node;
 use crate::parting::Parting;
+use crate::room::{Room, Taken};
 
 /// Why a copy failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,10 +287,7 @@ impl Drop for LastStretch<'_> {
 
 /// Memory for guests' data on its way to both sides, bounded for all requests together.
 #[derive(Debug)]
-pub(super) struct Memory {
-    left: Mutex<u64>,
-    freed: Event,
-}
+pub(super) struct Memory(Room);
 
 impl Memory {
     /// The most bytes of one piece of a guest's write.
@@ -299,49 +296,11 @@ impl Memory {
     pub(super) const ALL: u64 = 8 << 20;
 
     fn new() -> Self {
-        Self {
-            left: Mutex::new(Self::ALL),
-            freed: Event::new(),
-        }
+        Self(Room::new(Self::ALL))
     }
 
     /// Waits until `bytes` more may be used; they are given back when what is returned is dropped.
     pub(super) async fn take(&self, bytes: usize) -> Taken<'_> {
-        let bytes = (bytes as u64).min(Self::ALL);
-        loop {
-            // Most find room, and pay nothing for those who wait.
-            if let Some(taken) = self.try_take(bytes) {
-                return taken;
-            }
-            let freed = self.freed.listen();
-            if let Some(taken) = self.try_take(bytes) {
-                return taken;
-            }
-            freed.await;
-        }
-    }
-
-    fn try_take(&self, bytes: u64) -> Option<Taken<'_>> {
-        let mut left = self.left.lock();
-        *left = left.checked_sub(bytes)?;
-        drop(left);
-        Some(Taken {
-            memory: self,
-            bytes,
-        })
-    }
-}
-
-/// See [`Memory::take`].
-#[derive(Debug)]
-pub(super) struct Taken<'a> {
-    memory: &'a Memory,
-    bytes: u64,
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        *self.memory.left.lock() += self.bytes;
-        self.memory.freed.notify(usize::MAX);
+        self.0.take((bytes as u64).min(Self::ALL)).await
     }
 }

@@ -56,7 +56,7 @@ impl<'a> Targets<'a> {
                 Err(error) => return Err(targets.refuse(action, error).await),
             }
         }
-        // Each is found out when its backup is prepared, too; but that is after files were emptied.
+        // Each is found out when its backup is prepared, too; but by then guests are held.
         for action in actions {
             if let Action::BlockdevBackup(backup) = action
                 && let Err(error) = backup::check_file(graph, backup)

@@ -24,6 +24,22 @@ fn backup(device: &str, target: &str, more: &Value) -> Action {
     }))
 }
 
+/// A copy of all of the disk to a file.
+fn drive_backup(
+    bench: &Bench,
+    device: &str,
+    target: &str,
+    mode: NewImageMode,
+    more: &Value,
+) -> Action {
+    Action::DriveBackup(Box::new(DriveBackup {
+        common: arguments(device, "full", more),
+        target: bench.path(target),
+        format: None,
+        mode,
+    }))
+}
+
 async fn two_disks(bench: &Bench) -> [Arc<Backend>; 2] {
     let disks = [bench.disk("journal").await, bench.disk("data").await];
     for name in ["journal-copy", "data-copy"] {
@@ -174,16 +190,15 @@ fn backups_that_were_prepared_are_taken_back() {
         bench.write(&journal, 0, 512, 0xaa).await;
         let before = bench.graph.picture();
         let with_bitmap = json!({"bitmap": "b", "bitmap-mode": "on-success"});
-        let mut drive = arguments("data-disk", "full", &json!({}));
-        drive.job_id = Some("drive".to_owned());
         let actions = [
             backup("journal-disk", "journal-copy", &with_bitmap),
-            Action::DriveBackup(Box::new(DriveBackup {
-                common: drive,
-                target: bench.path("new"),
-                format: None,
-                mode: NewImageMode::AbsolutePaths,
-            })),
+            drive_backup(
+                &bench,
+                "data-disk",
+                "new",
+                NewImageMode::AbsolutePaths,
+                &json!({"job-id": "drive"}),
+            ),
             Action::Abort,
         ];
         let error = act(&bench, &actions, CompletionMode::Individual).await;
@@ -221,12 +236,7 @@ fn if_one_action_is_refused_no_file_is_touched() {
         std::fs::write(bench.path("precious"), &content).unwrap();
         let drive = |disk: &str, target: &str, id: &str| {
             let more = json!({"job-id": id, "filter-node-name": id});
-            Action::DriveBackup(Box::new(DriveBackup {
-                common: arguments(disk, "full", &more),
-                target: bench.path(target),
-                format: None,
-                mode: NewImageMode::AbsolutePaths,
-            }))
+            drive_backup(&bench, disk, target, NewImageMode::AbsolutePaths, &more)
         };
         let before = bench.graph.picture();
         for (second, words) in [
@@ -257,12 +267,8 @@ fn if_a_later_action_fails_all_files_are_as_they_were() {
         let add = BitmapAction::Add(add);
         bench.graph.change_bitmap(&add).unwrap();
         let drive = |disk: &str, target: &str| {
-            Action::DriveBackup(Box::new(DriveBackup {
-                common: arguments(disk, "full", &json!({"job-id": disk})),
-                target: bench.path(target),
-                format: None,
-                mode: NewImageMode::AbsolutePaths,
-            }))
+            let more = json!({"job-id": disk});
+            drive_backup(&bench, disk, target, NewImageMode::AbsolutePaths, &more)
         };
         let before = bench.graph.picture();
         for (last, words) in [
@@ -372,12 +378,7 @@ fn what_another_action_has_is_refused_by_that() {
             backup
         };
         let drive = |device: &str, target: &str, more: &Value| {
-            Action::DriveBackup(Box::new(DriveBackup {
-                common: arguments(device, "full", more),
-                target: bench.path(target),
-                format: None,
-                mode: NewImageMode::AbsolutePaths,
-            }))
+            drive_backup(&bench, device, target, NewImageMode::AbsolutePaths, more)
         };
         let bitmap = json!({"job-id": "one", "bitmap": "b", "bitmap-mode": "always"});
         let in_bitmap =
@@ -508,12 +509,7 @@ fn two_backups_never_have_one_file() {
         }
         let common = |device: &str, id: &str| arguments(device, "full", &json!({"job-id": id}));
         let drive = |device: &str, id: &str, target: &str, mode| {
-            Action::DriveBackup(Box::new(DriveBackup {
-                common: common(device, id),
-                target: bench.path(target),
-                format: None,
-                mode,
-            }))
+            drive_backup(&bench, device, target, mode, &json!({"job-id": id}))
         };
         let existing = |device, id, target| drive(device, id, target, NewImageMode::Existing);
         let named = |device: &str, id: &str, target: &str| {

@@ -18,7 +18,6 @@ mod opened;
 mod probe;
 #[cfg(test)]
 mod tests;
-mod turns;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -38,12 +37,18 @@ use crate::error::{BlockError, Result};
 use crate::io::Place;
 use crate::options::{BlockdevOptions, Locking};
 use crate::permission::Access;
+use crate::room::Room;
 pub(crate) use create::NewImage;
 pub use fdset::{FdInfo, FdSetError, FdSets};
 pub use name::path_of;
 pub use open::{FileKind, FileOptions};
 pub(crate) use opened::Opened;
 use opened::is_unsupported;
+
+/// Worker threads that looks at files may take. One at a file system that hangs keeps its worker, and with as many files
+/// there as a loop has workers (64 if nobody says otherwise) nothing else that needs one would go on, a healthy disk with
+/// `aio=threads` among it.
+static LOOKS: Room = Room::new(16);
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -271,7 +276,7 @@ impl Driver for FileDriver {
 
     fn actual_size(&self) -> BlockFuture<'_, Option<u64>> {
         BlockFuture::new(async move {
-            let turn = turns::LOOKS.take().await;
+            let turn = LOOKS.take(1).await;
             let file = Arc::clone(&self.locks);
             let look = move || {
                 let found = file.metadata();

@@ -9,8 +9,8 @@ use super::bench::{Bench, Silence, settle, write};
 use crate::graph::Graph;
 use crate::job::tests::log::Log;
 
-#[test]
-fn a_drain_that_waits_for_more_than_a_second_says_for_what() {
+/// A graph on a clock that is moved by hand, and what is logged meanwhile.
+fn run_logged<F: Future<Output = ()> + 'static>(test: impl FnOnce(Bench, Clock, Log) -> F) {
     let clock = Clock::manual();
     let config = LoopConfig {
         clock: clock.clone(),
@@ -20,9 +20,13 @@ fn a_drain_that_waits_for_more_than_a_second_says_for_what() {
     let graph = Graph::new(Arc::new(Silence), clock.clone());
     let bench = Bench { graph };
     Log::keep(|log| {
-        let test = says_for_what(bench, clock, log);
-        event_loop.run_until(test).unwrap();
+        event_loop.run_until(test(bench, clock, log)).unwrap();
     });
+}
+
+#[test]
+fn a_drain_that_waits_for_more_than_a_second_says_for_what() {
+    run_logged(says_for_what);
 }
 
 async fn says_for_what(bench: Bench, clock: Clock, log: Log) {
@@ -60,18 +64,7 @@ async fn says_for_what(bench: Bench, clock: Clock, log: Log) {
 
 #[test]
 fn a_machine_that_waits_for_a_flush_says_of_which_node() {
-    let clock = Clock::manual();
-    let config = LoopConfig {
-        clock: clock.clone(),
-        ..LoopConfig::default()
-    };
-    let mut event_loop = EventLoop::new("main", &config).unwrap();
-    let graph = Graph::new(Arc::new(Silence), clock.clone());
-    let bench = Bench { graph };
-    Log::keep(|log| {
-        let test = says_what_is_flushed(bench, clock, log);
-        event_loop.run_until(test).unwrap();
-    });
+    run_logged(says_what_is_flushed);
 }
 
 async fn says_what_is_flushed(bench: Bench, clock: Clock, log: Log) {

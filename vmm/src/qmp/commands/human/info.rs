@@ -9,6 +9,7 @@ use sluice_block::look::look_at;
 use super::numbers::rounded_size;
 use crate::control::RunState;
 use crate::qmp::commands::Monitor;
+use crate::qmp::commands::block::is_tool;
 use crate::qmp::commands::records::{DiskRecord, ImageRecord, NodeRecord, visible_root};
 use crate::qmp::commands::throttle::LimitsRecord;
 
@@ -47,7 +48,7 @@ pub(super) async fn block(monitor: &Monitor, options: &[&str]) -> String {
         return texts.collect::<Vec<_>>().join("\n");
     }
     let mut disks = monitor.graph.backends();
-    disks.retain(|disk| is_wanted(disk.name()) && !disk.name().starts_with('#'));
+    disks.retain(|disk| is_wanted(disk.name()) && !is_tool(disk));
     look_at(disks.iter().filter_map(|disk| visible_root(disk))).await;
     let texts = disks
         .iter()
