@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde_json::json;
 use sluice_aio::{Clock, JoinHandle, current};
 
@@ -14,7 +15,9 @@ use crate::job::tests::log::Log;
 use crate::job::{AwaitedOperation, Job, JobState};
 use crate::mirror::CopyMode;
 use crate::node::Node;
-use crate::parting::tests::{awaited, begin_drain, hold, wait, wait_held, yield_often};
+use crate::parting::tests::{
+    awaited, begin_drain, hold, lose_patience, wait, wait_held, wait_released, yield_often,
+};
 
 /// Runs `test` with a log in which all is said: in one thread.
 fn run_logged<F: Future<Output = ()> + 'static>(test: impl FnOnce(Bench, Log) -> F) {
@@ -186,6 +189,37 @@ fn queries_say_what_a_job_waits_for() {
     }
 }
 
+/// A machine that stops or ends waits for what its guests have begun, whatever jobs have left behind.
+#[test]
+fn a_stop_waits_for_the_disks_whatever_was_left() {
+    run_logged(|bench, log| async move {
+        let (disk, source) = bench.debug_disk("disk").await;
+        let target = bench.target("target").await;
+        hold(&target, DebugEvent::WriteAio);
+        let job = bench.mirror("disk", "target").await;
+        wait_held(&target).await;
+        job.cancel(true).unwrap();
+        lose_patience(&bench.clock, &bench.context, &job).await;
+        job.dismiss().unwrap();
+        hold(&source, DebugEvent::WriteAio);
+        let write = bench.begin_write(&disk, 0, 0xf0);
+        wait_held(&source).await;
+        let mut stop = begin_stop(&bench).await;
+        while log.count("a drain takes long") == 0 {
+            assert!((&mut stop).now_or_never().is_none(), "it does not wait");
+            pass(&bench, MOMENT).await;
+        }
+        assert!(log.last().contains("disk 'disk' (1 requests in flight"));
+        source.as_blkdebug().unwrap().resume("hang").unwrap();
+        write.await.unwrap();
+        let left = stop.await.unwrap();
+        let left: Vec<_> = left.iter().map(|left| &left.node[..]).collect();
+        assert_eq!(left, ["target"]);
+        target.as_blkdebug().unwrap().resume("hang").unwrap();
+        wait_released(&target).await;
+    });
+}
+
 /// A target that was left to its requests is nothing that anybody waits for.
 #[test]
 fn a_job_that_has_ended_waits_for_nothing() {
@@ -198,7 +232,7 @@ fn a_job_that_has_ended_waits_for_nothing() {
         job.cancel(true).unwrap();
         bench.advance(MOMENT);
         wait_awaited(&job, "target", AwaitedOperation::Write).await;
-        crate::parting::tests::lose_patience(&bench.clock, &bench.context, &job).await;
+        lose_patience(&bench.clock, &bench.context, &job).await;
         assert_eq!(awaited(&job), []);
         assert_eq!(job.info().waits_for, None);
         target.as_blkdebug().unwrap().resume("hang").unwrap();
