@@ -7,6 +7,7 @@
 //! first and the last are sent. No lock is held while another is taken.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 use sluice_aio::{AioContext, Clock, current};
 use sluice_block::{BlockEvent, EventSink};
 
+use super::json::{self, Layout};
 use super::outbox::Outbox;
 use crate::control::{Cause, PanicAction, VmEvent, VmEventSink};
 
@@ -64,20 +66,27 @@ impl EventBus {
             Some(clock) => UNIX_EPOCH + clock.now(),
             None => SystemTime::now(),
         };
-        let line: Arc<str> = match event_line(event, now) {
-            Ok(line) => line.into(),
-            Err(error) => {
-                // No event holds what JSON can't; but losing one must not pass unseen.
-                tracing::error!(%error, "an event can't be written");
-                return;
-            }
-        };
         let sessions: Vec<_> = {
             let sessions = self.sessions.lock();
             sessions.iter().filter_map(Weak::upgrade).collect()
         };
+        let mut texts = BTreeMap::new();
         for session in sessions {
-            session.event(Arc::clone(&line));
+            let Some(layout) = session.layout() else {
+                continue;
+            };
+            let text = match texts.entry(layout) {
+                Entry::Occupied(text) => text.into_mut(),
+                Entry::Vacant(place) => match event_text(event, now, layout) {
+                    Ok(text) => place.insert(Arc::<str>::from(text)),
+                    Err(error) => {
+                        // No event holds what JSON can't; but losing one must not pass unseen.
+                        tracing::error!(%error, "an event can't be written");
+                        return;
+                    }
+                },
+            };
+            session.event(Arc::clone(text));
         }
     }
 
@@ -193,8 +202,12 @@ impl From<VmEvent> for MachineEvent {
     }
 }
 
-/// An event's line: with its time, and the line end.
-fn event_line(event: &impl Serialize, now: SystemTime) -> serde_json::Result<String> {
+/// An event as a message, with its time.
+fn event_text(
+    event: &impl Serialize,
+    now: SystemTime,
+    layout: Layout,
+) -> serde_json::Result<String> {
     /// `timestamp` of an event; -1 each if the clock shows a time before 1970, as in QEMU.
     #[derive(Serialize)]
     struct Timestamp {
@@ -203,9 +216,9 @@ fn event_line(event: &impl Serialize, now: SystemTime) -> serde_json::Result<Str
     }
     #[derive(Serialize)]
     struct Stamped<'a, T> {
+        timestamp: Timestamp,
         #[serde(flatten)]
         event: &'a T,
-        timestamp: Timestamp,
     }
     let timestamp = match now.duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp {
@@ -217,9 +230,7 @@ fn event_line(event: &impl Serialize, now: SystemTime) -> serde_json::Result<Str
             microseconds: -1,
         },
     };
-    let mut line = serde_json::to_string(&Stamped { event, timestamp })?;
-    line.push_str(super::LINE_END);
-    Ok(line)
+    json::write(&Stamped { timestamp, event }, layout)
 }
 
 #[cfg(test)]
@@ -235,14 +246,17 @@ mod tests {
     #[test]
     fn events_have_qemus_form() {
         let at = UNIX_EPOCH + Duration::new(12, 345_678_999);
-        let line = event_line(&vm_event(VmEvent::Shutdown(Cause::GuestShutdown)), at).unwrap();
-        assert!(line.ends_with("}\r\n"));
-        let expected = json!({
-            "event": "SHUTDOWN",
-            "data": {"guest": true, "reason": "guest-shutdown"},
-            "timestamp": {"seconds": 12, "microseconds": 345_678},
-        });
-        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), expected);
+        let event = MachineEvent::from(VmEvent::Shutdown(Cause::GuestShutdown));
+        let line = event_text(&event, at, Layout::Line).unwrap();
+        assert_eq!(
+            line,
+            "{\"timestamp\": {\"seconds\": 12, \"microseconds\": 345678}, \"event\": \"SHUTDOWN\", \
+             \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\r\n"
+        );
+        let pretty = event_text(&event, at, Layout::Pretty).unwrap();
+        let start = "{\r\n    \"timestamp\": {\r\n        \"seconds\": 12,\r\n";
+        assert!(pretty.starts_with(start), "{pretty}");
+        assert!(pretty.ends_with("\r\n    }\r\n}\r\n"), "{pretty}");
     }
 
     #[test]

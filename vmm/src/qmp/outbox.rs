@@ -16,9 +16,9 @@ use std::time::Duration;
 use event_listener::Event;
 use futures_util::future;
 use parking_lot::Mutex;
-use serde::Serialize as _;
 use sluice_aio::current;
 
+use super::json::Layout;
 use crate::chardev::Output;
 
 /// A session whose client leaves more than this unread is given no further replies to queue.
@@ -40,34 +40,10 @@ enum Ending {
 /// What the other end reads.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Form {
-    /// A message a line.
-    Lines,
-    /// Messages over several lines, indented.
-    Pretty,
+    /// Messages.
+    Messages(Layout),
     /// Text; no events.
     Text,
-}
-
-impl Form {
-    /// `line` in this form.
-    fn apply(self, line: Arc<str>) -> Arc<str> {
-        match self {
-            Self::Lines | Self::Text => line,
-            Self::Pretty => pretty(&line).map_or(line, Arc::from),
-        }
-    }
-}
-
-/// A message over several lines, each with its end; none: it is no message.
-fn pretty(line: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_str(line).ok()?;
-    let mut text = Vec::new();
-    let indent = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, indent);
-    value.serialize(&mut serializer).ok()?;
-    let mut text = String::from_utf8(text).ok()?.replace('\n', super::LINE_END);
-    text.push_str(super::LINE_END);
-    Some(text)
 }
 
 #[derive(Debug)]
@@ -108,18 +84,25 @@ impl Outbox {
         self.state.lock().events = true;
     }
 
+    /// How messages to this client are laid out; none: it gets none.
+    pub(super) fn layout(&self) -> Option<Layout> {
+        match self.form {
+            Form::Messages(layout) => Some(layout),
+            Form::Text => None,
+        }
+    }
+
     /// Queues a reply; `line` ends with its line end.
     pub(super) fn reply(&self, line: Arc<str>) {
         self.push(line, false);
     }
 
-    /// Queues an event, if the session wants events.
+    /// Queues an event in the session's layout, if the session wants events.
     pub(super) fn event(&self, line: Arc<str>) {
         self.push(line, true);
     }
 
     fn push(&self, line: Arc<str>, is_event: bool) {
-        let line = self.form.apply(line);
         let mut state = self.state.lock();
         if state.ending != Ending::Open || (is_event && !state.events) {
             return;

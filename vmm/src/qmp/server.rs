@@ -17,6 +17,7 @@ use super::commands::Monitor;
 use super::console::Console;
 use super::control;
 use super::events::EventBus;
+use super::json::Layout;
 use super::outbox::{Form, Outbox};
 use crate::chardev::{Attachment, Endpoint, Input, Listener, Output, SocketFile, Stream};
 
@@ -163,8 +164,8 @@ impl Shared {
 
 fn admit(shared: &Rc<Shared>, stream: Stream, mode: MonitorMode, attachment: Attachment) {
     let form = match mode {
-        MonitorMode::Control { pretty: false } => Form::Lines,
-        MonitorMode::Control { pretty: true } => Form::Pretty,
+        MonitorMode::Control { pretty: false } => Form::Messages(Layout::Line),
+        MonitorMode::Control { pretty: true } => Form::Messages(Layout::Pretty),
         MonitorMode::Readline => Form::Text,
     };
     let outbox = Outbox::new(form);

@@ -14,16 +14,16 @@ use serde_json::{Map, Value, json};
 use super::commands::{self, Command, Monitor};
 use super::error::QmpError;
 use super::input::{self, Scalars};
-use super::json::JsonError;
+use super::json::{self, JsonError};
 use super::outbox::Outbox;
 
 /// The release of QEMU whose protocol is followed; clients decide by it which arguments they may
 /// use.
 pub(super) const PROTOCOL_VERSION: Version = Version {
     qemu: Triple {
-        major: 10,
-        minor: 0,
         micro: 0,
+        minor: 0,
+        major: 10,
     },
     package: concat!("sluice-", env!("CARGO_PKG_VERSION")),
 };
@@ -47,20 +47,50 @@ pub(super) struct Version {
 
 #[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 struct Triple {
-    major: u8,
-    minor: u8,
     micro: u8,
+    minor: u8,
+    major: u8,
 }
 
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Triple {
-            major,
-            minor,
             micro,
+            minor,
+            major,
         } = self.qemu;
         write!(f, "{major}.{minor}.{micro}")
     }
+}
+
+/// What a monitor begins with; its members in QEMU's order.
+#[derive(Serialize)]
+struct Greeting {
+    #[serde(rename = "QMP")]
+    qmp: GreetingContent,
+}
+
+#[derive(Serialize)]
+struct GreetingContent {
+    version: Version,
+    capabilities: [Capability; 1],
+}
+
+/// The answer to a message; its members in QEMU's order.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Reply {
+    Done {
+        #[serde(rename = "return")]
+        value: Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<Value>,
+    },
+    Failed {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<Value>,
+        error: QmpError,
+    },
 }
 
 /// What is to be done when the reply is on its way.
@@ -78,14 +108,19 @@ pub(super) struct Session {
 impl Session {
     /// Begins a conversation with the greeting.
     pub(super) fn new(monitor: Arc<Monitor>, outbox: Arc<Outbox>) -> Self {
-        let greeting = json!({GREETING: {"version": PROTOCOL_VERSION, "capabilities": ["oob"]}});
-        outbox.reply(line(&greeting));
-        Self {
+        let session = Self {
             monitor,
             outbox,
             negotiated: Cell::new(false),
             oob: Cell::new(false),
-        }
+        };
+        session.say(&Greeting {
+            qmp: GreetingContent {
+                version: PROTOCOL_VERSION,
+                capabilities: [Capability::Oob],
+            },
+        });
+        session
     }
 
     /// Whether the client may send commands out of band.
@@ -121,18 +156,25 @@ impl Session {
             }
         };
         let (reply, after) = match result {
-            Ok((value, after)) => (json!({"return": value}), after),
-            Err(error) => (json!({"error": error}), None),
+            Ok((value, after)) => (Reply::Done { value, id }, after),
+            Err(error) => (Reply::Failed { id, error }, None),
         };
-        self.reply(reply, id);
+        self.say(&reply);
         after
     }
 
-    fn reply(&self, mut reply: Value, id: Option<Value>) {
-        if let (Some(id), Some(members)) = (id, reply.as_object_mut()) {
-            members.insert("id".to_owned(), id);
+    fn say(&self, message: &impl Serialize) {
+        let Some(layout) = self.outbox.layout() else {
+            return;
+        };
+        match json::write(message, layout) {
+            Ok(text) => self.outbox.reply(text.into()),
+            Err(error) => {
+                // No message holds what JSON can't; but a client that waits for ever must not either.
+                tracing::error!(%error, "a reply can't be written");
+                self.outbox.abandon();
+            }
         }
-        self.outbox.reply(line(&reply));
     }
 
     async fn execute(&self, message: Value) -> Result<(Value, Option<AfterReply>), QmpError> {
@@ -189,7 +231,7 @@ pub(super) struct NegotiationArguments {
 }
 
 /// The protocol's capabilities.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Capability {
     Oob,
@@ -244,11 +286,6 @@ impl Request {
             None => Err(QmpError::generic("QMP input lacks member 'execute'")),
         }
     }
-}
-
-/// A reply's line.
-fn line(reply: &Value) -> Arc<str> {
-    format!("{reply}{}", super::LINE_END).into()
 }
 
 /// The names of all commands, for `query-commands`.

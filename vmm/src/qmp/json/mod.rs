@@ -1,10 +1,10 @@
-//! QEMU's dialect of JSON, read from a stream.
+//! QEMU's dialect of JSON, read from a stream, and written.
 //!
 //! Two steps: a [`Framer`] cuts a byte stream into messages without needing any separator between
 //! them (clients end a message with its last brace and nothing else) and keeps memory bounded; a
 //! recursive parser ([`parse`]) turns one message into a [`serde_json::Value`]. The dialect is RFC
 //! 8259 plus strings in single quotes with `\'`. The command line uses the parser for options whose
-//! value starts with `{`.
+//! value starts with `{`. What monitors say is written by [`write()`].
 //!
 //! Used in the main context by the QMP server; nothing here blocks or panics, whatever the input.
 
@@ -12,9 +12,11 @@ mod framer;
 mod parser;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 pub use framer::{Framer, Limits};
 pub use parser::parse;
+pub use writer::{Layout, write};
 
 use thiserror::Error;
 

@@ -39,8 +39,8 @@ fn pretty_messages_take_several_lines() {
             .write_all(b"{'execute': 'qmp_capabilities'}")
             .unwrap();
         assert_eq!(
-            read_until(&mut stream, "}\r\n}\r\n"),
-            "{\r\n    \"return\": {}\r\n}\r\n"
+            read_until(&mut stream, "\r\n}\r\n"),
+            "{\r\n    \"return\": {\r\n    }\r\n}\r\n"
         );
     });
 }

@@ -41,16 +41,27 @@ fn greeting_then_negotiation_then_commands() {
 }
 
 #[test]
-fn lines_end_as_qemus_do() {
+fn replies_are_qemus_bytes() {
     run(|world| {
         let mut client = Client::connect(&world.socket);
-        client.send(b"{'execute':'qmp_capabilities'}");
+        client.send(b"{'execute':'qmp_capabilities'}{'execute':'qmp_capabilities','id':[1,1e-7]}");
+        client.send("{'execute':'query-name','id':'é'}".as_bytes());
         client.stream.shutdown(Shutdown::Write).unwrap();
         let mut text = String::new();
         client.stream.read_to_string(&mut text).unwrap();
         let lines: Vec<_> = text.split_terminator("\r\n").collect();
-        assert_eq!(lines.len(), 2, "{text:?}");
-        assert_eq!(lines[1], r#"{"return":{}}"#);
+        let package = concat!("sluice-", env!("CARGO_PKG_VERSION"));
+        let greeting = format!(
+            r#"{{"QMP": {{"version": {{"qemu": {{"micro": 0, "minor": 0, "major": 10}}, "package": "{package}"}}, "capabilities": ["oob"]}}}}"#
+        );
+        let again = r#"{"id": [1, 9.9999999999999995e-08], "error": {"class": "CommandNotFound", "desc": "Capabilities negotiation is already complete, command ignored"}}"#;
+        let expected = [
+            greeting.as_str(),
+            r#"{"return": {}}"#,
+            again,
+            r#"{"return": {"name": "fake"}, "id": "\u00E9"}"#,
+        ];
+        assert_eq!(lines, expected);
     });
 }
 
