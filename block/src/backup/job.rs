@@ -276,6 +276,10 @@ impl JobDriver for BackupJob {
         JobKind::Backup
     }
 
+    fn graph(&self) -> Option<&Arc<Graph>> {
+        Some(&self.graph)
+    }
+
     fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             let result = self.work(job).await;

@@ -12,6 +12,7 @@ use super::claimed::Claimed;
 use super::walk::{CopyError, Walk};
 use crate::driver::{Allocation, BlockFuture, Driver, Edge, RequestFlags, Role};
 use crate::event::IoOperation;
+use crate::graph::Graph;
 use crate::graph::parent::Parent;
 use crate::job::{
     Awaited, AwaitedOperation, IoSide, JobContext, JobDriver, JobError, JobKind, OnError, here,
@@ -243,6 +244,10 @@ impl JobDriver for ChainJob {
             Direction::Stream { .. } => JobKind::Stream,
             Direction::Commit { .. } => JobKind::Commit,
         }
+    }
+
+    fn graph(&self) -> Option<&Arc<Graph>> {
+        Some(&self.chain.claimed.graph)
     }
 
     fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {

@@ -293,6 +293,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// A section that covered the node has ended; balances [`drained_begin`](Self::drained_begin).
     fn drained_end(&self) {}
 
+    /// The limits that hold up requests here, for whoever wants them lifted for a while.
+    fn throttling(&self) -> Option<Arc<throttle::ThrottleMember>> {
+        None
+    }
+
     /// Work of the driver's own that outlives the request which began it: sections over the node
     /// wait for its end.
     fn background(&self) -> Option<&Arc<Background>> {

@@ -126,7 +126,7 @@ impl Topology {
     }
 
     /// The nodes that `job` stands right above.
-    fn nodes_of(&self, job: &Arc<Job>) -> Vec<Arc<Node>> {
+    pub(super) fn nodes_of(&self, job: &Arc<Job>) -> Vec<Arc<Node>> {
         let has_job = |node: &&Arc<Node>| node.jobs().iter().any(|other| Arc::ptr_eq(other, job));
         self.nodes.values().filter(has_job).cloned().collect()
     }

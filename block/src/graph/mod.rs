@@ -321,13 +321,17 @@ impl Graph {
     }
 
     /// The same for an operator's tool, which does `access` with the node and no more. Its name
-    /// begins with `#`, as no device's does.
+    /// begins with `#`, as no device's does. A job's filter takes its requests as a guest's.
     ///
     /// # Errors
     /// As [`Graph::add_backend`].
     pub fn add_tool(&self, root: &Arc<Node>, access: Access) -> Result<Arc<Backend>> {
         let name = self.topology().made_up_tool();
-        self.add_user(&name, Some(root), access)
+        let check = |root: &Node| match root.is_filter_of_job() {
+            true => Ok(()),
+            false => root.check_not_blocked(),
+        };
+        self.add_user_if(&name, Some(root), access, check)
     }
 
     fn add_user(
@@ -335,6 +339,17 @@ impl Graph {
         name: &str,
         root: Option<&Arc<Node>>,
         access: Access,
+    ) -> Result<Arc<Backend>> {
+        self.add_user_if(name, root, access, Node::check_not_blocked)
+    }
+
+    /// The same if `check` has nothing against it, which is asked under the graph's lock.
+    fn add_user_if(
+        &self,
+        name: &str,
+        root: Option<&Arc<Node>>,
+        access: Access,
+        check: impl Fn(&Node) -> Result<()>,
     ) -> Result<Arc<Backend>> {
         let mut change = self.transaction();
         let topology = change.topology();
@@ -350,7 +365,7 @@ impl Graph {
         }
         if let Some(root) = root {
             topology.check_present(root)?;
-            root.check_not_blocked()?;
+            check(root)?;
         }
         let backend = Backend::new(
             name,

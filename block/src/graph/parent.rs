@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use crate::backend::Backend;
 use crate::driver::Role;
 use crate::error::{BlockError, BusyFor, PermissionConflict, Result};
+use crate::graph::home::MAIN_NODE;
 use crate::graph::resize;
 use crate::job::Job;
 use crate::node::Node;
@@ -276,6 +277,13 @@ impl Node {
     /// Ends a job's claim.
     pub(crate) fn unblock(&self) {
         self.state.lock().blocker = None;
+    }
+
+    /// Whether a job works on what this node shows, and has put the node there to see what is asked of it.
+    pub(crate) fn is_filter_of_job(&self) -> bool {
+        let edges = self.edges_above();
+        let mut edges = edges.iter();
+        edges.any(|edge| edge.role == MAIN_NODE && matches!(edge.parent, Parent::Job(_)))
     }
 
     /// # Errors

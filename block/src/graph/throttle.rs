@@ -1,11 +1,24 @@
 //! Limits of a disk, as `block_set_io_throttle` sets them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Graph;
 use crate::backend::Backend;
 use crate::drain::{Section, begin_section};
-use crate::driver::throttle::{LimitsError, ThrottleLimits};
+use crate::driver::throttle::{LimitsError, ThrottleLimits, ThrottleMember};
+use crate::job::Job;
+
+/// Limits that hold nobody up while it lives.
+#[must_use = "they hold again when it is dropped"]
+#[derive(Debug)]
+pub(crate) struct LiftedLimits(Vec<Arc<ThrottleMember>>);
+
+impl Drop for LiftedLimits {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|member| member.set_limited());
+    }
+}
 
 /// Who holds the disk while it joins or leaves a group, in diagnostics.
 const HOLDER: &str = "throttle group";
@@ -48,6 +61,25 @@ impl Graph {
             }
         };
         group.set_limits(limits)
+    }
+
+    /// Lifts the limits of all nodes that `job` uses, and of those below them, while what is returned lives: a job that is to
+    /// end waits for what it has asked, which a slow limit would hold up for minutes. Guests of these nodes have no limits
+    /// meanwhile either, as in a section.
+    pub(crate) fn lift_limits_of(&self, job: &Arc<Job>) -> LiftedLimits {
+        let topology = self.topology();
+        let mut members = Vec::new();
+        let mut seen = HashSet::new();
+        let mut nodes = topology.nodes_of(job);
+        while let Some(node) = nodes.pop() {
+            if seen.insert(Arc::as_ptr(&node).addr()) {
+                members.extend(node.driver().throttling());
+                nodes.extend(node.children().into_iter().map(|(_, child)| child));
+            }
+        }
+        drop(topology);
+        members.iter().for_each(|member| member.set_unlimited());
+        LiftedLimits(members)
     }
 
     /// A section over one disk's own requests.

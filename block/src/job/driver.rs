@@ -12,6 +12,7 @@ use super::details::JobDetails;
 use super::error::{JobError, VerbError};
 use super::handle::Job;
 use super::state::JobKind;
+use crate::graph::Graph;
 
 /// A job's work and its hooks.
 ///
@@ -108,6 +109,11 @@ pub trait JobDriver: Send + Sync + 'static {
     fn clean<'a>(&'a self, job: &'a JobContext) -> LocalBoxFuture<'a, ()> {
         let _ = job;
         Box::pin(async {})
+    }
+
+    /// Where the nodes are that the job works on; their limits are lifted when it has to end.
+    fn graph(&self) -> Option<&Arc<Graph>> {
+        None
     }
 
     /// Whether a cancel without force makes a ready job finish its copy and end well. Otherwise

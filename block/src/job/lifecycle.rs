@@ -3,7 +3,8 @@
 //! The order of states and events here is what clients rely on (QEMU's `job.c`): created, running,
 //! (ready,) waiting, pending, then the outcome's event, concluded, null; or aborting in the middle.
 
-use std::future::poll_fn;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -55,7 +56,12 @@ impl Life {
         self.job.arrive(&here);
         let job = Arc::clone(&self.job);
         let mut notes = pin!(job.note_slow_end());
+        let mut limits = pin!(lift_limits_at_end(&job));
         let moves = poll_fn(|cx| {
+            // First: the steps may wait for what the limits hold up.
+            if let Poll::Ready(never) = limits.as_mut().poll(cx) {
+                match never {}
+            }
             if self.job.home() == here && self.steps.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(false);
             }
@@ -88,6 +94,15 @@ impl Drop for Life {
         job.group().fail(job);
         conclude(job);
     }
+}
+
+/// Lifts the limits of what the job works on as soon as it has to end. For the task of the job's life, beside its
+/// steps, in whatever loop that is.
+async fn lift_limits_at_end(job: &Arc<Job>) -> Infallible {
+    job.wait(|core| core.has_to_end().then_some(())).await;
+    let graph = job.driver.graph();
+    let _lifted = graph.map(|graph| graph.lift_limits_of(job));
+    pending().await
 }
 
 async fn live(job: Arc<Job>) {

@@ -105,6 +105,10 @@ impl JobDriver for MirrorJob {
         }
     }
 
+    fn graph(&self) -> Option<&Arc<Graph>> {
+        Some(&self.graph)
+    }
+
     fn run<'a>(&'a self, job: &'a JobContext) -> BoxFuture<'a, Result<(), JobError>> {
         Box::pin(async move {
             self.ledger.set_kicker(job.kicker());

@@ -5,14 +5,13 @@ use super::error::CliError;
 
 /// Refuses every value that asks for such a device.
 pub(super) fn check(arguments: &AbsentArguments) -> Result<(), CliError> {
-    let one = |option, value: &Option<String>| value.iter().try_for_each(|text| none(option, text));
-    let many = |option, values: &[String]| values.iter().try_for_each(|text| none(option, text));
-    one("--audio", &arguments.audio)?;
-    one("--vga", &arguments.vga)?;
-    many("--audiodev", &arguments.audiodev)?;
-    many("--net", &arguments.net)?;
-    many("--nic", &arguments.nic)?;
-    many("--parallel", &arguments.parallel)
+    let all = |option, values: &[String]| values.iter().try_for_each(|text| none(option, text));
+    all("--audio", &arguments.audio)?;
+    all("--vga", &arguments.vga)?;
+    all("--audiodev", &arguments.audiodev)?;
+    all("--net", &arguments.net)?;
+    all("--nic", &arguments.nic)?;
+    all("--parallel", &arguments.parallel)
 }
 
 fn none(option: &'static str, text: &str) -> Result<(), CliError> {

@@ -83,7 +83,7 @@ pub struct Arguments {
 
     /// What runs the guest: kvm, or qtest (no CPUs; a test drives the devices) [default: kvm]
     #[arg(long, value_name = "kvm|qtest", help_heading = "The machine")]
-    pub accel: Option<String>,
+    pub accel: Vec<String>,
 
     /// Name of the machine, for query-name and the logs
     #[arg(long, value_name = "NAME", help_heading = "The machine")]
@@ -94,19 +94,19 @@ pub struct Arguments {
     pub uuid: Option<String>,
 
     /// Build the machine but do not start its CPUs; QMP 'cont' starts them
-    #[arg(short = 'S', long = "S", action = ArgAction::SetTrue, help_heading = "The machine")]
+    #[arg(short = 'S', long = "S", action = ArgAction::SetTrue, overrides_with = "start_paused", help_heading = "The machine")]
     pub start_paused: bool,
 
     /// End when the guest resets, instead of starting it again
-    #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
+    #[arg(long, action = ArgAction::SetTrue, overrides_with = "no_reboot", help_heading = "The machine")]
     pub no_reboot: bool,
 
     /// Stay when the guest switches off; QMP 'quit' ends the process then
-    #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
+    #[arg(long, action = ArgAction::SetTrue, overrides_with = "no_shutdown", help_heading = "The machine")]
     pub no_shutdown: bool,
 
     /// Leave out the devices nobody asked for (the first serial port)
-    #[arg(long, action = ArgAction::SetTrue, help_heading = "The machine")]
+    #[arg(long, action = ArgAction::SetTrue, overrides_with = "nodefaults", help_heading = "The machine")]
     pub nodefaults: bool,
 
     /// Where the first serial port goes: stdio, null, none or file:PATH [default: stdio, or null with
@@ -116,7 +116,7 @@ pub struct Arguments {
 
     /// Accepted for compatibility; there is no display
     #[arg(long, value_name = "none", help_heading = "The machine")]
-    pub display: Option<String>,
+    pub display: Vec<String>,
 
     /// A disk in one go (repeatable): file=PATH, format=raw, if=ide|virtio|none, id=NAME, index=N or
     /// bus=N and unit=N, readonly=on|off, serial=TEXT,
@@ -201,7 +201,7 @@ pub struct Arguments {
 pub struct AbsentArguments {
     /// No sound: none
     #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
-    pub audio: Option<String>,
+    pub audio: Vec<String>,
 
     /// No sound: none,id=ID
     #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
@@ -209,7 +209,7 @@ pub struct AbsentArguments {
 
     /// No graphics: none
     #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
-    pub vga: Option<String>,
+    pub vga: Vec<String>,
 
     /// No network: none
     #[arg(long, value_name = "none", help_heading = "Accepted for compatibility")]
@@ -232,10 +232,10 @@ pub struct AbsentArguments {
     pub trace: Vec<String>,
 
     /// Without effect: there is no display
-    #[arg(long, action = ArgAction::SetTrue, help_heading = "Accepted for compatibility")]
+    #[arg(long, action = ArgAction::SetTrue, overrides_with = "nographic", help_heading = "Accepted for compatibility")]
     pub nographic: bool,
 
     /// Without effect: no file is read
-    #[arg(long, action = ArgAction::SetTrue, help_heading = "Accepted for compatibility")]
+    #[arg(long, action = ArgAction::SetTrue, overrides_with = "no_user_config", help_heading = "Accepted for compatibility")]
     pub no_user_config: bool,
 }

@@ -24,7 +24,7 @@ use super::plugged::DeviceReader;
 use super::throttling;
 use super::virtio::{self, VirtioBlkOptions};
 use crate::machine::config::{DebugExitConfig, MachineKind};
-use crate::machine::models::DEVICES;
+use crate::machine::models::{DEVICES, device_kind};
 use crate::qmp::blockdev;
 use crate::qmp::input::Scalars;
 use crate::qmp::object::{self, ObjectOptions};
@@ -352,10 +352,11 @@ impl Builder {
 
     fn device(&mut self, text: &str) -> Result<(), CliError> {
         let mut raw = Raw::parse(DEVICE, text, Some("driver"))?;
-        let kind = raw.take_kind("driver", DEVICE_EXAMPLE)?;
-        self.check_bus(&kind, DEVICE, text)?;
-        self.globals.apply(&kind, &mut raw);
-        match kind.as_str() {
+        let named = raw.take_kind("driver", DEVICE_EXAMPLE)?;
+        let kind = device_kind(&named);
+        self.check_bus(kind, DEVICE, text)?;
+        self.globals.apply(kind, &mut raw);
+        match kind {
             "virtio-blk-pci" => self.virtio_blk(raw.typed()?, text),
             "ide-hd" => self.ide_disk(raw.typed()?, text),
             "ide-cd" => self.ide_cd(raw.typed()?, text),

@@ -15,7 +15,7 @@ pub(super) fn asked_for(arguments: &Arguments) -> Option<String> {
     if arguments.machine.as_deref().is_some_and(is_help) {
         return Some(machines());
     }
-    if arguments.accel.as_deref().is_some_and(is_help) {
+    if asks(&arguments.accel) {
         return Some("Accelerators supported:\nkvm\nqtest\n".to_owned());
     }
     if asks(&arguments.device) {

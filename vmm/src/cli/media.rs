@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 use sluice_block::BlockdevOptions;
+use sluice_block::driver::file::FileKind;
 
 use super::error::CliError;
 use super::keyval;
-use super::options::{DriveInterface, DriveMedia, DriveOptions, Raw};
+use super::options::{AioMode, DriveInterface, DriveMedia, DriveOptions, Raw};
 use crate::qmp::input::Scalars;
 use crate::qmp::{blockdev, image_name};
 
@@ -115,11 +116,11 @@ fn node(options: &DriveOptions, file: DriveFile, text: &str) -> Result<BlockdevO
     inherited("read-only", read_only.clone());
     inherited("discard", options.discard.name().into());
     inherited("cache", cache.clone());
-    if let Some(aio) = options.aio {
-        inherited("aio", aio.name().into());
-    }
     if let Some(auto) = options.auto_read_only {
         inherited("auto-read-only", flag(auto));
+    }
+    if let Some(aio) = options.aio {
+        set_engine(&mut below, aio);
     }
     let mut format = json!({
         "driver": "raw",
@@ -140,6 +141,19 @@ fn node(options: &DriveOptions, file: DriveFile, text: &str) -> Result<BlockdevO
         });
     }
     blockdev::read(format, file.scalars).map_err(|error| CliError::input(DRIVE, text, &error))
+}
+
+/// Says by what a file is served: that of the node itself, or the one below a fault injector. Nodes that are no files have no
+/// engine.
+fn set_engine(node: &mut Map<String, Value>, aio: AioMode) {
+    if let Some(Value::Object(image)) = node.get_mut("image") {
+        return set_engine(image, aio);
+    }
+    let driver = node.get("driver").and_then(Value::as_str);
+    let is_file = |name| FileKind::ALL.map(FileKind::driver_name).contains(&name);
+    if driver.is_none_or(is_file) {
+        node.entry("aio").or_insert(aio.name().into());
+    }
 }
 
 /// `--cdrom FILE` in the words of `--drive`; a comma in the name is written twice there.

@@ -40,6 +40,7 @@ use crate::exit::ExitStatus;
 use crate::machine::config::{
     AcceleratorConfig, BootConfig, MIB, MachineConfig, MachineKind, QtestConfig, SerialConfig,
 };
+use crate::machine::models::device_kind;
 use crate::qmp::input::parse_size;
 use crate::qmp::schema::{self, Shape};
 use crate::qtest::QtestLog;
@@ -145,7 +146,7 @@ fn one_line(text: &str) -> String {
 
 /// What a `--device` of that kind takes; none if there is no such kind.
 pub fn device_shape(driver: &str) -> Option<Shape> {
-    match driver {
+    match device_kind(driver) {
         "ide-cd" => Some(schema::shape_of::<ide::IdeCdOptions>()),
         "ide-hd" => Some(schema::shape_of::<ide::IdeDiskOptions>()),
         "virtio-blk-pci" => Some(schema::shape_of::<virtio::VirtioBlkOptions>()),
@@ -184,7 +185,7 @@ fn interpret(arguments: Arguments) -> Result<CommandLine, CliError> {
         None => MachineOptions::default(),
     };
     let devices = disks::parse(&arguments, machine_options.kind, cpus)?;
-    if let Some(text) = &arguments.display {
+    for text in &arguments.display {
         options::parse::<DisplayOptions>("--display", text, Some("type"))?;
     }
     let chardevs = chardevs::parse(&arguments)?;
@@ -305,10 +306,15 @@ fn accelerator(
     machine: &MachineOptions,
     chardevs: &Chardevs,
 ) -> Result<AcceleratorConfig, CliError> {
-    let kind = match &arguments.accel {
-        Some(text) => Some(options::parse::<AccelOptions>("--accel", text, Some("accel"))?.accel),
-        None => machine.accel,
-    };
+    let mut kind = None;
+    for text in &arguments.accel {
+        let AccelOptions { accel } = options::parse("--accel", text, Some("accel"))?;
+        if kind.replace(accel).is_some_and(|before| before != accel) {
+            let problem = "contradicts the --accel before it";
+            return Err(CliError::new("--accel", text, problem, "name one"));
+        }
+    }
+    let kind = kind.or(machine.accel);
     let kind = match (kind, machine.kind) {
         (Some(kind), MachineKind::Pc) => kind,
         (None, MachineKind::Pc) => AccelKind::default(),

@@ -454,6 +454,34 @@ fn qtest_needs_no_kernel() {
     assert!(parsed.machine.boot.is_none());
 }
 
+/// As scripts of QEMU's put lines together.
+#[test]
+fn what_says_the_same_twice_is_no_contradiction() {
+    let twice = "--accel qtest --display none --vga none --audio none --nodefaults -S --no-reboot";
+    let parsed = accepted(&format!("{twice} --qtest unix:/t,server=on {twice}"));
+    assert!(matches!(
+        parsed.machine.accelerator,
+        AcceleratorConfig::Qtest(_)
+    ));
+    assert!(parsed.machine.start_paused && parsed.machine.no_reboot);
+    let said = refused("--kernel k --accel kvm --accel qtest");
+    assert!(
+        said.contains("--accel qtest: contradicts the --accel before it"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_virtio_disk_has_qemus_short_name_as_well() {
+    for name in ["virtio-blk", "virtio-blk-pci"] {
+        let parsed = accepted(&format!(
+            "--kernel k {BLOCKDEV} --device {name},drive=d0,id=v,num-queues=1"
+        ));
+        let place = Attachment::VirtioPci(one_queue());
+        assert_eq!(parsed.storage.disks[0].attachment, place);
+    }
+}
+
 /// A command line and what its refusal must say: the option, the thing at fault and the remedy.
 #[test]
 fn refusals_name_the_option_the_fault_and_the_remedy() {

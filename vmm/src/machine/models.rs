@@ -51,6 +51,16 @@ pub const DEVICES: &[DeviceModel] = &[
     },
 ];
 
+/// Other names of kinds of devices, which QEMU gives to those of the machine's usual bus.
+const ALIASES: &[(&str, &str)] = &[("virtio-blk", "virtio-blk-pci")];
+
+/// The kind of device that is meant by `name`, which may be another name for it.
+#[must_use]
+pub fn device_kind(name: &str) -> &str {
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
+    alias.map_or(name, |(_, kind)| kind)
+}
+
 /// A type that is not a user's to make: the name, its parent, and whether nothing is of just this type.
 pub const TYPES: &[(&str, Option<&str>, bool)] = &[
     ("object", None, true),

@@ -84,7 +84,7 @@ fn conflict(path: &Path, permission: Permissions) -> crate::BlockError {
     unsuitable(
         path,
         format!(
-            "Failed to get \"{}\" lock; is another process, or another node, using the image?",
+            "Failed to get \"{}\" lock. Is another process using the image, or another node?",
             permission.text()
         ),
     )

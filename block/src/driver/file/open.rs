@@ -30,6 +30,9 @@ pub enum FileKind {
 }
 
 impl FileKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Regular, Self::Device];
+
     /// The driver's name.
     #[must_use]
     pub fn driver_name(self) -> &'static str {

@@ -654,7 +654,7 @@ fn there_is_one_writer_among_all_who_opened_the_file() {
             .unwrap_err()
             .to_string();
         assert!(
-            said.contains("is another process, or another node, using the image?"),
+            said.contains("Is another process using the image, or another node?"),
             "{said}"
         );
         // The refused one leaves no locks that would stand in anybody's way.

@@ -102,6 +102,10 @@ impl Driver for Throttle {
         self.member().set_limited();
     }
 
+    fn throttling(&self) -> Option<Arc<ThrottleMember>> {
+        Some(self.member())
+    }
+
     fn changeable_options(&self) -> &'static [&'static str] {
         &["throttle-group"]
     }

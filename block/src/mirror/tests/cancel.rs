@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use sluice_aio::current;
+use futures_util::FutureExt;
+use serde_json::json;
+use sluice_aio::{IoBuffer, current};
 
 use super::bench::{
     BLOCK, Bench, SIZE, block_value, common, debug, pattern, run, run_both, run_both_by_hand,
 };
 use crate::backend::Backend;
 use crate::driver::DebugEvent;
+use crate::driver::throttle::ThrottleLimits;
 use crate::event::BlockEvent;
 use crate::job::JobState;
 use crate::mirror::{BlockdevMirror, blockdev_mirror};
@@ -49,6 +52,47 @@ fn right_after_the_start() {
         assert!(bench.events().iter().any(cancelled));
         assert_untouched(&bench, &disk, &target).await;
     });
+}
+
+/// A limit that would hold what the job has asked for hours is no reason to wait: time stands still here.
+#[test]
+fn while_limits_hold_the_copies() {
+    for limited in ["disk-node", "target"] {
+        run_both_by_hand(move |bench| async move {
+            bench.disk("disk").await;
+            bench.target("target").await;
+            let slow: ThrottleLimits = serde_json::from_value(json!({"bps-total": 1})).unwrap();
+            let group = bench.graph.throttle_groups().add("slow", slow).unwrap();
+            let node = json!({
+                "driver": "throttle", "node-name": "limited", "throttle-group": "slow", "file": limited
+            });
+            bench.node(node).await;
+            let (source, target) = match limited {
+                "target" => ("disk", "limited"),
+                _ => ("limited", "target"),
+            };
+            let job = bench.mirror(source, target).await;
+            bench.wait_for(JobState::Running).await;
+            yield_often().await;
+            assert_eq!(job.state(), JobState::Running, "held up by the limit");
+            job.cancel(true).unwrap();
+            bench.end().await;
+            job.dismiss().unwrap();
+            // They hold again.
+            assert_eq!(group.limits(), slow);
+            let limited = bench.graph.node("limited").unwrap();
+            let mut reads = Box::pin(async {
+                for block in 0..3 {
+                    let buffer = IoBuffer::alloc(usize::try_from(BLOCK).unwrap());
+                    limited.read(block * BLOCK, buffer).await.unwrap();
+                }
+            });
+            for _ in 0..1000 {
+                assert!((&mut reads).now_or_never().is_none());
+                current::yield_now().await;
+            }
+        });
+    }
 }
 
 /// The target hangs, and not for too long. The guest does not, and the job ends when the request does.

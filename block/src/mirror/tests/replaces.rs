@@ -5,11 +5,13 @@ use std::sync::Arc;
 use serde_json::json;
 use sluice_aio::current;
 
-use super::bench::{BLOCK, Bench, SIZE, block_value, common, pattern, run, run_both};
+use super::bench::{BLOCK, Bench, SIZE, block_value, common, pattern, run, run_both, write_block};
 use crate::backend::Backend;
 use crate::driver::DebugEvent;
 use crate::job::{Job, JobGroup, JobState};
-use crate::mirror::{DriveMirror, MirrorCommon, drive_mirror};
+use crate::mirror::{
+    BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, blockdev_mirror, drive_mirror,
+};
 use crate::node::Node;
 
 /// The disk `NAME` over a filter over the image `NAME`, whose node is `NAME-node`.
@@ -143,6 +145,69 @@ fn everybody_above_the_replaced_node_is_held() {
         assert_eq!(bench.end().await, None);
         assert!(reader.try_enter().is_some());
         assert_eq!(root(&reader), "target");
+    });
+}
+
+/// An operator's tool on the filter is as good as a guest: both sides get what it writes. Past the filter there is no way, nor where
+/// a guest wants its disk for itself.
+#[test]
+fn tools_write_through_the_filter_alone() {
+    for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+        run_both(move |bench| async move {
+            std::fs::write(bench.path("image"), pattern(SIZE)).unwrap();
+            let source = bench.image_node("image").await;
+            bench.target("target").await;
+            let arguments = BlockdevMirror {
+                common: MirrorCommon {
+                    copy_mode: mode,
+                    ..common("image-node")
+                },
+                target: "target".to_owned(),
+                filter_node_name: Some("filter".to_owned()),
+                target_is_zero: false,
+            };
+            let home = current::context();
+            blockdev_mirror(&bench.graph, arguments, &home)
+                .await
+                .unwrap();
+            bench.wait_for(JobState::Ready).await;
+            let writing = crate::Access {
+                used: crate::Permissions::WRITE,
+                shared: crate::Permissions::all(),
+            };
+            let filter = bench.graph.node("filter").unwrap();
+            let tool = bench.graph.add_tool(&filter, writing).unwrap();
+            for (block, value) in [(0, 0xf0), (7, 0xf7)] {
+                write_block(&tool, block * BLOCK, value).await.unwrap();
+            }
+            bench.graph.remove_backend(&tool).await;
+            for node in ["image-node", "target"] {
+                let node = bench.graph.node(node).unwrap();
+                let said = bench.graph.add_tool(&node, writing).unwrap_err();
+                assert!(said.to_string().contains("is busy"), "{said}");
+            }
+            assert_eq!(bench.complete().await, None);
+            for (block, value) in [(0, 0xf0), (7, 0xf7)] {
+                let copied = block_value(&bench.bytes("target"), block * BLOCK);
+                assert_eq!(copied, Some(value));
+            }
+            drop(source);
+        });
+    }
+    run(|bench| async move {
+        bench.disk("disk").await;
+        bench.target("target").await;
+        bench.mirror("disk", "target").await;
+        bench.wait_for(JobState::Ready).await;
+        let root = bench.graph.backend("disk").unwrap().node().unwrap();
+        assert_eq!(root.driver_name(), "mirror_top");
+        let writing = crate::Access {
+            used: crate::Permissions::WRITE,
+            shared: crate::Permissions::all(),
+        };
+        let said = bench.graph.add_tool(&root, writing).unwrap_err();
+        assert!(said.to_string().contains("Permission conflict"), "{said}");
+        assert_eq!(bench.complete().await, None);
     });
 }
 

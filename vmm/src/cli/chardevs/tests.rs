@@ -266,6 +266,15 @@ fn images_may_be_named_by_their_protocol() {
     assert_eq!(faulty["config"], "/rules");
     assert_eq!(faulty["image"]["filename"], "/a");
     assert_eq!(root("file=blkdebug::/a,format=raw")["driver"], "blkdebug");
+    // The engine is that of the file, wherever it is.
+    assert_eq!(root("file=/a,format=raw,aio=threads")["aio"], "threads");
+    let nested = root("file=blkdebug::blkdebug::/a,format=raw,aio=threads");
+    assert_eq!(nested["image"]["image"]["aio"], "threads");
+    assert!(nested["image"].get("aio").is_none());
+    let own = root("file=/a,file.aio=io_uring,format=raw,aio=threads");
+    assert_eq!(own["aio"], "io_uring");
+    let none = root("file=blkdebug::null-co://,format=raw,aio=threads");
+    assert_eq!(none["image"]["driver"], "null-co");
     let zeroes = root("file=null-co://,file.read-zeroes=on,format=raw,auto-read-only=off");
     assert_eq!(zeroes["driver"], "null-co");
     assert_eq!(zeroes["read-zeroes"], true);

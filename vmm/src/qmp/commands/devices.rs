@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::mirror::split;
 use super::{Done, Monitor};
 use crate::machine::hotplug::{HotPlug, PlugError};
-use crate::machine::models::DEVICES;
+use crate::machine::models::{DEVICES, device_kind};
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::input::{self, Scalars};
 use crate::qmp::schema::{self, Shape};
@@ -84,7 +84,7 @@ pub(super) async fn device_add(
         let desc = format!("No '{HOTPLUG_KIND}' bus found for device '{driver}'");
         return Err(QmpError::generic(desc));
     };
-    check_bus(&common.driver, common.bus.as_deref())?;
+    check_bus(device_kind(&common.driver), common.bus.as_deref())?;
     let mut properties = match properties {
         Value::Object(members) => members,
         _ => Map::new(),
