@@ -342,7 +342,7 @@ class IoThreads(QmpTest):
         await self.client.execute("object-del", {"id": "idle"})
         self.assertEqual(await self.ids(), ["io0"])
         # The disk is served as before.
-        command = {"command-line": 'qemu-io -d disk "read -P 0 0 4096"'}
+        command = {"command-line": 'qemu-io -d disk "read -P 0 0 4096"', "x-output": True}
         answer = await self.client.execute("human-monitor-command", command)
         self.assertTrue(answer.startswith("read 4096/4096 bytes at offset 0"), answer)
 

@@ -23,7 +23,7 @@ use thiserror::Error;
 use crate::chardev::{Chardevs, Endpoints, InheritError, Inherited, OpenError};
 use crate::cli::CommandLine;
 use crate::clock::MachineClock;
-use crate::console::{ConsoleInput, RawTerminal, SerialOutput};
+use crate::console::{ConsoleInput, PrintPlace, Printer, QueuedOutput, RawTerminal};
 use crate::control::{Cause, VmControl};
 use crate::exit::{Exit, ExitStatus};
 use crate::iothreads::IoThreads;
@@ -49,7 +49,9 @@ pub fn run(command_line: &CommandLine) -> Exit {
     };
     match serial_output(&command_line.machine.serial) {
         Ok(Serial { output, sink }) => {
-            let exit = with_serial(command_line, sink, inherited);
+            let printer = Arc::new(Printer::new(print_place(command_line, output.as_ref())));
+            let exit = with_serial(command_line, sink, &printer, inherited);
+            printer.close();
             if let Some(lost) = output.map(|output| output.close()).filter(|lost| *lost > 0) {
                 tracing::warn!("{lost} bytes of serial output were lost: nobody read them");
             }
@@ -61,7 +63,7 @@ pub fn run(command_line: &CommandLine) -> Exit {
 
 /// Where the guest's serial output goes.
 struct Serial {
-    output: Option<Arc<SerialOutput>>,
+    output: Option<Arc<QueuedOutput>>,
     sink: Option<Arc<dyn SerialSink>>,
 }
 
@@ -99,12 +101,24 @@ fn serial_output(config: &SerialConfig) -> Result<Serial, Exit> {
             )))?
             .into(),
     };
-    let output = SerialOutput::start(file).map_err(setup("no thread for serial output".into()))?;
+    let output = QueuedOutput::start(file, "serial output")
+        .map_err(setup("no thread for serial output".into()))?;
     let output = Arc::new(output);
     Ok(Serial {
         sink: Some(Arc::clone(&output) as _),
         output: Some(output),
     })
+}
+
+/// Where requests by hand print. The messages of a protocol on standard output stay whole.
+fn print_place(command_line: &CommandLine, serial: Option<&Arc<QueuedOutput>>) -> PrintPlace {
+    if command_line.speaks_on_stdio() {
+        return PrintPlace::StandardError;
+    }
+    match (&command_line.machine.serial, serial) {
+        (SerialConfig::Stdio, Some(serial)) => PrintPlace::Shared(Arc::clone(serial)),
+        _ => PrintPlace::StandardOutput,
+    }
 }
 
 /// Why the process cannot get as far as a running machine.
@@ -141,9 +155,10 @@ impl From<StartError> for Exit {
 fn with_serial(
     command_line: &CommandLine,
     sink: Option<Arc<dyn SerialSink>>,
+    printer: &Arc<Printer>,
     inherited: Inherited,
 ) -> Exit {
-    start_and_serve(command_line, sink, inherited).unwrap_or_else(Exit::from)
+    start_and_serve(command_line, sink, printer, inherited).unwrap_or_else(Exit::from)
 }
 
 /// Where the end of the process is announced, and how it shall be.
@@ -157,6 +172,7 @@ async fn assemble(
     main: AioContext,
     loop_config: LoopConfig,
     sink: Option<Arc<dyn SerialSink>>,
+    printer: Arc<Printer>,
     finished: Finished,
 ) -> Result<Machine, StartError> {
     let clock = loop_config.clock.clone();
@@ -209,6 +225,7 @@ async fn assemble(
     let monitor = Monitor {
         chardevs: Arc::clone(&chardevs),
         qemu_io: Arc::default(),
+        printer,
         descriptors: Arc::default(),
         graph: Arc::clone(&graph),
         vm: Arc::clone(controller) as _,
@@ -354,6 +371,7 @@ fn leaving(exit: Exit, left: &[LeftTarget]) -> Exit {
 fn start_and_serve(
     command_line: &CommandLine,
     sink: Option<Arc<dyn SerialSink>>,
+    printer: &Arc<Printer>,
     inherited: Inherited,
 ) -> Result<Exit, StartError> {
     let config = &command_line.machine;
@@ -383,6 +401,7 @@ fn start_and_serve(
         context.clone(),
         loop_config,
         sink.clone(),
+        Arc::clone(printer),
         Rc::clone(&finished),
     );
     let machine = aio.run_until(assembling)??;

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown, recvmsg, shutdown,
 };
+use rustix::termios::isatty;
 use sluice_aio::{Aside, current};
 
 /// What needs a descriptor and finds none left is tried again after this long.
@@ -136,6 +137,13 @@ impl Input {
             }
         }
         Ok(received.bytes)
+    }
+
+    /// Whether whoever reads what goes does not see what comes: standard input that is no terminal. A socket's other end
+    /// knows what it has sent.
+    #[must_use]
+    pub fn comes_unseen(&self) -> bool {
+        self.kind == Kind::Plain && !isatty(&self.descriptor)
     }
 
     /// Waits until the other end of a socket is gone altogether: it neither sends nor reads any more. For ever

@@ -35,12 +35,13 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::chardev::ChardevConfig;
+use crate::chardev::{Backend, ChardevConfig};
 use crate::exit::ExitStatus;
 use crate::machine::config::{
     AcceleratorConfig, BootConfig, MIB, MachineConfig, MachineKind, QtestConfig, SerialConfig,
 };
 use crate::machine::models::device_kind;
+use crate::qmp::MonitorMode;
 use crate::qmp::input::parse_size;
 use crate::qmp::schema::{self, Shape};
 use crate::qtest::QtestLog;
@@ -73,6 +74,25 @@ pub struct CommandLine {
     pub devices: DeviceReader,
     /// What the user should know, though nothing is wrong; a line each.
     pub warnings: Vec<String>,
+}
+
+impl CommandLine {
+    /// Whether programs talk to this one by its standard input and output, in messages: QMP or the qtest protocol.
+    #[must_use]
+    pub fn speaks_on_stdio(&self) -> bool {
+        let qtest = match &self.machine.accelerator {
+            AcceleratorConfig::Qtest(config) => config.chardev.as_ref(),
+            AcceleratorConfig::Kvm => None,
+        };
+        let is_spoken_on = |id: &String| {
+            let is_control = |monitor: &MonitorConfig| {
+                monitor.chardev == *id && monitor.mode != MonitorMode::Readline
+            };
+            qtest == Some(id) || self.monitors.iter().any(is_control)
+        };
+        let mut chardevs = self.chardevs.iter();
+        chardevs.any(|chardev| chardev.backend == Backend::Stdio && is_spoken_on(&chardev.id))
+    }
 }
 
 /// `--machine pc,ide=…`.

@@ -1,13 +1,14 @@
 //! A monitor for people: lines of text in, text out (`--mon mode=readline`).
 //!
-//! It has no line editing of its own: a terminal or `rlwrap` has. What it does is
+//! It has no line editing of its own: a terminal or `rlwrap` has. Neither does it show what is typed, unless it comes by
+//! a pipe on standard input: what is written then reads as in QEMU. What it does is
 //! [`human-monitor-command`](super::commands)'s.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::LINE_END;
-use super::commands::{self, Monitor};
+use super::commands::{self, Monitor, Show};
 use super::outbox::Outbox;
 use super::session::PROTOCOL_VERSION;
 
@@ -21,13 +22,15 @@ pub(super) struct Console {
     monitor: Arc<Monitor>,
     outbox: Arc<Outbox>,
     lines: VecDeque<String>,
+    /// Each line is shown after its prompt.
+    echo: bool,
     /// The beginning of a line.
     pending: Vec<u8>,
 }
 
 impl Console {
-    /// Begins a conversation with a greeting and a prompt.
-    pub(super) fn new(monitor: Arc<Monitor>, outbox: Arc<Outbox>) -> Self {
+    /// Begins a conversation with a greeting and a prompt; with `echo` each line is shown.
+    pub(super) fn new(monitor: Arc<Monitor>, outbox: Arc<Outbox>, echo: bool) -> Self {
         let version = PROTOCOL_VERSION;
         let greeting =
             format!("QEMU {version} monitor - type 'help' for more information{LINE_END}{PROMPT}");
@@ -36,6 +39,7 @@ impl Console {
             monitor,
             outbox,
             lines: VecDeque::new(),
+            echo,
             pending: Vec::new(),
         }
     }
@@ -61,8 +65,17 @@ impl Console {
         let Some(line) = self.lines.pop_front() else {
             return false;
         };
-        let text = commands::human_line(&self.monitor, &line).await;
-        self.outbox.reply(format!("{text}{PROMPT}").into());
+        if self.echo {
+            self.outbox.reply(format!("{line}{LINE_END}").into());
+        }
+        let mut text = commands::human_line(&self.monitor, &line, Show::Answer).await;
+        // There is nothing more to ask for.
+        if !matches!(line.trim(), "quit" | "q") {
+            text.push_str(PROMPT);
+        }
+        if !text.is_empty() {
+            self.outbox.reply(text.into());
+        }
         true
     }
 }

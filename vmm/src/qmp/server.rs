@@ -229,7 +229,7 @@ async fn write(output: Output, outbox: Arc<Outbox>) {
 
 /// The reader task of a client that reads lines of text.
 async fn converse(input: Input, outbox: Arc<Outbox>, monitor: Arc<Monitor>) {
-    let mut console = Console::new(monitor, Arc::clone(&outbox));
+    let mut console = Console::new(monitor, Arc::clone(&outbox), input.comes_unseen());
     let mut buffer = [0; READ_SIZE];
     let mut descriptors = Vec::new();
     loop {

@@ -102,7 +102,7 @@ fn a_running_machine_reads_there_and_refuses_everything_else() {
         let mirror = json!({"device": "disk", "job-id": "job", "sync": "full", "target": "fixed"});
         vm.refused_with("blockdev-mirror", &mirror, &["'fixed'", "read-only"]);
         let read = r#"qemu-io fixed "read -P 0 0 512""#;
-        let line = json!({"command-line": read});
+        let line = json!({"command-line": read, "x-output": true});
         let said = vm.execute("human-monitor-command", &line);
         expect_words(
             said.as_str().unwrap(),

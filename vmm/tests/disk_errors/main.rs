@@ -111,7 +111,7 @@ fn virtio_writes_are_done_once_and_in_order_after_cont() {
     for name in ["d0", "/machine/peripheral/d0", part] {
         let histograms = json!({"id": name, "boundaries": [1000]});
         vm.execute("block-latency-histogram-set", &histograms);
-        let line = json!({"command-line": format!("qemu-io -d {name} length")});
+        let line = json!({"command-line": format!("qemu-io -d {name} length"), "x-output": true});
         let length = vm.execute("human-monitor-command", &line);
         assert!(length.as_str().unwrap().ends_with("iB\r\n"), "{length}");
     }

@@ -33,7 +33,10 @@ fn start() -> (Vm, std::path::PathBuf, Vec<Virtio>) {
 /// An order to `blkdebug`.
 fn tell(vm: &mut Vm, command: &str) {
     let line = format!("qemu-io faulty \"{command}\"");
-    let said = vm.execute("human-monitor-command", &json!({"command-line": line}));
+    let said = vm.execute(
+        "human-monitor-command",
+        &json!({"command-line": line, "x-output": true}),
+    );
     assert_eq!(said, "", "{command}");
 }
 

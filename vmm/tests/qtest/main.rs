@@ -24,6 +24,7 @@ mod media;
 mod mirror;
 mod mirror_automatic;
 mod mirror_policies;
+mod printing;
 mod process;
 mod rough;
 mod scenarios;

@@ -382,10 +382,16 @@ fn qemuio_ready_job() {
         guest.add_target(disk, &json!({}));
         guest.mirror(disk, "background");
         let line = format!("qemu-io -d dev-{} \"write -P 0x71 512 512\"", disk.name());
-        let said = guest.execute("human-monitor-command", &json!({"command-line": line}));
+        let said = guest.execute(
+            "human-monitor-command",
+            &json!({"command-line": line, "x-output": true}),
+        );
         assert!(said.as_str().unwrap().contains("wrote 512/512"), "{said}");
         let line = format!("qemu-io {} \"write -P 0x72 512 512\"", disk.copy());
-        let said = guest.execute("human-monitor-command", &json!({"command-line": line}));
+        let said = guest.execute(
+            "human-monitor-command",
+            &json!({"command-line": line, "x-output": true}),
+        );
         assert!(!said.as_str().unwrap().contains("wrote"), "{said}");
         guest.pivot(disk);
         assert_eq!(guest.bytes(&disk.copy())[SECTOR], 0x71);

@@ -109,7 +109,10 @@ fn what_comes_to_a_stopped_machine_waits_and_its_operator_works() {
     assert_at_rest(&mut guest, &before, &[]);
     for disk in Disk::BOTH {
         let line = format!("qemu-io -d dev-{} \"write -P 0x71 512 512\"", disk.name());
-        let said = guest.execute("human-monitor-command", &json!({"command-line": line}));
+        let said = guest.execute(
+            "human-monitor-command",
+            &json!({"command-line": line, "x-output": true}),
+        );
         assert!(said.as_str().unwrap().contains("wrote 512/512"), "{said}");
     }
     guest.execute("cont", &json!({}));

@@ -45,11 +45,12 @@ use super::input::{self, Scalars};
 use super::schema::{self, Shape};
 use super::session::{self, AfterReply};
 use crate::chardev::Chardevs;
+use crate::console::Printer;
 use crate::control::{LocalFuture, VmControl};
 use crate::iothreads::IoThreads;
 pub use devices::Devices;
 pub use human::QemuIo;
-pub(super) use human::human_line;
+pub(super) use human::{Show, human_line};
 
 /// All that commands work on.
 #[derive(Clone)]
@@ -68,6 +69,8 @@ pub struct Monitor {
     pub descriptors: Arc<Descriptors>,
     /// Requests made by hand.
     pub qemu_io: Arc<QemuIo>,
+    /// Where they say what they have to say.
+    pub printer: Arc<Printer>,
     /// The loop that the monitor itself runs in; jobs on disks without an I/O thread run there.
     pub main: AioContext,
 }

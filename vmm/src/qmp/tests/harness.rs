@@ -3,7 +3,7 @@
 //! The server runs in an event loop of the test's thread; the test's body runs in one of the loop's
 //! worker threads and talks to the server over real sockets.
 
-use std::io::{Read, Write};
+use std::io::{PipeReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::chardev::{
     Backend, ChardevConfig, Chardevs, Endpoints, Inherited, SocketAddress, SocketConfig, SocketEnd,
 };
+use crate::console::{PrintPlace, Printer, QueuedOutput};
 use crate::control::{
     Accelerator, Cause, ControlError, LocalFuture, RunState, VmControl, VmEvent, VmEventSink,
 };
@@ -110,6 +111,8 @@ pub(super) struct World {
     pub(super) vm: Arc<FakeVm>,
     pub(super) events: Arc<EventBus>,
     pub(super) clock: Clock,
+    /// What requests by hand print.
+    printed: PipeReader,
     pub(super) main: AioContext,
 }
 
@@ -123,6 +126,15 @@ impl World {
 
     pub(super) fn quit_cause(&self) -> Option<Cause> {
         *self.vm.quit.lock()
+    }
+
+    /// What requests by hand have printed since this was last asked for.
+    pub(super) fn printed(&self) -> String {
+        let mut text = Vec::new();
+        rustix::io::ioctl_fionbio(&self.printed, true).unwrap();
+        let end = (&self.printed).read_to_end(&mut text).unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock);
+        String::from_utf8(text).unwrap()
     }
 
     /// Moves the manual clock of [`run_with_clock`].
@@ -181,9 +193,12 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             }),
         });
         let chardevs = Arc::new(Chardevs::new(&configs));
+        let (printed, print_to) = std::io::pipe().unwrap();
+        let print_to = Arc::new(QueuedOutput::start(print_to.into(), "test").unwrap());
         let monitor = Monitor {
             chardevs: Arc::clone(&chardevs),
             qemu_io: Arc::default(),
+            printer: Arc::new(Printer::new(PrintPlace::Shared(print_to))),
             descriptors: Arc::default(),
             graph: Arc::clone(&graph),
             vm: Arc::clone(&vm) as _,
@@ -214,6 +229,7 @@ pub(super) fn run_with_clock(clock: Clock, body: impl FnOnce(&World) + Send + 's
             vm,
             events,
             clock,
+            printed,
             main,
         };
         let world = current::blocking(move || {

@@ -10,7 +10,8 @@ use super::block::add_disk;
 use super::harness::{Client, World, run};
 
 pub(super) fn human(client: &mut Client, line: &str) -> String {
-    let reply = client.ok("human-monitor-command", json!({"command-line": line}));
+    let line = json!({"command-line": line, "x-output": true});
+    let reply = client.ok("human-monitor-command", line);
     let text = reply.as_str().unwrap().to_owned();
     assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
     text.replace("\r\n", "\n")
@@ -94,7 +95,7 @@ fn the_machine_and_its_disks_are_told_of() {
         assert_eq!(human(&mut client, ""), "");
         assert_eq!(
             qemu_io(&mut client, "nobody", "length"),
-            "Error: Device 'nobody' not found\n"
+            "Error: Cannot find device='' nor node-name='nobody'\n"
         );
         assert_eq!(
             qemu_io(&mut client, "-d /machine/ide0", "length"),
@@ -478,6 +479,96 @@ fn breakpoints_hold_asynchronous_requests() {
             qemu_io(&mut client, "plain", "break read_aio A"),
             "Could not set breakpoint: Operation not supported\n"
         );
+    });
+}
+
+/// What QEMU says in the same places: seen there.
+#[test]
+fn requests_by_hand_are_printed_and_the_monitors_own_words_answered() {
+    run(|world| {
+        let mut client = world.client();
+        add_disk(world, &mut client, "d", 1, 1);
+        let mut ask = |line: &str| {
+            let line = json!({"command-line": line});
+            let answer = client.ok("human-monitor-command", line);
+            (
+                answer.as_str().unwrap().to_owned(),
+                without_times(&world.printed()),
+            )
+        };
+        let usage = |problem: &str| {
+            format!("qemu-io: {problem}\r\nTry \"help qemu-io\" for more information\r\n")
+        };
+        let read = "read 512/512 bytes at offset 0\n512 bytes, 1 ops; …\n";
+        let wrong = "Pattern verification failed at offset 0, 512 bytes\n";
+        for (line, printed) in [
+            ("length", "1 MiB\n"),
+            ("read 0 512", read),
+            ("read -P 9 0 512", &format!("{wrong}{read}")),
+            ("read 2M 1", "read failed: Input/output error\n"),
+            ("foo", "command \"foo\" not found\n"),
+            (
+                "length 1",
+                "bad argument count 1 to length, expected 0 arguments\n",
+            ),
+            (
+                "resume b",
+                "Could not resume request: Operation not supported\n",
+            ),
+            ("flush", ""),
+        ] {
+            let line = format!("qemu-io d \"{line}\"");
+            assert_eq!(ask(&line), (String::new(), printed.to_owned()), "{line}");
+        }
+        for (line, answer) in [
+            (
+                "qemu-io x length",
+                "Error: Cannot find device='' nor node-name='x'\r\n",
+            ),
+            ("qemu-io -d x length", "Error: Device 'x' not found\r\n"),
+            ("qemu-io", &usage("block device name expected")),
+            ("qemu-io -d", &usage("block device name expected")),
+            ("qemu-io d", &usage("string expected")),
+            (
+                "qemu-io d length x",
+                &usage("extraneous characters at the end of line"),
+            ),
+        ] {
+            assert_eq!(ask(line), (answer.to_owned(), String::new()), "{line}");
+        }
+        let read_only = json!({"driver": "raw", "node-name": "ro", "read-only": true, "file": "d"});
+        world.client().ok("blockdev-add", read_only);
+        for command in ["write 0 512", "truncate 512"] {
+            let (answer, printed) = ask(&format!("qemu-io ro \"{command}\""));
+            assert_eq!(printed, "");
+            assert!(answer.ends_with("read-only\r\n"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn asynchronous_requests_are_printed_when_they_end() {
+    run(|world| {
+        let mut client = world.client();
+        let image = json!({"driver": "null-co", "size": 1 << 20});
+        let node = json!({"driver": "blkdebug", "node-name": "d", "image": image});
+        client.ok("blockdev-add", node);
+        let hold = json!({"node-name": "d", "event": "write_aio", "tag": "held"});
+        client.ok("x-debug-break", hold);
+        let print = |client: &mut Client, command: &str| {
+            let line = json!({"command-line": format!("qemu-io d \"{command}\"")});
+            assert_eq!(client.ok("human-monitor-command", line), "");
+            without_times(&world.printed())
+        };
+        assert_eq!(print(&mut client, "aio_write 0 512"), "");
+        assert_eq!(qemu_io(&mut client, "d", "aio_read 0 512"), "");
+        client.ok("x-debug-resume", json!({"node-name": "d", "tag": "held"}));
+        let said = |verb: &str| format!("{verb} 512/512 bytes at offset 0\n512 bytes, 1 ops; …\n");
+        assert_eq!(print(&mut client, "aio_flush"), said("wrote"));
+        // Whoever wants it in the answer gets no more than what was begun so.
+        let answer = qemu_io(&mut client, "d", "aio_flush");
+        assert_eq!(without_times(&answer), said("read"));
+        assert_eq!(world.printed(), "");
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -70,7 +71,10 @@ fn lines_are_answered_by_text_and_a_prompt() {
         assert!(read_until(&mut stream, "(qemu) ").contains("paused"));
         stream.write_all(b"help\nquit\n").unwrap();
         assert!(read_until(&mut stream, "(qemu) ").contains("qemu-io"));
-        read_until(&mut stream, "(qemu) ");
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "", "no prompt after the end");
         assert_eq!(world.quit_cause(), Some(Cause::HostQmpQuit));
     });
 }

@@ -1,7 +1,8 @@
 //! `human-monitor-command`: the few commands of QEMU's human monitor that storage people test with.
 //!
 //! What goes wrong is not an error of QMP: its text is the answer. Lines end as QEMU's monitor ends
-//! them, with CR and LF.
+//! them, with CR and LF. What a request by hand (`qemu-io`) has to say is printed by the process itself, as in QEMU; it is the answer
+//! only for who asks for that, and for people ([`Show`]).
 
 mod info;
 mod jobs;
@@ -45,6 +46,8 @@ info status -- show what the machine does
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct HumanMonitorCommand {
     command_line: String,
+    /// Our own: what a request by hand says is wanted in the answer.
+    x_output: Option<bool>,
     /// No command here is about a processor; `qmp-shell` names one all the same.
     #[expect(dead_code, reason = "accepted as QEMU does, and without meaning here")]
     cpu_index: Option<i64>,
@@ -54,13 +57,26 @@ pub(super) async fn human_monitor_command(
     monitor: Arc<Monitor>,
     arguments: HumanMonitorCommand,
 ) -> Result<String, QmpError> {
-    Ok(human_line(&monitor, &arguments.command_line).await)
+    let show = match arguments.x_output {
+        Some(true) => Show::Answer,
+        Some(false) | None => Show::Print,
+    };
+    Ok(human_line(&monitor, &arguments.command_line, show).await)
+}
+
+/// Where a request by hand says what it has to say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::qmp) enum Show {
+    /// The process prints it, as in QEMU.
+    Print,
+    /// In the answer.
+    Answer,
 }
 
 /// Executes a line of the human monitor; returns what is shown.
-pub(in crate::qmp) async fn human_line(monitor: &Monitor, line: &str) -> String {
+pub(in crate::qmp) async fn human_line(monitor: &Monitor, line: &str, show: Show) -> String {
     let text = match words(line) {
-        Ok(words) => run(monitor, &words).await,
+        Ok(words) => run(monitor, &words, show).await,
         Err(error) => error,
     };
     text.replace('\n', "\r\n")
@@ -74,7 +90,7 @@ fn verb(result: Result<(), ControlError>) -> String {
     }
 }
 
-async fn run(monitor: &Monitor, words: &[String]) -> String {
+async fn run(monitor: &Monitor, words: &[String], show: Show) -> String {
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [] => String::new(),
@@ -84,9 +100,9 @@ async fn run(monitor: &Monitor, words: &[String]) -> String {
         ["info", topic, ..] => format!("unknown command: 'info {topic}'\n"),
         ["info"] | ["help" | "?", "info"] => INFO_HELP.to_owned(),
         ["qemu-io", "-d", device, command] | ["qemu-io", device, command] => {
-            qemu_io::run(monitor, device, command, words.len() == 4).await
+            qemu_io::run(monitor, device, command, words.len() == 4, show).await
         }
-        ["qemu-io", ..] => "qemu-io: string expected\n".to_owned(),
+        ["qemu-io", rest @ ..] => qemu_io_usage(rest),
         ["stop" | "s"] => verb(monitor.vm.pause().await),
         ["cont" | "c"] => verb(monitor.vm.resume().await),
         ["system_powerdown"] => verb(monitor.vm.powerdown()),
@@ -102,6 +118,16 @@ async fn run(monitor: &Monitor, words: &[String]) -> String {
             done.unwrap_or_else(|| format!("unknown command: '{command}'\n"))
         }
     }
+}
+
+/// What is wrong with the arguments of `qemu-io`.
+fn qemu_io_usage(arguments: &[&str]) -> String {
+    let problem = match arguments {
+        [] | ["-d"] => "block device name expected",
+        [_] | ["-d", _] => "string expected",
+        _ => "extraneous characters at the end of line",
+    };
+    format!("qemu-io: {problem}\nTry \"help qemu-io\" for more information\n")
 }
 
 /// The line on that command, if there is one.

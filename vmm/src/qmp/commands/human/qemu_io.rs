@@ -2,8 +2,8 @@
 //!
 //! On a disk they go through a gate beside the guest's, which is open on a machine that stands still; on a node that has
 //! none, through a backend for the command's time. Asynchronous requests (`aio_read`, `aio_write`) run on when the command
-//! has been answered; what they have to say comes with the answer to the next `qemu-io` command,
-//! `aio_flush` for one, which waits for them.
+//! has been answered; what they have to say is printed when they end or, if it is wanted in answers, comes with that to the
+//! next such `qemu-io` command, `aio_flush` for one, which waits for them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use sluice_block::driver::{Blkdebug, DebugEvent};
 use sluice_block::error::errno_text;
 use sluice_block::{Access, Backend, BlockError, Graph, Node, Permissions};
 
+use super::Show;
 use super::numbers::{rate, read_size, size, to_float};
 use crate::qmp::commands::Monitor;
 
@@ -137,25 +138,54 @@ const DATA: &[Syntax] = &[
     },
 ];
 
-/// Runs one command and returns what it prints.
+/// Why a command was not executed.
+enum Refusal {
+    /// The program says so.
+    Said(String),
+    /// The monitor does, in its answer.
+    Answered(String),
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Said(text)
+    }
+}
+
+impl Refusal {
+    fn by_monitor(error: &BlockError) -> Self {
+        Self::Answered(format!("{error}\n"))
+    }
+}
+
+/// Runs one command and returns the answer.
 pub(super) async fn run(
     monitor: &Monitor,
     device: &str,
     command: &str,
     by_device_path: bool,
+    show: Show,
 ) -> String {
     let target = match Target::find(&monitor.graph, device, by_device_path) {
         Ok(target) => target,
         Err(error) => return error,
     };
     let words: Vec<_> = command.split_ascii_whitespace().collect();
-    let Some((name, arguments)) = words.split_first() else {
-        return monitor.qemu_io.take_said();
+    let done = match words.split_first() {
+        Some((name, arguments)) => execute(monitor, target, name, arguments, show).await,
+        None => Ok(String::new()),
     };
-    let said = match execute(monitor, target, name, arguments).await {
-        Ok(said) | Err(said) => said,
+    let (said, answer) = match done {
+        Ok(said) | Err(Refusal::Said(said)) => (said, String::new()),
+        Err(Refusal::Answered(answer)) => (String::new(), answer),
     };
-    monitor.qemu_io.take_said() + &said
+    match show {
+        Show::Print => {
+            monitor.printer.print(&said).await;
+            answer
+        }
+        Show::Answer => monitor.qemu_io.take_said() + &said + &answer,
+    }
 }
 
 async fn execute(
@@ -163,7 +193,8 @@ async fn execute(
     target: Target,
     name: &str,
     arguments: &[&str],
-) -> Result<String, String> {
+    show: Show,
+) -> Result<String, Refusal> {
     let graph = &monitor.graph;
     if let Some(syntax) = DATA.iter().find(|syntax| syntax.name == name) {
         let request = parse(syntax, arguments)?;
@@ -172,6 +203,7 @@ async fn execute(
             return Ok(session.run(request, syntax.name).await);
         }
         let running = monitor.qemu_io.begin();
+        let printer = Arc::clone(&monitor.printer);
         // Polled at once as far as it goes: the order of the commands is that of the requests.
         current::spawn_local(async move {
             // The program's words for a failure.
@@ -180,7 +212,10 @@ async fn execute(
                 _ => syntax.name,
             };
             let said = session.run(request, name).await;
-            running.0.state.lock().said.push_str(&said);
+            match show {
+                Show::Print => printer.print(&said).await,
+                Show::Answer => running.0.state.lock().said.push_str(&said),
+            }
             drop(running);
         })
         .detach();
@@ -189,10 +224,12 @@ async fn execute(
     }
     let expect = |count: usize| match arguments.len() == count {
         true => Ok(()),
-        false => Err(format!(
-            "bad argument count {} to {name}, expected {count} arguments\n",
-            arguments.len()
-        )),
+        false => {
+            let given = arguments.len();
+            Err(Refusal::Said(format!(
+                "bad argument count {given} to {name}, expected {count} arguments\n"
+            )))
+        }
     };
     match name {
         "aio_flush" => {
@@ -215,7 +252,7 @@ async fn execute(
             expect(1)?;
             let len = read_size(arguments[0])?;
             let result = graph.resize(&target.node()?, len).await;
-            result.map_err(|error| format!("{error}\n"))?;
+            result.map_err(|error| Refusal::by_monitor(&error))?;
             Ok(String::new())
         }
         "break" => {
@@ -227,7 +264,7 @@ async fn execute(
                 serde_json::from_value(event).map_err(|_| failed("No such file or directory"))?;
             let set = debug(&node).map(|debug| debug.set_break(event, arguments[1]));
             match set {
-                Some(Err(error)) => Err(failed(&error.to_string())),
+                Some(Err(error)) => Err(failed(&error.to_string()).into()),
                 _ => Ok(String::new()),
             }
         }
@@ -235,12 +272,12 @@ async fn execute(
             expect(1)?;
             let tag = arguments[0];
             let failed = |why: &str| format!("Could not remove breakpoint {tag}: {why}\n");
-            on_tag(&target, failed, |debug| debug.remove_break(tag))
+            Ok(on_tag(&target, failed, |debug| debug.remove_break(tag))?)
         }
         "resume" => {
             expect(1)?;
             let failed = |why: &str| format!("Could not resume request: {why}\n");
-            on_tag(&target, failed, |debug| debug.resume(arguments[0]))
+            Ok(on_tag(&target, failed, |debug| debug.resume(arguments[0]))?)
         }
         "wait_break" => {
             expect(1)?;
@@ -252,7 +289,7 @@ async fn execute(
             }
             Ok(String::new())
         }
-        _ => Err(format!("command \"{name}\" not found\n")),
+        _ => Err(Refusal::Said(format!("command \"{name}\" not found\n"))),
     }
 }
 
@@ -386,7 +423,7 @@ impl Target {
         }
         let node = graph.node(name);
         node.map(Self::Node)
-            .map_err(|_| format!("Error: Device '{name}' not found\n"))
+            .map_err(|_| format!("Error: Cannot find device='' nor node-name='{name}'\n"))
     }
 
     fn node(&self) -> Result<Arc<Node>, String> {
@@ -414,12 +451,12 @@ struct Session {
 }
 
 impl Session {
-    fn begin(graph: &Arc<Graph>, target: Target, access: Access) -> Result<Self, String> {
+    fn begin(graph: &Arc<Graph>, target: Target, access: Access) -> Result<Self, Refusal> {
         let (backend, is_own) = match target {
             Target::Disk(backend) => (backend, false),
             Target::Node(node) => {
                 let tool = graph.add_tool(&node, access);
-                (tool.map_err(|error| format!("{error}\n"))?, true)
+                (tool.map_err(|error| Refusal::by_monitor(&error))?, true)
             }
         };
         Ok(Self {
