@@ -3,6 +3,7 @@
 //! * [`boot`]: boot times and memory, next to QEMU's.
 //! * [`check`]: is what the disks hold what the guest was promised?
 //! * [`demo`]: the story of a guest whose disks are moved under it, and its checks.
+//! * [`frozen`]: a file system whose calls hang.
 //! * [`guest`]: Linux in machines of all kinds, and all the ways in which it ends.
 //! * [`qmp`]: a blocking client of the control socket.
 //! * [`qtest`]: a client that stands where the guest's CPUs would.
@@ -14,6 +15,7 @@
 pub mod boot;
 pub mod check;
 pub mod demo;
+pub mod frozen;
 pub mod guest;
 pub mod host;
 pub mod process;

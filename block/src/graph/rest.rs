@@ -37,9 +37,9 @@ impl Graph {
     ///
     /// Targets that jobs have [ended without](crate::job::JobRegistry::shut_down) are left out, and returned: nobody knows
     /// whether their requests ever return, and no disk has to do with them. So are, but for the list, those of jobs that work
-    /// and do not come to rest: they go on, and see to their targets themselves. The backing images that such jobs share with
-    /// disks are flushed, but for no longer than ten seconds. A node that can't be flushed, or not in that time, is told of in
-    /// the log; all are tried. Runs in a loop's task.
+    /// and do not come to rest: they go on, and see to their targets themselves. Nodes that stand below no disk, and the
+    /// backing images that such jobs share with disks, are flushed, but for no longer than ten seconds. A node that can't
+    /// be flushed, or not in that time, is told of in the log; all are tried. Runs in a loop's task.
     pub async fn come_to_rest(&self, holder: &str) -> Vec<LeftTarget> {
         self.stop();
         let busy = self.drain_but_for_hanging_jobs(holder).await;
@@ -53,15 +53,16 @@ impl Graph {
         for node in &left {
             note_all_from(node, &mut theirs);
         }
+        let of_disks = self.nodes_of_disks();
         let mut shared = HashSet::new();
-        self.note_nodes_of(&busy, &mut theirs, &mut shared);
-        // What is shared may hang: all others first.
-        let is_others =
-            |node: &Node| !theirs.contains(node.name()) && !shared.contains(node.name());
+        self.note_nodes_of(&busy, &of_disks, &mut theirs, &mut shared);
+        // All others may hang, and no guest relies on them.
+        let is_disks = |name: &str| of_disks.contains(name) && !shared.contains(name);
         // Each failure is in the log.
-        drop(self.flush_if(is_others).await);
-        shared.retain(|name| !theirs.contains(name));
-        self.flush_for_a_while(&shared).await;
+        let flushed = self.flush_if(|node| !theirs.contains(node.name()) && is_disks(node.name()));
+        drop(flushed.await);
+        let others = |node: &Node| !theirs.contains(node.name()) && !is_disks(node.name());
+        self.flush_for_a_while(others).await;
         let mut told: Vec<_> = left.iter().filter_map(|node| left_target(node)).collect();
         told.sort_by(|one, other| one.node.cmp(&other.node));
         told
@@ -84,10 +85,10 @@ impl Graph {
         result
     }
 
-    /// Flushes the nodes of these names beside each other. What has not ended when [`PATIENCE`] is over goes on by itself.
-    async fn flush_for_a_while(&self, names: &HashSet<String>) {
+    /// Flushes nodes beside each other. What has not ended when [`PATIENCE`] is over goes on by itself.
+    async fn flush_for_a_while(&self, wanted: impl Fn(&Node) -> bool) {
         let nodes = self.nodes().into_iter();
-        let nodes = nodes.filter(|node| names.contains(node.name()));
+        let nodes = nodes.filter(|node| wanted(node));
         let flushes = nodes.map(|node| async move {
             let name = node.name().to_owned();
             let flush = current::spawn_local(async move { flush(&node).await });
@@ -95,7 +96,7 @@ impl Graph {
             if let Either::Right((_, flush)) = select(flush, patience).await {
                 tracing::warn!(
                     node = name,
-                    "a node that a job uses which does not come to rest is not flushed yet"
+                    "a node that no guest writes to is not flushed yet, and is not waited for any longer"
                 );
                 flush.detach();
             }
@@ -116,23 +117,32 @@ impl Graph {
         busy
     }
 
+    /// The names of the nodes that disks stand on.
+    fn nodes_of_disks(&self) -> HashSet<String> {
+        let mut of_disks = HashSet::new();
+        let nodes = self.nodes().into_iter();
+        for node in nodes.filter(|node| !node.backends().is_empty()) {
+            note_all_from(&node, &mut of_disks);
+        }
+        of_disks
+    }
+
     /// Adds the names of what jobs use that do not come to rest and no guest writes to: what they `alone` use, and the backing
     /// images that are `shared` with disks.
     fn note_nodes_of(
         &self,
         busy: &[Arc<Job>],
+        of_disks: &HashSet<String>,
         alone: &mut HashSet<String>,
         shared: &mut HashSet<String>,
     ) {
         if busy.is_empty() {
             return;
         }
-        let mut of_disks = HashSet::new();
         let mut of_guests = HashSet::new();
         let mut of_jobs = HashSet::new();
         for node in self.nodes() {
             if !node.backends().is_empty() {
-                note_all_from(&node, &mut of_disks);
                 note_written_from(&node, &mut of_guests);
             }
             let job = busy.iter().find(|job| node.is_used_by(job));
@@ -142,8 +152,8 @@ impl Graph {
                 note_all_from(node, &mut of_jobs);
             }
         }
-        alone.extend(of_jobs.difference(&of_disks).cloned());
-        let images = of_jobs.intersection(&of_disks);
+        alone.extend(of_jobs.difference(of_disks).cloned());
+        let images = of_jobs.intersection(of_disks);
         shared.extend(images.filter(|name| !of_guests.contains(*name)).cloned());
     }
 }

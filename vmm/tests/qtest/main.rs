@@ -9,6 +9,7 @@ mod backup_errors;
 #[cfg(feature = "test-hooks")]
 mod chains;
 mod exits;
+mod frozen;
 mod groups;
 mod hostile;
 mod hotplug;

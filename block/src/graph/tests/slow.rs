@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future;
 use sluice_aio::{Clock, EventLoop, LoopConfig, current};
 
 use super::bench::{Bench, Silence, settle, write};
 use crate::graph::Graph;
+use crate::job::PATIENCE;
 use crate::job::tests::log::Log;
 
 /// A graph on a clock that is moved by hand, and what is logged meanwhile.
@@ -84,4 +86,41 @@ async fn says_what_is_flushed(bench: Bench, clock: Clock, log: Log) {
     assert!(first.contains(node.name()), "{first}");
     watch.release();
     assert!(resting.await.unwrap().is_empty());
+}
+
+/// However long a node hangs that is no disk's; a disk's is waited for.
+#[test]
+fn a_stop_gives_up_on_a_node_that_no_guest_writes_to() {
+    run_logged(gives_up_on_what_is_no_disks);
+}
+
+async fn gives_up_on_what_is_no_disks(bench: Bench, clock: Clock, log: Log) {
+    let (disk, _, watch) = bench.disk("disk");
+    let (_other, hanging) = bench.probe("other", false);
+    write(&disk, 1).await.unwrap();
+    watch.hold();
+    hanging.hold();
+    let graph = Arc::clone(&bench.graph);
+    let resting = current::spawn_local(async move { graph.come_to_rest("stop").await });
+    let resting = async {
+        let rested = resting.await;
+        assert!(!watch.is_running(), "the disk was not waited for");
+        assert!(rested.unwrap().is_empty());
+    };
+    let told = "is not waited for any longer";
+    let time = async {
+        for _ in 0..5 {
+            clock.advance(PATIENCE);
+            settle().await;
+            assert_eq!(log.count(told), 0, "{}", log.last());
+        }
+        watch.release();
+        settle().await;
+        clock.advance(PATIENCE);
+        settle().await;
+        assert_eq!(log.count(told), 1, "{}", log.last());
+    };
+    future::join(resting, time).await;
+    assert!(log.last().contains("other"), "{}", log.last());
+    hanging.release();
 }
