@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_channel::oneshot;
 use parking_lot::Mutex;
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     polling: SharedPolling,
     /// See [`LoopConfig::max_batch`].
     max_batch: AtomicU64,
+    /// The loop has ended before what it had asked the kernel for.
+    has_left: AtomicBool,
 }
 
 /// An event loop as other threads see it: clone it, keep it, give it work.
@@ -91,6 +93,7 @@ impl AioContext {
             counters: Counters::default(),
             polling: SharedPolling::new(&config.polling),
             max_batch: AtomicU64::new(config.max_batch),
+            has_left: AtomicBool::new(false),
         })))
     }
 
@@ -232,6 +235,16 @@ impl Shared {
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The loop ends before what it has asked the kernel for.
+    pub(crate) fn note_left(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether something of an ended loop goes on in the kernel.
+    pub(crate) fn has_left(&self) -> bool {
+        self.has_left.load(Ordering::Relaxed)
     }
 
     /// See [`LoopConfig::max_batch`].

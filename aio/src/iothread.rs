@@ -5,14 +5,16 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use futures_channel::oneshot;
+use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::event_loop::{EventLoop, LoopConfig, LoopError};
 
 /// An object `iothread`: its loop serves the devices that are bound to it.
 ///
-/// Dropping it ends the loop in order (tasks cancelled, kernel I/O awaited) and joins the thread. In
-/// its own thread, by a task of its loop, it can't wait: the loop ends after the turn, nobody waits
+/// Dropping it ends the loop in order (tasks cancelled, kernel I/O awaited) and joins the thread. What hangs in the
+/// kernel beyond the loop's [patience](crate::EndPatience) is left behind, and with it the thread: the kernel lets no
+/// thread go while a file system does not answer what it has asked for by its ring. In its own thread, by a task of its loop, it can't wait: the loop ends after the turn, nobody waits
 /// for it, and an error is logged.
 #[derive(Debug)]
 pub struct IoThread {
@@ -20,6 +22,8 @@ pub struct IoThread {
     thread_id: u32,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Closed when the loop has ended, which is before the thread has.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl IoThread {
@@ -34,11 +38,14 @@ impl IoThread {
         };
         let (ready_sender, ready) = mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
+        let (ends, ended) = mpsc::channel();
         let name = id.to_owned();
         let thread = thread::Builder::new()
             // A client may send any string; the system's names end at a NUL.
             .name(id.replace('\0', "?"))
             .spawn(move || {
+                // Dropped after the loop, also if that panics.
+                let _ends: mpsc::Sender<()> = ends;
                 let mut event_loop = match EventLoop::new(&name, &config) {
                     Ok(event_loop) => event_loop,
                     Err(error) => {
@@ -74,6 +81,7 @@ impl IoThread {
             thread_id,
             stop: Some(stop),
             thread: Some(thread),
+            ended: Mutex::new(ended),
         })
     }
 
@@ -97,6 +105,16 @@ impl Drop for IoThread {
             if thread.thread().id() == thread::current().id() {
                 let id = self.context.name();
                 tracing::error!(id, "an iothread was dropped by a task of its own loop");
+                return;
+            }
+            // Nothing is sent.
+            let _closed = self.ended.get_mut().recv();
+            if self.context.0.has_left() {
+                let id = self.context.name();
+                tracing::warn!(
+                    id,
+                    "an iothread's file system hangs; its thread is left behind"
+                );
                 return;
             }
             // A panic of the loop itself was logged by the thread's own handler.

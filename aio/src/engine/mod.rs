@@ -344,7 +344,11 @@ impl Engines {
         let patience = self.end_patience.get();
         // Not within the borrow: a call that is dropped unmade may own anything. Nor may it keep the
         // ring from coming to rest.
-        event_loop::guarded(name, "a blocking call", || self.workers.finish(patience));
+        event_loop::guarded(name, "a blocking call", || {
+            if self.workers.finish(patience) > 0 {
+                self.shared.note_left();
+            }
+        });
         let mut core = self.core.borrow_mut();
         let Core {
             table,
@@ -354,6 +358,9 @@ impl Engines {
         threads.finish(table, patience);
         if let Some(ring) = ring {
             ring.finish(table, patience);
+        }
+        if table.running() > 0 {
+            self.shared.note_left();
         }
         let woken = std::mem::take(table.woken());
         drop(core);

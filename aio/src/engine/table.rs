@@ -173,7 +173,6 @@ impl Table {
     }
 
     /// Operations that have not ended.
-    #[cfg(test)]
     pub(super) fn running(&self) -> usize {
         self.running
     }

@@ -356,3 +356,39 @@ fn what_dropped_work_registers_is_dropped_too() {
     drop(event_loop);
     assert_eq!(dropped.iter().collect::<Vec<_>>(), [3, 2, 1, 0]);
 }
+
+/// Ends only when it is let, as a thread does whose calls hang in the kernel.
+struct Lasting(mpsc::Receiver<()>);
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        let _ = self.0.recv();
+    }
+}
+
+thread_local! {
+    static LASTING: RefCell<Option<Lasting>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_thread_whose_call_hangs_is_left_behind_with_it() {
+    let config = LoopConfig::default();
+    config.end_patience.shorten(std::time::Duration::ZERO);
+    let thread = IoThread::spawn("io0", config).unwrap();
+    let (lets_thread, thread_lasts) = mpsc::channel();
+    let (lets_call, call_lasts) = mpsc::channel::<()>();
+    let (began, begun) = mpsc::channel();
+    thread.context().spawn(move || async move {
+        LASTING.set(Some(Lasting(thread_lasts)));
+        current::blocking(move || {
+            began.send(()).unwrap();
+            let _ = call_lasts.recv();
+        })
+        .await
+        .unwrap();
+    });
+    begun.recv().unwrap();
+    // Neither the call nor the thread has ended.
+    drop(thread);
+    drop((lets_call, lets_thread));
+}
