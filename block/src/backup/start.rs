@@ -217,7 +217,7 @@ pub(super) struct Ends {
 impl Ends {
     /// Takes the filter out. Inside a section of it.
     pub(super) fn take_filter_out(&self, graph: &Graph) {
-        if let Err(error) = graph.replace_node(&self.filter, &self.source) {
+        if let Err(error) = graph.replace_filter(&self.filter, &self.source) {
             tracing::error!(%error, "the backup's filter can't be taken out");
         }
     }

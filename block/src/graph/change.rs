@@ -56,6 +56,17 @@ impl Graph {
         change.commit()
     }
 
+    /// The same for the filter of a job, which stays and guards nothing any more.
+    ///
+    /// # Errors
+    /// As [`replace_node`](Self::replace_node).
+    pub(crate) fn replace_filter(&self, filter: &Arc<Node>, new: &Arc<Node>) -> Result<()> {
+        let mut change = self.transaction();
+        change.move_parents(filter, new)?;
+        change.leave_to_job(filter);
+        change.commit()
+    }
+
     /// Makes a node read-only or not.
     ///
     /// # Errors

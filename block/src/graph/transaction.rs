@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use super::home::MAIN_NODE;
 use super::parent::{Parent, ParentEdge, check_resizable, cumulative};
 use super::{Graph, Topology};
 use crate::backend::Backend;
@@ -123,6 +124,16 @@ impl Transaction<'_> {
             .position(|edge| edge.parent.is_same(parent));
         if let Some(index) = index {
             self.set_access_at(node, index, access);
+        }
+    }
+
+    /// Nobody but its job is above this filter any more, so nothing is left that it would have to see.
+    pub(crate) fn leave_to_job(&mut self, filter: &Arc<Node>) {
+        let is_jobs =
+            |edge: &ParentEdge| edge.role == MAIN_NODE && matches!(edge.parent, Parent::Job(_));
+        let index = filter.state.lock().parents.iter().position(is_jobs);
+        if let Some(index) = index {
+            self.set_access_at(filter, index, Access::NONE);
         }
     }
 

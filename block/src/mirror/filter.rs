@@ -66,7 +66,12 @@ impl Driver for MirrorTop {
 
     fn child_access(&self, _role: Role, above: Access) -> Access {
         if !self.above_its_target {
-            return above;
+            let mut access = above;
+            if above != Access::NONE {
+                // What is written past this node is not copied.
+                access.shared -= Permissions::WRITE;
+            }
+            return access;
         }
         // As QEMU has it: otherwise what is done here with the chain would forbid the job to write to
         // the base. What it writes is what is read here in any case.

@@ -247,6 +247,7 @@ impl MirrorJob {
             None => &self.target,
         };
         change.move_parents(&self.filter, below).map_err(failed)?;
+        change.leave_to_job(&self.filter);
         change.set_access(&self.target, &Parent::job(job.job()), Access::NONE);
         change.commit().map_err(failed)?;
         self.outcome.pivoted.store(true, Ordering::Relaxed);
@@ -258,6 +259,7 @@ impl MirrorJob {
         // Those who see the source from now on do not share what the job did with a target below it.
         change.set_access(&self.target, &Parent::job(job.job()), Access::NONE);
         let moved = change.move_parents(&self.filter, &self.source);
+        change.leave_to_job(&self.filter);
         moved.and_then(|()| change.commit()).map_err(failed)
     }
 }

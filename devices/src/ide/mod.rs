@@ -80,7 +80,7 @@ pub enum IdeError {
         place: String,
     },
     /// The disk has no sector.
-    #[error("IDE disk on {place} has {bytes} bytes, less than a sector")]
+    #[error("IDE disk on {place} has {bytes} bytes, less than a sector; make its image larger")]
     TooSmall {
         /// Channel and device.
         place: String,

@@ -30,10 +30,6 @@ pub fn bad_images(scene: &Scene) -> (Vec<BadImage>, UnixListener) {
         (scene.text("nowhere/missing.img"), &["No such file"]),
         (scene.text("plain/missing.img"), &["Not a directory"]),
         (
-            scene.file("empty.img", 0),
-            &["0 bytes", "one sector", "truncate"],
-        ),
-        (
             scene.file("small.img", 100),
             &["100 bytes", "one sector", "truncate"],
         ),
@@ -71,6 +67,18 @@ fn a_start_names_the_image_and_the_disk() {
     }
     assert!(!scene.path("missing.img").exists());
     assert_eq!(fs::metadata(scene.path("odd.img")).unwrap().len(), 1000);
+}
+
+/// An image may be empty; an IDE disk needs a sector.
+#[test]
+fn an_empty_image_is_no_ide_disk() {
+    let scene = Scene::new();
+    let drive = format!("file={},format=raw,if=ide", scene.file("empty.img", 0));
+    let refused = refusal(&scene, &["--drive", &drive]);
+    refused.expect(
+        status::SETUP,
+        &["ide.0 unit 0", "0 bytes", "make its image larger"],
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ use sluice_aio::current;
 
 use super::bench::*;
 use crate::backup::{DriveBackup, drive_backup};
+use crate::job::JobState;
 use crate::options::NewImageMode;
 
 async fn refused(bench: &Bench, target: &str, sync: &str, more: &Value) -> String {
@@ -472,5 +473,43 @@ fn a_refused_drive_backup_touches_no_file() {
         drive_backup(&bench.graph, &right, &main).await.unwrap();
         assert_eq!(end(&bench.job("job0")).await, None);
         assert!(bench.bytes("precious") == pattern());
+    });
+}
+
+/// What is written past the filter is not saved first, also if no disk is above it.
+#[test]
+fn nobody_writes_past_the_filter() {
+    run(|bench| async move {
+        for options in [
+            json!({"driver": "null-co", "node-name": "base", "size": SIZE}),
+            json!({"driver": "blkdebug", "node-name": "source", "image": "base"}),
+        ] {
+            add(&bench, &options).await;
+        }
+        bench.target("target").await;
+        let base = bench.graph.node("base").unwrap();
+        let writing = crate::Access {
+            used: crate::Permissions::WRITE,
+            shared: crate::Permissions::all(),
+        };
+        let arguments = || arguments("source", "none", &json!({}));
+        let writer = bench.graph.add_tool(&base, writing).unwrap();
+        let said = bench.start(arguments(), "target").await.unwrap_err();
+        let said = said.to_string();
+        assert!(
+            said.starts_with("Permission conflict on node 'base': permissions 'write'"),
+            "{said}"
+        );
+        bench.graph.remove_backend(&writer).await;
+        while !bench.graph.jobs().jobs().is_empty() {
+            current::yield_now().await;
+        }
+        bench.start(arguments(), "target").await.unwrap();
+        wait_for(&bench.job("job0"), JobState::Running).await;
+        assert!(bench.graph.add_tool(&base, writing).is_err());
+        let job = bench.job("job0");
+        job.cancel(true).unwrap();
+        job.concluded().await;
+        assert!(bench.graph.add_tool(&base, writing).is_ok());
     });
 }

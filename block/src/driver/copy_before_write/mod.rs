@@ -291,7 +291,8 @@ impl Driver for CopyBeforeWrite {
         if above.used.contains(Permissions::WRITE) {
             access.used |= Permissions::CONSISTENT_READ;
         }
-        if !above.used.is_empty() {
+        // Of those above one may be a job, which uses nothing itself.
+        if above != Access::NONE {
             // What is written past this node is not saved.
             access.shared -= Permissions::WRITE | Permissions::RESIZE;
         }

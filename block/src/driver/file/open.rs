@@ -365,10 +365,12 @@ fn size_of(file: &File, metadata: &Metadata, path: &Path) -> Result<u64> {
     Ok(size)
 }
 
+/// An empty file is one that is yet to grow.
+///
 /// # Errors
 /// No disk can have `size` bytes.
 pub(super) fn check_size(size: u64, path: &Path) -> Result<()> {
-    if size < SECTOR {
+    if (1..SECTOR).contains(&size) {
         let reason = format!(
             "its size of {size} bytes is less than one sector ({SECTOR} bytes); make it larger \
              with 'truncate -s SIZE'"

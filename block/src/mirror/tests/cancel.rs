@@ -59,7 +59,8 @@ fn right_after_the_start() {
 fn while_limits_hold_the_copies() {
     for limited in ["disk-node", "target"] {
         run_both_by_hand(move |bench| async move {
-            bench.disk("disk").await;
+            std::fs::write(bench.path("disk"), pattern(SIZE)).unwrap();
+            bench.image_node("disk").await;
             bench.target("target").await;
             let slow: ThrottleLimits = serde_json::from_value(json!({"bps-total": 1})).unwrap();
             let group = bench.graph.throttle_groups().add("slow", slow).unwrap();
@@ -68,7 +69,7 @@ fn while_limits_hold_the_copies() {
             });
             bench.node(node).await;
             let (source, target) = match limited {
-                "target" => ("disk", "limited"),
+                "target" => ("disk-node", "limited"),
                 _ => ("limited", "target"),
             };
             let job = bench.mirror(source, target).await;

@@ -9,9 +9,12 @@ use super::bench::{BLOCK, Bench, SIZE, common, pattern, run};
 use crate::BlockError;
 use crate::graph::BitmapAction;
 use crate::job::JobState;
-use crate::mirror::{BlockdevMirror, DriveMirror, MirrorCommon, blockdev_mirror, drive_mirror};
+use crate::mirror::{
+    BlockdevMirror, CopyMode, DriveMirror, MirrorCommon, blockdev_mirror, drive_mirror,
+};
 use crate::node::Node;
 use crate::options::NewImageMode;
+use crate::{Access, Permissions};
 
 fn text(result: Result<(), BlockError>) -> String {
     result.unwrap_err().to_string()
@@ -247,7 +250,7 @@ fn a_target_in_use_is_left_alone() {
             bench.path("foreign"),
         ))
         .unwrap();
-        crate::driver::Driver::prepare_access(&foreign, crate::Access::of_device(false)).unwrap();
+        crate::driver::Driver::prepare_access(&foreign, Access::of_device(false)).unwrap();
         let locked = text(to_file(&bench, common("disk"), "foreign").await);
         assert!(locked.contains("lock"), "{locked}");
         bench.debug_node("foreign").await;
@@ -522,6 +525,53 @@ fn a_start_that_fails_half_way_leaves_all_as_it_was() {
             }
             bench.write(&disk, 0, 0xf2).await;
             graph.del_node("target").unwrap();
+        });
+    }
+}
+
+/// Who could write to the image past the filter would make the copy another one, and nobody would know.
+#[test]
+fn nobody_writes_past_the_filter() {
+    let doing = |used| Access {
+        used,
+        shared: Permissions::all(),
+    };
+    let (writing, reading) = (
+        doing(Permissions::WRITE),
+        doing(Permissions::CONSISTENT_READ),
+    );
+    for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+        run(move |bench| async move {
+            std::fs::write(bench.path("image"), pattern(SIZE)).unwrap();
+            let file =
+                json!({"driver": "file", "node-name": "base", "filename": bench.path("image")});
+            bench
+                .node(json!({"driver": "raw", "node-name": "source", "file": file}))
+                .await;
+            bench.target("target").await;
+            let base = bench.graph.node("base").unwrap();
+            let arguments = || MirrorCommon {
+                copy_mode: mode,
+                ..common("source")
+            };
+            let writer = bench.graph.add_tool(&base, writing).unwrap();
+            let said = bench.start("target", arguments()).await.unwrap_err();
+            let said = said.to_string();
+            assert!(
+                said.starts_with("Permission conflict on node 'base': permissions 'write'"),
+                "{said}"
+            );
+            bench.graph.remove_backend(&writer).await;
+            while !bench.graph.jobs().jobs().is_empty() {
+                current::yield_now().await;
+            }
+            bench.mirror_with("target", arguments()).await;
+            bench.wait_for(JobState::Ready).await;
+            assert!(bench.graph.add_tool(&base, writing).is_err());
+            let reader = bench.graph.add_tool(&base, reading).unwrap();
+            bench.graph.remove_backend(&reader).await;
+            assert_eq!(bench.complete().await, None);
+            assert!(bench.graph.add_tool(&base, writing).is_ok());
         });
     }
 }
