@@ -96,6 +96,9 @@ pub enum BlockError {
     /// A node name is not well-formed.
     #[error("Invalid node-name: '{0}'")]
     InvalidNodeName(String),
+    /// A node name is well-formed, but too long.
+    #[error("Node name too long")]
+    NodeNameTooLong,
     /// A node name is taken.
     #[error("Duplicate nodes with node-name='{0}'")]
     DuplicateNode(String),
@@ -108,6 +111,9 @@ pub enum BlockError {
     /// No such disk, neither by device nor by node.
     #[error("Cannot find device='{0}' nor node-name='{0}'")]
     DeviceNotFound(String),
+    /// No such node to become a child of one that is reopened, which can't be named by its disk.
+    #[error("Cannot find device='' nor node-name='{0}'")]
+    ChildNotFound(String),
     /// A disk's drive is empty.
     #[error("Device '{0}' has no medium")]
     NoMedium(String),
@@ -350,7 +356,9 @@ impl BlockError {
             Self::Busy { .. } | Self::InUse(_) | Self::HasDisk(_) | Self::Conflict(_) => {
                 libc::EBUSY
             }
-            Self::NodeNotFound(_) | Self::DeviceNotFound(_) => libc::ENOENT,
+            Self::NodeNotFound(_) | Self::DeviceNotFound(_) | Self::ChildNotFound(_) => {
+                libc::ENOENT
+            }
             _ => libc::EINVAL,
         }
     }

@@ -54,6 +54,7 @@ mod parting;
 pub mod permission;
 mod room;
 pub mod transaction;
+pub mod unsigned;
 
 pub use backend::Backend;
 pub use drain::Section;

@@ -14,6 +14,7 @@ use crate::driver::Role;
 use crate::driver::blkdebug::{Delay, InjectError, SetState};
 use crate::driver::file::FileKind;
 use crate::io::DetectZeroes;
+use crate::unsigned;
 
 /// One node with everything below it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -215,7 +216,7 @@ node_options! {
         #[serde(default = "default_null_size")]
         size: u64,
         /// Time that each request takes, in nanoseconds.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "unsigned::uint64")]
         latency_ns: u64,
         /// Whether reads give zeroes, or leave the reader's memory alone.
         #[serde(default)]
@@ -299,13 +300,13 @@ node_options! {
         #[serde(default)]
         on_cbw_error: OnCbwError,
         /// Seconds after which a copy has failed; 0 is never.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unsigned::uint32")]
         cbw_timeout: Option<u32>,
         /// What is to be saved; everything if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bitmap: Option<BitmapRef>,
         /// The least bytes that are copied together; a power of two.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unsigned::uint64")]
         min_cluster_size: Option<u64>,
     }
 }

@@ -12,6 +12,7 @@ use crate::graph::bitmaps::below_implicit_filters;
 use crate::job::OnError;
 use crate::node::Node;
 use crate::options::{NewImageMode, OnCbwError};
+use crate::unsigned;
 
 /// What is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -75,7 +76,7 @@ pub struct BackupPerf {
     #[serde(default)]
     pub max_chunk: Option<i64>,
     /// The least bytes that are copied together; a power of two.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unsigned::uint64")]
     pub min_cluster_size: Option<u64>,
 }
 

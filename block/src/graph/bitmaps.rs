@@ -16,6 +16,7 @@ use crate::dirty::{
 use crate::error::{BlockError, Result};
 use crate::node::Node;
 use crate::options::BitmapRef;
+use crate::unsigned;
 
 /// The least granularity in bytes that is chosen by itself.
 const LEAST_DEFAULT: u64 = 4 << 10;
@@ -31,7 +32,7 @@ pub struct BitmapAdd {
     /// The bitmap's name, unique on its node.
     pub name: String,
     /// Bytes that one bit stands for; by the node's clusters if not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unsigned::uint32")]
     pub granularity: Option<u32>,
     /// Keep it in the image; no driver can.
     #[serde(default)]

@@ -233,7 +233,8 @@ impl Graph {
         match child {
             ChildRef::Name(name) => {
                 let topology = self.topology();
-                let node = topology.node(name)?;
+                let missing = |_| BlockError::DeviceNotFound(name.clone());
+                let node = topology.node(name).map_err(missing)?;
                 topology.check_adoptable(&node)?;
                 Ok(node)
             }
@@ -268,7 +269,11 @@ impl Topology {
         if !is_well_formed(name) {
             return Err(BlockError::InvalidNodeName(name.to_owned()));
         }
-        self.check_free(name)
+        self.check_free(name)?;
+        if name.len() > MAX_NAME {
+            return Err(BlockError::NodeNameTooLong);
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -294,10 +299,9 @@ impl Topology {
 /// QEMU's rule for ids: a letter, then letters, digits, `-`, `.`, `_`.
 fn is_well_formed(name: &str) -> bool {
     let mut bytes = name.bytes();
-    name.len() <= MAX_NAME
-        && bytes
-            .next()
-            .is_some_and(|first| first.is_ascii_alphabetic())
+    bytes
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 

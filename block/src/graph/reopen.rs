@@ -126,7 +126,8 @@ impl Graph {
                         }
                         ChildRef::Name(name) => {
                             node.check_may_show_other_data()?;
-                            let to = self.node(name)?;
+                            let missing = |_| BlockError::ChildNotFound(name.clone());
+                            let to = self.node(name).map_err(missing)?;
                             self.topology().check_adoptable(&to)?;
                             Some((role, to))
                         }

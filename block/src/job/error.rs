@@ -40,7 +40,7 @@ pub enum CreateError {
         has_ended: bool,
     },
     /// No name was given and there is none to fall back on.
-    #[error("An explicit job ID is required")]
+    #[error("Invalid job ID ''; an explicit 'job-id' is required here")]
     IdRequired,
     /// A speed below zero.
     #[error("Parameter 'speed' expects a non-negative value")]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::OnError;
 use crate::options::NewImageMode;
+use crate::unsigned;
 
 /// What is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -60,7 +61,7 @@ pub struct MirrorCommon {
     #[serde(default)]
     pub speed: Option<i64>,
     /// Bytes per bit of the dirty bitmap.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unsigned::uint32")]
     pub granularity: Option<u64>,
     /// Bytes in flight at most.
     #[serde(default)]

@@ -180,7 +180,7 @@ fn take_child(
             let options = read_at(options, &child_path, scalars, depth - 1)?;
             Ok(Some(ChildRef::Options(Box::new(options))))
         }
-        Some(_) => Err(InputError::wrong_type(child_path, "node name or object")),
+        Some(_) => Err(InputError::wrong_type(child_path, "BlockdevRef")),
     }
 }
 
@@ -282,7 +282,7 @@ mod tests {
             (json!({"driver": "raw"}), "Parameter 'file' is missing"),
             (
                 json!({"driver": "raw", "file": 1}),
-                "Invalid parameter type for 'file', expected: node name or object",
+                "Invalid parameter type for 'file', expected: BlockdevRef",
             ),
             (
                 json!({"driver": "raw", "file": {}}),

@@ -113,7 +113,7 @@ pub fn read(value: Value, scalars: Scalars) -> Result<ObjectOptions, InputError>
             input::from_value(Value::Object(members), scalars).map(ObjectOptions::IoThread)
         }
         "throttle-group" => {
-            gather_limits(&mut members)?;
+            gather_limits(&mut members, scalars)?;
             input::from_value(Value::Object(members), scalars).map(ObjectOptions::ThrottleGroup)
         }
         _ => Err(InputError::bad_value("qom-type", kind, KINDS)),
@@ -122,7 +122,7 @@ pub fn read(value: Value, scalars: Scalars) -> Result<ObjectOptions, InputError>
 
 /// Moves the single properties (`x-bps-total`), which the command line of QEMU has too, to the
 /// members of `limits` that they mean.
-fn gather_limits(members: &mut Map<String, Value>) -> Result<(), InputError> {
+fn gather_limits(members: &mut Map<String, Value>, scalars: Scalars) -> Result<(), InputError> {
     let single: Vec<String> = members
         .keys()
         .filter(|key| single_limits().any(|limit| limit.name == **key))
@@ -139,6 +139,10 @@ fn gather_limits(members: &mut Map<String, Value>) -> Result<(), InputError> {
     };
     for name in single {
         if let (Some(value), Some(limit)) = (members.remove(&name), name.strip_prefix(SINGLE)) {
+            // What is wrong with one is told of it by the name that it was given by.
+            let alone = Map::from_iter([(limit.to_owned(), value.clone())]);
+            let _: ThrottleLimits = input::from_value(Value::Object(alone), scalars)
+                .map_err(|error| error.prefixed(SINGLE))?;
             limits.insert(limit.to_owned(), value);
         }
     }
@@ -189,7 +193,7 @@ mod tests {
             ),
             (
                 json!({"qom-type": "throttle-group", "id": "a", "x-bps-total": "1"}),
-                "Invalid parameter type for 'limits.bps-total', expected: integer",
+                "Invalid parameter type for 'x-bps-total', expected: integer",
             ),
             (
                 json!({"qom-type": "iothread", "id": "a", "x-bps-total": 1}),

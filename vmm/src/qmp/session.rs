@@ -37,6 +37,10 @@ const GREETING: &str = "QMP";
 const EXECUTE: &str = "execute";
 /// The same for one that does not wait for its turn.
 const OUT_OF_BAND: &str = "exec-oob";
+/// The member with a command's arguments.
+const ARGUMENTS: &str = "arguments";
+/// The member that comes back in the reply.
+const ID: &str = "id";
 
 /// The answer to `query-version`, and part of the greeting.
 #[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
@@ -150,7 +154,7 @@ impl Session {
             Ok(message) => {
                 let id = message
                     .as_object()
-                    .and_then(|object| object.get("id"))
+                    .and_then(|object| object.get(ID))
                     .cloned();
                 (id, self.execute(message).await)
             }
@@ -188,15 +192,18 @@ impl Session {
                 "Expecting capabilities negotiation with '{NEGOTIATION}'"
             )));
         }
-        let command = Command::find(&request.command).ok_or_else(|| {
-            let name = &request.command;
-            QmpError::command_not_found(format!("The command {name} has not been found"))
-        })?;
-        if request.out_of_band && !command.is_allowed_out_of_band() {
-            let name = &request.command;
+        let name = &request.command;
+        let command = Command::find(name);
+        // The negotiation, which is no command of the table, is not out of band either.
+        let unfit =
+            name == NEGOTIATION || command.is_some_and(|command| !command.is_allowed_out_of_band());
+        if request.out_of_band && unfit {
             let desc = format!("The command {name} does not support OOB");
             return Err(QmpError::generic(desc));
         }
+        let command = command.ok_or_else(|| {
+            QmpError::command_not_found(format!("The command {name} has not been found"))
+        })?;
         let running = command.run(Arc::clone(&self.monitor), request.arguments);
         if !command.only_asks() {
             return Ok((running.await?, command.after_reply()));
@@ -209,12 +216,12 @@ impl Session {
     }
 
     fn negotiate(&self, arguments: Value) -> Result<(), QmpError> {
+        let arguments: NegotiationArguments = input::from_value(arguments, Scalars::Typed)?;
         if self.negotiated.get() {
             return Err(QmpError::command_not_found(
                 "Capabilities negotiation is already complete, command ignored",
             ));
         }
-        let arguments: NegotiationArguments = input::from_value(arguments, Scalars::Typed)?;
         let enabled = arguments.enable.unwrap_or_default();
         self.oob.set(enabled.contains(&Capability::Oob));
         self.negotiated.set(true);
@@ -246,36 +253,42 @@ struct Request {
 
 impl Request {
     fn read(message: Value, may_overtake: bool) -> Result<Self, QmpError> {
-        let Value::Object(members) = message else {
+        let Value::Object(mut members) = message else {
             return Err(QmpError::generic("QMP input must be a JSON object"));
         };
-        let mut command: Option<(String, String)> = None;
+        let mut command: Option<(&str, String)> = None;
         let mut arguments = Value::Object(Map::new());
-        for (name, value) in members {
-            match (name.as_str(), value) {
-                (EXECUTE | OUT_OF_BAND, value) if name == EXECUTE || may_overtake => {
-                    let Value::String(value) = value else {
-                        let desc = format!("QMP input member '{name}' must be a string");
-                        return Err(QmpError::generic(desc));
-                    };
-                    if let Some((other, _)) = &command {
-                        let desc = format!("QMP input member '{name}' clashes with '{other}'");
-                        return Err(QmpError::generic(desc));
-                    }
-                    command = Some((name, value));
-                }
-                ("arguments", value @ Value::Object(_)) => arguments = value,
-                ("arguments", _) => {
-                    let desc = "QMP input member 'arguments' must be an object";
-                    return Err(QmpError::generic(desc));
-                }
-                ("id", _) => {}
-                // Among them exec-oob, if that was not negotiated.
-                (name, _) => {
-                    let desc = format!("QMP input member '{name}' is unexpected");
-                    return Err(QmpError::generic(desc));
-                }
+        // Of several mistakes that is told of which QEMU would name. With more than one unexpected member that is
+        // a matter of its hash table, and not followed.
+        let known = |name: &str| match name {
+            EXECUTE | ARGUMENTS | ID => true,
+            OUT_OF_BAND => may_overtake,
+            _ => false,
+        };
+        if let Some(name) = members.keys().find(|name| !known(name)) {
+            let desc = format!("QMP input member '{name}' is unexpected");
+            return Err(QmpError::generic(desc));
+        }
+        for name in [OUT_OF_BAND, EXECUTE] {
+            let Some(value) = members.remove(name) else {
+                continue;
+            };
+            let Value::String(value) = value else {
+                let desc = format!("QMP input member '{name}' must be a string");
+                return Err(QmpError::generic(desc));
+            };
+            if let Some((other, _)) = &command {
+                let desc = format!("QMP input member '{name}' clashes with '{other}'");
+                return Err(QmpError::generic(desc));
             }
+            command = Some((name, value));
+        }
+        if let Some(value) = members.remove(ARGUMENTS) {
+            if !value.is_object() {
+                let desc = format!("QMP input member '{ARGUMENTS}' must be an object");
+                return Err(QmpError::generic(desc));
+            }
+            arguments = value;
         }
         match command {
             Some((member, command)) => Ok(Self {
@@ -283,7 +296,9 @@ impl Request {
                 arguments,
                 out_of_band: member == OUT_OF_BAND,
             }),
-            None => Err(QmpError::generic("QMP input lacks member 'execute'")),
+            None => Err(QmpError::generic(format!(
+                "QMP input lacks member '{EXECUTE}'"
+            ))),
         }
     }
 }

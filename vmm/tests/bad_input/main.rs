@@ -27,3 +27,4 @@ mod sockets;
 mod space;
 mod streams;
 mod targets;
+mod words;

@@ -154,7 +154,7 @@ fn what_a_driver_keeps_is_refused_by_name() {
             ),
             (
                 below(json!("nobody")),
-                "Failed to find node with node-name='nobody'",
+                "Cannot find device='' nor node-name='nobody'",
             ),
             (
                 below(json!("raw")),

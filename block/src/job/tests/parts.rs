@@ -32,7 +32,10 @@ fn the_operators_name_comes_first_then_the_backends() {
     for none in [None, Some("")] {
         let error = choose(None, none).unwrap_err();
         assert_eq!(error, CreateError::IdRequired);
-        assert_eq!(error.to_string(), "An explicit job ID is required");
+        assert_eq!(
+            error.to_string(),
+            "Invalid job ID ''; an explicit 'job-id' is required here"
+        );
     }
     assert_eq!(
         choose(Some(""), Some("b")),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sluice_block::graph::SnapshotSync;
 use sluice_block::graph::query::VertexKind;
@@ -191,7 +192,24 @@ pub(super) async fn query_block_graph(
 
 /// A thread's name, or null.
 #[derive(Deserialize)]
-struct IoThreadName(Value);
+struct IoThreadName(StrOrNull);
+
+/// A name, or null; called so in errors, too.
+struct StrOrNull(Option<String>);
+
+/// Not derived: an option would be what may be absent.
+impl<'de> Deserialize<'de> for StrOrNull {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Null => Ok(Self(None)),
+            Value::String(name) => Ok(Self(Some(name))),
+            _ => Err(D::Error::invalid_type(
+                Unexpected::Other("neither"),
+                &"StrOrNull",
+            )),
+        }
+    }
+}
 
 /// What this is read from, by its name.
 pub(super) fn named_shape(name: &str) -> Option<Shape> {
@@ -229,16 +247,11 @@ pub(super) async fn set_iothread(
              to override this check)"
         )));
     }
-    let home = match arguments.iothread.0 {
-        Value::Null => None,
-        Value::String(id) => {
+    let home = match arguments.iothread.0.0 {
+        None => None,
+        Some(id) => {
             let thread = monitor.iothreads.get(&id);
             Some(thread.ok_or_else(|| QmpError::generic(format!("Cannot find iothread {id}")))?)
-        }
-        _ => {
-            return Err(QmpError::generic(
-                "Invalid parameter type for 'iothread', expected: string or null",
-            ));
         }
     };
     let home = home.map(|thread| Home::kept(thread.context().clone(), thread as Arc<_>));

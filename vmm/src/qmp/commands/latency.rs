@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use sluice_block::Backend;
 use sluice_block::backend::{Account, Latencies};
+use sluice_block::unsigned::Unsigned;
 
 use super::{Done, Monitor};
 use crate::qmp::error::{ErrorClass, QmpError};
@@ -17,10 +18,10 @@ pub(super) struct HistogramSet {
     /// The disk, by its own name or its device's.
     id: String,
     /// For every kind that is not named.
-    boundaries: Option<Vec<u64>>,
-    boundaries_read: Option<Vec<u64>>,
-    boundaries_write: Option<Vec<u64>>,
-    boundaries_flush: Option<Vec<u64>>,
+    boundaries: Option<Vec<Unsigned<u64>>>,
+    boundaries_read: Option<Vec<Unsigned<u64>>>,
+    boundaries_write: Option<Vec<Unsigned<u64>>>,
+    boundaries_flush: Option<Vec<Unsigned<u64>>>,
 }
 
 pub(super) async fn block_latency_histogram_set(
@@ -40,6 +41,7 @@ pub(super) async fn block_latency_histogram_set(
     for (kind, name, own) in kinds {
         match own.or_else(|| arguments.boundaries.clone()) {
             Some(boundaries) => {
+                let boundaries = boundaries.iter().map(|bound| bound.0).collect();
                 let histogram = Latencies::new(boundaries).ok_or_else(|| {
                     let id = &arguments.id;
                     QmpError::generic(format!("Device '{id}' set {name} boundaries fail"))

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sluice_aio::current;
 use sluice_block::driver::throttle::{ThrottleError, ThrottleGroup, ThrottleLimits};
 
-use super::{Done, Monitor, NoArguments};
+use super::{Done, Monitor, NoArguments, qom};
 use crate::iothreads::IoThreadError;
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::input::{self, InputError, Scalars};
@@ -88,6 +88,9 @@ pub(super) struct QomGet {
 /// The property of a throttle group that can be read and written.
 const LIMITS: &str = "limits";
 
+/// The property of everything that says what it is.
+const TYPE: &str = "type";
+
 /// Where objects are in QEMU's tree.
 const OBJECTS: &str = "/objects/";
 
@@ -97,17 +100,30 @@ fn thread_of<'a>(monitor: &Monitor, path: &'a str) -> Option<&'a str> {
     monitor.iothreads.get(id).map(|_| id)
 }
 
+/// What the fixed part of the tree, or a device, tells of itself.
+fn told(monitor: &Monitor, path: &str, property: &str) -> Option<Value> {
+    let asked = QomGet {
+        path: path.to_owned(),
+        property: property.to_owned(),
+    };
+    qom::fixed_property(monitor, &asked).or_else(|| qom::device_property(monitor, &asked))
+}
+
 /// The throttle group that a path means, for the one property that groups have.
 fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<ThrottleGroup>, QmpError> {
     let id = path.strip_prefix(OBJECTS).unwrap_or(path);
-    let group = monitor
-        .graph
-        .throttle_groups()
-        .object(id)
-        .ok_or_else(|| QmpError {
-            class: ErrorClass::DeviceNotFound,
-            desc: format!("Device '{path}' not found"),
-        })?;
+    let group = monitor.graph.throttle_groups().object(id).ok_or_else(|| {
+        match told(monitor, path, TYPE) {
+            Some(kind) => {
+                let kind = kind.as_str().unwrap_or_default();
+                QmpError::generic(format!("Property '{kind}.{property}' not found"))
+            }
+            None => QmpError {
+                class: ErrorClass::DeviceNotFound,
+                desc: format!("Device '{path}' not found"),
+            },
+        }
+    })?;
     if property != LIMITS {
         return Err(QmpError::generic(format!(
             "Property 'throttle-group.{property}' not found"
@@ -118,18 +134,15 @@ fn group_of(monitor: &Monitor, path: &str, property: &str) -> Result<Arc<Throttl
 
 pub(super) async fn qom_get(monitor: Arc<Monitor>, arguments: QomGet) -> Result<Value, QmpError> {
     if let Some(id) = thread_of(&monitor, &arguments.path) {
-        if arguments.property == "type" {
+        if arguments.property == TYPE {
             return Ok("iothread".into());
         }
         return Ok(monitor.iothreads.property(id, &arguments.property)?.into());
     }
-    if let Some(value) = super::qom::fixed_property(&monitor, &arguments) {
+    if let Some(value) = told(&monitor, &arguments.path, &arguments.property) {
         return Ok(value);
     }
-    if let Some(value) = super::qom::device_property(&monitor, &arguments) {
-        return Ok(value);
-    }
-    let is_type = arguments.property == "type";
+    let is_type = arguments.property == TYPE;
     let asked = if is_type { LIMITS } else { &arguments.property };
     let group = group_of(&monitor, &arguments.path, asked)?;
     if is_type {
@@ -156,6 +169,13 @@ pub(super) async fn qom_set(monitor: Arc<Monitor>, arguments: QomSet) -> Result<
             .iothreads
             .set_property(id, &arguments.property, value)?;
         return Ok(Done {});
+    }
+    if told(&monitor, &arguments.path, &arguments.property).is_some()
+        && let Some(kind) = told(&monitor, &arguments.path, TYPE)
+    {
+        let (kind, property) = (kind.as_str().unwrap_or_default(), &arguments.property);
+        let desc = format!("Property '{kind}.{property}' is not writable");
+        return Err(QmpError::generic(desc));
     }
     let group = group_of(&monitor, &arguments.path, &arguments.property)?;
     // Checked alone first, so that what is wrong with it is said.

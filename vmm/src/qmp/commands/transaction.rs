@@ -35,8 +35,25 @@ struct TransactionAction(Value);
 #[serde(deny_unknown_fields)]
 struct RawAction {
     #[serde(rename = "type")]
-    kind: String,
+    kind: Kind,
     data: Value,
+}
+
+/// What it does (QEMU's `TransactionActionKind`).
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Abort,
+    BlockDirtyBitmapAdd,
+    BlockDirtyBitmapRemove,
+    BlockDirtyBitmapClear,
+    BlockDirtyBitmapEnable,
+    BlockDirtyBitmapDisable,
+    BlockDirtyBitmapMerge,
+    BlockdevSnapshot,
+    BlockdevSnapshotSync,
+    BlockdevBackup,
+    DriveBackup,
 }
 
 /// What this is read from, by its name.
@@ -115,34 +132,29 @@ fn read(monitor: &Monitor, path: &str, raw: TransactionAction) -> Result<Action,
         path: format!("{path}.data"),
         value: raw.data,
     };
-    Ok(match raw.kind.as_str() {
-        "abort" => {
+    Ok(match raw.kind {
+        Kind::Abort => {
             let NoArguments {} = data.read()?;
             Action::Abort
         }
-        "block-dirty-bitmap-add" => Action::Bitmap(BitmapAction::Add(data.read()?)),
-        "block-dirty-bitmap-remove" => Action::Bitmap(BitmapAction::Remove(data.read()?)),
-        "block-dirty-bitmap-clear" => Action::Bitmap(BitmapAction::Clear(data.read()?)),
-        "block-dirty-bitmap-enable" => Action::Bitmap(BitmapAction::Enable(data.read()?)),
-        "block-dirty-bitmap-disable" => Action::Bitmap(BitmapAction::Disable(data.read()?)),
-        "block-dirty-bitmap-merge" => Action::Bitmap(BitmapAction::Merge(data.read()?)),
-        "blockdev-snapshot" => {
+        Kind::BlockDirtyBitmapAdd => Action::Bitmap(BitmapAction::Add(data.read()?)),
+        Kind::BlockDirtyBitmapRemove => Action::Bitmap(BitmapAction::Remove(data.read()?)),
+        Kind::BlockDirtyBitmapClear => Action::Bitmap(BitmapAction::Clear(data.read()?)),
+        Kind::BlockDirtyBitmapEnable => Action::Bitmap(BitmapAction::Enable(data.read()?)),
+        Kind::BlockDirtyBitmapDisable => Action::Bitmap(BitmapAction::Disable(data.read()?)),
+        Kind::BlockDirtyBitmapMerge => Action::Bitmap(BitmapAction::Merge(data.read()?)),
+        Kind::BlockdevSnapshot => {
             let BlockdevSnapshot { node, overlay } = data.read()?;
             Action::Snapshot { node, overlay }
         }
-        "blockdev-snapshot-sync" => Action::SnapshotSync(Box::new(data.read()?)),
-        "blockdev-backup" => {
+        Kind::BlockdevSnapshotSync => Action::SnapshotSync(Box::new(data.read()?)),
+        Kind::BlockdevBackup => {
             let backup = backup::read_blockdev(monitor, data.read()?, &data.path)?;
             Action::BlockdevBackup(Box::new(backup))
         }
-        "drive-backup" => {
+        Kind::DriveBackup => {
             let backup = backup::read_drive(monitor, data.read()?, &data.path)?;
             Action::DriveBackup(Box::new(backup))
-        }
-        other => {
-            return Err(QmpError::generic(format!(
-                "Parameter '{path}.type' does not accept value '{other}'"
-            )));
         }
     })
 }

@@ -8,6 +8,8 @@ use serde::de::{
 };
 use serde_json::{Map, Number, Value};
 
+use sluice_block::unsigned;
+
 use super::Scalars;
 use super::error::InputError;
 use super::scalar::{parse_bool, parse_signed, parse_size};
@@ -27,6 +29,8 @@ pub(super) struct Input {
     scalars: Scalars,
     /// Whether an `Option` around this value has been passed: a second one takes `null` as none.
     optional: bool,
+    /// Whether QEMU's interface declares this number as unsigned.
+    unsigned: bool,
 }
 
 impl Input {
@@ -37,6 +41,7 @@ impl Input {
             path: path.to_owned(),
             scalars,
             optional: false,
+            unsigned: false,
         }
     }
 
@@ -58,20 +63,25 @@ impl Input {
         self.value.as_i64().ok_or_else(|| self.wrong_type(INTEGER))
     }
 
-    fn unsigned(&self) -> Result<u64, InputError> {
+    fn unsigned(&self, type_name: &'static str) -> Result<u64, InputError> {
         if let Some(text) = self.text() {
             return parse_size(text).ok_or_else(|| {
                 InputError::expects(&self.path, "a non-negative number below 2^64")
             });
         }
-        match &self.value {
-            Value::Number(number) if number.is_i64() => number
-                .as_u64()
-                .ok_or_else(|| InputError::expects(&self.path, "a non-negative value")),
-            Value::Number(number) if number.is_u64() => {
-                number.as_u64().ok_or_else(|| self.wrong_type(INTEGER))
+        let number = self.value.as_number();
+        match number.and_then(|number| Some((number.as_u64(), number.as_i64()?))) {
+            Some((Some(value), _)) => Ok(value),
+            // QEMU takes a negative number for the unsigned one with the same bits, which is too large for a short type.
+            Some((None, _)) if self.unsigned && type_name != unsigned::NAME => {
+                Err(InputError::expects(&self.path, type_name))
             }
-            _ => Err(self.wrong_type(INTEGER)),
+            Some((None, _)) => Err(InputError::expects(&self.path, "a non-negative value")),
+            // What is declared as signed can be half as large, also where it can't be negative.
+            None if self.unsigned => number
+                .and_then(Number::as_u64)
+                .ok_or_else(|| InputError::expects(&self.path, unsigned::NAME)),
+            None => Err(self.wrong_type(INTEGER)),
         }
     }
 
@@ -109,12 +119,16 @@ impl Input {
     }
 }
 
-/// Visits integers of every width through the widest one; the visitor checks the range.
+/// Visits integers of every width through the widest one; the visitor checks the range. Unsigned ones have the name
+/// that QEMU has for their type.
 macro_rules! integers {
-    ($($method:ident $read:ident $visit:ident)*) => {
+    ($($method:ident $read:ident($($type_name:expr)?) $visit:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, InputError> {
-            let value = self.$read()?;
-            visitor.$visit(value).map_err(|e: InputError| e.at(&self.path))
+            let value = self.$read($($type_name)?)?;
+            visitor.$visit(value).map_err(|e: InputError| {
+                let error = if self.unsigned { e } else { e.of_signed() };
+                error.at(&self.path)
+            })
         })*
     };
 }
@@ -123,14 +137,14 @@ impl<'de> Deserializer<'de> for Input {
     type Error = InputError;
 
     integers! {
-        deserialize_i8 signed visit_i64
-        deserialize_i16 signed visit_i64
-        deserialize_i32 signed visit_i64
-        deserialize_i64 signed visit_i64
-        deserialize_u8 unsigned visit_u64
-        deserialize_u16 unsigned visit_u64
-        deserialize_u32 unsigned visit_u64
-        deserialize_u64 unsigned visit_u64
+        deserialize_i8 signed() visit_i64
+        deserialize_i16 signed() visit_i64
+        deserialize_i32 signed() visit_i64
+        deserialize_i64 signed() visit_i64
+        deserialize_u8 unsigned("uint8_t") visit_u64
+        deserialize_u16 unsigned("uint16_t") visit_u64
+        deserialize_u32 unsigned("uint32_t") visit_u64
+        deserialize_u64 unsigned(unsigned::NAME) visit_u64
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, InputError> {
@@ -231,12 +245,16 @@ impl<'de> Deserializer<'de> for Input {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, InputError> {
         let path = self.path.clone();
+        let input = Self {
+            unsigned: self.unsigned || name == unsigned::NAME,
+            ..self
+        };
         visitor
-            .visit_newtype_struct(self)
+            .visit_newtype_struct(input)
             .map_err(|e: InputError| e.at(&path))
     }
 
@@ -374,6 +392,7 @@ impl<'de> MapAccess<'de> for Members {
             path: path.clone(),
             scalars: self.scalars,
             optional: false,
+            unsigned: false,
         };
         seed.deserialize(input).map_err(|e| e.at(&path))
     }
@@ -412,6 +431,7 @@ impl<'de> SeqAccess<'de> for Items {
             path: path.clone(),
             scalars: self.scalars,
             optional: false,
+            unsigned: false,
         };
         seed.deserialize(input).map(Some).map_err(|e| e.at(&path))
     }

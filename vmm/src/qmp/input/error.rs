@@ -25,6 +25,19 @@ enum Fault {
     Other { name: String, text: String },
 }
 
+impl Fault {
+    fn name_mut(&mut self) -> &mut String {
+        match self {
+            Self::Missing(name)
+            | Self::Unexpected(name)
+            | Self::Type { name, .. }
+            | Self::Value { name, .. }
+            | Self::Expects { name, .. }
+            | Self::Other { name, .. } => name,
+        }
+    }
+}
+
 impl InputError {
     /// The parameter must be given.
     pub(in crate::qmp) fn missing(name: impl Into<String>) -> Self {
@@ -83,6 +96,22 @@ impl InputError {
             Fault::Unexpected(name) if !name.contains(['.', '[']) => Some(name),
             _ => None,
         }
+    }
+
+    /// The same error of the parameter whose name begins with `prefix`.
+    pub(in crate::qmp) fn prefixed(mut self, prefix: &str) -> Self {
+        self.fault.name_mut().insert_str(0, prefix);
+        self
+    }
+
+    /// The same error of a number that QEMU's interface declares as signed, whatever reads it here.
+    pub(super) fn of_signed(mut self) -> Self {
+        if let Fault::Expects { expected, .. } = &mut self.fault
+            && INTEGERS.iter().any(|(_, name)| name == expected)
+        {
+            *expected = expected.trim_start_matches('u').to_owned();
+        }
+        self
     }
 
     const fn located(fault: Fault) -> Self {

@@ -28,6 +28,10 @@ struct Outer {
     mode: Option<Mode>,
     file: Option<Inner>,
     list: Option<Vec<u8>>,
+    #[serde(default, deserialize_with = "sluice_block::unsigned::uint32")]
+    granularity: Option<u32>,
+    #[serde(default, deserialize_with = "sluice_block::unsigned::uint64")]
+    boundary: Option<u64>,
     #[expect(clippy::option_option, reason = "absent, null and given differ")]
     backing: Option<Option<String>>,
 }
@@ -40,6 +44,7 @@ fn text(value: Value) -> Result<Outer, String> {
     from_value(value, Scalars::Text).map_err(|e| e.to_string())
 }
 
+// The texts were seen from qemu-storage-daemon 10.0.2, but for numbers that can't be negative, which it takes.
 #[test]
 fn errors_have_qemus_text_and_the_full_path() {
     let cases = [
@@ -95,7 +100,35 @@ fn errors_have_qemus_text_and_the_full_path() {
         ),
         (
             json!({"node-name": "n", "list": [256]}),
-            "Parameter 'list[0]' expects uint8_t",
+            "Parameter 'list[0]' expects int8_t",
+        ),
+        (
+            json!({"node-name": "n", "file": {"size": 1_u64 << 63}}),
+            "Invalid parameter type for 'file.size', expected: integer",
+        ),
+        (
+            json!({"node-name": "n", "granularity": "1"}),
+            "Parameter 'granularity' expects uint64",
+        ),
+        (
+            json!({"node-name": "n", "granularity": null}),
+            "Parameter 'granularity' expects uint64",
+        ),
+        (
+            json!({"node-name": "n", "granularity": 1_u64 << 32}),
+            "Parameter 'granularity' expects uint32_t",
+        ),
+        (
+            json!({"node-name": "n", "granularity": -1}),
+            "Parameter 'granularity' expects uint32_t",
+        ),
+        (
+            json!({"node-name": "n", "boundary": true}),
+            "Parameter 'boundary' expects uint64",
+        ),
+        (
+            json!({"node-name": "n", "boundary": -1}),
+            "Parameter 'boundary' expects a non-negative value",
         ),
         (json!([]), "Invalid parameter type for '', expected: object"),
     ];
@@ -119,6 +152,7 @@ fn text_is_read_as_the_type_demands() {
     let outer = text(json!({
         "node-name": "12", "speed": "-5", "mode": "write-blocking",
         "file": {"size": "2k", "flag": "on"}, "list": ["1", "0x10"],
+        "granularity": "64k", "boundary": "18446744073709551615",
     }));
     let expected = Outer {
         node_name: "12".into(),
@@ -129,6 +163,8 @@ fn text_is_read_as_the_type_demands() {
             flag: true,
         }),
         list: Some(vec![1, 16]),
+        granularity: Some(65536),
+        boundary: Some(u64::MAX),
         backing: None,
     };
     assert_eq!(outer.unwrap(), expected);

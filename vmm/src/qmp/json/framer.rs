@@ -1,23 +1,21 @@
 //! Cuts a byte stream into JSON messages, with bounded memory.
 //!
-//! A message ends with the bracket that closes it; a bare scalar ends at white space or a
-//! structural character. No newline is needed. What begins like no message is refused at once. A message that breaks a limit or contains a byte
-//! that JSON can't contain yields exactly one error; its rest is followed to its end, without being
-//! kept, so that nothing inside it is mistaken for a message of its own. Three things force the
-//! stream back into a known state, whatever came before: a line end inside a string, a control character
-//! outside of one, and a byte 0xFE or 0xFF anywhere.
+//! A message ends with the bracket that closes it, or with one that closes nothing; a bare scalar ends where a byte does
+//! not go on with it. No newline is needed. What begins like no message is refused at once. A message that breaks a limit
+//! or contains a byte that JSON can't contain there yields exactly one error; its rest is followed to its end, without
+//! being kept, so that nothing inside it is mistaken for a message of its own. Three things force the stream back into a
+//! known state, whatever came before: a line end inside a string, a control character outside of one, and a byte 0xFE or
+//! 0xFF anywhere. What follows these is skipped up to the next bracket, separator or control character, as in QEMU, for
+//! it is the rest of something broken.
 
 use std::collections::VecDeque;
 
 use serde_json::Value;
 
+use super::lexer::{
+    FIRST_PRINTABLE, RESET_BYTES, SHOWN, Step, Token, is_space, is_structural, stray,
+};
 use super::{JsonError, parse};
-
-/// The bytes that can never be part of JSON text in UTF-8; a client sends one to resynchronise.
-const RESET_BYTES: [u8; 2] = [0xfe, 0xff];
-
-/// Below this, a byte is a control character that a JSON string must escape.
-const FIRST_PRINTABLE: u8 = 0x20;
 
 /// How much one message may take up.
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +44,10 @@ impl Default for Limits {
 enum Position {
     /// Nothing, a separator or a bracket.
     Between,
-    /// A number, keyword or garbage.
-    Scalar,
+    /// A string, number or keyword.
+    Within(Token),
     /// The rest of garbage that was refused.
     Refused,
-    /// A string that ends with `quote`.
-    String { quote: u8, escaped: bool },
 }
 
 /// Cuts a stream into messages; see the module's documentation.
@@ -59,13 +55,17 @@ enum Position {
 pub struct Framer {
     limits: Limits,
     position: Position,
-    /// Brackets that are open.
-    depth: usize,
+    /// Braces that are open; negative behind one that closes nothing.
+    braces: isize,
+    /// The same of square brackets.
+    brackets: isize,
     tokens: usize,
-    /// The message so far; no longer filled once `fault` is set.
+    /// Where the token begins that the present position is within.
+    token_start: usize,
+    /// The message so far; no longer filled once it is refused.
     message: Vec<u8>,
-    /// Why the present message will be refused.
-    fault: Option<JsonError>,
+    /// Whether the present message has been refused; its rest is followed to its end.
+    refused: bool,
     ready: VecDeque<Result<Value, JsonError>>,
 }
 
@@ -81,10 +81,12 @@ impl Framer {
         Self {
             limits,
             position: Position::Between,
-            depth: 0,
+            braces: 0,
+            brackets: 0,
             tokens: 0,
+            token_start: 0,
             message: Vec::new(),
-            fault: None,
+            refused: false,
             ready: VecDeque::new(),
         }
     }
@@ -106,10 +108,10 @@ impl Framer {
     /// How many bytes at the head of `bytes` only go on with the string that is open: the bulk of
     /// any large message, which need not be looked at one by one.
     fn plain_bytes(&self, bytes: &[u8]) -> usize {
-        let Position::String {
+        let Position::Within(Token::String {
             quote,
             escaped: false,
-        } = self.position
+        }) = self.position
         else {
             return 0;
         };
@@ -134,111 +136,119 @@ impl Framer {
     }
 
     fn step(&mut self, byte: u8) {
-        if RESET_BYTES.contains(&byte) {
-            self.fail(JsonError::syntax(format!("stray '\\x{byte:02x}'")));
-            self.finish();
-            return;
-        }
         match self.position {
-            Position::String { quote, escaped } => self.step_in_string(byte, quote, escaped),
-            Position::Between | Position::Scalar | Position::Refused => self.step_outside(byte),
-        }
-    }
-
-    fn step_in_string(&mut self, byte: u8, quote: u8, escaped: bool) {
-        if matches!(byte, b'\n' | b'\r') {
-            self.fail(JsonError::syntax("line end in a string"));
-            self.finish();
-            return;
-        }
-        if byte < FIRST_PRINTABLE {
-            self.fail(JsonError::syntax("control character in a string"));
-        }
-        self.keep(&[byte]);
-        if byte == quote && !escaped {
-            self.position = Position::Between;
-            self.finish_if_complete();
-        } else {
-            self.position = Position::String {
-                quote,
-                escaped: byte == b'\\' && !escaped,
-            };
-        }
-    }
-
-    fn step_outside(&mut self, byte: u8) {
-        let ends_scalar = byte.is_ascii_whitespace() || b"{}[],:\"'".contains(&byte);
-        match self.position {
-            Position::Scalar if ends_scalar => {
-                self.position = Position::Between;
-                self.finish_if_complete();
-            }
-            Position::Refused if ends_scalar => self.position = Position::Between,
-            Position::Refused if byte >= FIRST_PRINTABLE => return,
-            _ => {}
-        }
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\r' => {
-                if self.depth > 0 {
+            Position::Within(token) => match token.step(byte) {
+                Step::On(token) => {
                     self.keep(&[byte]);
+                    self.position = Position::Within(token);
                 }
-            }
-            b'{' | b'[' => {
-                self.token();
-                self.depth += 1;
-                if self.depth > self.limits.nesting {
-                    self.fail(JsonError::Nesting);
+                Step::End => {
+                    self.keep(&[byte]);
+                    self.end_token();
                 }
-                self.keep(&[byte]);
-            }
-            b'}' | b']' => {
-                self.token();
-                self.keep(&[byte]);
-                self.depth = self.depth.saturating_sub(1);
-                self.finish_if_complete();
-            }
-            b',' | b':' => {
-                self.token();
-                self.keep(&[byte]);
-                self.finish_if_complete();
-            }
-            b'"' | b'\'' => {
-                self.token();
-                self.keep(&[byte]);
-                self.position = Position::String {
-                    quote: byte,
-                    escaped: false,
-                };
-            }
-            // A client that waits for a reply to this sends nothing that would end it.
-            ..FIRST_PRINTABLE => {
-                self.fail(JsonError::syntax(format!("stray '\\x{byte:02x}'")));
-                self.finish();
-            }
-            b'%' if self.depth == 0 && self.position == Position::Between => {
-                self.fail(JsonError::syntax("stray '%'"));
-                self.finish();
-                self.position = Position::Refused;
-            }
-            _ => {
-                if self.position == Position::Between {
-                    self.token();
-                    self.position = Position::Scalar;
+                Step::Ended => {
+                    self.end_token();
+                    self.begin(byte);
                 }
-                self.keep(&[byte]);
-            }
+                Step::Stray => self.refuse(byte, Some(token)),
+            },
+            Position::Between => self.begin(byte),
+            Position::Refused if self.ends_garbage(byte) => self.begin(byte),
+            Position::Refused => {}
         }
     }
 
-    fn token(&mut self) {
+    /// Whether a byte is looked at again after garbage. Within a message that is refused, strings are followed, for there
+    /// may be brackets in them.
+    fn ends_garbage(&self, byte: u8) -> bool {
+        byte < FIRST_PRINTABLE
+            || RESET_BYTES.contains(&byte)
+            || is_structural(byte)
+            || self.is_open() && matches!(byte, b' ' | b'"' | b'\'')
+    }
+
+    /// Takes a byte that is not within a token.
+    fn begin(&mut self, byte: u8) {
+        self.position = Position::Between;
+        if is_space(byte) {
+            if self.is_open() {
+                self.keep(&[byte]);
+            }
+            return;
+        }
+        let token = Token::begin(byte);
+        if token.is_none() && !is_structural(byte) {
+            self.refuse(byte, None);
+            return;
+        }
         self.tokens += 1;
         if self.tokens > self.limits.tokens {
             self.fail(JsonError::Tokens);
         }
+        if let Some(token) = token {
+            self.token_start = self.message.len();
+            self.position = Position::Within(token);
+            self.keep(&[byte]);
+            return;
+        }
+        match byte {
+            b'{' => self.braces += 1,
+            b'}' => self.braces -= 1,
+            b'[' => self.brackets += 1,
+            b']' => self.brackets -= 1,
+            _ => {}
+        }
+        let depth = usize::try_from(self.braces.saturating_add(self.brackets));
+        if depth.is_ok_and(|depth| depth > self.limits.nesting) {
+            self.fail(JsonError::Nesting);
+        }
+        self.keep(&[byte]);
+        self.finish_if_complete();
+    }
+
+    fn end_token(&mut self) {
+        self.position = Position::Between;
+        self.finish_if_complete();
+    }
+
+    /// Refuses the message for a byte that goes on with no token, or not with `token`.
+    fn refuse(&mut self, byte: u8, token: Option<Token>) {
+        if !self.refused {
+            let part = token.and_then(|_| self.message.get(self.token_start..));
+            let shown = part.unwrap_or_default().iter().take(SHOWN);
+            let shown: Vec<_> = shown.copied().chain([byte]).collect();
+            self.fail(stray(&shown));
+        }
+        let string = match token {
+            Some(Token::String { quote, .. }) => Some(quote),
+            _ => None,
+        };
+        let resets = match string {
+            _ if RESET_BYTES.contains(&byte) => true,
+            Some(_) => matches!(byte, b'\n' | b'\r'),
+            None => byte < FIRST_PRINTABLE && !is_space(byte),
+        };
+        if resets || !self.is_open() {
+            self.finish();
+        } else if let Some(quote) = string {
+            let escaped = false;
+            self.position = Position::Within(Token::String { quote, escaped });
+            return;
+        }
+        self.position = Position::Refused;
+        // A bracket counts although a number is spoiled by it.
+        if byte >= FIRST_PRINTABLE && !resets && self.ends_garbage(byte) {
+            self.begin(byte);
+        }
+    }
+
+    /// Whether the message goes on.
+    fn is_open(&self) -> bool {
+        (self.braces > 0 || self.brackets > 0) && self.braces >= 0 && self.brackets >= 0
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if self.fault.is_some() {
+        if self.refused {
             return;
         }
         if bytes.len() > self.limits.bytes - self.message.len() {
@@ -248,27 +258,29 @@ impl Framer {
         self.message.extend_from_slice(bytes);
     }
 
-    /// Notes the first reason to refuse the message and lets go of what was kept of it.
+    /// Refuses the message, at once: its client may wait for a reply before it goes on. Lets go of what was kept of it.
     fn fail(&mut self, fault: JsonError) {
-        self.fault.get_or_insert(fault);
+        if !self.refused {
+            self.ready.push_back(Err(fault));
+        }
+        self.refused = true;
         self.message = Vec::new();
     }
 
     fn finish_if_complete(&mut self) {
-        if self.depth == 0 {
+        if !self.is_open() {
             self.finish();
         }
     }
 
     fn finish(&mut self) {
         let message = std::mem::take(&mut self.message);
-        let result = match self.fault.take() {
-            Some(fault) => Err(fault),
-            None => parse(&message),
-        };
-        self.ready.push_back(result);
+        if !std::mem::take(&mut self.refused) {
+            self.ready.push_back(parse(&message));
+        }
         self.position = Position::Between;
-        self.depth = 0;
+        self.braces = 0;
+        self.brackets = 0;
         self.tokens = 0;
     }
 }

@@ -9,6 +9,7 @@
 //! Used in the main context by the QMP server; nothing here blocks or panics, whatever the input.
 
 mod framer;
+mod lexer;
 mod parser;
 #[cfg(test)]
 mod tests;

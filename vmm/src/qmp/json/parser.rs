@@ -5,10 +5,8 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::lexer::{self, is_space, is_structural};
 use super::{JsonError, Limits};
-
-/// Below this, a byte is a control character that a JSON string must escape.
-const FIRST_PRINTABLE: u8 = 0x20;
 
 /// Parses `text`, which must hold exactly one value.
 ///
@@ -25,12 +23,12 @@ pub fn parse(text: &[u8]) -> Result<Value, JsonError> {
     parser.skip_space();
     match parser.peek() {
         None => Ok(value),
-        Some(_) => Err(JsonError::syntax(format!(
-            "stray '{}' after the value",
-            parser.excerpt()
-        ))),
+        Some(_) => Err(JsonError::syntax("expecting at most one value")),
     }
 }
+
+/// Where the text ends before the value does.
+const PREMATURE_END: &str = "premature EOI";
 
 struct Parser<'a> {
     text: &'a [u8],
@@ -51,22 +49,14 @@ impl Parser<'_> {
     }
 
     fn skip_space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+        while self.peek().is_some_and(is_space) {
             self.at += 1;
         }
     }
 
-    /// The word at the present position, shortened, fit to be shown in a message.
-    fn excerpt(&self) -> String {
-        const SHOWN: usize = 40;
-        let rest = self.text.get(self.at..).unwrap_or_default();
-        let end = rest
-            .iter()
-            .position(|&b| b.is_ascii_whitespace() || b"{}[],:\"'".contains(&b))
-            .unwrap_or(rest.len())
-            .clamp(usize::from(!rest.is_empty()), SHOWN);
-        let shown = rest.get(..end.min(rest.len())).unwrap_or_default();
-        shown.escape_ascii().to_string()
+    /// What is still to be read.
+    fn rest(&self) -> &[u8] {
+        self.text.get(self.at..).unwrap_or_default()
     }
 
     fn value(&mut self) -> Result<Value, JsonError> {
@@ -74,11 +64,10 @@ impl Parser<'_> {
         match self.peek() {
             Some(b'{') => self.nested(Self::object),
             Some(b'[') => self.nested(Self::array),
-            Some(b'"' | b'\'') => self.string().map(Value::String),
-            Some(b'-' | b'0'..=b'9') => self.number(),
-            Some(b'a'..=b'z' | b'A'..=b'Z') => self.keyword(),
-            None | Some(b'}' | b']' | b',' | b':') => Err(JsonError::syntax("expecting value")),
-            Some(_) => Err(JsonError::syntax(format!("stray '{}'", self.excerpt()))),
+            Some(byte) if is_structural(byte) => Err(JsonError::syntax("expecting value")),
+            Some(_) => self.scalar(),
+            None if self.depth > 0 => Err(JsonError::syntax(PREMATURE_END)),
+            None => Err(JsonError::syntax("expecting value")),
         }
     }
 
@@ -104,14 +93,14 @@ impl Parser<'_> {
             return Ok(Value::Object(object));
         }
         loop {
-            self.skip_space();
-            if !matches!(self.peek(), Some(b'"' | b'\'')) {
+            let Value::String(key) = self.value()? else {
                 return Err(JsonError::syntax("key is not a string in object"));
-            }
-            let key = self.string()?;
+            };
             self.skip_space();
-            if self.next() != Some(b':') {
-                return Err(JsonError::syntax("missing : in object pair"));
+            match self.next() {
+                Some(b':') => {}
+                None => return Err(JsonError::syntax(PREMATURE_END)),
+                Some(_) => return Err(self.unless_stray("missing : in object pair")),
             }
             let value = self.value()?;
             if object.contains_key(&key) {
@@ -122,7 +111,8 @@ impl Parser<'_> {
             match self.next() {
                 Some(b',') => {}
                 Some(b'}') => return Ok(Value::Object(object)),
-                _ => return Err(JsonError::syntax("expected separator in dict")),
+                None => return Err(JsonError::syntax(PREMATURE_END)),
+                Some(_) => return Err(self.unless_stray("expected separator in dict")),
             }
         }
     }
@@ -140,66 +130,85 @@ impl Parser<'_> {
             match self.next() {
                 Some(b',') => {}
                 Some(b']') => return Ok(Value::Array(array)),
-                _ => return Err(JsonError::syntax("expected separator in list")),
+                None => return Err(JsonError::syntax(PREMATURE_END)),
+                Some(_) => return Err(self.unless_stray("expected separator in list")),
             }
         }
     }
 
-    fn keyword(&mut self) -> Result<Value, JsonError> {
-        let start = self.at;
-        while matches!(self.peek(), Some(b) if b.is_ascii_alphanumeric() || b == b'_') {
-            self.at += 1;
-        }
-        match self.text.get(start..self.at).unwrap_or_default() {
-            b"true" => Ok(Value::Bool(true)),
-            b"false" => Ok(Value::Bool(false)),
-            b"null" => Ok(Value::Null),
-            _ => {
-                self.at = start;
-                Err(JsonError::syntax(format!(
-                    "invalid keyword '{}'",
-                    self.excerpt()
-                )))
-            }
+    /// Why what begins with the byte just read is not what had to come: it may be no token at all.
+    fn unless_stray(&mut self, otherwise: &str) -> JsonError {
+        self.at -= 1;
+        match self.rest() {
+            [byte, ..] if is_structural(*byte) => JsonError::syntax(otherwise),
+            rest => lexer::first(rest)
+                .err()
+                .unwrap_or_else(|| JsonError::syntax(otherwise)),
         }
     }
 
-    /// A number: integer if it has neither fraction nor exponent and fits 64 bits, else a double.
-    fn number(&mut self) -> Result<Value, JsonError> {
-        let start = self.at;
-        while matches!(
-            self.peek(),
-            Some(b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')
-        ) {
-            self.at += 1;
+    /// A string, number or keyword.
+    fn scalar(&mut self) -> Result<Value, JsonError> {
+        let token = lexer::first(self.text.get(self.at..).unwrap_or_default())?;
+        self.at += token.len();
+        match token {
+            [b'"' | b'\'', content @ .., _] => string(content, token).map(Value::String),
+            [b'a'..=b'z', ..] => keyword(token),
+            number_token => number(number_token),
         }
-        let literal = self.text.get(start..self.at).unwrap_or_default();
-        // serde_json knows RFC 8259's grammar of numbers; nothing else can be in `literal`.
-        let number = serde_json::from_slice::<Number>(literal)
-            .map_err(|_| JsonError::syntax(format!("invalid number '{}'", literal.escape_ascii())));
-        if number.is_err() {
-            self.at = start;
-        }
-        number.map(Value::Number)
     }
+}
 
-    fn string(&mut self) -> Result<String, JsonError> {
-        let Some(quote) = self.next() else {
-            return Err(JsonError::syntax("expecting value"));
-        };
-        let mut bytes = Vec::new();
-        loop {
-            match self.next() {
-                None => return Err(JsonError::syntax("unterminated string")),
-                Some(b) if b == quote => break,
-                Some(b'\\') => self.escape(&mut bytes)?,
-                Some(b) if b < FIRST_PRINTABLE => {
-                    return Err(JsonError::syntax("control character in a string"));
-                }
-                Some(b) => bytes.push(b),
-            }
+fn keyword(token: &[u8]) -> Result<Value, JsonError> {
+    match token {
+        b"true" => Ok(Value::Bool(true)),
+        b"false" => Ok(Value::Bool(false)),
+        b"null" => Ok(Value::Null),
+        _ => Err(JsonError::syntax(format!(
+            "invalid keyword '{}'",
+            token.escape_ascii()
+        ))),
+    }
+}
+
+/// A number: integer if it has neither fraction nor exponent and fits 64 bits, else a double.
+fn number(token: &[u8]) -> Result<Value, JsonError> {
+    // An integer, which has no negative zero.
+    if token == b"-0" {
+        return Ok(Value::from(0));
+    }
+    // Only doubles that are too large are left to be refused; QEMU takes them, and writes what is no JSON.
+    let number = serde_json::from_slice::<Number>(token);
+    number
+        .map(Value::Number)
+        .map_err(|_| JsonError::syntax(format!("invalid number '{}'", token.escape_ascii())))
+}
+
+/// The string between the quotes of `token`.
+fn string(content: &[u8], token: &[u8]) -> Result<String, JsonError> {
+    let mut text = Text { token, at: 1 };
+    let mut bytes = Vec::with_capacity(content.len());
+    while text.at <= content.len() {
+        match text.next() {
+            Some(b'\\') => text.escape(&mut bytes)?,
+            Some(byte) => bytes.push(byte),
+            None => break,
         }
-        String::from_utf8(bytes).map_err(|_| JsonError::syntax("invalid UTF-8 sequence in string"))
+    }
+    String::from_utf8(bytes).map_err(|_| JsonError::syntax("invalid UTF-8 sequence in string"))
+}
+
+/// The inside of a string, with the quotes.
+struct Text<'a> {
+    token: &'a [u8],
+    at: usize,
+}
+
+impl Text<'_> {
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.token.get(self.at).copied()?;
+        self.at += 1;
+        Some(byte)
     }
 
     fn escape(&mut self, out: &mut Vec<u8>) -> Result<(), JsonError> {
@@ -225,26 +234,34 @@ impl Parser<'_> {
     fn unicode_escape(&mut self) -> Result<char, JsonError> {
         const LEADING: std::ops::Range<u32> = 0xd800..0xdc00;
         const TRAILING: std::ops::Range<u32> = 0xdc00..0xe000;
-        let invalid = || JsonError::syntax("invalid unicode escape in string");
-        let mut code = self.hex4().ok_or_else(invalid)?;
-        if LEADING.contains(&code) {
-            let second = (self.next() == Some(b'\\') && self.next() == Some(b'u'))
-                .then(|| self.hex4())
-                .flatten()
-                .filter(|second| TRAILING.contains(second))
-                .ok_or_else(invalid)?;
-            code = 0x1_0000 + ((code - LEADING.start) << 10) + (second - TRAILING.start);
+        const ESCAPE: usize = r"\uXXXX".len();
+        let start = self.at - 2;
+        let first = self.hex4(self.at);
+        let mut code = first;
+        self.at = start + ESCAPE;
+        if let Some(leading) = first.filter(|code| LEADING.contains(code)) {
+            let pair = self.token.get(self.at..).unwrap_or_default();
+            let second = self.hex4(self.at + 2);
+            if let Some(trailing) = second.filter(|code| TRAILING.contains(code))
+                && pair.starts_with(br"\u")
+            {
+                code = Some(
+                    0x1_0000 + ((leading - LEADING.start) << 10) + (trailing - TRAILING.start),
+                );
+                self.at += ESCAPE;
+            }
         }
-        char::from_u32(code).ok_or_else(invalid)
+        code.and_then(char::from_u32).ok_or_else(|| {
+            let end = self.at.min(self.token.len());
+            let shown = String::from_utf8_lossy(self.token.get(start..end).unwrap_or_default());
+            JsonError::syntax(format!("{shown} is not a valid Unicode character"))
+        })
     }
 
-    fn hex4(&mut self) -> Option<u32> {
-        let digits = self.text.get(self.at..self.at + 4)?;
-        let mut code = 0;
-        for &digit in digits {
-            code = code * 16 + char::from(digit).to_digit(16)?;
-        }
-        self.at += 4;
-        Some(code)
+    fn hex4(&self, at: usize) -> Option<u32> {
+        let digits = self.token.get(at..at + 4)?;
+        digits.iter().try_fold(0, |code, &digit| {
+            Some(code * 16 + char::from(digit).to_digit(16)?)
+        })
     }
 }

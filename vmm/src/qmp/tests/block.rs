@@ -285,7 +285,7 @@ fn mirrors_that_make_no_sense_are_refused_at_once() {
             (with("wibble", json!(1)), "Parameter 'wibble' is unexpected"),
             (
                 with("granularity", json!("x")),
-                "Invalid parameter type for 'granularity'",
+                "Parameter 'granularity' expects uint64",
             ),
         ];
         for (arguments, expected) in cases {

@@ -94,8 +94,8 @@ fn only_who_has_negotiated_it_may_send_them() {
             ),
             (
                 json!({"exec-oob": "qmp_capabilities"}),
-                "CommandNotFound",
-                "The command qmp_capabilities has not been found",
+                "GenericError",
+                "The command qmp_capabilities does not support OOB",
             ),
             (
                 json!({"exec-oob": 1}),

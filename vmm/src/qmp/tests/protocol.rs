@@ -92,6 +92,7 @@ fn the_id_comes_back_whatever_it_is() {
     });
 }
 
+// The texts were seen from qemu-storage-daemon 10.0.2, with which `vmm::bad_input::words` compares them.
 #[test]
 fn malformed_requests_are_refused_with_qemus_words() {
     run(|world| {
@@ -115,6 +116,23 @@ fn malformed_requests_are_refused_with_qemus_words() {
             (
                 b"{'exec-oob':'stop'}",
                 "QMP input member 'exec-oob' is unexpected",
+            ),
+            // Of several mistakes the same one is told of.
+            (
+                b"{'execute':1,'x':1,'arguments':1}",
+                "QMP input member 'x' is unexpected",
+            ),
+            (
+                b"{'arguments':1,'execute':1}",
+                "QMP input member 'execute' must be a string",
+            ),
+            (
+                b"{'arguments':1}",
+                "QMP input member 'arguments' must be an object",
+            ),
+            (
+                b"{'execute':'qmp_capabilities','arguments':{'x':1}}",
+                "Parameter 'x' is unexpected",
             ),
             (
                 b"{'execute':'stop','arguments':{'x':1}}",
