@@ -112,6 +112,12 @@ impl Access {
         }
     }
 
+    /// Whether `other` does nothing, and keeps others from nothing, that is not so with this.
+    #[must_use]
+    pub(crate) fn covers(self, other: Self) -> bool {
+        self.used.contains(other.used) && other.shared.contains(self.shared)
+    }
+
     /// What others may not do.
     #[must_use]
     pub fn unshared(self) -> Permissions {

@@ -273,7 +273,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     }
 
     /// Makes sure that the medium can be used like this, in addition to how it is used now; other
-    /// processes are told. Called under the graph's lock: it must not wait.
+    /// processes are told. Called under the graph's lock: it must not wait, but for a moment.
     ///
     /// # Errors
     /// Somebody else stands against it. [`finish_access`](Self::finish_access) follows in any case.

@@ -62,9 +62,13 @@ impl Scene {
 
     /// Begins a job of the disk's that has the target's node.
     fn begin(&mut self, job: &str, disk: Disk) {
+        self.try_begin(job, disk).unwrap();
+    }
+
+    fn try_begin(&mut self, job: &str, disk: Disk) -> Result<Value, QmpError> {
         let arguments =
             json!({"device": disk.name(), "target": TARGET, "job-id": disk.name(), "sync": "full"});
-        self.guest.execute(job, &arguments);
+        self.guest.machine.qmp.execute(job, &arguments)
     }
 
     /// A mirror that is ready.
@@ -84,11 +88,9 @@ impl Scene {
         self.guest.execute("block-job-cancel", &job);
     }
 
-    /// Nothing answers any more but locks, which are still asked for in a loop.
+    /// Nothing answers any more.
     fn freeze(&self) {
-        let locks = [Call::Lock, Call::AskLock];
-        let calls = Call::ALL.into_iter().filter(|call| !locks.contains(call));
-        self.files.freeze(&calls.collect::<Vec<_>>());
+        self.files.freeze(&Call::ALL);
     }
 
     /// The job of the disk's hangs in its first call of this kind, and everything else in the file system, too.
@@ -220,7 +222,10 @@ fn while_a_target_that_is_there_is_opened() {
 
 #[test]
 fn while_a_target_is_made() {
-    while_a_target_is_opened(&[Call::Create, Call::Resize], false);
+    while_a_target_is_opened(
+        &[Call::Create, Call::Lock, Call::AskLock, Call::Resize],
+        false,
+    );
 }
 
 #[test]
@@ -275,6 +280,29 @@ fn while_a_mirror_is_cancelled() {
         scene.files.thaw();
         scene.delete();
         scene.assert_lives(&Disk::BOTH);
+        scene.quit();
+    });
+}
+
+/// A command is refused then, for it takes its locks before anything else.
+#[test]
+fn while_a_lock_is_asked_for() {
+    for_both(&[Call::Lock, Call::AskLock], |mut scene, disk, call| {
+        scene.add_node();
+        scene.files.freeze(&[call]);
+        let refused = scene.try_begin("blockdev-mirror", disk).unwrap_err();
+        assert!(refused.to_string().contains("doesn't answer"), "{refused}");
+        scene.wait_held(call);
+        scene.assert_lives(&Disk::BOTH);
+        scene.files.thaw();
+        // Who was late gives back first what it has got.
+        while let Err(error) = scene.try_begin("blockdev-mirror", disk) {
+            assert!(error.to_string().contains("doesn't answer"), "{error}");
+            thread::yield_now();
+        }
+        scene.guest.wait_job(disk, "BLOCK_JOB_READY");
+        scene.complete(disk);
+        scene.assert_pivoted(disk);
         scene.quit();
     });
 }

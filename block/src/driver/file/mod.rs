@@ -9,6 +9,7 @@ pub(crate) mod copying;
 mod create;
 mod device;
 pub mod fdset;
+mod file_locks;
 mod filled;
 pub mod lock;
 mod mapped;
@@ -40,6 +41,7 @@ use crate::permission::Access;
 use crate::room::Room;
 pub(crate) use create::NewImage;
 pub use fdset::{FdInfo, FdSetError, FdSets};
+use file_locks::{Calls, FileLocks};
 pub use name::path_of;
 pub use open::{FileKind, FileOptions};
 pub(crate) use opened::Opened;
@@ -56,7 +58,9 @@ pub struct FileDriver {
     /// Requests go through it; a reopen replaces it.
     opened: ArcSwap<Opened>,
     /// What was opened first: it keeps the locks, which belong to one opening of the file.
-    locks: Arc<Aside<File>>,
+    first: Arc<Aside<File>>,
+    /// None with `locking=off`.
+    locks: Option<FileLocks<LockedFile>>,
     /// The file, if it was to be emptied when it was opened.
     image: Option<Arc<NewImage>>,
     path: PathBuf,
@@ -66,7 +70,6 @@ pub struct FileDriver {
     size: AtomicU64,
     identity: FileIdentity,
     kind: FileKind,
-    locking: Locking,
 }
 
 impl FileDriver {
@@ -277,7 +280,7 @@ impl Driver for FileDriver {
     fn actual_size(&self) -> BlockFuture<'_, Option<u64>> {
         BlockFuture::new(async move {
             let turn = LOOKS.take(1).await;
-            let file = Arc::clone(&self.locks);
+            let file = Arc::clone(&self.first);
             let look = move || {
                 let found = file.metadata();
                 // Also if nobody waits for the answer any more.
@@ -345,16 +348,36 @@ impl Driver for FileDriver {
     }
 
     fn prepare_access(&self, access: Access) -> Result<()> {
-        match self.locking {
-            Locking::Off => Ok(()),
-            locking => lock::prepare(&self.locks, &self.path, access, locking),
-        }
+        let locks = self.locks.as_ref();
+        locks.map_or(Ok(()), |locks| locks.prepare(access))
     }
 
     fn finish_access(&self, access: Access) {
-        if self.locking != Locking::Off {
-            lock::finish(&self.locks, access);
+        if let Some(locks) = &self.locks {
+            locks.finish(access);
         }
+    }
+}
+
+/// The file as it is locked.
+#[derive(Debug)]
+struct LockedFile {
+    file: Arc<Aside<File>>,
+    path: PathBuf,
+    locking: Locking,
+}
+
+impl Calls for LockedFile {
+    fn take(&self, access: Access) -> Result<()> {
+        lock::prepare(&self.file, &self.path, access, self.locking)
+    }
+
+    fn give_back(&self, access: Access) {
+        lock::finish(&self.file, access);
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
     }
 }
 

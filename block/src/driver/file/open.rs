@@ -14,8 +14,9 @@ use sluice_aio::{Aside, EngineKind, Route};
 use super::copying::Lanes;
 use super::create::NewImage;
 use super::fdset::{FdSetError, FdSets, SetName};
+use super::file_locks::FileLocks;
 use super::probe::{self, Alignment};
-use super::{FileDriver, Opened, SECTOR, device};
+use super::{FileDriver, LockedFile, Opened, SECTOR, device};
 use crate::driver::FileIdentity;
 use crate::error::{BlockError, Result};
 use crate::options::Locking;
@@ -137,6 +138,11 @@ pub(super) fn open(options: FileOptions, image: Option<Arc<NewImage>>) -> Result
     let alignment = alignment_of(&file, &path, options.direct, size)?;
     let route = Route::to(&file, options.engine);
     let lanes = Arc::new(Lanes::of(&file));
+    let locked = LockedFile {
+        file: Arc::clone(&file),
+        path: path.clone(),
+        locking: options.locking,
+    };
     Ok(FileDriver {
         opened: ArcSwap::from_pointee(Opened {
             file: Arc::clone(&file),
@@ -149,14 +155,14 @@ pub(super) fn open(options: FileOptions, image: Option<Arc<NewImage>>) -> Result
             lost: Arc::default(),
             lanes,
         }),
-        locks: file,
+        first: file,
+        locks: (options.locking != Locking::Off).then(|| FileLocks::new(locked)),
         image,
         path,
         fd_sets: options.fd_sets,
         size: AtomicU64::new(size),
         identity: identity_of(&metadata),
         kind: options.kind,
-        locking: options.locking,
     })
 }
 
