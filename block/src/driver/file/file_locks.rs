@@ -3,7 +3,8 @@
 //! A change of the graph takes and gives back locks in a loop and under the graph's lock, where nothing can be awaited: a
 //! change is whole or not at all. But fcntl(2) asks the file system (the lock manager of an NFS server, FUSE), and one
 //! that does not answer would hold the loop. So a thread of its own makes the calls, one at a time for a file, and the loop
-//! waits for it no longer than a second. In this order:
+//! waits for it no longer than a second. (Where the kernel itself keeps the locks it answers at once, and no guest should
+//! wait for a thread in a pivot: there the loop asks.) In this order:
 //!
 //! 1. [`prepare`](FileLocks::prepare) takes what is wanted in addition to what is *granted*. It succeeds only when all of
 //!    that is held: nobody writes a byte before.
@@ -42,6 +43,9 @@ pub(super) trait Calls: std::fmt::Debug + Send + Sync + 'static {
 
     /// Gives back all locks that `access` does not need.
     fn give_back(&self, access: Access);
+
+    /// Whether the kernel answers by itself, whatever becomes of what holds the file.
+    fn answer_at_once(&self) -> bool;
 
     /// What the file is called, for people.
     fn path(&self) -> &std::path::Path;
@@ -150,8 +154,11 @@ impl<C: Calls> FileLocks<C> {
         }
     }
 
-    /// Has a thread do that, and waits for it. None if somebody is late, or is so now.
+    /// Has a thread do that, if it may hang, and waits for it. None if somebody is late, or is so now.
     fn ask(&self, work: impl FnOnce(&C) -> Result<()> + Send + 'static) -> Option<Result<()>> {
+        if self.shared.calls.answer_at_once() {
+            return Some(work(&self.shared.calls));
+        }
         let mut state = self.shared.state.lock();
         if matches!(state.call, Call::Late) {
             return None;
@@ -217,8 +224,10 @@ impl<C: Calls> Shared<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::path::Path;
     use std::sync::mpsc;
+    use std::thread::ThreadId;
 
     use super::*;
 
@@ -228,10 +237,14 @@ mod tests {
         held: Mutex<Access>,
         lets: Mutex<Option<mpsc::Receiver<()>>>,
         asked: Mutex<mpsc::Sender<()>>,
+        at_once: bool,
+        /// Who has asked it.
+        askers: Mutex<HashSet<ThreadId>>,
     }
 
     impl Held {
         fn wait(&self) {
+            self.askers.lock().insert(std::thread::current().id());
             let _ = self.asked.lock().send(());
             if let Some(lets) = &*self.lets.lock() {
                 let _ = lets.recv();
@@ -252,6 +265,10 @@ mod tests {
             *self.held.lock() = access;
         }
 
+        fn answer_at_once(&self) -> bool {
+            self.at_once
+        }
+
         fn path(&self) -> &Path {
             Path::new("image")
         }
@@ -265,11 +282,17 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            Self::of(false)
+        }
+
+        fn of(at_once: bool) -> Self {
             let (sender, asked) = mpsc::channel();
             let system = Arc::new(Held {
                 held: Mutex::default(),
                 lets: Mutex::default(),
                 asked: Mutex::new(sender),
+                at_once,
+                askers: Mutex::default(),
             });
             let mut locks = FileLocks::new(Arc::clone(&system));
             locks.patience = u32::MAX;
@@ -302,6 +325,18 @@ mod tests {
 
     const READ: Access = Access::of_device(true);
     const WRITE: Access = Access::of_device(false);
+
+    #[test]
+    fn only_what_may_hang_is_asked_by_a_thread() {
+        let here = std::thread::current().id();
+        for at_once in [false, true] {
+            let bench = Bench::of(at_once);
+            bench.locks.prepare(WRITE).unwrap();
+            bench.locks.finish(WRITE);
+            assert_eq!(bench.held(), WRITE);
+            assert_eq!(bench.system.askers.lock().contains(&here), at_once);
+        }
+    }
 
     #[test]
     fn what_is_granted_is_held_and_nothing_else() {

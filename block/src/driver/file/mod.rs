@@ -365,6 +365,8 @@ struct LockedFile {
     file: Arc<Aside<File>>,
     path: PathBuf,
     locking: Locking,
+    /// See [`Calls::answer_at_once`].
+    locks_are_local: bool,
 }
 
 impl Calls for LockedFile {
@@ -374,6 +376,10 @@ impl Calls for LockedFile {
 
     fn give_back(&self, access: Access) {
         lock::finish(&self.file, access);
+    }
+
+    fn answer_at_once(&self) -> bool {
+        self.locks_are_local
     }
 
     fn path(&self) -> &Path {

@@ -130,7 +130,8 @@ pub(super) fn open(options: FileOptions, image: Option<Arc<NewImage>>) -> Result
     let metadata = file.metadata().map_err(failed)?;
     options.kind.check(&metadata, &path)?;
     // Once more of what was opened: a passed file's path leads nowhere, and any other may lead elsewhere by now.
-    check_kept(fstatfs(&*file), &path)?;
+    let system = fstatfs(&*file);
+    check_kept(system, &path)?;
     let size = match &image {
         Some(image) => image.size(),
         None => size_of(&file, &metadata, &path)?,
@@ -142,6 +143,7 @@ pub(super) fn open(options: FileOptions, image: Option<Arc<NewImage>>) -> Result
         file: Arc::clone(&file),
         path: path.clone(),
         locking: options.locking,
+        locks_are_local: system.is_ok_and(|system| has_local_locks(&system)),
     };
     Ok(FileDriver {
         opened: ArcSwap::from_pointee(Opened {
@@ -327,6 +329,24 @@ const OF_THE_KERNEL: [(&str, FsWord); 13] = [
     ("selinuxfs", 0xf97c_ff8c),
     ("efivarfs", 0xde5e_81e4),
 ];
+
+/// File systems that leave locks to the kernel, which asks nobody else (`linux/magic.h`). All others may ask somebody, as do NFS,
+/// SMB, FUSE, 9P, Ceph, GFS2 and OCFS2.
+const WITH_LOCAL_LOCKS: [(&str, FsWord); 7] = [
+    ("ext2, ext3, ext4", 0xef53),
+    ("xfs", 0x5846_5342),
+    ("btrfs", 0x9123_683e),
+    ("tmpfs, devtmpfs", 0x0102_1994),
+    ("overlay", 0x794c_7630),
+    ("f2fs", 0xf2f5_2010),
+    ("bcachefs", 0xca45_1a4e),
+];
+
+/// Whether nobody outside of the kernel is asked for locks of files on that file system.
+fn has_local_locks(system: &StatFs) -> bool {
+    let mut known = WITH_LOCAL_LOCKS.iter();
+    known.any(|(_, magic)| *magic == system.f_type)
+}
 
 /// # Errors
 /// Nothing is kept in the file at `path`, which is on that file system.
