@@ -378,7 +378,7 @@ class RawSocket(QmpTest):
         for request, expected in (
             (b"{'execute': oops}", "JSON parse error, invalid keyword 'oops'"),
             (b"[" * 2000 + b"]" * 2000, "JSON nesting depth limit exceeded"),
-            (b"{'execute':'\n", "JSON parse error, line end in a string"),
+            (b"{'execute':'\n", "JSON parse error, stray ''\n'"),
             (b"{'execute':\xff", "JSON parse error, stray '\\xff'"),
             (b"}", "JSON parse error, expecting value"),
             (b"[]", "QMP input must be a JSON object"),
