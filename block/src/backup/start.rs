@@ -74,8 +74,9 @@ async fn begin_onto(
     target.hand_over();
     let prepared = prepare(graph, common, target.node(), None, main)?;
     target.give();
-    prepared.start();
+    let job = prepared.start();
     drop(section);
+    job.begun().await;
     Ok(())
 }
 
@@ -97,8 +98,9 @@ async fn begin(
     // waits for nothing.
     let claim = plan.claim()?;
     let section = graph.drain(&source, HOLDER).await;
-    plan.prepare(claim, main)?.start();
+    let job = plan.prepare(claim, main)?.start();
     drop(section);
+    job.begun().await;
     Ok(())
 }
 
@@ -236,8 +238,10 @@ impl Ends {
 }
 
 impl Prepared {
-    pub(crate) fn start(self) {
+    /// Returns the job.
+    pub(crate) fn start(self) -> Arc<Job> {
         self.job.start();
+        self.job
     }
 
     /// What nobody else gets any more.

@@ -538,6 +538,7 @@ impl Setup<'_> {
         let job = undo.create_job(options, job, home, attach)?;
         job.start();
         drop(section);
+        job.begun().await;
         Ok(())
     }
 }

@@ -162,14 +162,18 @@ impl Bench {
         let all = json!({"device": "disk", "job-id": "job", "auto-dismiss": false});
         let arguments: BlockStream = serde_json::from_value(with(all, more)).unwrap();
         block_stream(&self.graph, &arguments, &current::context()).await?;
-        Ok(self.graph.jobs().get("job").unwrap())
+        let job = self.graph.jobs().get("job").unwrap();
+        assert_ne!(job.state(), JobState::Created, "its command was answered");
+        Ok(job)
     }
 
     async fn commit(&self, more: &Value) -> Result<Arc<Job>, CommitError> {
         let all = json!({"device": "disk", "job-id": "job", "auto-dismiss": false});
         let arguments: BlockCommit = serde_json::from_value(with(all, more)).unwrap();
         block_commit(&self.graph, &arguments, &current::context()).await?;
-        Ok(self.graph.jobs().get("job").unwrap())
+        let job = self.graph.jobs().get("job").unwrap();
+        assert_ne!(job.state(), JobState::Created, "its command was answered");
+        Ok(job)
     }
 
     /// The names of the images below the disk.

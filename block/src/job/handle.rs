@@ -128,6 +128,14 @@ impl Job {
         }
     }
 
+    /// Waits until a job that was started has begun, or is at its end without: whoever tells of it then tells of no job
+    /// that is only created. It needs the job's loop to come by, and the start of the others of its group; not the end of a
+    /// drained section.
+    pub async fn begun(&self) {
+        let has_begun = |core: &mut Core| (core.state != JobState::Created).then_some(());
+        self.wait(has_begun).await;
+    }
+
     /// Drops a job that was created but will not be started, because something else failed. Neither
     /// the driver's `abort` nor `clean` is called, also if it was cancelled. Not once it was started.
     pub fn discard(&self) {
@@ -175,6 +183,11 @@ impl Job {
     /// Makes everybody who waits look again, and ends the work's sleep.
     pub(super) fn wake(&self) {
         self.kicked.store(true, Ordering::Release);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// The same without an end to the work's sleep.
+    pub(super) fn tell_of_change(&self) {
         self.changed.notify(usize::MAX);
     }
 

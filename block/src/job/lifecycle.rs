@@ -109,6 +109,7 @@ async fn live(job: Arc<Job>) {
     let job = &job;
     let context = JobContext::new(Arc::clone(job));
     let launch = job.wait(|core| launch(job, core)).await;
+    job.tell_of_change();
     let mut result = match launch {
         Launch::Start => work(&context).await,
         Launch::Cancelled => Err(JobError::Cancelled),

@@ -192,5 +192,6 @@ async fn start(
     }
     job.start();
     drop(section);
+    job.begun().await;
     Ok(())
 }

@@ -217,10 +217,11 @@ async fn act(world: &World<'_>, actions: &[Action], targets: &mut Targets<'_>) -
         }
     }
     targets.give();
-    for step in steps {
-        step.commit();
-    }
+    let started: Vec<_> = steps.into_iter().filter_map(Step::commit).collect();
     drop(section);
+    for job in started {
+        job.begun().await;
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use crate::error::{BlockError, Result};
 use crate::graph::Graph;
 use crate::graph::bitmaps::BitmapChange;
 use crate::graph::snapshot::Snapshot;
-use crate::job::JobGroup;
+use crate::job::{Job, JobGroup};
 use crate::node::Node;
 
 /// Where the actions of one transaction are done.
@@ -80,13 +80,14 @@ impl Step {
         }
     }
 
-    /// Makes it final.
-    pub(super) fn commit(self) {
+    /// Makes it final. Returns the job that it has started.
+    pub(super) fn commit(self) -> Option<Arc<Job>> {
         match self {
             Self::Bitmap(change) => change.commit(),
             Self::Snapshot(_) => {}
-            Self::Backup(prepared) => prepared.start(),
+            Self::Backup(prepared) => return Some(prepared.start()),
         }
+        None
     }
 
     /// As if it had never been. What was done after it has been undone before.

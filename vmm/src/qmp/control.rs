@@ -4,6 +4,10 @@
 //! `oob` may send [`WAITING`] of them ahead, and *out-of-band* commands overtake all that wait and the one that
 //! runs. Without it nothing is read while a command runs. A command that has begun is brought to its end also when its
 //! client is gone, if it changes anything; those that wait are dropped then.
+//!
+//! The loop that this runs in has others to serve, guests among them. However large a message is and however fast it comes,
+//! the loop has its turns meanwhile: after [`TURN`] bytes of input, and while a longer message is parsed, which a worker
+//! thread does.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,11 +17,11 @@ use std::sync::Arc;
 use event_listener::Event;
 use futures_util::future::{self, Either};
 use serde_json::Value;
-use sluice_aio::Aside;
+use sluice_aio::{Aside, current};
 
 use super::commands::Monitor;
 use super::descriptors::Descriptors;
-use super::json::{Framer, JsonError};
+use super::json::{self, Framer, JsonError};
 use super::outbox::Outbox;
 use super::server::{FAREWELL, READ_SIZE};
 use super::session::Session;
@@ -25,6 +29,8 @@ use crate::chardev::Input;
 
 /// Commands that a client with `oob` may have waiting (QEMU: `QMP_REQ_QUEUE_LEN_MAX`).
 const WAITING: usize = 8;
+/// Bytes of input that are worked at without a turn of the loop: some tenths of a millisecond.
+pub(super) const TURN: usize = 64 << 10;
 
 type Message = Result<Value, JsonError>;
 
@@ -155,11 +161,13 @@ async fn read(
     let mut framer = Framer::default();
     let mut buffer = [0; READ_SIZE];
     let mut descriptors: Vec<Aside<OwnedFd>> = Vec::new();
+    let mut taken = 0;
     loop {
-        while let Some(message) = framer.pop() {
+        while let Some(text) = framer.pop() {
             if !turn(session, queue).await {
                 return false;
             }
+            let message = parse(text).await;
             if Session::is_greeting(&message) {
                 // Each would answer the other's answers for ever.
                 tracing::warn!(
@@ -194,7 +202,15 @@ async fn read(
         given.receive(&mut descriptors);
         match read {
             Ok(0) => return true,
-            Ok(count) => framer.push(buffer.get(..count).unwrap_or_default()),
+            Ok(count) => {
+                framer.push(buffer.get(..count).unwrap_or_default());
+                taken += count;
+                // A client that sends as fast as it is read never lets the reading wait.
+                if taken >= TURN {
+                    taken = 0;
+                    current::yield_now().await;
+                }
+            }
             Err(error) => {
                 tracing::debug!(%error, "a monitor's client is gone");
                 outbox.abandon();
@@ -202,6 +218,19 @@ async fn read(
             }
         }
     }
+}
+
+/// Parses a message, a long one in a worker thread.
+async fn parse(text: Result<Vec<u8>, JsonError>) -> Message {
+    let text = text?;
+    if text.len() <= TURN {
+        return json::parse(&text);
+    }
+    let text = Arc::new(text);
+    let in_worker = Arc::clone(&text);
+    let parsed = current::blocking(move || json::parse(&in_worker)).await;
+    // Without a thread it is done here.
+    parsed.unwrap_or_else(|_| json::parse(&text))
 }
 
 /// Waits until another message may be taken; false: none is taken any more.

@@ -1,4 +1,4 @@
-//! Cuts a byte stream into JSON messages, with bounded memory.
+//! Cuts a byte stream into JSON messages, with bounded memory. What a message holds is left to [`parse`](super::parse).
 //!
 //! A message ends with the bracket that closes it, or with one that closes nothing; a bare scalar ends where a byte does
 //! not go on with it. No newline is needed. What begins like no message is refused at once. A message that breaks a limit
@@ -10,12 +10,10 @@
 
 use std::collections::VecDeque;
 
-use serde_json::Value;
-
+use super::JsonError;
 use super::lexer::{
     FIRST_PRINTABLE, RESET_BYTES, SHOWN, Step, Token, is_space, is_structural, stray,
 };
-use super::{JsonError, parse};
 
 /// How much one message may take up.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +64,7 @@ pub struct Framer {
     message: Vec<u8>,
     /// Whether the present message has been refused; its rest is followed to its end.
     refused: bool,
-    ready: VecDeque<Result<Value, JsonError>>,
+    ready: VecDeque<Result<Vec<u8>, JsonError>>,
 }
 
 impl Default for Framer {
@@ -124,8 +122,8 @@ impl Framer {
         bytes.iter().position(ends_run).unwrap_or(bytes.len())
     }
 
-    /// The next complete message, or why it is none.
-    pub fn pop(&mut self) -> Option<Result<Value, JsonError>> {
+    /// The text of the next complete message, or why it is none.
+    pub fn pop(&mut self) -> Option<Result<Vec<u8>, JsonError>> {
         self.ready.pop_front()
     }
 
@@ -276,7 +274,7 @@ impl Framer {
     fn finish(&mut self) {
         let message = std::mem::take(&mut self.message);
         if !std::mem::take(&mut self.refused) {
-            self.ready.push_back(parse(&message));
+            self.ready.push_back(Ok(message));
         }
         self.position = Position::Between;
         self.braces = 0;

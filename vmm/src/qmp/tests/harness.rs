@@ -25,7 +25,7 @@ use crate::control::{
 };
 use crate::iothreads::IoThreads;
 use crate::machine::config::MachineKind;
-use crate::qmp::json::Framer;
+use crate::qmp::json::{Framer, parse};
 use crate::qmp::schema::schema;
 use crate::qmp::{EventBus, Monitor, MonitorMode, QmpServer};
 
@@ -290,7 +290,7 @@ impl Client {
     pub(super) fn message(&mut self) -> Option<Value> {
         loop {
             if let Some(message) = self.framer.pop() {
-                let message = message.unwrap();
+                let message = parse(&message.unwrap()).unwrap();
                 if message.get("event").is_some() {
                     SCHEMA.check_event(&message).unwrap();
                 }
@@ -325,6 +325,11 @@ impl Client {
         let message = self.message().expect("an event");
         assert!(message.get("event").is_some(), "{message}");
         message
+    }
+
+    /// The events that came before what was read last, and that nobody has asked for.
+    pub(super) fn events_so_far(&self) -> &[Value] {
+        &self.events
     }
 
     /// Skips events until one of that name.

@@ -1,6 +1,7 @@
 //! Tests of the server over real sockets, without a machine.
 
 mod backup;
+mod beginnings;
 mod bitmaps;
 mod block;
 mod descriptors;
@@ -15,3 +16,4 @@ mod oob;
 mod protocol;
 mod schema;
 mod throttle;
+mod turns;
