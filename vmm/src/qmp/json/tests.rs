@@ -156,7 +156,7 @@ fn a_message_is_refused_before_its_end_and_only_once() {
     framer.push(b"{\"a\": @");
     assert_eq!(framer.pop(), Some(Err(JsonError::syntax("stray '@'"))));
     framer.push(b"@, \"}\": [{\"execute\": \"quit\"}, +]}{}");
-    assert_eq!(framer.pop(), Some(Ok(json!({}))));
+    assert_eq!(framer.pop(), Some(Ok(b"{}".to_vec())));
     assert_eq!(framer.pop(), None);
 }
 
