@@ -113,6 +113,13 @@ pub(crate) struct ParentEdge {
     pub(crate) access: Access,
 }
 
+impl ParentEdge {
+    /// Whether a job stands above its own filter.
+    pub(super) fn is_above_filter(&self) -> bool {
+        self.role == MAIN_NODE && matches!(self.parent, Parent::Job(_))
+    }
+}
+
 /// The sum of what all parents do, if it is possible.
 ///
 /// # Errors
@@ -281,9 +288,7 @@ impl Node {
 
     /// Whether a job works on what this node shows, and has put the node there to see what is asked of it.
     pub(crate) fn is_filter_of_job(&self) -> bool {
-        let edges = self.edges_above();
-        let mut edges = edges.iter();
-        edges.any(|edge| edge.role == MAIN_NODE && matches!(edge.parent, Parent::Job(_)))
+        self.edges_above().iter().any(ParentEdge::is_above_filter)
     }
 
     /// # Errors

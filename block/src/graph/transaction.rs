@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::home::MAIN_NODE;
 use super::parent::{Parent, ParentEdge, check_resizable, cumulative};
 use super::{Graph, Topology};
 use crate::backend::Backend;
@@ -129,9 +128,10 @@ impl Transaction<'_> {
 
     /// Nobody but its job is above this filter any more, so nothing is left that it would have to see.
     pub(crate) fn leave_to_job(&mut self, filter: &Arc<Node>) {
-        let is_jobs =
-            |edge: &ParentEdge| edge.role == MAIN_NODE && matches!(edge.parent, Parent::Job(_));
-        let index = filter.state.lock().parents.iter().position(is_jobs);
+        let index = {
+            let state = filter.state.lock();
+            state.parents.iter().position(ParentEdge::is_above_filter)
+        };
         if let Some(index) = index {
             self.set_access_at(filter, index, Access::NONE);
         }

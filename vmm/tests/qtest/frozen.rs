@@ -165,6 +165,14 @@ impl Scene {
         self.files.thaw();
         self.guest.end();
     }
+
+    /// All answers again: the mirror ends well, and the machine.
+    fn thaw_and_pivot(mut self, disk: Disk) {
+        self.files.thaw();
+        self.complete(disk);
+        self.assert_pivoted(disk);
+        self.quit();
+    }
 }
 
 /// Where a job that copies may hang: it looks for holes of the target, and writes to it.
@@ -248,10 +256,7 @@ fn while_a_ready_mirror_rests() {
         scene.freeze();
         scene.assert_lives(&Disk::BOTH);
         scene.wait_held(call);
-        scene.files.thaw();
-        scene.complete(disk);
-        scene.assert_pivoted(disk);
-        scene.quit();
+        scene.thaw_and_pivot(disk);
     });
 }
 
@@ -347,10 +352,7 @@ fn while_monitors_ask() {
         scene.files.freeze(&[call]);
         scene.assert_lives(&Disk::BOTH);
         scene.wait_held(call);
-        scene.files.thaw();
-        scene.complete(disk);
-        scene.assert_pivoted(disk);
-        scene.quit();
+        scene.thaw_and_pivot(disk);
     });
 }
 
@@ -396,10 +398,7 @@ fn while_the_machine_stops() {
         scene.wait_held(call);
         scene.guest.execute("cont", &json!({}));
         scene.assert_lives(&Disk::BOTH);
-        scene.files.thaw();
-        scene.complete(disk);
-        scene.assert_pivoted(disk);
-        scene.quit();
+        scene.thaw_and_pivot(disk);
     });
 }
 

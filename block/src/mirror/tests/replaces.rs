@@ -152,10 +152,14 @@ fn everybody_above_the_replaced_node_is_held() {
 /// a guest wants its disk for itself.
 #[test]
 fn tools_write_through_the_filter_alone() {
+    let writing = crate::Access {
+        used: crate::Permissions::WRITE,
+        shared: crate::Permissions::all(),
+    };
     for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
         run_both(move |bench| async move {
             std::fs::write(bench.path("image"), pattern(SIZE)).unwrap();
-            let source = bench.image_node("image").await;
+            bench.image_node("image").await;
             bench.target("target").await;
             let arguments = BlockdevMirror {
                 common: MirrorCommon {
@@ -171,10 +175,6 @@ fn tools_write_through_the_filter_alone() {
                 .await
                 .unwrap();
             bench.wait_for(JobState::Ready).await;
-            let writing = crate::Access {
-                used: crate::Permissions::WRITE,
-                shared: crate::Permissions::all(),
-            };
             let filter = bench.graph.node("filter").unwrap();
             let tool = bench.graph.add_tool(&filter, writing).unwrap();
             for (block, value) in [(0, 0xf0), (7, 0xf7)] {
@@ -191,7 +191,6 @@ fn tools_write_through_the_filter_alone() {
                 let copied = block_value(&bench.bytes("target"), block * BLOCK);
                 assert_eq!(copied, Some(value));
             }
-            drop(source);
         });
     }
     run(|bench| async move {
@@ -201,10 +200,6 @@ fn tools_write_through_the_filter_alone() {
         bench.wait_for(JobState::Ready).await;
         let root = bench.graph.backend("disk").unwrap().node().unwrap();
         assert_eq!(root.driver_name(), "mirror_top");
-        let writing = crate::Access {
-            used: crate::Permissions::WRITE,
-            shared: crate::Permissions::all(),
-        };
         let said = bench.graph.add_tool(&root, writing).unwrap_err();
         assert!(said.to_string().contains("Permission conflict"), "{said}");
         assert_eq!(bench.complete().await, None);
